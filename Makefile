@@ -1,0 +1,42 @@
+# make demo        cross-entropy against SaliencyDecor on the embedded data set, side by side, with pictures
+# make test        the quick suite;  make test-full adds what takes longer;  make lint checks the style
+# make PYTHON=python3.12 …  chooses the interpreter; each version has an environment of its own
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
+PY := $(VENV)/bin/python
+DEMO := runs/demo
+
+.PHONY: demo test test-full lint clean python
+
+demo: $(VENV)/installed
+	$(PY) train.py --config=configs/demo.py:method=ce --workdir=$(DEMO)/ce
+	$(PY) train.py --config=configs/demo.py:method=sdecor --workdir=$(DEMO)/sdecor
+	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --output=$(DEMO)
+
+test: $(VENV)/installed-test
+	$(PY) -m pytest -q
+
+test-full: $(VENV)/installed-test
+	$(PY) -m pytest -q -m "full or not full"
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+
+$(VENV)/installed: requirements.txt | python
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+$(VENV)/installed-test: requirements-test.txt requirements.txt | python
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-test.txt
+	touch $@ $(VENV)/installed
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than 3.11: name another with make PYTHON=python3.12 …"; exit 1; }
+
+clean:
+	rm -rf .venv-* runs/demo

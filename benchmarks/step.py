@@ -1,0 +1,138 @@
+"""What a training step costs, as a multiple of a cross-entropy step in the same run.
+
+    python benchmarks/step.py [--models=cnn,resnet18] [--batch_size=128] [--rounds=15]
+
+All variants are compiled first and then timed in turn, round after round, so that a busy machine slows all of them;
+reported are medians over the rounds, and the ratio of the operations that the compiler counts. Ablations show what
+the parts around the forwards cost: the selection of k positions, the fill, the decorrelation term. Runs where only
+jax, flax, optax, orbax-checkpoint and chex are installed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from sdecor import masking, models, optim, parallel, steps  # noqa: E402
+from sdecor.data.augment import normalise  # noqa: E402
+from sdecor.objective import Objective  # noqa: E402
+from sdecor.state import create_train_state  # noqa: E402
+
+MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
+CE = Objective(consistency=False, decorrelation=False)
+SDECOR = Objective()
+HYPER = dict.fromkeys(steps.HYPER, np.float32(0)) | {
+    "learning_rate": np.float32(1e-3),
+    "consist_weight": np.float32(1),
+    "decor_weight": np.float32(0.1),
+    "mask_fraction": np.float32(0.5),
+}
+
+
+def given_mask(key: jax.Array, saliency: jax.Array, **options: Any) -> jax.Array:
+    """Stand in for the selection: mask where the saliency is below 0.1 of its maximum, which needs no search."""
+    return saliency < 0.1 * jnp.max(saliency, axis=(1, 2), keepdims=True)
+
+
+def variants() -> dict[str, tuple[Objective, Any]]:
+    """Name → (objective, context in which the step is traced)."""
+    nothing = contextlib.nullcontext
+    no_selection = partial(mock.patch.object, masking, "least_salient", given_mask)
+    return {
+        "ce": (CE, nothing),
+        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
+        "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
+        "sdecor (shared)": (SDECOR, nothing),
+        "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
+        "sdecor (eval)": (dataclasses.replace(SDECOR, forward="eval"), nothing),
+        "· without selection": (SDECOR, no_selection),
+        "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),
+        "· without selection, zeros, decorrelation": (
+            dataclasses.replace(SDECOR, fill="zero", decorrelation=False),
+            no_selection,
+        ),
+    }
+
+
+def build(
+    name: str, size: int, batch_size: int, objective: Objective, context: Any, dtype: str
+) -> tuple[Callable, float]:
+    """Compile one variant; return a function that takes one step and waits, and the compiler's count of operations."""
+    model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
+    tx = optim.create_optimizer("sgd")
+    shape = (size, size, 3)
+    state = parallel.replicate(create_train_state(model, tx, key=jax.random.key(0), image_shape=shape))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, *shape), dtype=np.uint8),
+        "label": rng.integers(0, 10, batch_size).astype(np.int32),
+        "position": np.arange(batch_size, dtype=np.int32),
+    }
+    step = partial(
+        steps.train_step,
+        objective=objective,
+        prepare=lambda keys, images: normalise(images, (0.5,) * 3, (0.25,) * 3),
+        schedule=lambda step: 1.0,
+        axis_name=parallel.AXIS,
+    )
+    arguments = parallel.shard(batch), parallel.replicate(HYPER), parallel.replicate(jax.random.key(1))
+    arguments = (jax.device_put(arguments[0]), *arguments[1:])
+    pmapped = parallel.pmap_step(step)
+    with context():
+        flops = pmapped.lower(state, *arguments).compile().cost_analysis()
+        state, _ = jax.block_until_ready(pmapped(state, *arguments))
+    count = (flops[0] if isinstance(flops, list) else flops or {}).get("flops", float("nan"))
+
+    def take_step() -> None:
+        nonlocal state
+        state, terms = pmapped(state, *arguments)
+        jax.block_until_ready(terms)
+
+    return take_step, count
+
+
+def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> None:
+    """Print one model's table."""
+    built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in variants().items()}
+    seconds: dict[str, list[float]] = {label: [] for label in built}
+    for _ in range(rounds + 1):
+        for label, (take_step, _) in built.items():
+            start = time.perf_counter()
+            take_step()
+            seconds[label].append(time.perf_counter() - start)
+    medians = {label: statistics.median(times[1:]) for label, times in seconds.items()}
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print(f"\n{name}, {batch_size} images of {size}×{size}, {dtype}, {devices}")
+    print("\n| step | ms | images/s | × ce (time) | × ce (operations) |\n| --- | --- | --- | --- | --- |")
+    for label, median in medians.items():
+        ratio, flops = median / medians["ce"], built[label][1] / built["ce"][1]
+        print(f"| {label} | {1e3 * median:.1f} | {batch_size / median:.0f} | {ratio:.2f} | {flops:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="cnn,resnet18")
+    parser.add_argument("--size", type=int, default=32, help="pixels")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    for name in options.models.split(","):
+        measure(name, options.size, options.batch_size, options.rounds, options.dtype)
+
+
+if __name__ == "__main__":
+    main()

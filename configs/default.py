@@ -1,0 +1,167 @@
+"""Every field of a run, once: its meaning, its unit and why it has its value.
+
+    python train.py --config=configs/default.py:method=sdecor --workdir=runs/sdecor
+
+The default is the embedded data set `digit_scenes` and the small CNN, small enough for two CPU cores. The other
+files in this folder are short differences over this one. The string after the colon chooses
+
+    method=ce|sgt|decor|sdecor   which terms the loss has (docs/method.md)
+    model=NAME                   any name in sdecor.models.MODELS
+    runlocal                     shrink everything to about a minute at a desk
+
+and every field can be changed on the command line: `--config.optim.lr=0.01`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+METHODS = {  # name: (consistency weight, decorrelation weight), as multiples of the weights below
+    "ce": (0.0, 0.0),
+    "sgt": (1.0, 0.0),
+    "decor": (0.0, 1.0),
+    "sdecor": (1.0, 1.0),
+}
+
+
+def base() -> ConfigDict:
+    """Return every field with its default."""
+    config = ConfigDict()
+    config.method = "sdecor"  # which cell of the method; set by the config string, recorded for tables
+    config.seed = 0  # of initialisation, order, augmentation, masks and fills alike
+
+    config.data = data = ConfigDict()
+    data.name = "digit_scenes"  # digit_scenes, folder, tiny_imagenet, or any TFDS name with image and label
+    data.path = config_dict.placeholder(str)  # root of a folder or tiny_imagenet data set
+    data.data_dir = config_dict.placeholder(str)  # where TFDS data sets lie; None => ~/tensorflow_datasets
+    data.canvas = config_dict.placeholder(int)  # pixels; images are resized to canvas × canvas; None => as stored
+    data.canvas_fit = "stretch"  # the whole image whatever its shape, or crop: its proportions and its centre
+    data.mask_encoding = "auto"  # of a TFDS segmentation_mask: binary, trimap, or auto
+    data.channels = 3  # 1 or 3; grey images are repeated, colour images converted
+    data.val_fraction = 0.1  # of train, stratified, where the data set has no validation split
+    data.split_seed = 0  # of that split: the same for all runs that are compared
+    data.mean = config_dict.placeholder(object)  # per channel in [0, 1]; None => known, or measured on train
+    data.std = config_dict.placeholder(object)  # the same
+    data.limit = config_dict.placeholder(int)  # examples kept of each split; None => all
+    data.loader = "auto"  # memory (decoded once), grain (streams), or auto: memory where it fits
+    data.memory_limit_mb = 4096  # what "fits" means
+    data.workers = 0  # decoding processes of the grain loader; 0 => threads
+
+    config.augment = augment = ConfigDict()
+    augment.crop_padding = 0  # pixels of black border before a random crop of the original size
+    augment.flip = False  # random horizontal flip (not for digits)
+    augment.resized_crop = config_dict.placeholder(object)  # (least, most) share of the area; None => none
+    augment.size = config_dict.placeholder(int)  # pixels the model sees; None => the canvas
+
+    config.model = model = ConfigDict()
+    model.name = "cnn"  # a name in sdecor.models.MODELS
+    model.dtype = "float32"  # of compute: float32 or bfloat16; parameters and statistics stay float32
+    # Options of single models; None => the model's own default.
+    model.widths = config_dict.placeholder(object)  # cnn: channels of each stage
+    model.norm = config_dict.placeholder(str)  # cnn: batch, layer, group or none
+    model.dropout = config_dict.placeholder(float)  # cnn, vit: rate
+    model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
+    model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
+    model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"  # sgd (Nesterov), adamw or adadelta
+    optim.lr = 2e-3  # peak
+    optim.momentum = 0.9  # sgd only
+    optim.weight_decay = 1e-4  # of kernels only; decoupled in adamw, L2 in the others
+    optim.schedule = "cosine"  # to zero at the last step, or constant; both after the warm-up
+    optim.warmup_epochs = 0.5  # linear
+    optim.clip_norm = config_dict.placeholder(float)  # of the global gradient; None => no clipping
+    optim.ema_decay = config_dict.placeholder(float)  # of the parameters, used in evaluation; None => no average
+
+    config.train = train = ConfigDict()
+    train.batch_size = 128  # examples over all devices and processes
+    train.accumulate = 1  # micro-batches a step; statistics are taken over batch_size / accumulate examples
+    train.epochs = 8.0
+    train.eval_every_epochs = 1.0  # on the validation split; each evaluation is followed by a checkpoint
+    train.checkpoint_every_steps = config_dict.placeholder(int)  # besides; None => only after evaluations
+    train.label_smoothing = 0.0
+
+    config.consistency = consistency = ConfigDict()
+    consistency.weight = 1.0  # of KL(p(x) ‖ p(masked x)); SGT's λ
+    consistency.ramp_epochs = 0.0  # linear from 0
+    consistency.direction = "clean_masked"  # KL(clean ‖ masked) as in SGT, or masked_clean
+    consistency.stop_gradient = False  # through the clean prediction; SGT lets it flow
+
+    config.masking = masking = ConfigDict()
+    masking.fraction = 0.5  # of the positions, in [0, 1)
+    masking.ramp_epochs = 0.0  # linear from 0
+    masking.rank_by = "abs"  # mean of |gradient| over channels, or signed (SGT's published code)
+    masking.saliency_of = "logit"  # of the true class, or log_probability (SGT)
+    masking.order = "lowest"  # least salient masked; highest and alternate (by step) are ablations
+    masking.fill = "uniform"  # in the image's own range; mean, zero or blur
+    masking.blur_sigma = 2.0  # pixels, for blur
+    masking.forward = "shared"  # saliency through the loss's own forward; frozen or eval (docs/method.md)
+
+    config.decorrelation = decorrelation = ConfigDict()
+    decorrelation.weight = 0.1
+    decorrelation.ramp_epochs = 0.0  # linear from 0
+    decorrelation.form = "covariance"  # correlation, decov or whitening
+    decorrelation.layers = ()  # module paths; () => what enters the last linear layer
+    decorrelation.spatial = "pool"  # maps [N, H, W, D]: averaged over space, or positions as samples
+    decorrelation.variance_weight = 0.0  # of VICReg's hinge on small standard deviations
+    decorrelation.epsilon = config_dict.placeholder(float)  # of correlation and whitening; None => the form's own
+    decorrelation.iterations = 20  # of Newton–Schulz, for whitening
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.batch_size = 200  # over all devices; changes no result
+    evaluation.curve_images = config_dict.placeholder(int)  # evenly spaced, for insertion and deletion; None => all
+    evaluation.saliency_of = "logit"  # what is explained: logit, log_probability or probability
+    evaluation.curve_steps = 16  # points of insertion and deletion curves after the first
+    evaluation.resamples = 2000  # of the bootstrap
+
+    config.log = log = ConfigDict()
+    log.every_steps = 10  # lines in metrics.jsonl and TensorBoard
+    log.tensorboard = True
+    log.progress = True
+    return config
+
+
+def choose(config: ConfigDict, arg: str = "") -> ConfigDict:
+    """Apply a config string such as `method=sdecor,model=resnet18,runlocal` to `config` and return it.
+
+    Raises:
+      ValueError: for a word or a method that is not known.
+    """
+    words = [word.partition("=") for word in arg.split(",") if word]
+    for name, equals, value in words:
+        if name == "method" and value in METHODS:
+            config.method = value
+        elif name == "model" and value:
+            config.model.name = value
+        elif name != "runlocal" or equals:
+            raise ValueError(
+                f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
+                f"method={'|'.join(METHODS)}, model=NAME and runlocal"
+            )
+    consist, decor = METHODS[config.method]
+    config.consistency.weight *= consist
+    config.decorrelation.weight *= decor
+    if decor == 0:
+        config.decorrelation.variance_weight = 0.0
+    if any(name == "runlocal" for name, _, _ in words):
+        shrink(config)
+    return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Make a run last about a minute on two CPU cores, with every part still exercised."""
+    config.data.limit = 512
+    if (config.data.canvas or 0) > 64:
+        config.data.canvas = 64
+        config.augment.size = None
+    config.optim.warmup_epochs = 0.25
+    config.train.batch_size = 32 * config.train.accumulate
+    config.train.epochs = 2.0
+    config.train.eval_every_epochs = 1.0
+    config.evaluation.batch_size = 64
+    config.evaluation.curve_images = 64
+    config.log.every_steps = 1
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the default run, changed by the config string `arg`."""
+    return choose(base(), arg)

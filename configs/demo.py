@@ -1,0 +1,16 @@
+"""What `make demo` trains: the default run on digit_scenes, in minutes on two CPU cores.
+
+    python train.py --config=configs/demo.py:method=sdecor --workdir=runs/demo/sdecor
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.train.epochs = 6.0
+    config.evaluation.curve_images = 500
+    return default.choose(config, arg)

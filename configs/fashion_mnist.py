@@ -1,0 +1,23 @@
+"""Fashion-MNIST, 28×28 grey, with the small CNN.
+
+    python train.py --config=configs/fashion_mnist.py:method=sdecor --workdir=runs/fashion_mnist_sdecor
+
+The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "fashion_mnist"
+    config.data.channels = 1
+    config.data.mean = (0.2860,)
+    config.data.std = (0.3530,)
+    config.augment.flip = True
+    config.augment.crop_padding = 2
+    config.train.epochs = 20.0
+    return default.choose(config, arg)

@@ -1,0 +1,22 @@
+"""Any images of yours, in folders: root/<split>/<class>/*.{jpg,png} (docs/data.md).
+
+    python train.py --config=configs/folder.py:method=sdecor --workdir=runs/folder_sdecor \
+        --config.data.path=IMAGES
+
+The small CNN at 32×32 trains on two CPU cores; canvas, model and the rest are fields.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "folder"
+    config.data.canvas = 32
+    config.augment.flip = True
+    config.augment.crop_padding = 4
+    config.train.epochs = 20.0
+    return default.choose(config, arg)

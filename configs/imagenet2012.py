@@ -1,0 +1,43 @@
+"""ImageNet (ILSVRC 2012) with ResNet-50, 90 epochs at batch 1024; images stream through Grain.
+
+    python train.py --config=configs/imagenet2012.py:method=sdecor --workdir=runs/imagenet2012_sdecor
+
+The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+Its validation split is our test split; ours is carved from train.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "imagenet2012"
+    config.data.canvas = 256
+    config.data.canvas_fit = "crop"
+    config.data.val_fraction = 0.01
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.loader = "grain"
+    config.data.workers = 16
+    config.augment.size = 224
+    config.augment.resized_crop = (0.08, 1.0)
+    config.augment.flip = True
+    config.model.name = "resnet50"
+    config.model.stem = "imagenet"
+    config.model.dtype = "bfloat16"
+    config.optim.name = "sgd"
+    config.optim.lr = 0.4
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 5.0
+    config.train.batch_size = 1024
+    config.train.epochs = 90.0
+    config.train.eval_every_epochs = 2.0
+    config.train.checkpoint_every_steps = 2000
+    config.train.label_smoothing = 0.1
+    config.evaluation.batch_size = 256
+    config.evaluation.curve_images = 5000
+    config.log.every_steps = 100
+    return default.choose(config, arg)

@@ -1,0 +1,21 @@
+"""MNIST, 28×28 grey, with the small CNN.
+
+    python train.py --config=configs/mnist.py:method=sdecor --workdir=runs/mnist_sdecor
+
+The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "mnist"
+    config.data.channels = 1
+    config.data.mean = (0.1307,)
+    config.data.std = (0.3081,)
+    config.train.epochs = 10.0
+    return default.choose(config, arg)

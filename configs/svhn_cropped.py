@@ -1,0 +1,27 @@
+"""SVHN (cropped digits, without the extra set) with ResNet-18 (CIFAR stem).
+
+    python train.py --config=configs/svhn_cropped.py:method=sdecor --workdir=runs/svhn_cropped_sdecor
+
+The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "svhn_cropped"
+    config.model.name = "resnet18"
+    config.model.stem = "cifar"
+    config.augment.crop_padding = 4
+    config.optim.name = "sgd"
+    config.optim.lr = 0.1
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup_epochs = 3.0
+    config.train.epochs = 60.0
+    config.train.eval_every_epochs = 3.0
+    config.log.every_steps = 50
+    return default.choose(config, arg)

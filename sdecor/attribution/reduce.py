@@ -1,0 +1,62 @@
+"""From an attribution to a map: reduction over channels and scaling, each an explicit choice."""
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice, check_range
+
+REDUCTIONS = ("abs_sum", "abs_mean", "abs_max", "sum")
+NORMALISATIONS = ("max", "sum", "percentile")
+
+
+def reduce(attribution: jax.Array, *, how: str = "abs_sum") -> jax.Array:
+    """Reduce an attribution over its channels.
+
+    Args:
+      attribution: `[..., H, W, C]`.
+      how: "abs_sum", "abs_mean" or "abs_max" of the absolute values (maps ≥ 0), or the signed "sum".
+
+    Returns:
+      Maps `[..., H, W]`, float32 whatever the model's dtype.
+    """
+    check_choice("how", how, REDUCTIONS)
+    attribution = attribution.astype(jnp.float32)
+    if how == "sum":
+        return attribution.sum(-1)
+    magnitude = jnp.abs(attribution)
+    if how == "abs_sum":
+        return magnitude.sum(-1)
+    return magnitude.mean(-1) if how == "abs_mean" else magnitude.max(-1)
+
+
+def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) -> jax.Array:
+    """Scale each map by a statistic of its own absolute values, never of the batch.
+
+    Args:
+      maps: `[..., H, W]`, any sign.
+      how: "max" (into [-1, 1]), "sum" (absolute values sum to 1), or "percentile" (as "max", with the values
+        above the percentile clipped, so that one outlying pixel does not darken the rest).
+      percentile: in (0, 100], for "percentile".
+
+    Returns:
+      Maps `[..., H, W]`, float32. A map of zeros stays zeros.
+    """
+    check_choice("how", how, NORMALISATIONS)
+    check_range("percentile", percentile, 0, 100, low_open=True)
+    maps = maps.astype(jnp.float32)
+    magnitude = jnp.abs(maps)
+    peak = magnitude.max((-2, -1), keepdims=True)
+    # Scaling by the peak first keeps tiny and huge gradients inside float32's range in the sums below.
+    maps, magnitude = (jnp.where(peak > 0, x / jnp.where(peak > 0, peak, 1), x) for x in (maps, magnitude))
+    if how == "max":
+        return maps
+    if how == "sum":
+        scale = magnitude.sum((-2, -1), keepdims=True)
+    else:
+        flat = magnitude.reshape(*magnitude.shape[:-2], -1)
+        scale = jnp.percentile(flat, percentile, axis=-1)[..., None, None]
+        # More than `percentile` per cent of the map may be exactly 0: the peak (1 after scaling) is then the
+        # scale.
+        scale = jnp.where(scale > 0, scale, 1.0)
+        maps = jnp.clip(maps, -scale, scale)
+    return maps / jnp.where(scale > 0, scale, 1)

@@ -1,0 +1,240 @@
+"""From a config to the objects of a run. Below this file and train.py, evaluate.py there are only plain values."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from sdecor import losses, masking, models, objective, optim, parallel, state
+from sdecor.checks import check_choice, check_range
+from sdecor.data.augment import augment, center_crop, normalise
+
+MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The run's lengths, in optimizer steps."""
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+    eval_every: int
+    checkpoint_every: int | None
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise `ValueError` for any value that could not work, before data is read or anything is compiled."""
+    _check_training(config)
+    _check_method(config)
+    evaluation = config.evaluation
+    parallel.check_batch_size("config.train.batch_size", config.train.batch_size, config.train.accumulate)
+    parallel.check_batch_size("config.evaluation.batch_size", evaluation.batch_size)
+    check_range("config.evaluation.curve_steps", evaluation.curve_steps, 1)
+    check_range("config.evaluation.resamples", evaluation.resamples, 1)
+    check_choice("config.evaluation.saliency_of", evaluation.saliency_of, (*objective.SALIENCY_OF, "probability"))
+    check_range("config.log.every_steps", config.log.every_steps, 1)
+    check_range("config.data.val_fraction", config.data.val_fraction, 0, 1, low_open=True, high_open=True)
+    check_choice("config.data.channels", config.data.channels, (1, 3))
+    check_choice("config.data.loader", config.data.loader, ("auto", "memory", "grain"))
+
+
+def _check_training(config: ConfigDict) -> None:
+    train, optimizer = config.train, config.optim
+    check_choice("config.model.name", config.model.name, models.MODELS)
+    check_choice("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    check_choice("config.optim.name", optimizer.name, optim.OPTIMIZERS)
+    check_choice("config.optim.schedule", optimizer.schedule, optim.SCHEDULES)
+    check_range("config.optim.lr", optimizer.lr, 0, low_open=True)
+    check_range("config.optim.weight_decay", optimizer.weight_decay, 0)
+    check_range("config.optim.warmup_epochs", optimizer.warmup_epochs, 0)
+    if optimizer.ema_decay is not None:
+        check_range("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
+    check_range("config.train.accumulate", train.accumulate, 1)
+    check_range("config.train.epochs", train.epochs, 0, low_open=True)
+    check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
+    check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
+    if train.checkpoint_every_steps is not None:
+        check_range("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
+
+
+def _check_method(config: ConfigDict) -> None:
+    consistency, masks, decor = config.consistency, config.masking, config.decorrelation
+    for group in ("consistency", "decorrelation"):
+        check_range(f"config.{group}.weight", config[group].weight, 0)
+        check_range(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
+    check_choice("config.consistency.direction", consistency.direction, losses.DIRECTIONS)
+    check_range("config.masking.fraction", masks.fraction, 0, 1, high_open=True)
+    check_range("config.masking.ramp_epochs", masks.ramp_epochs, 0)
+    check_choice("config.masking.rank_by", masks.rank_by, masking.RANKINGS)
+    check_choice("config.masking.saliency_of", masks.saliency_of, objective.SALIENCY_OF)
+    check_choice("config.masking.order", masks.order, masking.ORDERS)
+    check_choice("config.masking.fill", masks.fill, masking.FILLS)
+    check_range("config.masking.blur_sigma", masks.blur_sigma, 0, low_open=True)
+    check_choice("config.masking.forward", masks.forward, objective.FORWARDS)
+    check_choice("config.decorrelation.form", decor.form, losses.FORMS)
+    check_choice("config.decorrelation.spatial", decor.spatial, losses.SPATIALS)
+    check_range("config.decorrelation.variance_weight", decor.variance_weight, 0)
+    check_range("config.decorrelation.iterations", decor.iterations, 1)
+    if decor.epsilon is not None:
+        check_range("config.decorrelation.epsilon", decor.epsilon, 0)
+
+
+def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedule:
+    """Resolve the config's epochs to steps.
+
+    Raises:
+      ValueError: when the run would have no step.
+    """
+    train = config.train
+    steps_per_epoch = micro_batches_per_epoch // train.accumulate
+    total = round(train.epochs * steps_per_epoch)
+    if total < 1:
+        raise ValueError(
+            f"config.train.epochs = {train.epochs} of {steps_per_epoch} steps is no step at all: "
+            "train longer, or lower train.batch_size or train.accumulate"
+        )
+    return Schedule(
+        steps_per_epoch=steps_per_epoch,
+        total=total,
+        warmup=round(config.optim.warmup_epochs * steps_per_epoch),
+        eval_every=max(round(train.eval_every_epochs * steps_per_epoch), 1),
+        checkpoint_every=train.checkpoint_every_steps,
+    )
+
+
+def create_data(config: ConfigDict) -> Any:
+    """Open the config's data set (`sdecor.data.Dataset`)."""
+    from sdecor.data import create_dataset
+
+    data = config.data
+    return create_dataset(
+        data.name,
+        path=data.path,
+        data_dir=data.data_dir,
+        canvas=data.canvas,
+        canvas_fit=data.canvas_fit,
+        mask_encoding=data.mask_encoding,
+        channels=data.channels,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
+        mean=data.mean,
+        std=data.std,
+        limit=data.limit,
+    )
+
+
+def create_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build the config's model, tapped where other layers than the last are decorrelated.
+
+    Raises:
+      ValueError: for an option that the model does not take, or a layer that it does not have.
+    """
+    options = {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
+    if "widths" in options:
+        options["widths"] = tuple(options["widths"])
+    model = models.create_model(
+        config.model.name, num_classes=num_classes, dtype=config.model.dtype, axis_name=parallel.AXIS, **options
+    )
+    layers = tuple(config.decorrelation.layers)
+    if not layers:
+        return model
+    known = models.layer_names(model, image_shape)
+    for layer in layers:
+        check_choice("config.decorrelation.layers", layer, known)
+    return models.Tap(model, layers=layers)
+
+
+def create_state(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> state.TrainState:
+    """Initialise the config's model and optimizer, on the local devices."""
+    optimizer = config.optim
+    tx = optim.create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    ema = optimizer.ema_decay is not None
+    return parallel.replicate(state.create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
+
+
+def create_objective(config: ConfigDict) -> objective.Objective:
+    """Collect the static choices of the loss; a term whose weight is 0 is not computed."""
+    consistency, masks, decor = config.consistency, config.masking, config.decorrelation
+    return objective.Objective(
+        consistency=consistency.weight > 0,
+        decorrelation=decor.weight > 0,
+        label_smoothing=config.train.label_smoothing,
+        direction=consistency.direction,
+        stop_gradient=consistency.stop_gradient,
+        rank_by=masks.rank_by,
+        saliency_of=masks.saliency_of,
+        order=masks.order,
+        fill=masks.fill,
+        blur_sigma=masks.blur_sigma,
+        forward=masks.forward,
+        form=decor.form,
+        spatial=decor.spatial,
+        variance=decor.variance_weight > 0,
+        epsilon=decor.epsilon,
+        iterations=decor.iterations,
+    )
+
+
+def create_hyper(config: ConfigDict, steps_per_epoch: int) -> dict[str, np.ndarray]:
+    """Collect the values that enter the compiled step as an argument; ramps are converted to steps."""
+    values = {
+        "learning_rate": config.optim.lr,
+        "weight_decay": config.optim.weight_decay,
+        "consist_weight": config.consistency.weight,
+        "consist_ramp": config.consistency.ramp_epochs * steps_per_epoch,
+        "decor_weight": config.decorrelation.weight,
+        "decor_ramp": config.decorrelation.ramp_epochs * steps_per_epoch,
+        "variance_weight": config.decorrelation.variance_weight,
+        "mask_fraction": config.masking.fraction,
+        "mask_ramp": config.masking.ramp_epochs * steps_per_epoch,
+    }
+    return {name: np.float32(value) for name, value in values.items()}
+
+
+def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
+    """Build the learning rate's shape over the run."""
+    return optim.create_schedule(config.optim.schedule, total_steps=schedule.total, warmup_steps=schedule.warmup)
+
+
+def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of what the model sees of images on the `canvas` (H, W, C).
+
+    Raises:
+      ValueError: when it is larger than the canvas.
+    """
+    size = config.augment.size
+    if size is None:
+        return canvas
+    check_range("config.augment.size", size, 1, min(canvas[:2]))
+    return (size, size, canvas[2])
+
+
+def create_preparation(config: ConfigDict, mean: Any, std: Any) -> tuple[Callable, Callable]:
+    """Return the device-side preparation of images, for training `(keys, uint8) -> float32` and for evaluation."""
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    options = config.augment
+    change = partial(
+        augment,
+        crop_padding=options.crop_padding,
+        flip=options.flip,
+        resized_crop=options.resized_crop and tuple(options.resized_crop),
+        size=options.size,
+    )
+
+    def for_training(keys: jax.Array, images: jax.Array) -> jax.Array:
+        return normalise(change(keys, images.astype(jnp.float32) / 255.0), mean, std)
+
+    def for_evaluation(images: jax.Array) -> jax.Array:
+        images = images.astype(jnp.float32) / 255.0
+        return normalise(images if options.size is None else center_crop(images, options.size), mean, std)
+
+    return for_training, for_evaluation

@@ -1,0 +1,138 @@
+"""Checkpoints that are verified when they are read: the latest ones and the best by validation accuracy.
+
+Orbax writes and rotates them; the checksums are ours, because bytes that flip on disk restore without an error.
+"""
+
+import hashlib
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from sdecor import parallel
+from sdecor.state import TrainState
+
+BEST_BY = "accuracy"  # of the validation split
+KEEP_LATEST = 2  # the last one, and the one to fall back on should it turn out damaged
+SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params")
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints`, local or remote."""
+
+    def __init__(self, workdir: epath.PathLike, *, create: bool = True):
+        self.directory = epath.Path(workdir).absolute() / "checkpoints"
+        policies = [
+            preservation_policy.LatestN(KEEP_LATEST),
+            preservation_policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=_accuracy,
+            create=create,
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers=handlers,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a finished checkpoint, ascending."""
+        return sorted(self.manager.all_steps())
+
+    def has_metrics(self, step: int) -> bool:
+        """Tell whether the checkpoint of `step` was saved with a validation result."""
+        return self.manager.metrics(step) is not None
+
+    def best_step(self) -> int | None:
+        """The step with the best validation accuracy (of equal ones the last), or None without a validation result."""
+        return self.manager.best_step()
+
+    def save(self, state: TrainState, *, position: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Write `state` in the background, with its checksums and the input's `position`.
+
+        A checkpoint of the same step that has no validation result is replaced by one that has.
+        """
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            if metrics is None or self.has_metrics(step):
+                return
+            self.manager.delete(step)
+        tree = _saved(state)
+        meta = {"step": step, "position": position, "checksums": checksums(tree)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta)
+        )
+        self.manager.save(step, args=args, metrics=metrics, force=True)
+
+    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+        """Read a checkpoint into a state like `state`, verified, and return it with the input's position.
+
+        Args:
+          state: a state of the same structure, replicated on the local devices.
+          step: which one; None for the latest that is whole, passing over damaged ones with a warning.
+
+        Returns:
+          The state and the position, or None where there is no checkpoint.
+
+        Raises:
+          ValueError: when the checkpoint asked for, or every one, is damaged or missing.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise ValueError(f"no checkpoint of step {step} in {self.directory}; there are: {steps}")
+        if not steps:
+            return None
+        failures = {}
+        for candidate in [step] if step is not None else steps[::-1]:
+            try:
+                return self._read(state, candidate)
+            except Exception as error:  # orbax raises many kinds for damaged files
+                failures[candidate] = error
+                logging.warning("checkpoint of step %d is damaged: %s", candidate, error)
+        listed = "; ".join(f"step {step}: {str(error).splitlines()[0]}" for step, error in failures.items())
+        raise ValueError(f"no whole checkpoint in {self.directory} ({listed}): restore the files or start anew")
+
+    def _read(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, parallel.to_global(_saved(state)))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        found = self.manager.restore(step, args=args)
+        tree = parallel.to_local(found.state)
+        expected, actual = found.meta["checksums"], checksums(tree)
+        wrong = sorted(name for name in actual if actual[name] != expected.get(name))
+        if wrong:
+            raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
+        return state.replace(**tree), found.meta["position"]
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """Return the SHA-256 of every array's dtype, shape and bytes, by its path in the tree."""
+
+    def digest(array: Any) -> str:
+        array = np.ascontiguousarray(array)
+        header = f"{array.dtype} {array.shape} ".encode()
+        return hashlib.sha256(header + array.tobytes()).hexdigest()
+
+    leaves = jax.tree_util.tree_leaves_with_path(parallel.to_host(tree))
+    return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics[BEST_BY]
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    values = {name: getattr(state, name) for name in SAVED}
+    return {name: value for name, value in values.items() if jax.tree.leaves(value)}

@@ -1,0 +1,169 @@
+"""Batches of examples as NumPy arrays: reading by index for training, and every example once for evaluation."""
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sdecor.checks import check_range
+from sdecor.data.order import process_share
+
+
+def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Return `source[index]`; whatever is wrong with it is an error that names the file.
+
+    Args:
+      source: a Source.
+      index: the example's place in the split.
+      shape: the image shape `(H, W, C)` expected, if any.
+
+    Raises:
+      ValueError: when the example cannot be read, or its image is not uint8 `[H, W, C]` of that shape.
+    """
+    index = int(index)
+    try:
+        example = source[index]
+    except Exception as error:
+        name = str(source.name(index))
+        if isinstance(error, ValueError) and name in str(error):
+            raise
+        raise ValueError(f"{name} (example {index}) cannot be read: {type(error).__name__}: {error}") from error
+    image = example["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or (shape is not None and image.shape != tuple(shape)):
+        wanted = "[H, W, C]" if shape is None else f"{tuple(shape)}"
+        raise ValueError(
+            f"{source.name(index)} (example {index}) has an image of {image.dtype} {image.shape}: "
+            f"it should be uint8 {wanted}"
+        )
+    return example
+
+
+def training_batch(
+    source: Any, indices: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Read the examples at `indices`: `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `position` int32 `[n]`."""
+    images = np.empty((len(indices), *shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    for row, index in enumerate(indices):
+        example = read(source, index, shape)
+        images[row], labels[row] = example["image"], example["label"]
+    return {"image": images, "label": labels, "position": positions}
+
+
+def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
+    """Draw a box `[y0, x0, y1, x1)` in pixels, cut at the image's border: uint8 `[H, W]`, 1 inside."""
+    y0, x0, y1, x1 = (int(value) for value in box)
+    mask = np.zeros((height, width), np.uint8)
+    mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+    return mask
+
+
+def object_mask(example: dict[str, Any]) -> np.ndarray | None:
+    """Return an example's object codes, uint8 `[H, W]`: its mask (0, 1, 2 = ignore), else its box, else None."""
+    if "object" in example:
+        return np.asarray(example["object"], np.uint8)
+    if "box" in example:
+        return rasterise_box(example["box"], *example["image"].shape[:2])
+    return None
+
+
+def evaluation_indices(n: int, limit: int | None = None) -> np.ndarray:
+    """Return the examples that evaluation visits: all `n`, or `limit` of them spread evenly over the split.
+
+    The choice depends on nothing but `n` and `limit`, so that two runs are compared on the same images; where a
+    split is sorted by class, an even stride keeps the classes' shares.
+
+    Returns:
+      int64 `[min(n, limit)]`, ascending.
+    """
+    if n < 1:
+        raise ValueError("the split is empty: there is nothing to evaluate")
+    if limit is None:
+        return np.arange(n)
+    check_range("limit", limit, 1)
+    count = min(n, int(limit))
+    return np.arange(count) * n // count
+
+
+def evaluation_batches(
+    source: Any,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    threads: int = 2,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Iterate over every example once, in order, in batches of one size, read ahead by background threads.
+
+    The last batch is padded: padding repeats the split's first example, so that nothing downstream meets an input
+    that it could not meet anyway, with `weight` 0 and `index` −1. All processes get equally many batches (so that
+    their collectives match), even when there are fewer examples than processes.
+
+    Args:
+      source: a Source with at least one example.
+      batch_size: size of the global batch; each process gets `batch_size / process_count` rows of it.
+      process_index: this process, `0 … process_count−1`.
+      process_count: the number of processes, a divisor of `batch_size`.
+      limit: evaluate only that many examples, see `evaluation_indices`; None = all.
+      threads: threads that read; a batch is read by one.
+      prefetch: batches read ahead of the one in use.
+
+    Yields:
+      `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight` float32
+      `[n]`, and `object` uint8 `[n, H, W]` (0 background, 1 object, 2 ignore) where the data set has masks or boxes
+      (a mask goes before a box).
+
+    Raises:
+      ValueError: for impossible sizes, at the call; for an unreadable example, named, when its batch is due.
+    """
+    check_range("batch_size", batch_size, 1)
+    check_range("threads", threads, 1)
+    check_range("prefetch", prefetch, 0)
+    share = process_share(batch_size, process_index, process_count)
+    visited = evaluation_indices(len(source), limit)
+    first = read(source, 0)
+    total = -(-len(visited) // batch_size) * batch_size
+    padded = np.concatenate([visited, np.full(total - len(visited), -1)])
+    rows = padded.reshape(-1, batch_size)[:, share]
+    return _read_ahead(lambda indices: _evaluation_batch(source, indices, first), rows, threads, prefetch)
+
+
+def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -> dict[str, np.ndarray]:
+    shape = first["image"].shape
+    examples = [first if index < 0 else read(source, index, shape) for index in indices]
+    batch = {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+        "index": indices.astype(np.int32),
+        "weight": (indices >= 0).astype(np.float32),
+    }
+    if object_mask(first) is None:
+        return batch
+    masks = [object_mask(example) for example in examples]
+    for index, mask in zip(indices, masks, strict=True):
+        if mask is None or mask.shape != shape[:2]:
+            found = "no object mask or box" if mask is None else f"an object mask of shape {mask.shape}"
+            raise ValueError(
+                f"{source.name(int(index))} (example {index}) has {found}: other examples of its split have one, "
+                f"and it should be of shape {tuple(shape[:2])}"
+            )
+    return batch | {"object": np.stack(masks)}
+
+
+def _read_ahead(function: Any, items: Iterable[Any], threads: int, prefetch: int) -> Iterator[Any]:
+    """Yield `function(item)` in order, with up to `prefetch` further results under way."""
+    items = iter(items)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches")
+    try:
+        pending = collections.deque(pool.submit(function, item) for item in itertools.islice(items, prefetch + 1))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,231 @@
+"""Data sets by name: their classes, their three splits and the statistics that normalise their images."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdecor.checks import check_choice, check_range
+from sdecor.data import folder, splits, statistics, tfds_directory, tiny_imagenet
+from sdecor.data.decode import FITS, MASK_ENCODINGS, Decoder
+from sdecor.data.splits import Source, Subset
+from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Where a data set lies: its classes, which stored split serves as which of ours (None: none), how to open one."""
+
+    class_names: tuple[str, ...]
+    stored: dict[str, str | None]
+    open: Callable[[str, Decoder], Source]
+    no_test: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set whose images all have one shape. Made by `create_dataset`.
+
+    Attributes:
+      name: as given to `create_dataset`.
+      class_names: one a label, in label order.
+      image_shape: `(H, W, C)` of every image.
+      mean: per channel, of pixel values in [0, 1]; with `std` what images are normalised by.
+      std: per channel, positive.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    _open: Callable[[str], Source] = dataclasses.field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def source(self, split: str) -> Source:
+        """The examples of "train", "val" or "test". A split is opened when first asked for, test included.
+
+        Raises:
+          ValueError: for another name, a split that does not exist, or labels outside the range.
+        """
+        check_choice("split", split, SPLITS)
+        return self._open(split)
+
+    def info(self) -> dict[str, Any]:
+        """What a run records of its data: plain values, ready for JSON. The test split is not opened for it."""
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+            "image_shape": list(self.image_shape),
+            "sizes": {split: len(self.source(split)) for split in ("train", "val")},
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def create_dataset(
+    name: str,
+    *,
+    path: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    canvas: int | Sequence[int] | None = None,
+    canvas_fit: str = "stretch",
+    channels: int = 3,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    limit: int | None = None,
+    mask_encoding: str = "auto",
+) -> Dataset:
+    """Open a data set by name; nothing is downloaded.
+
+    Args:
+      name: "digit_scenes" (embedded, prepared on first use), "folder", "tiny_imagenet", or the name of a TFDS data set
+        that is prepared as ArrayRecord.
+      path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory that lies elsewhere.
+      data_dir: where TFDS data sets are kept; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      canvas: pixels, one number or `(height, width)`, that images are resized to; None leaves images, all of one size,
+        as they are.
+      canvas_fit: "stretch" keeps the whole image whatever its shape; "crop" its proportions and its centre.
+      channels: 1 or 3; images are converted.
+      val_fraction: share of train that becomes val where the data set has no split for it.
+      split_seed: chooses that share, and the examples under `limit`.
+      mean: per channel, of pixel values in [0, 1]. By default the published value for the best-known data sets, else
+        computed from at most 4,096 training images.
+      std: likewise.
+      limit: at most this many examples a split, evenly over the classes; None for all.
+      mask_encoding: how a TFDS `segmentation_mask` is to be read: "binary", "trimap", or "auto" (a trimap for
+        oxford_iiit_pet).
+
+    Raises:
+      ValueError: naming the field, or the file, and what would be right.
+    """
+    check_choice("data.mask_encoding", mask_encoding, ("auto", *MASK_ENCODINGS))
+    check_choice("data.canvas_fit", canvas_fit, FITS)
+    check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
+    if limit is not None:
+        check_range("data.limit", limit, 1)
+    origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
+    decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
+    shape = origin.open("train", decoder)[0]["image"].shape
+    decoder = dataclasses.replace(decoder, shape=shape)
+    opened = functools.cache(
+        lambda split: _open(origin, split, decoder, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
+    )
+    mean, std = statistics.resolve(name, mean, std, channels=channels, train=functools.partial(opened, "train"))
+    return Dataset(
+        name=name,
+        class_names=origin.class_names,
+        image_shape=shape,
+        mean=mean,
+        std=std,
+        _open=opened,
+    )
+
+
+def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Origin:
+    if name in ("folder", "tiny_imagenet"):
+        if path is None:
+            raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
+        return _folder(path) if name == "folder" else _tiny_imagenet(path)
+    if name == "digit_scenes" and path is None:
+        from sdecor.data import digit_scenes
+
+        directory = digit_scenes.prepare(tfds_directory.resolve_data_dir(data_dir))
+    else:
+        directory = tfds_directory.find(name, path=path, data_dir=data_dir)
+    return _tfds(name, directory, mask_encoding_of(name, mask_encoding))
+
+
+def _folder(path: Any) -> _Origin:
+    root = os.path.expanduser(path)
+    classes = folder.class_folders(root)
+    return _Origin(
+        classes,
+        {split: split if folder.find_split(root, split) else None for split in SPLITS},
+        lambda split, decoder: folder.open_split(root, split, classes=classes, decoder=decoder),
+        f"data.path = {root!r} has no folder 'test'. To evaluate on its 'val', rename that to 'test': "
+        "a validation split is then carved from train",
+    )
+
+
+def _tiny_imagenet(path: Any) -> _Origin:
+    root = os.path.expanduser(path)
+    wnids, names = tiny_imagenet.read_classes(root)
+    return _Origin(
+        names,
+        {"train": "train", "val": None, "test": "val"},
+        lambda split, decoder: tiny_imagenet.open_split(root, split, wnids=wnids, decoder=decoder),
+        "",
+    )
+
+
+def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
+    prepared = tfds_directory.inspect(directory, name=name)
+    held = ", ".join(repr(split) for split in prepared.sizes) or "none"
+    if not prepared.sizes.get("train"):
+        raise ValueError(f"data.name = {name!r} has no split 'train' with examples; its splits: {held}")
+    has_val = bool(prepared.sizes.get("validation"))
+    has_test = bool(prepared.sizes.get("test"))
+    if has_test and has_val:
+        # Competition data sets have a test split without labels: their validation split is then what one tests on.
+        has_test = TfdsSource(prepared, "test", Decoder(), mask_encoding).label(0) >= 0
+    stored = {"train": "train", "val": None, "test": None}
+    if has_test:
+        stored.update(val="validation" if has_val else None, test="test")
+    elif has_val:
+        stored.update(test="validation")
+    return _Origin(
+        prepared.class_names,
+        stored,
+        lambda split, decoder: TfdsSource(prepared, split, decoder, mask_encoding),
+        f"data.name = {name!r} has no split 'test' or 'validation' to test on; its splits: {held}",
+    )
+
+
+def _open(
+    origin: _Origin, split: str, decoder: Decoder, *, val_fraction: float, split_seed: int, limit: int | None
+) -> Source:
+    if split == "test" and origin.stored["test"] is None:
+        raise ValueError(origin.no_test)
+    carved = split != "test" and origin.stored["val"] is None
+    source = origin.open("train" if carved else origin.stored[split], decoder)
+    if carved or limit is not None:
+        indices = np.arange(len(source))
+        labels = _checked(source, len(origin.class_names)).labels
+        if carved:
+            indices = splits.carve(labels, fraction=val_fraction, seed=split_seed)[split == "val"]
+        if limit is not None:
+            indices = indices[splits.pick(labels[indices], limit, seed=split_seed)]
+        return Subset(source, indices)
+    return _checked(source, len(origin.class_names))
+
+
+def _checked(source: Source, num_classes: int) -> Source:
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"{source.name(first)}: label {source.labels[first]} is outside 0 … {num_classes - 1} "
+            f"({len(wrong)} of {len(source)} examples are)"
+        )
+    return source
+
+
+def _as_canvas(canvas: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if canvas is None:
+        return None
+    sides = (canvas, canvas) if isinstance(canvas, int) else tuple(canvas)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"data.canvas = {canvas!r}: give one positive number of pixels, or (height, width)")
+    return sides

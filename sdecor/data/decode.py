@@ -1,0 +1,166 @@
+"""Encoded bytes to uint8 arrays, and image, object mask and box together onto a canvas. Errors name the file.
+
+Images are uint8 `[H, W, C]`; masks uint8 `[H, W]` with 0 = background, 1 = object, 2 = ignore; boxes int32
+`[y0, x0, y1, x1)` in pixels. The orientation flag of a photograph is not applied, since masks and boxes refer to the
+stored pixels.
+"""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+
+from sdecor.checks import check_choice
+
+MODES = {1: "L", 3: "RGB"}
+FITS = ("stretch", "crop")
+MASK_ENCODINGS = ("binary", "trimap")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What every image of a data set is turned into.
+
+    Attributes:
+      channels: 1 (greyscale) or 3 (RGB); whatever is stored is converted.
+      canvas: `(height, width)` in pixels that images are resized to, or None to leave their size.
+      fit: "stretch" resizes to the canvas whatever the shape; "crop" keeps the proportions and cuts what stands over.
+      shape: `(H, W, C)` that every image must have once decoded, or None to accept any.
+    """
+
+    channels: int = 3
+    canvas: tuple[int, int] | None = None
+    fit: str = "stretch"
+    shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("data.channels", self.channels, MODES)
+        check_choice("data.canvas_fit", self.fit, FITS)
+
+    def __call__(
+        self, data: bytes, *, name: str, mask: np.ndarray | None = None, box: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Return `image` uint8 `[H, W, C]`, with `object` uint8 `[H, W]` and `box` int32 `[4]` where given.
+
+        Args:
+          data: the encoded image.
+          name: the file or record, for errors.
+          mask: object mask uint8 `[H, W]` in the stored image's pixels.
+          box: `[y0, x0, y1, x1)` in the stored image's pixels, whole or broken.
+
+        Raises:
+          ValueError: naming the file: not an image, damaged, or of another size than `shape`.
+        """
+        image = decode_image(data, name=name, channels=self.channels)
+        size = image.shape[:2]
+        if mask is not None and mask.shape != size:
+            raise ValueError(f"{name}: the object mask is {_size(mask)}, the image {_size(image)} (height × width)")
+        if self.canvas is not None and size != self.canvas:
+            image = resize(image, self.canvas, fit=self.fit)
+            mask = None if mask is None else resize(mask, self.canvas, fit=self.fit)
+        if self.shape is not None and image.shape != self.shape:
+            raise ValueError(
+                f"{name}: the image is {_size(image)} (height × width), the data set's first one {_size(self)}: "
+                "set data.canvas to resize all to one size"
+            )
+        example: dict[str, Any] = {"image": image}
+        if mask is not None:
+            example["object"] = mask
+        if box is not None:
+            example["box"] = place_box(box, size, self.canvas or size, fit=self.fit)
+        return example
+
+
+def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
+    """Decode an image and convert it to uint8 `[H, W, channels]`.
+
+    Palettes, CMYK, 16-bit greyscale and bilevel are converted, an alpha channel is dropped.
+
+    Raises:
+      ValueError: naming the file, when the bytes are no whole image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no known range")
+            pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        raise ValueError(f"{name}: cannot be decoded as an image ({error})") from error
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def decode_mask(data: bytes, *, name: str, encoding: str = "binary") -> np.ndarray:
+    """Decode a one-channel object mask: uint8 `[H, W]`, 0 = background, 1 = object, 2 = ignore.
+
+    Args:
+      data: the encoded mask.
+      name: the file or record, for errors.
+      encoding: "binary": 1, or 128 and above, is object (which reads 0/1, 0/255 and graded masks alike); "trimap": 1 is
+        object, 2 background, 3 ignore.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # A palette image holds the codes as indices; converting it would give the colours' brightness.
+            codes = np.asarray(image if image.mode in ("L", "P", "1") else image.convert("L")).astype(np.uint8)
+    except Exception as error:
+        raise ValueError(f"{name}: its object mask cannot be decoded ({error})") from error
+    if encoding == "binary":
+        return ((codes == 1) | (codes >= 128)).astype(np.uint8)
+    if codes.size and (codes.min() < 1 or codes.max() > 3):
+        raise ValueError(f"{name}: its trimap holds {codes.min()} … {codes.max()}, 1, 2 and 3 are known")
+    return np.array([0, 1, 0, 2], np.uint8)[codes]
+
+
+def resize(array: np.ndarray, canvas: tuple[int, int], *, fit: str) -> np.ndarray:
+    """Resize an image `[H, W, C]` (bilinear, antialiased) or a mask `[H, W]` (nearest) to the canvas."""
+    from PIL import Image
+
+    (height, width), (top, left) = _placement(array.shape[:2], canvas, fit)
+    is_mask = array.ndim == 2
+    image = Image.fromarray(array if is_mask or array.shape[2] == 3 else array[:, :, 0])
+    method = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
+    pixels = np.asarray(image.resize((width, height), method))
+    pixels = pixels[top : top + canvas[0], left : left + canvas[1]]
+    return np.ascontiguousarray(pixels if is_mask or pixels.ndim == 3 else pixels[:, :, None])
+
+
+def place_box(box: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], *, fit: str) -> np.ndarray:
+    """Move a box `[y0, x0, y1, x1)` with its image onto the canvas: int32 `[4]`, within the canvas.
+
+    At least one pixel remains of a box that touches the canvas; one cropped away altogether becomes `[0, 0, 0, 0]`.
+    """
+    (height, width), (top, left) = _placement(size, canvas, fit)
+    y, x = np.asarray(box, np.float64)[[0, 2]], np.asarray(box, np.float64)[[1, 3]]
+    sides = []
+    for (low, high), scale, offset, limit in (
+        (y, height / size[0], top, canvas[0]),
+        (x, width / size[1], left, canvas[1]),
+    ):
+        low, high = low * scale - offset, high * scale - offset
+        if high <= 0 or low >= limit or high <= low:
+            return np.zeros(4, np.int32)
+        first = min(max(int(np.floor(low + 0.5)), 0), limit - 1)
+        last = min(max(int(np.floor(high + 0.5)), first + 1), limit)
+        sides.append((first, last))
+    (y0, y1), (x0, x1) = sides
+    return np.array([y0, x0, y1, x1], np.int32)
+
+
+def _placement(size: tuple[int, int], canvas: tuple[int, int], fit: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size an image is scaled to, and where in it the canvas begins."""
+    if fit == "stretch" or size == canvas:
+        return canvas, (0, 0)
+    scale = max(canvas[0] / size[0], canvas[1] / size[1])
+    scaled = tuple(max(round(length * scale), side) for length, side in zip(size, canvas, strict=True))
+    return scaled, tuple((length - side) // 2 for length, side in zip(scaled, canvas, strict=True))
+
+
+def _size(array: Any) -> str:
+    return f"{array.shape[0]}×{array.shape[1]}"

@@ -1,0 +1,163 @@
+"""A split decoded once into uint8 arrays, and training batches cut from it by step."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sdecor.checks import check_range
+from sdecor.data.batches import read
+from sdecor.data.order import batch_indices, steps_per_epoch
+
+_CHUNK = 256  # examples a thread decodes before the progress bar moves
+_LARGE = 5000  # examples from which on decoding takes long enough to show its progress
+
+
+class MemorySource:
+    """A Source whose examples are already decoded: rows of arrays.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`.
+      labels: int32 `[N]`.
+      objects: uint8 `[N, H, W]` object masks, or None.
+      boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)`, or None.
+      origin: the Source they were decoded from, which names the examples.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        objects: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        origin: Any = None,
+    ):
+        self.images, self.labels, self.objects, self.boxes = images, labels, objects, boxes
+        self.origin = origin
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = {"image": self.images[index], "label": self.labels[index]}
+        if self.objects is not None:
+            example["object"] = self.objects[index]
+        if self.boxes is not None:
+            example["box"] = self.boxes[index]
+        return example
+
+    def name(self, index: int) -> str:
+        """Name an example, for messages."""
+        return f"example {index}" if self.origin is None else self.origin.name(index)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the arrays take, in bytes."""
+        arrays = (self.images, self.labels, self.objects, self.boxes)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+def load_in_memory(
+    source: Any, *, objects: bool = True, threads: int = 2, progress: bool | None = None
+) -> MemorySource:
+    """Decode a whole split once; evaluation that comes back to it, and training, then only copy rows.
+
+    Args:
+      source: a Source with at least one example.
+      objects: keep object masks and boxes, which evaluation needs and training does not.
+      threads: threads that decode (Pillow lets others run while it does).
+      progress: show a progress bar; None = for 5000 examples and more.
+
+    Raises:
+      ValueError: when an example cannot be read or differs in shape from the first one, naming it.
+    """
+    if isinstance(source, MemorySource):
+        return source
+    if len(source) < 1:
+        raise ValueError("the split is empty: there is nothing to load")
+    check_range("threads", threads, 1)
+    n, first = len(source), read(source, 0)
+    kept = ["image"] + [field for field in ("object", "box") if objects and field in first]
+    dtypes = {"image": np.uint8, "object": np.uint8, "box": np.int32}
+    arrays = {field: np.empty((n, *np.shape(first[field])), dtypes[field]) for field in kept}
+    arrays["label"] = np.empty(n, np.int32)
+    _decode_into(arrays, source, threads=threads, progress=n >= _LARGE if progress is None else progress)
+    return MemorySource(
+        arrays["image"], arrays["label"], objects=arrays.get("object"), boxes=arrays.get("box"), origin=source
+    )
+
+
+def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    n, shape = len(source), arrays["image"].shape[1:]
+
+    def decode(start: int) -> int:
+        stop = min(start + _CHUNK, n)
+        for index in range(start, stop):
+            example = read(source, index, shape)
+            for field, array in arrays.items():
+                if np.shape(example.get(field)) != array.shape[1:]:
+                    raise ValueError(
+                        f"{source.name(index)} (example {index}) has {field!r} of shape "
+                        f"{np.shape(example.get(field))}: it should be {array.shape[1:]}, as in the first example"
+                    )
+                array[index] = example[field]
+        return stop - start
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
+            for done in pool.map(decode, range(0, n, _CHUNK)):
+                bar.update(done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class MemoryLoader:
+    """Training batches of a split that lies in memory: `batch(step)` depends on the seed and the step alone."""
+
+    kind = "memory"
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        threads: int = 2,
+    ):
+        """Decode `source`; see `create_loader` for the fields."""
+        self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        self._order = {
+            "n": len(source),
+            "batch_size": batch_size,
+            "process_index": process_index,
+            "process_count": process_count,
+        }
+        self._seed = seed
+        batch_indices(seed, 0, **self._order)  # impossible fields fail before the decoding, not after it
+        self.source = load_in_memory(source, objects=False, threads=threads)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return this process's part of a step's batch: `image`, `label`, `position`."""
+        indices, positions = batch_indices(self._seed, step, **self._order)
+        return {"image": self.source.images[indices], "label": self.source.labels[indices], "position": positions}
+
+    def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the batches of `start_step`, `start_step + 1`, … without end."""
+        check_range("start_step", start_step, 0)
+        return (self.batch(step) for step in itertools.count(start_step))
+
+    def describe(self) -> str:
+        """Say in one line what is loaded."""
+        n, height, width, channels = self.source.images.shape
+        return (
+            f"memory: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "
+            f"{self.steps_per_epoch} steps an epoch"
+        )

@@ -1,0 +1,134 @@
+"""Training batches read and decoded as they are needed, by Grain: for splits that do not fit in memory.
+
+One element of the Grain pipeline is one whole batch, found from its step: the order is the one of
+`sdecor.data.order`, so that the batches are those of `MemoryLoader`, whatever the number of threads and workers,
+and starting at a step decodes nothing of the steps before it.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sdecor.checks import check_range
+from sdecor.data.batches import read, training_batch
+from sdecor.data.order import batch_indices, steps_per_epoch
+
+_LAST_STEP = 2**31 - 1  # Grain's pipelines have a length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Assemble:
+    """step -> batch. An object and not a closure, so that it can be sent to worker processes."""
+
+    source: Any
+    seed: int
+    batch_size: int
+    process_index: int
+    process_count: int
+    shape: tuple[int, ...]
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        indices, positions = batch_indices(
+            self.seed,
+            step,
+            n=len(self.source),
+            batch_size=self.batch_size,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+        return training_batch(self.source, indices, positions, self.shape)
+
+
+def _let_grain_start_workers() -> None:
+    """Let Grain read the defaults of its flags where the program has parsed none (a notebook, plain argparse)."""
+    from absl import flags
+
+    if flags.FLAGS.is_parsed():
+        return
+    for name in flags.FLAGS:
+        if name.startswith("grain_"):
+            flags.FLAGS[name].present = 1  # absl refuses to read a flag that was neither parsed nor set
+
+
+def _ignore_interrupt(worker_index: int, worker_count: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to workers too, to the main process: it still has to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class GrainLoader:
+    """Training batches streamed by Grain; the same ones as `MemoryLoader`'s for the same seed and step."""
+
+    kind = "grain"
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        threads: int = 4,
+        prefetch: int = 4,
+    ):
+        """Check the fields and read one example; see `create_loader` for the fields."""
+        check_range("num_workers", num_workers, 0)
+        check_range("threads", threads, 1)
+        check_range("prefetch", prefetch, 1)
+        self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        self._num_workers, self._threads, self._prefetch = num_workers, threads, prefetch
+        self._assemble = _Assemble(
+            source=source,
+            seed=seed,
+            batch_size=batch_size,
+            process_index=process_index,
+            process_count=process_count,
+            shape=read(source, 0)["image"].shape,
+        )
+        batch_indices(
+            seed, 0, n=len(source), batch_size=batch_size, process_index=process_index, process_count=process_count
+        )
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Read this process's part of a step's batch here and now: `image`, `label`, `position`."""
+        return self._assemble(step)
+
+    def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the batches of `start_step`, `start_step + 1`, … without end.
+
+        Threads and workers start with the first batch; closing the iterator, or leaving it, ends them.
+        """
+        check_range("start_step", start_step, 0, _LAST_STEP - 1)
+        return self._stream(start_step)
+
+    def _stream(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        import grain
+
+        if self._num_workers:
+            _let_grain_start_workers()
+        # A batch is read by one thread, hence more threads than batches in the buffer would have nothing to do.
+        options = grain.ReadOptions(
+            num_threads=min(self._threads, self._prefetch), prefetch_buffer_size=self._prefetch
+        )
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._assemble).to_iter_dataset(options)
+        if self._num_workers:
+            workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
+            steps = steps.mp_prefetch(workers, _ignore_interrupt)
+        batches = iter(steps)
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+    def describe(self) -> str:
+        """Say in one line what is streamed and how."""
+        height, width, channels = self._assemble.shape
+        workers = f"{self._num_workers} worker processes, " if self._num_workers else ""
+        return (
+            f"grain: {len(self._assemble.source)} images of {height}×{width}×{channels}, "
+            f"{workers}{min(self._threads, self._prefetch)} threads, {self.steps_per_epoch} steps an epoch"
+        )

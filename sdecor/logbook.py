@@ -1,0 +1,121 @@
+"""A run's record: metrics.jsonl, TensorBoard event files and the progress bar."""
+
+import json
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+
+class Logbook:
+    """Writes rows of named numbers, one JSON object a line, ascending by step and without duplicates.
+
+    Args:
+      workdir: the run's folder, local or remote.
+      step: the step the run continues at; rows after it are removed, for they will be written again.
+      tensorboard: whether to write event files beside metrics.jsonl (local folders only).
+      enabled: False in processes that write nothing.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, step: int = 0, tensorboard: bool = True, enabled: bool = True):
+        self._enabled = enabled
+        self._events = None
+        if not enabled:
+            return
+        workdir = epath.Path(workdir)
+        self.path = workdir / "metrics.jsonl"
+        self._rows = [json.dumps(row) for row in read_rows(workdir) if row["step"] <= step]
+        self._write_all()
+        self._appends = not _is_remote(workdir)
+        if tensorboard and self._appends:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Add a row `{"step": …, "split": …, **values}`."""
+        if not self._enabled:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._rows.append(json.dumps({"step": step, "split": split, **values}))
+        if self._appends:
+            with self.path.open("a") as file:
+                file.write(self._rows[-1] + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def has(self, step: int, split: str) -> bool:
+        """Tell whether there is a row of this step and split."""
+        return self._enabled and any(
+            row["step"] == step and row["split"] == split for row in map(json.loads, self._rows)
+        )
+
+    def flush(self) -> None:
+        """Make the rows so far durable; object stores cannot append, so there the file is written whole."""
+        if not self._enabled:
+            return
+        if not self._appends:
+            self._write_all()
+        if self._events is not None:
+            self._events.flush()
+
+    def _write_all(self) -> None:
+        temporary = self.path.parent / (self.path.name + ".tmp")
+        temporary.write_text("".join(row + "\n" for row in self._rows))
+        temporary.replace(self.path)
+
+
+def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl; a last line cut off by a kill is dropped."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> tqdm:
+    """Return a bar that counts images, with images/s and the remaining time."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        unit_scale=True,
+        disable=not enabled,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        mininterval=0.2,
+    )
+
+
+def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Return a short text of the named values for the bar's end, for example `loss 1.23 acc 56.1%`."""
+    words = []
+    for name in names:
+        if name in values:
+            value = float(np.asarray(values[name]))
+            words.append(f"acc {value:.1%}" if name == "accuracy" else f"{name[:7]} {value:.3g}")
+    return " ".join(words)

@@ -1,0 +1,151 @@
+"""Statistics of a global batch of features: centring, normalising and whitening, over all members of a mapped axis.
+
+Samples are `[N, D]`, float32 or wider. `axis_name` None means that this batch is all there is. Rescaling is by powers
+of two, which adds no rounding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice
+
+SPATIALS = ("pool", "positions")
+
+_DEAD = 4.0  # a feature is constant when it strays from its mean by at most so many roundings of its largest value
+_TINY = 1e-25  # features that small count as zero: the gradients of scale-free terms would leave float32
+
+
+def as_samples(features: jax.Array, spatial: str) -> jax.Array:
+    """Turn features `[N, D]`, `[N, T, D]` or `[N, H, W, D]` into samples `[N, D]` or `[N · positions, D]`."""
+    check_choice("spatial", spatial, SPATIALS)
+    if features.ndim not in (2, 3, 4):
+        raise ValueError(f"features has shape {features.shape}: it is [N, D], [N, T, D] or [N, H, W, D]")
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    if spatial == "positions":
+        return features.reshape(-1, features.shape[-1])
+    return jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
+
+
+def count(samples: jax.Array, axis_name: str | None) -> int:
+    """Return the number of samples on all members of the axis."""
+    return samples.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
+def total(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Sum over the members of the axis."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def centre(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Subtract the mean, twice: the second pass removes the rounding of the first, which at large means matters."""
+    n = count(samples, axis_name)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return total(jnp.sum(x / n, axis=0, keepdims=True), axis_name)  # divided first: a sum might overflow
+
+    samples = samples - jax.lax.stop_gradient(mean(samples))
+    return samples - mean(samples)
+
+
+def covariance(centred: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the covariance `[D, D]` over N − 1 of centred samples."""
+    products = jnp.matmul(centred.T, centred, precision="highest")
+    return total(products, axis_name) / max(count(centred, axis_name) - 1, 1)
+
+
+def variances(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the variances `[D]` over N − 1."""
+    squares = jnp.sum(centre(samples, axis_name) ** 2, axis=0)
+    return total(squares, axis_name) / max(count(samples, axis_name) - 1, 1)
+
+
+def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
+    """Return `Σ_{i≠j} (XᵀX)_ij²` of `X [N, D]`, from `XᵀX` or, with `gram`, from `XXᵀ`."""
+    if gram:
+        everyone = columns if axis_name is None else jax.lax.all_gather(columns, axis_name, tiled=True)
+        rows = jnp.matmul(columns, everyone.T, precision="highest")
+        diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
+        return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
+    products = total(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
+    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind.
+    return jnp.sum(jnp.where(jnp.eye(products.shape[0], dtype=bool), 0.0, products) ** 2)
+
+
+def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float) -> jax.Array:
+    """Centre the samples and give each feature length 1, so that `XᵀX` is the correlation; constant features give 0."""
+    centred = _centre_live(samples, axis_name)
+    scale = _power_of_two(_peak(centred, axis_name))
+    centred = centred / scale
+    squares = total(jnp.sum(centred**2, axis=0, keepdims=True), axis_name)
+    live = squares > 0
+    if epsilon:
+        scale = jnp.where(live, scale, 0.0)
+        scale = jnp.maximum(scale / jnp.maximum(jnp.max(scale), _TINY), 1e-15)
+        squares = squares + epsilon * jnp.mean(squares * scale**2) / scale**2
+    return centred * jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+
+
+def whiten(
+    samples: jax.Array, axis_name: str | None, *, epsilon: float, iterations: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the centred samples, and these whitened by the symmetric (ZCA) root of their covariance, as constants."""
+    centred = _centre_live(samples, axis_name)
+    scaled = jax.lax.stop_gradient(centred)
+    scaled = scaled / _power_of_two(jnp.max(_peak(scaled, axis_name)))
+    root = inverse_root(covariance(scaled, axis_name), epsilon=epsilon, iterations=iterations)
+    return centred, jnp.matmul(scaled, root, precision="highest")
+
+
+def inverse_root(matrix: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
+    """Approach `matrix^-½`, symmetric and positive semi-definite `[D, D]`, by the coupled Newton-Schulz iteration.
+
+    Matrix products alone, and stable, unlike the uncoupled iteration; unlike an eigendecomposition it is finite at
+    equal and zero eigenvalues. `epsilon` (relative to the Frobenius norm) goes on the diagonal: above the rounding of
+    the products, it keeps null directions from turning negative, where the iteration diverges.
+    """
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    norm = jnp.linalg.norm(matrix)
+    norm = jnp.where(norm > 0, norm, 1.0)
+    product = functools.partial(jnp.matmul, precision="highest")
+
+    def step(_: int, roots: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        root, inverse = roots
+        update = 1.5 * eye - 0.5 * product(inverse, root)
+        return product(root, update), product(update, inverse)
+
+    start = matrix / norm + epsilon * eye
+    _, inverse = jax.lax.fori_loop(0, iterations, step, (start, eye + jnp.zeros_like(start)))
+    return inverse / jnp.sqrt(norm)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def bounded_square(x: jax.Array, limit: float) -> jax.Array:
+    """Square `x`, capped at `limit²`, with the gradient `2x` everywhere."""
+    return jnp.clip(x, -limit, limit) ** 2
+
+
+@bounded_square.defjvp
+def _bounded_square_jvp(
+    limit: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return bounded_square(primals[0], limit), 2.0 * primals[0] * tangents[0]
+
+
+def _peak(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return each feature's largest magnitude `[1, D]`, a constant to the gradient."""
+    peak = jnp.max(jnp.abs(jax.lax.stop_gradient(samples)), axis=0, keepdims=True)
+    return peak if axis_name is None else jax.lax.pmax(peak, axis_name)
+
+
+def _power_of_two(peak: jax.Array) -> jax.Array:
+    """Return the largest power of two that is at most `peak`, or 1 where `peak` is next to nothing."""
+    return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.frexp(peak)[1] - 1), 1.0)
+
+
+def _centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
+    centred = centre(samples, axis_name)
+    noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
+    return jnp.where(_peak(centred, axis_name) > jnp.maximum(noise, _TINY), centred, 0.0)

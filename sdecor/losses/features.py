@@ -1,0 +1,170 @@
+"""Penalties on what the dimensions of the features have in common, and the quantities to watch beside them.
+
+The statistics are those of the global batch: inside `pmap`, `vmap(axis_name=…)` or `shard_map`, sums and counts are
+taken over all members of `axis_name` (which hold equally many samples), every member gets the same value, and the
+*mean* of the members' gradients is the gradient on the whole batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdecor.checks import check_choice, check_range
+from sdecor.losses import batch
+
+FORMS = ("covariance", "correlation", "decov", "whitening")
+
+_ROOT_EPSILON = 1e-6
+
+
+def decorrelation(
+    features: jax.Array,
+    *,
+    form: str = "covariance",
+    axis_name: str | None = None,
+    spatial: str = "pool",
+    gram: bool = False,
+    epsilon: float | None = None,
+    iterations: int = 20,
+) -> jax.Array:
+    """Penalise what the dimensions of the features have in common, over the global batch of N samples.
+
+    With centred features `Hc` and their covariance `C` (over N − 1 unless said otherwise):
+
+    - "covariance": `1/D Σ_{i≠j} C_ij²`. Depends on the scale of the features, as "decov" does.
+    - "correlation": `1/(D(D−1)) Σ_{i≠j} R_ij²` with the correlations `R`; in [0, 1] and free of scale. Constant
+      features count as uncorrelated.
+    - "decov": `½ Σ_{i≠j} C_ij²` with `C` over N.
+    - "whitening": `1/(ND) ‖Hc − Hc W‖²` with `W = C^-½`; no gradient flows through the target `Hc W`, which makes the
+      gradient that of `mean_i (σ_i − 1)²` over the standard deviations along the principal axes, times (N − 1)/N.
+
+    Args:
+      features: `[N, D]`, or maps `[N, T, D]` or `[N, H, W, D]`.
+      form: one of `FORMS`.
+      axis_name: mapped axis to combine statistics over; None means this batch alone.
+      spatial: for maps, "pool" (mean over positions) or "positions" (each position is a sample).
+      gram: work on the `[N, N]` side, which is cheaper for N < D; not for "whitening". Same value up to rounding.
+      epsilon: "correlation": added to each variance, relative to the mean variance; damps nearly constant features
+        and ends the freedom from scale (default 0). "whitening": added to the covariance's diagonal, relative to its
+        Frobenius norm (default 1e-6, the least that keeps a rank-deficient batch stable). Others: unused.
+      iterations: Newton-Schulz steps of "whitening". Each lowers the smallest standard deviation that is whitened by
+        a factor 1.5; `whitening_residual` tells what is left.
+
+    Returns:
+      Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "correlation" and "whitening" and their gradients are finite
+      up to |features| = 1e37 (the value of "whitening" is capped there), the others up to 1e8.
+
+    Raises:
+      ValueError: for an unknown `form` or `spatial`, `gram` with "whitening", or a negative `epsilon`.
+
+    References:
+      Bardes et al., VICReg, 2022, https://arxiv.org/abs/2105.04906 (covariance). Cogswell et al., Reducing Overfitting
+      in Deep Networks by Decorrelating Representations, 2016, https://arxiv.org/abs/1511.06068 (decov). Huang et al.,
+      Iterative Normalization, 2019, https://arxiv.org/abs/1904.03441 (Newton-Schulz whitening of a batch).
+    """
+    check_choice("form", form, FORMS)
+    if epsilon is not None:
+        check_range("epsilon", epsilon, 0.0)
+    samples = batch.as_samples(features, spatial)
+    count, width = batch.count(samples, axis_name), samples.shape[-1]
+    if form == "whitening":
+        if gram:
+            raise ValueError("gram = True is not possible with form = 'whitening': leave it False")
+        root_epsilon = _ROOT_EPSILON if epsilon is None else epsilon
+        centred, target = batch.whiten(samples, axis_name, epsilon=root_epsilon, iterations=iterations)
+        limit = 0.5 * float(np.finfo(np.float32).max / (count * width)) ** 0.5
+        return batch.total(jnp.sum(batch.bounded_square(centred - target, limit)), axis_name) / (count * width)
+    if form == "correlation":
+        unit = batch.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
+        return batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
+    centred = batch.centre(samples, axis_name)
+    if form == "decov":
+        return 0.5 * batch.off_diagonal(centred / count**0.5, axis_name, gram=gram)
+    # The division by the width comes before the squares, which keeps their sum in range.
+    return batch.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
+
+
+def variance_hinge(
+    features: jax.Array,
+    *,
+    axis_name: str | None = None,
+    spatial: str = "pool",
+    target: float = 1.0,
+    epsilon: float = 1e-4,
+) -> jax.Array:
+    """Penalise features whose standard deviation is below `target`: `mean_j relu(target − sqrt(C_jj + epsilon))`.
+
+    Keeps "covariance" and "decov" from being lowered by shrinking the features.
+
+    Args:
+      features, axis_name, spatial: as for `decorrelation`.
+      target: the wanted standard deviation, in units of the features.
+      epsilon: added to the variance, so that the gradient exists at a constant feature.
+
+    Returns:
+      Scalar in [0, target], float32; 0 with gradient 0 when N = 1.
+
+    References:
+      Bardes et al., VICReg, 2022, https://arxiv.org/abs/2105.04906.
+    """
+    check_range("epsilon", epsilon, 0.0, low_open=True)
+    samples = batch.as_samples(features, spatial)
+    deviation = jnp.sqrt(batch.variances(samples, axis_name) + epsilon)
+    return (batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
+
+
+def whitening_residual(
+    features: jax.Array,
+    *,
+    axis_name: str | None = None,
+    spatial: str = "pool",
+    epsilon: float | None = None,
+    iterations: int = 20,
+) -> jax.Array:
+    """Measure how white the target of the "whitening" form is: `‖cov(Hc W) − I‖_F / √D`.
+
+    Args:
+      features, axis_name, spatial, epsilon, iterations: as for `decorrelation`.
+
+    Returns:
+      Scalar ≥ 0, without gradient: 0 is white. At N ≤ D it cannot be less than `√((D − N + 1) / D)`.
+    """
+    samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))
+    root_epsilon = _ROOT_EPSILON if epsilon is None else epsilon
+    _, whitened = batch.whiten(samples, axis_name, epsilon=root_epsilon, iterations=iterations)
+    covariance = batch.covariance(whitened, axis_name)
+    return jnp.linalg.norm(covariance - jnp.eye(covariance.shape[0])) / covariance.shape[0] ** 0.5
+
+
+def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
+    """Return the mean standard deviation of the features, a scalar without gradient: it shows a shrink."""
+    samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))
+    return jnp.mean(jnp.sqrt(batch.variances(samples, axis_name)))
+
+
+def sample_count(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> int:
+    """Return the number N of samples that the statistics of `features` are taken over, on all members of the axis."""
+    return batch.count(jax.eval_shape(lambda f: batch.as_samples(f, spatial), features), axis_name)
+
+
+def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
+    """Expected `decorrelation` of `n` samples of `width` independent Gaussian features of unit variance.
+
+    What a perfect network still scores: `(D−1)/(N−1)` for "covariance", `1/(N−1)` for "correlation",
+    `D(D−1)(N−1)/(2N²)` for "decov". For "whitening" the limit of large N and D at their ratio (Marchenko–Pastur),
+    which is some 5 % low at D = 16.
+    """
+    check_choice("form", form, FORMS)
+    if n <= 1 or width < 1:
+        return 0.0
+    if form == "covariance":
+        return (width - 1) / (n - 1)
+    if form == "correlation":
+        return 1 / (n - 1) if width > 1 else 0.0
+    if form == "decov":
+        return width * (width - 1) * (n - 1) / (2 * n**2)
+    # The density 2 sin²θ / (π x) over θ in (0, π) of the non-zero variances x = 1 + γ + 2 √γ cos θ, by midpoints.
+    angles, ratio = (np.arange(4096) + 0.5) * np.pi / 4096, width / (n - 1)
+    variances = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angles)
+    shrink = np.mean(2 * np.sin(angles) ** 2 * (np.sqrt(variances) - 1) ** 2 / variances)
+    return float(shrink * (n - 1) / n)

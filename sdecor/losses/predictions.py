@@ -1,0 +1,66 @@
+"""Losses on predictions: cross-entropy with the true class, and agreement of a clean and a masked image's."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdecor.checks import check_choice, check_range
+
+DIRECTIONS = ("clean_masked", "masked_clean")
+
+
+def classification(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each example.
+
+    Args:
+      logits: `[N, K]`.
+      labels: class indices, int `[N]`, in [0, K).
+      label_smoothing: share of the target's mass that is spread evenly over the K classes, in [0, 1].
+
+    Returns:
+      Losses `[N]`, float32, ≥ 0, in nats.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_type(labels, int)
+    check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if label_smoothing == 0.0:
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    return optax.losses.softmax_cross_entropy(logits, targets)
+
+
+def consistency(
+    logits: jax.Array,
+    masked_logits: jax.Array,
+    *,
+    direction: str = "clean_masked",
+    stop_gradient: bool = False,
+) -> jax.Array:
+    """Kullback-Leibler divergence of each example between its clean and its masked prediction.
+
+    Args:
+      logits: of the clean images, `[N, K]`.
+      masked_logits: of the masked images, `[N, K]`.
+      direction: "clean_masked" for KL(p(x) ‖ p(x̃)), "masked_clean" for KL(p(x̃) ‖ p(x)).
+      stop_gradient: treat the clean prediction as a constant.
+
+    Returns:
+      Divergences `[N]`, float32, ≥ 0 up to rounding, in nats.
+
+    References:
+      Ismail et al., Improving Deep Learning Interpretability by Saliency Guided Training, 2021,
+      https://arxiv.org/abs/2111.14338 (clean_masked, gradient through both).
+    """
+    check_choice("direction", direction, DIRECTIONS)
+    chex.assert_rank(logits, 2)
+    chex.assert_equal_shape([logits, masked_logits])
+    dtype = jnp.promote_types(jnp.result_type(logits, masked_logits), jnp.float32)
+    clean = jax.nn.log_softmax(logits.astype(dtype))
+    masked = jax.nn.log_softmax(masked_logits.astype(dtype))
+    if stop_gradient:
+        clean = jax.lax.stop_gradient(clean)
+    if direction == "clean_masked":
+        return optax.losses.kl_divergence_with_log_targets(masked, clean)
+    return optax.losses.kl_divergence_with_log_targets(clean, masked)

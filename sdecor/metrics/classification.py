@@ -1,0 +1,64 @@
+"""How right and how sure a classifier is: per-example values, and the calibration error from binned sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return 1.0 where the most probable class is the label, else 0.0: `[N]` from `[N, K]` and `[N]`.
+
+    A row with a NaN logit has no prediction: it is wrong.
+    """
+    finite = ~jnp.isnan(logits).any(-1)
+    return ((jnp.argmax(logits, axis=-1) == labels) & finite).astype(jnp.float32)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the negative log-probability of the label in nats, `[N]` float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def confidence(logits: jax.Array) -> jax.Array:
+    """Return the probability of the predicted class, `[N]` float32 in [1/K, 1]."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).max(-1)
+
+
+def calibration_bins(confidences: np.ndarray, correct: np.ndarray, *, bins: int = 15) -> np.ndarray:
+    """Return each example's contribution to the equal-width confidence bins, to be summed over examples.
+
+    Args:
+      confidences: probability of the predicted class, `[N]` in [0, 1].
+      correct: 1 or 0, `[N]`.
+      bins: number of equal-width bins `(i/bins, (i+1)/bins]`; the first also holds 0.
+
+    Returns:
+      `[N, 2·bins]` float64: in the example's bin its confidence, then its correctness, and 0 elsewhere. Sums
+      of rows (over batches, devices or a resample) go to `calibration_error`, with the number of rows.
+    """
+    confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
+    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    columns = np.zeros((confidences.size, 2 * bins))
+    rows = np.arange(confidences.size)
+    columns[rows, place] = confidences
+    columns[rows, bins + place] = correct
+    return columns
+
+
+def calibration_error(sums: np.ndarray, count: float) -> np.ndarray:
+    """Return the expected calibration error: |confidence − accuracy| of each bin, weighted by its examples.
+
+    Args:
+      sums: `[..., 2·bins]`, rows of `calibration_bins` summed over `count` examples.
+      count: number of examples in the sums.
+
+    Returns:
+      `[...]` in [0, 1]; 0 is perfect calibration.
+
+    References:
+      Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, 2017.
+    """
+    confidence_sum, correct_sum = np.split(np.asarray(sums, np.float64), 2, axis=-1)
+    # Σ_b (n_b/N)·|conf_b/n_b − acc_b/n_b|: the bin counts cancel, so empty bins need no special case.
+    return np.abs(confidence_sum - correct_sum).sum(-1) / count

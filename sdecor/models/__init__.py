@@ -1,0 +1,87 @@
+"""Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
+
+`features` is what enters the last linear layer, before dropout where there is any. `create_model` builds one by
+name; `Tap` gives the outputs of named layers of any Linen module; `frozen_statistics` makes the batch statistics of
+any module constants of the pull-back.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice
+from sdecor.models.cnn import MnistNet, SmallCNN
+from sdecor.models.frozen import frozen_statistics, record_statistics
+from sdecor.models.layers import check_positive
+from sdecor.models.resnet import ResNet
+from sdecor.models.tap import Tap, layer_names
+from sdecor.models.vgg import VGG16
+from sdecor.models.vit import ViT
+from sdecor.models.wide_resnet import WideResNet
+
+__all__ = [
+    "MODELS",
+    "MnistNet",
+    "ResNet",
+    "SmallCNN",
+    "Tap",
+    "VGG16",
+    "ViT",
+    "WideResNet",
+    "create_model",
+    "frozen_statistics",
+    "layer_names",
+    "record_statistics",
+]
+
+# name -> (module class, the attributes that the name stands for)
+MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(
+    {
+        "cnn": (SmallCNN, {}),
+        "mnist_net": (MnistNet, {}),
+        "vgg16": (VGG16, {}),
+        "resnet18": (ResNet, {"blocks": (2, 2, 2, 2), "bottleneck": False}),
+        "resnet34": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": False}),
+        "resnet50": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": True}),
+        "wide_resnet28_10": (WideResNet, {"depth": 28, "widen": 10}),
+        "vit_ti": (ViT, {"width": 192, "depth": 12, "heads": 3}),
+        "vit_s": (ViT, {"width": 384, "depth": 12, "heads": 6}),
+    }
+)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def create_model(
+    name: str, *, num_classes: int, dtype: str = "float32", axis_name: str | None = None, **options: Any
+) -> nn.Module:
+    """Build a classifier by name.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: K, at least 1.
+      dtype: compute dtype; parameters, BatchNorm's statistics and logits are float32 in any case.
+      axis_name: device axis over which BatchNorm combines its statistics; models without BatchNorm need none.
+      **options: further attributes of the module, such as `norm="layer"` of "cnn" or `stem="cifar"` of "resnet18".
+
+    Returns:
+      An unbound module: images `[N, H, W, C]` to `(logits float32 [N, K], features [N, D])`.
+
+    Raises:
+      ValueError: for an unknown name, dtype or option, or an impossible value, saying what is right.
+    """
+    check_choice("model", name, MODELS)
+    check_positive("num_classes", (num_classes,))
+    check_choice("dtype", dtype, DTYPES)
+    module, preset = MODELS[name]
+    fields = {field.name for field in dataclasses.fields(module)}
+    reserved = {"num_classes", "dtype", "axis_name", "parent", "name", *preset}
+    for option in options:
+        check_choice(f"option of model {name!r}", option, sorted(fields - reserved))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    if "axis_name" in fields:
+        values["axis_name"] = axis_name
+    return module(num_classes=num_classes, dtype=jnp.dtype(dtype), **preset, **values)

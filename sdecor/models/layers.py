@@ -1,0 +1,71 @@
+"""What the convolutional families share: initialisation, BatchNorm's settings, pooling and size checks."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(
+    features: int, kernel: int, *, stride: int = 1, padding: int | None = None, use_bias: bool = False, **fields: Any
+) -> nn.Conv:
+    """Build a square convolution whose padding is the same on every side, as the published networks have it.
+
+    Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
+    """
+    pad = (kernel - 1) // 2 if padding is None else padding
+    fields.setdefault("kernel_init", HE_FAN_OUT)
+    return nn.Conv(
+        features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), use_bias=use_bias, **fields
+    )
+
+
+def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> partial:
+    """Return `nn.BatchNorm` with the settings of all networks here; its statistics stay float32 in any `dtype`."""
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Halve height and width of `x [N, H, W, C]` by the maximum of 2×2 windows; an odd last row or column is cut.
+
+    The same values as `nn.max_pool`, but as a reshape and a maximum: XLA's select-and-scatter, the gradient of
+    the windowed form, halves the training speed of a small network on CPU.
+    """
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def check_image_size(images: jax.Array, *, least: int) -> None:
+    """Raise `ValueError` unless `images` is `[N, H, W, C]` with `H` and `W` at least `least` pixels."""
+    if images.ndim != 4:
+        raise ValueError(f"images has shape {images.shape}: it must be [N, H, W, C]")
+    if min(images.shape[1:3]) < least:
+        raise ValueError(
+            f"images has shape {images.shape}: this model halves its maps so often that height and width must be "
+            f"at least {least}"
+        )
+
+
+def check_positive(field: str, values: Sequence[int]) -> None:
+    """Raise `ValueError` unless `values` is a non-empty sequence of positive integers."""
+    if len(values) and all(isinstance(value, int) and value > 0 for value in values):
+        return
+    raise ValueError(f"{field} = {values!r} must hold one or more positive integers")
+
+
+def classifier(features: jax.Array, num_classes: int) -> jax.Array:
+    """Apply the last linear layer, in float32 whatever the network's dtype: `[N, D] -> logits [N, K]`."""
+    return nn.Dense(num_classes, dtype=jnp.float32, name="head")(features)

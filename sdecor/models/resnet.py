@@ -1,0 +1,114 @@
+"""Residual networks of 18, 34 and 50 layers, with the stem for large images or the one for CIFAR."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice
+from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv
+
+
+class ResidualBlock(nn.Module):
+    """Add to its input two 3×3 convolutions, or a 1×1, 3×3, 1×1 bottleneck with four times the channels."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    zero_init_residual: bool
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        channels = self.width * (4 if self.bottleneck else 1)
+        if self.bottleneck:  # the stride is in the 3×3 convolution, as in torchvision
+            layers = ((self.width, 1, 1), (self.width, 3, self.stride), (channels, 1, 1))
+        else:
+            layers = ((self.width, 3, self.stride), (channels, 3, 1))
+
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != channels:
+            shortcut = conv(channels, 1, stride=self.stride, dtype=self.dtype, name="conv_shortcut")(x)
+            shortcut = norm(name="norm_shortcut")(shortcut)
+        for index, (width, kernel, stride) in enumerate(layers, start=1):
+            last = index == len(layers)
+            gamma = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
+            x = conv(width, kernel, stride=stride, dtype=self.dtype, name=f"conv{index}")(x)
+            x = norm(name=f"norm{index}", scale_init=gamma)(x)
+            x = x if last else nn.relu(x)
+        return nn.relu(shortcut + x)
+
+
+class Stage(nn.Module):
+    """Apply residual blocks of one width in a row; the first may halve the map."""
+
+    blocks: int
+    stride: int
+    block: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for index in range(1, self.blocks + 1):
+            stride = self.stride if index == 1 else 1
+            x = ResidualBlock(**self.block, stride=stride, name=f"block{index}")(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """Classify images with a stem and four stages of residual blocks, named `stage1/block1` and so on.
+
+    Attributes:
+      num_classes: K.
+      blocks: residual blocks of each stage.
+      bottleneck: whether blocks are bottlenecks (ResNet-50) or pairs of 3×3 convolutions (18, 34).
+      stem: "imagenet" is a 7×7 convolution of stride 2 and 3×3 max-pooling of stride 2; "cifar" one 3×3 convolution.
+      zero_init_residual: start every block as the identity (the last BatchNorm's scale is 0).
+      dtype: compute dtype; parameters, statistics and logits are float32.
+      axis_name: device axis over which BatchNorm combines its statistics.
+
+    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, 512 or 2048])`.
+
+    Raises:
+      ValueError: for an impossible attribute, or images that are not `[N, H, W, C]`.
+
+    References:
+      He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385, 2015.
+    """
+
+    num_classes: int
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    stem: str = "imagenet"
+    zero_init_residual: bool = True
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("blocks", self.blocks)
+        check_choice("stem", self.stem, ("imagenet", "cifar"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        check_image_size(images, least=1)
+        norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        large = self.stem == "imagenet"
+        x = images.astype(self.dtype)
+        x = conv(64, 7 if large else 3, stride=2 if large else 1, dtype=self.dtype, name="conv_stem")(x)
+        x = nn.relu(norm(name="norm_stem")(x))
+        if large:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for index, blocks in enumerate(self.blocks):
+            block = {
+                "width": 64 * 2**index,
+                "bottleneck": self.bottleneck,
+                "zero_init_residual": self.zero_init_residual,
+                "dtype": self.dtype,
+                "axis_name": self.axis_name,
+            }
+            x = Stage(blocks, stride=1 if index == 0 else 2, block=block, name=f"stage{index + 1}")(x, train)
+        features = x.mean(axis=(1, 2))
+        return classifier(features, self.num_classes), features

@@ -1,0 +1,110 @@
+"""Vision transformers with a class token and learned position embeddings."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_range
+from sdecor.models.layers import check_image_size, check_positive, classifier
+
+
+class EncoderBlock(nn.Module):
+    """Add self-attention, then a two-layer perceptron, to the tokens `[N, T, D]`; LayerNorm before each."""
+
+    heads: int
+    mlp_ratio: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
+        width = tokens.shape[-1]
+        xavier = nn.initializers.xavier_uniform()
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(tokens)
+        x = nn.MultiHeadDotProductAttention(
+            self.heads, dtype=self.dtype, kernel_init=xavier, force_fp32_for_softmax=True, name="attention"
+        )(x)
+        tokens = tokens + drop(x)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(tokens)
+        x = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=xavier, name="mlp1")(x)
+        x = nn.gelu(x, approximate=False)
+        x = nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name="mlp2")(x)
+        return tokens + drop(x)
+
+
+class ViT(nn.Module):
+    """Classify images from the class token of a transformer over square patches.
+
+    Attributes:
+      num_classes: K.
+      width, depth, heads: D, number of blocks, attention heads.
+      patch_size: side of a patch in pixels; 16 for 224×224 images, 4 for 32×32.
+      mlp_ratio: the perceptron's hidden width over D.
+      dropout: rate of dropout behind each branch of a block.
+      dtype: compute dtype; parameters, the attention's softmax and logits are float32.
+
+    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, D])`, the features being the
+    class token behind the final LayerNorm. Positions are learned for the image size that the parameters were
+    initialised with.
+
+    Raises:
+      ValueError: for an impossible attribute, images that patches do not tile, or another image size than the
+        parameters were made for.
+
+    References:
+      Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, 2020;
+      sizes Ti and S: Touvron et al., https://arxiv.org/abs/2012.12877, 2020.
+    """
+
+    num_classes: int
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    patch_size: int = 16
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        for field in ("width", "depth", "heads", "patch_size", "mlp_ratio"):
+            check_positive(field, (getattr(self, field),))
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide width = {self.width}")
+        check_range("dropout", self.dropout, 0, 1, high_open=True)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        check_image_size(images, least=self.patch_size)
+        if images.shape[1] % self.patch_size or images.shape[2] % self.patch_size:
+            raise ValueError(
+                f"patch_size = {self.patch_size} must divide the height and width of images, {images.shape[1:3]}"
+            )
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="patches")(
+            images.astype(self.dtype)
+        )
+        x = x.reshape(x.shape[0], -1, self.width)
+        token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width)), x], axis=1)
+        x = x + self._positions(x.shape[1]).astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for index in range(1, self.depth + 1):
+            block = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block{index}")
+            x = block(x, train)
+        features = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)[:, 0]
+        return classifier(features, self.num_classes), features
+
+    def _positions(self, tokens: int) -> jax.Array:
+        """The learned embeddings `[1, T, D]`, class token first."""
+        if self.has_variable("params", "positions"):
+            learned = self.get_variable("params", "positions").shape[1]
+            if learned != tokens:
+                raise ValueError(
+                    f"images give {tokens - 1} patches, but the parameters have positions for {learned - 1}: use the "
+                    "image size that the model was initialised with"
+                )
+        return self.param("positions", nn.initializers.normal(0.02), (1, tokens, self.width))

@@ -1,0 +1,182 @@
+"""The method: classification, consistency under masking and decorrelation, and their joint gradient.
+
+The clean forward is made once and pulled back twice: to the images for the saliency that places the mask, and to
+the parameters for the loss. See docs/method.md for the mathematics.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdecor import losses, masking
+from sdecor.models import frozen_statistics
+
+Terms = dict[str, jax.Array]
+FORWARDS = ("shared", "frozen", "eval")
+SALIENCY_OF = ("logit", "log_probability")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The static choices of the loss: each field is documented in configs/default.py."""
+
+    consistency: bool = True  # whether the masked forward is made at all
+    decorrelation: bool = True
+    label_smoothing: float = 0.0
+    direction: str = "clean_masked"
+    stop_gradient: bool = False
+    rank_by: str = "abs"
+    saliency_of: str = "logit"
+    order: str = "lowest"
+    fill: str = "uniform"
+    blur_sigma: float = 2.0
+    forward: str = "shared"
+    form: str = "covariance"
+    spatial: str = "pool"
+    variance: bool = False
+    epsilon: float | None = None
+    iterations: int = 20
+
+
+def apply_model(
+    apply_fn: Callable, params: Any, images: jax.Array, *, batch_stats: Any, dropout_key: jax.Array, train: bool = True
+) -> tuple[tuple[jax.Array, Any], Any]:
+    """Apply the model and return `((logits, features), new batch_stats)`."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    if not train:
+        return apply_fn(variables, images, train=False), batch_stats
+    rngs = {"dropout": dropout_key}
+    outputs, updates = apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+    return outputs, updates.get("batch_stats", batch_stats)
+
+
+def loss_and_gradients(
+    forward: Callable,
+    params: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    tie_keys: jax.Array,
+    fill_keys: jax.Array,
+    dropout_keys: jax.Array,
+    values: Terms,
+    highest: jax.Array | bool,
+    objective: Objective,
+    axis_name: str | None,
+) -> tuple[Any, Any, Terms]:
+    """Return the loss's gradients, the clean forward's running statistics and the named terms.
+
+    The clean forward is linearised once; its pull-back serves the saliency and the loss.
+    """
+    clean = partial(forward, dropout_key=dropout_keys[0])
+    outputs, pull_back, batch_stats = jax.vjp(clean, params, images, has_aux=True)
+    masked_logits, masked_pull_back = None, None
+    if objective.consistency:
+        gradient = saliency(clean, pull_back, outputs, params, images, labels, objective=objective)
+        ranking = masking.rank_saliency(gradient, rank_by=objective.rank_by)
+        mask = masking.least_salient(tie_keys, ranking, fraction=values["mask_fraction"], highest=highest)
+        masked = masking.fill(fill_keys, images, mask, how=objective.fill, blur_sigma=objective.blur_sigma)
+
+        def masked_forward(params: Any) -> jax.Array:
+            (logits, _), _ = forward(params, masked, dropout_key=dropout_keys[1])
+            return logits
+
+        masked_logits, masked_pull_back = jax.vjp(masked_forward, params)
+    loss = partial(loss_fn, labels=labels, values=values, objective=objective, axis_name=axis_name)
+    cotangents, terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(outputs, masked_logits)
+    grads, _ = pull_back(cotangents[0])
+    if objective.consistency:
+        (masked_grads,) = masked_pull_back(cotangents[1])
+        grads = jax.tree.map(jnp.add, grads, masked_grads)
+    return grads, batch_stats, terms
+
+
+def saliency(
+    clean: Callable,
+    pull_back: Callable,
+    outputs: tuple[jax.Array, Any],
+    params: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    objective: Objective,
+) -> jax.Array:
+    """Return the true class's input gradient `[N, H, W, C]` by the chosen forward (METHOD: shared, frozen, eval).
+
+    With BatchNorm, `shared` couples the examples through the batch's statistics, `frozen` takes these as constants
+    and `eval` takes the running ones, for one more forward.
+    """
+    if objective.forward == "shared":
+        return pull_back(_true_class(outputs, labels, objective.saliency_of))[1]
+    context = frozen_statistics() if objective.forward == "frozen" else contextlib.nullcontext()
+    with context:
+        train = objective.forward == "frozen"
+        outputs, pull_back, _ = jax.vjp(lambda x: clean(params, x, train=train), images, has_aux=True)
+        return pull_back(_true_class(outputs, labels, objective.saliency_of))[0]
+
+
+def _true_class(outputs: tuple[jax.Array, Any], labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
+    """The cotangent of the outputs whose pull-back is the gradient of z_y, or of log p_y."""
+    logits, features = outputs
+    cotangent = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    if saliency_of == "log_probability":
+        cotangent = cotangent - jax.nn.softmax(logits)
+    return cotangent, jax.tree.map(jnp.zeros_like, features)
+
+
+def loss_fn(
+    outputs: tuple[jax.Array, Any],
+    masked_logits: jax.Array | None,
+    *,
+    labels: jax.Array,
+    values: Terms,
+    objective: Objective,
+    axis_name: str | None,
+) -> tuple[jax.Array, Terms]:
+    """Return the total loss of the model's outputs, and its named terms before weighting."""
+    logits, features = outputs
+    layers = jax.tree.leaves(features)
+    classification = losses.classification(logits, labels, label_smoothing=objective.label_smoothing)
+    terms = {"classification": jnp.mean(classification)}
+    total = terms["classification"]
+    if objective.consistency:
+        kl = losses.consistency(
+            logits, masked_logits, direction=objective.direction, stop_gradient=objective.stop_gradient
+        )
+        terms["consistency"] = jnp.mean(kl)
+        total += values["consist_weight"] * terms["consistency"]
+        terms["masked_accuracy"] = jnp.mean(jnp.argmax(masked_logits, -1) == labels, dtype=jnp.float32)
+    if objective.decorrelation:
+        terms |= _decorrelation_terms(layers, objective=objective, axis_name=axis_name)
+        total += values["decor_weight"] * terms["decorrelation"]
+    if objective.variance:
+        hinge = partial(losses.variance_hinge, axis_name=axis_name, spatial=objective.spatial)
+        terms["variance"] = sum(map(hinge, layers)) / len(layers)
+        total += values["variance_weight"] * terms["variance"]
+    scale = partial(losses.feature_scale, axis_name=axis_name, spatial=objective.spatial)
+    terms["feature_scale"] = sum(map(scale, layers)) / len(layers)
+    terms["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=jnp.float32)
+    return total, {"loss": total, **terms}
+
+
+def _decorrelation_terms(layers: list[jax.Array], *, objective: Objective, axis_name: str | None) -> Terms:
+    """The decorrelation term averaged over layers, what white features would score, and from how many samples."""
+    options = {"axis_name": axis_name, "spatial": objective.spatial}
+    samples = losses.sample_count(layers[0], **options)
+    floors = [losses.white_floor(losses.sample_count(x, **options), x.shape[-1], form=objective.form) for x in layers]
+    options |= {"epsilon": objective.epsilon, "iterations": objective.iterations}
+    decor = partial(losses.decorrelation, form=objective.form, **options)
+    terms = {
+        "decorrelation": sum(map(decor, layers)) / len(layers),
+        "decorrelation_floor": jnp.float32(sum(floors) / len(floors)),
+        "decorrelation_samples": jnp.float32(samples),
+    }
+    if objective.form == "whitening":
+        residual = partial(losses.whitening_residual, **options)
+        terms["whitening_residual"] = sum(map(residual, layers)) / len(layers)
+    return terms

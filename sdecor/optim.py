@@ -1,0 +1,79 @@
+"""Optimizers and schedules, all optax; learning rate and weight decay are values, not constants."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdecor.checks import check_choice, check_range
+
+OPTIMIZERS = ("sgd", "adamw", "adadelta")
+SCHEDULES = ("cosine", "constant")
+
+
+def create_optimizer(
+    name: str, *, momentum: float = 0.9, clip_norm: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Build an optimizer whose `opt_state.hyperparams` holds `learning_rate` and `weight_decay`.
+
+    Build it once a run: a second object is a new static field of the state and compiles the step again.
+
+    Args:
+      name: one of `OPTIMIZERS`. `sgd` has Nesterov momentum; `adadelta` is PyTorch's default (rho 0.9, eps 1e-6),
+        which is SGT's published recipe.
+      momentum: of `sgd`.
+      clip_norm: bound of the global gradient norm, or None.
+
+    Raises:
+      ValueError: for an unknown name or a bound that is not positive.
+    """
+    check_choice("optim.name", name, OPTIMIZERS)
+    check_range("optim.momentum", momentum, 0.0, 1.0, high_open=True)
+    if clip_norm is not None:
+        check_range("optim.clip_norm", clip_norm, 0.0, low_open=True)
+
+    def build(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+        if name == "adamw":
+            return optax.chain(clip, optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_kernel))
+        decay = optax.add_decayed_weights(weight_decay, mask=is_kernel)
+        if name == "adadelta":
+            return optax.chain(clip, decay, optax.adadelta(learning_rate))
+        return optax.chain(clip, decay, optax.sgd(learning_rate, momentum=momentum, nesterov=True))
+
+    return optax.inject_hyperparams(build)(learning_rate=0.0, weight_decay=0.0)
+
+
+def is_kernel(params: Any) -> Any:
+    """Mark what weight decay acts on: arrays of rank 2 and more, so neither biases nor normalisation scales."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def with_hyperparams(opt_state: Any, *, learning_rate: jax.Array, weight_decay: jax.Array) -> Any:
+    """Return `opt_state` with this step's learning rate and weight decay."""
+    hyperparams = {
+        **opt_state.hyperparams,
+        "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+        "weight_decay": jnp.asarray(weight_decay, jnp.float32),
+    }
+    return opt_state._replace(hyperparams=hyperparams)
+
+
+def create_schedule(name: str, *, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """Build the learning rate's shape, with peak 1: linear warm-up, then a cosine to zero or a constant.
+
+    Raises:
+      ValueError: for an unknown name, or a warm-up that is longer than the run.
+    """
+    check_choice("optim.schedule", name, SCHEDULES)
+    if warmup_steps >= total_steps and warmup_steps > 0:
+        raise ValueError(
+            f"optim.warmup_epochs is {warmup_steps} steps and the run is {total_steps} steps: shorten the warm-up"
+        )
+    if name == "constant":
+        after = optax.constant_schedule(1.0)
+    else:
+        after = optax.cosine_decay_schedule(1.0, decay_steps=max(total_steps - warmup_steps, 1))
+    warmup = optax.linear_schedule(1.0 / max(warmup_steps, 1), 1.0, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [warmup_steps])

@@ -1,0 +1,132 @@
+"""Devices and processes: the one file that names pmap, meshes and device placement.
+
+A state never has a device axis: it lies replicated on the local devices. A batch has one, its first. JAX keeps pmap
+in maintenance and advises `jax.shard_map` for new code; a swap is a change to this file.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"  # the name that collectives in losses, BatchNorm and steps refer to
+
+
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Join the processes of a job; without arguments the cluster (Slurm, TPU, Kubernetes, MPI) is asked."""
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def is_main_process() -> bool:
+    """Tell whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def check_batch_size(field: str, batch_size: int, accumulate: int = 1) -> None:
+    """Raise `ValueError` unless every device of every process gets the same whole number of examples."""
+    parts = jax.device_count() * accumulate
+    if batch_size < 1 or batch_size % parts:
+        right = max(round(batch_size / parts), 1) * parts
+        raise ValueError(
+            f"{field} = {batch_size} does not divide over {jax.device_count()} devices × {accumulate} micro-batches: "
+            f"use a multiple of {parts}, for example {right}"
+        )
+
+
+def replicate(tree: Any, devices: Iterable[jax.Device] | None = None) -> Any:
+    """Put a copy of every array on every local device, where the compiled step expects it."""
+    mesh = Mesh(np.array(list(devices or jax.local_devices())), (AXIS,))
+    # Never an alias of the caller's memory: the step donates, and so overwrites, what it is given.
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
+
+
+def shard(batch: Any, devices: int | None = None) -> Any:
+    """Split the first axis `[n, …]` of every array over local devices, `[devices, n / devices, …]`."""
+    count = devices or jax.local_device_count()
+    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+
+
+def shard_micro_batches(batches: list[Any], devices: int | None = None) -> Any:
+    """Split each of the `m` micro-batches of a step over devices: `[devices, m, n / devices, …]`, or no `m` for one.
+
+    Splitting micro-batch by micro-batch keeps what is in a micro-batch, and so its statistics, the same on any
+    number of devices.
+    """
+    sharded = [shard(batch, devices) for batch in batches]
+    if len(sharded) == 1:
+        return sharded[0]
+    return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *sharded)
+
+
+def pmap_step(step: Callable, devices: list[jax.Device] | None = None) -> Callable:
+    """Compile `step(state, batch, hyper, key) -> (state, terms)` for all devices; the state is donated."""
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0, devices=devices
+    )
+
+
+def pmap_evaluation(step: Callable, devices: list[jax.Device] | None = None) -> Callable:
+    """Compile `step(variables, batch, key) -> outputs` for all devices; outputs keep the device axis."""
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), devices=devices)
+
+
+def to_host(tree: Any) -> Any:
+    """Fetch this process's copy of replicated arrays, or its shards of sharded ones, as NumPy arrays."""
+    return jax.tree.map(_local, tree)
+
+
+def _local(array: Any) -> np.ndarray:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    return np.concatenate([np.asarray(part.data) for part in array.addressable_shards])
+
+
+def unshard(tree: Any) -> Any:
+    """Undo `shard` on fetched outputs: `[devices, n, …]` becomes `[devices · n, …]`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
+
+
+def to_global(tree: Any) -> Any:
+    """View arrays that are replicated on the local devices as replicated over all processes, without a copy.
+
+    The step's output lies on the process's own mesh, which a checkpoint writer of several processes refuses.
+    """
+    if jax.process_count() == 1:
+        return tree
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+
+    def view(array: jax.Array) -> jax.Array:
+        parts = [part.data for part in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
+
+    return jax.tree.map(view, tree)
+
+
+def to_local(tree: Any) -> Any:
+    """Undo `to_global`: put the arrays where the compiled step of this process expects them."""
+    return replicate(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree))
+
+
+def gather(tree: Any) -> Any:
+    """Concatenate every process's NumPy arrays `[n, …]` along their first axis, in the order of processes."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def any_process(flag: bool) -> bool:
+    """Tell whether `flag` holds in any process; a collective, which all processes call at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

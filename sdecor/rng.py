@@ -1,0 +1,34 @@
+"""Randomness that belongs to an example: the same draw on any number of devices, in any batch layout."""
+
+import jax
+import jax.numpy as jnp
+
+
+def example_keys(key: jax.Array, step: jax.Array | int, positions: jax.Array) -> jax.Array:
+    """Derive one key per example from the run's key, the step and the example's place in the global batch.
+
+    Args:
+      key: the run's typed key, shape `[]`.
+      step: the training step, scalar.
+      positions: places in the global batch, int `[N]`.
+
+    Returns:
+      Typed keys `[N]`, independent of how the batch is spread over devices and processes.
+    """
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)
+
+
+def per_example(key: jax.Array, n: int) -> jax.Array:
+    """Return `[n]` keys: an array of `n` keys as it is, a single key folded with `0 … n−1`.
+
+    Raises:
+      ValueError: when `key` is neither one key nor `n` keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key has dtype {key.dtype}: pass a typed key, made with jax.random.key(seed)")
+    if key.shape == (n,):
+        return key
+    if key.shape == ():
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    raise ValueError(f"key has shape {key.shape}: pass one key, or one for each of the {n} examples")

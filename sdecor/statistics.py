@@ -1,0 +1,155 @@
+"""Confidence intervals by the percentile bootstrap over examples: means, ratios of means, paired differences.
+
+NumPy in float64 on the host. A `Statistic` is any function of sums over examples, so that several of them
+share one set of
+resamples: 2000 resamples of 50,000 examples and 30 columns take seconds, and differences are paired by
+  construction.
+Everything is deterministic given the seed.
+
+References:
+  Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from sdecor.checks import check_range
+
+N_RESAMPLES = 2000
+_CELLS = 1 << 22  # resampling counts held at a time: 32 MiB
+
+
+class Interval(NamedTuple):
+    """An estimate, its confidence interval and the number of examples; NaN where there are too few."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Statistic(NamedTuple):
+    """A function of sums over examples.
+
+    `columns [N, M]` are finite, a row for each example; `function(sums [..., M]) -> [...]` takes their sums;
+    `n` is the number of examples for which the measure is defined.
+    """
+
+    columns: np.ndarray
+    function: Callable[[np.ndarray], np.ndarray]
+    n: int
+
+
+def mean_of(values: np.ndarray) -> Statistic:
+    """Return the mean of `values [N]` as a statistic; NaN values are left out, and not counted in `n`."""
+    values = np.asarray(values, np.float64)
+    valid = ~np.isnan(values)
+    columns = np.stack([np.where(valid, values, 0), valid], axis=1)
+    return Statistic(columns, lambda sums: _divide(sums[..., 0], sums[..., 1]), int(valid.sum()))
+
+
+def ratio_of(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    """Return mean(numerators) / mean(denominators) over the examples `[N]` where both are defined.
+
+    A ratio of means, not a mean of ratios: an image with a tiny denominator does not dominate it.
+    """
+    a, b = _pair(numerators, denominators)
+    valid = ~np.isnan(a + b)
+    columns = np.stack([np.where(valid, a, 0), np.where(valid, b, 0)], axis=1)
+    return Statistic(columns, lambda sums: _divide(sums[..., 0], sums[..., 1]), int(valid.sum()))
+
+
+def difference_of(a: Statistic, b: Statistic) -> Statistic:
+    """Return b − a for two statistics of the same examples, resampled together."""
+    split = a.columns.shape[1]
+    return Statistic(
+        np.concatenate([a.columns, b.columns], axis=1),
+        lambda sums: b.function(sums[..., split:]) - a.function(sums[..., :split]),
+        min(a.n, b.n),
+    )
+
+
+def bootstrap(
+    statistics: Mapping[str, Statistic],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return the interval of every statistic, from one set of resamples of their common examples.
+
+    Args:
+      statistics: by name; all over the same N examples.
+      n_resamples: number of resamples, each of N examples drawn with replacement.
+      level: coverage of the intervals, in (0, 1).
+      seed: of the draws.
+
+    Returns:
+      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval. With no
+      defined example everything is NaN; with one, the bounds are.
+    """
+    check_range("level", level, 0, 1, low_open=True, high_open=True)
+    if not statistics:
+        return {}
+    columns = np.concatenate([statistic.columns for statistic in statistics.values()], axis=1)
+    resampled = bootstrap_sums(columns, n_resamples=n_resamples, seed=seed)
+    totals, intervals, start = columns.sum(0), {}, 0
+    for name, (part, function, n) in statistics.items():
+        place = slice(start, start := start + part.shape[1])
+        value = float(function(totals[place])) if n else np.nan
+        draws = function(resampled[:, place])
+        draws = draws[~np.isnan(draws)]  # a resample may miss every defined example
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(draws, tails) if n > 1 and draws.size else (np.nan, np.nan)
+        intervals[name] = Interval(value, float(low), float(high), n)
+    return intervals
+
+
+def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Return the column sums of resamples of the rows of `columns [N, M]`: `[n_resamples, M]`, in bounded memory."""
+    check_range("n_resamples", n_resamples, 1)
+    n, width = columns.shape
+    sums = np.zeros((n_resamples, width))
+    if n == 0:
+        return sums
+    rng = np.random.default_rng(seed)
+    block = max(1, _CELLS // n)
+    for start in range(0, n_resamples, block):
+        rows = min(block, n_resamples - start)
+        draws = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n)
+        sums[start : start + rows] = counts.astype(np.float64) @ columns
+    return sums
+
+
+def bootstrap_mean(values: np.ndarray, **options) -> Interval:
+    """Return the mean of `values [N]` with its interval; NaN values are dropped, and not counted in `n`.
+
+    Options: `n_resamples`, `level`, `seed`, as for `bootstrap`.
+    """
+    return bootstrap({"mean": mean_of(values)}, **options)["mean"]
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, **options) -> Interval:
+    """Return mean(b − a) over the examples where both are defined, with its paired bootstrap interval.
+
+    Args:
+      a: `[N]`, the reference.
+      b: `[N]`, the same examples in the same order.
+      **options: `n_resamples`, `level`, `seed`, as for `bootstrap`.
+    """
+    a, b = _pair(a, b)
+    return bootstrap_mean(b - a, **options)
+
+
+def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"shapes {a.shape} and {b.shape} do not pair: pass two arrays [N] of the same examples")
+    return a, b
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=np.asarray(b) != 0)

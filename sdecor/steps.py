@@ -1,0 +1,177 @@
+"""One training step and one validation step: pure, on one device's part of the batch, with named terms out.
+
+Static choices are in `Objective`; every number that a sweep changes is in `hyper`, an argument of the step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdecor import losses, masking, optim
+from sdecor.objective import Objective, Terms, apply_model, loss_and_gradients
+from sdecor.rng import example_keys
+from sdecor.state import TrainState
+
+HYPER = (  # what `hyper` holds: float32 scalars; the ramps are in steps
+    "learning_rate",
+    "weight_decay",
+    "consist_weight",
+    "consist_ramp",
+    "decor_weight",
+    "decor_ramp",
+    "variance_weight",
+    "mask_fraction",
+    "mask_ramp",
+)
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    hyper: Terms,
+    key: jax.Array,
+    *,
+    objective: Objective,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    schedule: optax.Schedule,
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Terms]:
+    """Take one optimizer step on this device's part of the global batch.
+
+    Args:
+      state: the state, equal on all devices.
+      batch: `image` uint8 `[n, H, W, C]`, `label` `[n]` and `position` `[n]` in the global batch, each with a leading
+        `[accumulate]` axis where that is above 1.
+      hyper: the values named in `HYPER`.
+      key: the run's key, the same at every step and on every device.
+      objective: the static choices of the loss.
+      prepare: `(keys [n], images) -> float32 images`, augmentation and normalisation.
+      schedule: the learning rate's shape, with peak 1.
+      ema_decay: of the averaged parameters, or None.
+      accumulate: micro-batches whose gradients are averaged.
+      axis_name: of the devices.
+
+    Returns:
+      The next state and the named terms, scalars, both equal on all devices.
+    """
+    values = scheduled(hyper, state.step, schedule)
+    gradients = partial(
+        micro_gradients, state, values=values, key=key, objective=objective, prepare=prepare, axis_name=axis_name
+    )
+    if accumulate == 1:
+        grads, batch_stats, terms = gradients(state.batch_stats, batch)
+    else:
+        grads, batch_stats, terms = accumulated(gradients, state, batch, accumulate)
+    grads, terms, batch_stats = _pmean((grads, terms, batch_stats), axis_name)
+    terms |= {"gradient_norm": optax.global_norm(grads), **_logged(values, objective)}
+    state = apply_gradients(state, grads, batch_stats, values, ema_decay)
+    return state, terms
+
+
+def scheduled(hyper: Terms, step: jax.Array, schedule: optax.Schedule) -> Terms:
+    """Return the values of `hyper` in force at `step`: ramps and the learning rate's schedule applied."""
+
+    def ramp(steps: jax.Array) -> jax.Array:
+        return jnp.clip(step / jnp.maximum(steps, 1.0), jnp.where(steps > 0, 0.0, 1.0), 1.0)
+
+    return {
+        "learning_rate": hyper["learning_rate"] * schedule(step),
+        "weight_decay": hyper["weight_decay"],
+        "consist_weight": hyper["consist_weight"] * ramp(hyper["consist_ramp"]),
+        "decor_weight": hyper["decor_weight"] * ramp(hyper["decor_ramp"]),
+        "variance_weight": hyper["variance_weight"] * ramp(hyper["decor_ramp"]),
+        "mask_fraction": hyper["mask_fraction"] * ramp(hyper["mask_ramp"]),
+    }
+
+
+def _logged(values: Terms, objective: Objective) -> Terms:
+    used = {
+        "learning_rate": True,
+        "consist_weight": objective.consistency,
+        "mask_fraction": objective.consistency,
+        "decor_weight": objective.decorrelation,
+        "variance_weight": objective.variance,
+    }
+    return {name: values[name] for name, is_used in used.items() if is_used}
+
+
+def accumulated(gradients: Callable, state: TrainState, batch: Any, accumulate: int) -> tuple[Any, Any, Terms]:
+    """Average gradients and terms over micro-batches; BatchNorm's running statistics pass from one to the next."""
+
+    def body(carry: tuple[Any, Any, Terms], micro: Any) -> tuple[Any, None]:
+        total, batch_stats = carry
+        grads, batch_stats, terms = gradients(batch_stats, micro)
+        total = jax.tree.map(lambda a, b: a + b / accumulate, total, (grads, terms))
+        return (total, batch_stats), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(lambda: gradients(state.batch_stats, first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2]))
+    ((grads, terms), batch_stats), _ = jax.lax.scan(body, (zeros, state.batch_stats), batch)
+    return grads, batch_stats, terms
+
+
+def micro_gradients(
+    state: TrainState,
+    batch_stats: Any,
+    batch: dict[str, jax.Array],
+    *,
+    values: Terms,
+    key: jax.Array,
+    objective: Objective,
+    prepare: Callable,
+    axis_name: str | None,
+) -> tuple[Any, Any, Terms]:
+    """Augment one micro-batch and return its gradients, new running statistics and terms."""
+    keys = jax.vmap(partial(jax.random.split, num=3))(example_keys(key, state.step, batch["position"]))
+    images = prepare(keys[:, 0], batch["image"])
+    dropout = jax.random.fold_in(jax.random.fold_in(key, state.step), batch["position"][0])
+    forward = partial(apply_model, state.apply_fn, batch_stats=batch_stats)
+    return loss_and_gradients(
+        forward,
+        state.params,
+        images,
+        batch["label"],
+        tie_keys=keys[:, 1],
+        fill_keys=keys[:, 2],
+        dropout_keys=jax.random.split(dropout),
+        values=values,
+        highest=masking.masks_highest(objective.order, state.step),
+        objective=objective,
+        axis_name=axis_name,
+    )
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, batch_stats: Any, values: Terms, ema_decay: float | None
+) -> TrainState:
+    """Update parameters, running statistics and the average."""
+    opt_state = optim.with_hyperparams(
+        state.opt_state, learning_rate=values["learning_rate"], weight_decay=values["weight_decay"]
+    )
+    state = state.replace(opt_state=opt_state, batch_stats=batch_stats).apply_gradients(grads=grads)
+    if ema_decay is None:
+        return state
+    # A young average follows closely, so that it does not carry the initial parameters for 1/(1 − decay) steps.
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    return state.replace(ema_params=optax.incremental_update(state.params, state.ema_params, 1.0 - decay))
+
+
+def evaluation_step(
+    apply_fn: Callable, variables: Any, images: jax.Array, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Return this device's weighted sums over a padded batch: `correct`, `cross_entropy` and `count`."""
+    logits, _ = apply_fn(variables, images, train=False)
+    correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+    sums = {"correct": correct, "cross_entropy": losses.classification(logits, batch["label"])}
+    return {name: jnp.sum(value * batch["weight"]) for name, value in sums.items()} | {"count": batch["weight"].sum()}
+
+
+def _pmean(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

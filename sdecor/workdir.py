@@ -1,0 +1,90 @@
+"""A run's folder: its config, versions and data set, in config.json."""
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+FREE = ("log.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "evaluation.")
+
+
+def claim(workdir: epath.PathLike, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    """Make `workdir` the folder of this run: write config.json, or check that it is of the same config.
+
+    Args:
+      workdir: local or remote folder, created where missing.
+      config: the run's config.
+      dataset: what is known of the data set: classes, sizes, mean, std.
+
+    Raises:
+      ValueError: when the folder holds another config; the message names each differing field. Fields in `FREE`
+        change no parameter of the trained network and may differ.
+    """
+    workdir = epath.Path(workdir)
+    path = workdir / "config.json"
+    if path.exists():
+        found = read(workdir)
+        differences = {
+            **differing_fields(found["config"], plain(config), ignore=FREE),
+            **differing_fields(found["dataset"], plain(dataset), prefix="dataset."),
+        }
+        if differences:
+            listed = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n{listed}\n"
+                "Use another --workdir, or the same config to continue that run."
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": plain(config), "dataset": plain(dataset), "versions": versions()})
+
+
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+    """Return config.json's `config`, `dataset` and `versions` as plain dicts.
+
+    Raises:
+      ValueError: when there is no run in `workdir`.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")
+    return json.loads(path.read_text())
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+    """Write `content` so that a reader never sees half a file."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def plain(tree: Any) -> Any:
+    """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
+    if isinstance(tree, ConfigDict):
+        tree = tree.to_dict()
+    return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
+
+
+def differing_fields(
+    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "", ignore: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return `{dotted name: (old value, new value)}` for every field that differs."""
+    differences = {}
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            differences |= differing_fields(a, b, prefix=f"{prefix}{name}.", ignore=ignore)
+        elif a != b and not f"{prefix}{name}".startswith(ignore or ("\0",)):
+            differences[prefix + name] = (a, b)
+    return differences
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **found}

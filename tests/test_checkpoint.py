@@ -1,0 +1,130 @@
+"""Checkpoints: verified, rotated, and damaged ones passed over or named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdecor import parallel
+from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.state import TrainState
+
+
+def state_at(step: int, ema: bool = True) -> TrainState:
+    params = {"kernel": jax.random.normal(jax.random.key(step), (64, 64)), "bias": jnp.full(3, step, jnp.float32)}
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    state = TrainState.create(
+        apply_fn=None, params=params, tx=TX, batch_stats={"mean": jnp.ones(4)}, ema_params=average
+    )
+    return parallel.replicate(state.replace(step=jnp.int32(step)))
+
+
+TX = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+
+
+def save(checkpoints, step, accuracy=None):
+    metrics = None if accuracy is None else {"accuracy": accuracy, "cross_entropy": 1.0}
+    checkpoints.save(state_at(step), position={"step": step, "seed": 0}, metrics=metrics)
+    checkpoints.manager.wait_until_finished()
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)))
+
+
+def test_restores_what_was_saved_bit_for_bit(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state_at(0)) is None
+        save(checkpoints, 7)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, position = checkpoints.restore(state_at(0))
+    assert equal(state, state_at(7)) and int(state.step) == 7
+    assert position == {"step": 7, "seed": 0}
+
+
+def test_state_without_average_or_statistics(tmp_path):
+    state = state_at(3, ema=False).replace(batch_stats={})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, position={"step": 3, "seed": 0})
+        checkpoints.manager.wait_until_finished()
+        restored, _ = checkpoints.restore(state)
+    assert equal(restored, state) and restored.ema_params is None
+
+
+def test_best_and_latest_are_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.6), (5, None), (6, 0.7)):
+            save(checkpoints, step, accuracy)
+        assert checkpoints.best_step() == 2
+        assert checkpoints.steps() == [2, 5, 6]
+
+
+def test_validation_result_replaces_a_checkpoint_without_one(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 4)
+        assert not checkpoints.has_metrics(4)
+        save(checkpoints, 4, 0.5)
+        assert checkpoints.has_metrics(4) and checkpoints.best_step() == 4
+        save(checkpoints, 4)  # does not take the result away
+        assert checkpoints.has_metrics(4)
+
+
+def damage(tmp_path, step, how):
+    files = [p for p in (tmp_path / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
+    path = max((p for p in files if "/d/" in str(p)), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        middle = len(content) // 2
+        content[middle : middle + 16] = bytes(b ^ 0xFF for b in content[middle : middle + 16])
+        path.write_bytes(content)
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves futures behind
+@pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
+def test_damaged_checkpoint_is_passed_over(tmp_path, how):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    damage(tmp_path, 2, how)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(state_at(0))
+        assert int(state.step) == 1 and equal(state, state_at(1))
+        with pytest.raises(ValueError, match="step 2"):
+            checkpoints.restore(state_at(0), step=2)
+    damage(tmp_path, 1, how)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="no whole checkpoint"):
+        checkpoints.restore(state_at(0))
+
+
+def test_missing_step_lists_those_there_are(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 5)
+        with pytest.raises(ValueError, match=r"step 4.*\[5\]"):
+            checkpoints.restore(state_at(0), step=4)
+
+
+def test_checksums_see_values_types_and_shapes():
+    one = checksums({"a": np.zeros(4, np.float32)})
+    assert one == checksums({"a": jnp.zeros(4)})
+    assert one != checksums({"a": np.zeros((2, 2), np.float32)})
+    assert one != checksums({"a": np.zeros(4, np.int32)})
+    assert one != checksums({"a": np.array([0, 0, 0, 1e-45], np.float32)})
+
+
+def test_saving_is_not_disturbed_by_donation(tmp_path):
+    """The next step overwrites the state while the checkpoint is still being written."""
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    expected = checksums(state_at(9).params)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = state_at(9)
+        checkpoints.save(state, position={"step": 9, "seed": 0})
+        for _ in range(20):
+            state = overwrite(state)
+        checkpoints.manager.wait_until_finished()
+        restored, _ = checkpoints.restore(state_at(0))
+    assert checksums(restored.params) == expected

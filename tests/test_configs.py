@@ -1,0 +1,105 @@
+"""Configs: every file builds, config strings choose, and impossible values fail at once with what would be right."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import default
+from sdecor import build, models
+
+NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_possible_and_documented(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert "python train.py --config=configs/" in module.__doc__
+    for arg in ("", "method=ce", "method=sdecor,runlocal"):
+        config = module.get_config(arg)
+        build.check_config(config)
+        model = build.create_model(config, 10, (32, 32, config.data.channels))
+        assert model is not None
+        schedule = build.create_schedule(config, 50)
+        build.create_learning_rate(config, schedule)
+
+
+def test_methods_are_cells_of_two_weights():
+    cells = {}
+    for method in default.METHODS:
+        config = default.get_config(f"method={method}")
+        objective = build.create_objective(config)
+        cells[method] = (objective.consistency, objective.decorrelation)
+    assert cells == {"ce": (False, False), "sgt": (True, False), "decor": (False, True), "sdecor": (True, True)}
+
+
+def test_config_string_chooses_model_and_shrinks():
+    config = default.get_config("method=sgt,model=resnet18,runlocal")
+    assert (config.method, config.model.name, config.data.limit) == ("sgt", "resnet18", 512)
+
+
+@pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model="])
+def test_unknown_config_string_says_what_is_right(arg):
+    with pytest.raises(ValueError, match="method=ce|sgt|decor|sdecor"):
+        default.get_config(arg)
+
+
+def test_misspelt_field_is_an_error():
+    config = default.get_config()
+    config.lock()
+    with pytest.raises(AttributeError):
+        config.optim.learning_rte = 0.1
+
+
+IMPOSSIBLE = [
+    ("masking.fraction", 1.0, r"\[0, 1\)"),
+    ("masking.fraction", -0.1, r"\[0, 1\)"),
+    ("masking.fill", "unifrom", "did you mean 'uniform'"),
+    ("masking.forward", "frozn", "did you mean 'frozen'"),
+    ("masking.order", "lowst", "lowest"),
+    ("decorrelation.form", "covarianse", "did you mean 'covariance'"),
+    ("decorrelation.weight", -1.0, "decorrelation.weight"),
+    ("train.batch_size", 100, "multiple of 8"),
+    ("train.epochs", 0.0, "train.epochs"),
+    ("train.label_smoothing", 1.0, "label_smoothing"),
+    ("optim.name", "adam", "adamw"),
+    ("optim.ema_decay", 1.0, "ema_decay"),
+    ("model.name", "resnet", "resnet"),
+    ("model.dtype", "float16", "bfloat16"),
+    ("data.loader", "ram", "memory"),
+    ("data.val_fraction", 0.0, "val_fraction"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "hint"), IMPOSSIBLE)
+def test_impossible_value_names_field_value_and_what_is_right(field, value, hint):
+    config = default.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=hint) as error:
+        build.check_config(config)
+    assert field in str(error.value) and repr(value) in str(error.value).replace("= 100 ", "100 ")
+
+
+def test_unknown_layer_lists_the_known_ones():
+    config = default.get_config()
+    config.decorrelation.layers = ("stage9",)
+    model = models.create_model("cnn", num_classes=10)
+    known = models.layer_names(model, (32, 32, 3))
+    with pytest.raises(ValueError, match="decorrelation.layers") as error:
+        build.create_model(config, 10, (32, 32, 3))
+    assert known[0] in str(error.value)
+
+
+def test_option_of_another_model_is_an_error():
+    config = default.get_config()
+    config.model.stem = "cifar"
+    with pytest.raises(ValueError, match="stem"):
+        build.create_model(config, 10, (32, 32, 3))
+
+
+def test_run_without_steps_is_an_error():
+    config = default.get_config()
+    config.train.epochs = 0.001
+    with pytest.raises(ValueError, match="train.epochs"):
+        build.create_schedule(config, 10)

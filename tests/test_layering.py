@@ -1,0 +1,93 @@
+"""The direction of imports that keeps the parts usable alone (docs/design.md)."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LEAVES = {"losses", "masking", "attribution", "metrics"}
+SMALL = {"rng", "checks"}  # what any part may use
+MAY_IMPORT = {
+    "rng": set(),
+    "checks": set(),
+    "losses": SMALL,
+    "masking": SMALL,
+    "attribution": SMALL,
+    "metrics": SMALL | {"attribution"},
+    "statistics": SMALL,
+    "models": SMALL,
+    "optim": SMALL,
+    "state": SMALL,
+    "data": SMALL,
+    "parallel": SMALL,
+    "checkpoint": SMALL | {"parallel", "state"},
+    "logbook": SMALL,
+    "interrupt": SMALL,
+    "workdir": SMALL,
+    "objective": SMALL | {"losses", "masking", "models"},
+    "steps": SMALL | {"losses", "masking", "attribution", "metrics", "models", "optim", "state", "objective"},
+    "evaluation": SMALL | {"attribution", "metrics", "statistics", "data"},
+    "summary": SMALL | {"metrics", "statistics", "evaluation"},
+    "report": SMALL | {"metrics"},
+    "build": None,  # reads the config and may use everything
+    "__init__": None,
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Return the names of all modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts() -> list[pathlib.Path]:
+    return sorted(ROOT.glob("sdecor/**/*.py"))
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT / "sdecor").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", parts(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT what it may import"
+    allowed = MAY_IMPORT[part]
+    if allowed is None:
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("sdecor.")}
+    known = {name for name in used if name in MAY_IMPORT}
+    assert known <= allowed | {part}, f"{path} imports {sorted(known - allowed - {part})}"
+
+
+@pytest.mark.parametrize("path", parts(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_devices_are_named_in_one_file(path):
+    if part_of(path) == "parallel":
+        return
+    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not names & {"pmap", "shard_map", "Mesh", "NamedSharding", "device_put"}
+
+
+def test_configs_import_the_config_library_alone():
+    for path in ROOT.glob("configs/**/*.py"):
+        modules = {name.split(".")[0] for name in imports(path)}
+        assert modules <= {"ml_collections", "configs"}, path
+
+
+def test_library_imports_without_data_packages():
+    """Machines for benchmarks hold only jax, flax, optax, orbax and chex."""
+    blocked = ["tensorflow_datasets", "grain", "ml_collections", "PIL", "sklearn", "tensorboardX", "tensorflow"]
+    code = (
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
+        "import sdecor, sdecor.losses, sdecor.masking, sdecor.models, sdecor.attribution, sdecor.metrics\n"
+        "import sdecor.steps, sdecor.state, sdecor.optim, sdecor.parallel, sdecor.data.augment, sdecor.evaluation\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,114 @@
+"""Bootstrap intervals against the normal theory and against a plain loop."""
+
+import numpy as np
+import pytest
+
+from sdecor.statistics import (
+    Statistic,
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_sums,
+    difference_of,
+    mean_of,
+    paired_difference,
+    ratio_of,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def test_interval_of_a_mean_is_the_normal_one_for_many_examples():
+    values = RNG.exponential(2.0, 4000)
+    mean, low, high, n = bootstrap_mean(values)
+    half = 1.96 * values.std() / np.sqrt(values.size)
+    assert n == 4000
+    assert mean == pytest.approx(values.mean(), rel=1e-12)
+    assert low == pytest.approx(mean - half, abs=0.08 * half)
+    assert high == pytest.approx(mean + half, abs=0.08 * half)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    samples = RNG.normal(3.0, 1.0, (300, 60))
+    covered = [low <= 3.0 <= high for _, low, high, _ in (bootstrap_mean(s, n_resamples=400) for s in samples)]
+    assert 0.89 <= np.mean(covered) <= 0.98
+
+
+def test_level_widens_the_interval():
+    values = RNG.normal(size=500)
+    narrow, wide = bootstrap_mean(values, level=0.5), bootstrap_mean(values, level=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+    with pytest.raises(ValueError, match="level = 95"):
+        bootstrap_mean(values, level=95)
+
+
+def test_undefined_values_are_dropped_and_counted():
+    values = np.array([1.0, np.nan, 3.0, np.nan, 5.0])
+    found = bootstrap_mean(values)
+    assert found.n == 3 and found.mean == 3.0
+    assert 1.0 <= found.low <= found.high <= 5.0
+
+
+@pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+def test_without_examples_there_is_no_value(values):
+    mean, low, high, n = bootstrap_mean(np.array(values))
+    assert n == 0 and np.isnan([mean, low, high]).all()
+
+
+def test_one_example_has_a_value_and_no_interval():
+    mean, low, high, n = bootstrap_mean(np.array([2.5, np.nan]))
+    assert (mean, n) == (2.5, 1) and np.isnan([low, high]).all()
+
+
+def test_same_seed_same_interval_and_large_means_are_kept():
+    values = RNG.normal(1e6, 1e-3, 1000)
+    first, again, other = bootstrap_mean(values), bootstrap_mean(values), bootstrap_mean(values, seed=1)
+    assert first == again != other
+    assert 3e-5 < first.high - first.low < 3e-4
+
+
+def test_sums_are_of_n_draws_with_replacement_whatever_the_block():
+    columns = np.stack([np.ones(700), np.arange(700)], axis=1)
+    sums = bootstrap_sums(columns, n_resamples=50)
+    np.testing.assert_array_equal(sums[:, 0], 700)
+    assert np.unique(sums[:, 1]).size > 40
+    assert sums[:, 1].std() == pytest.approx(np.sqrt(700) * np.arange(700).std(), rel=0.4)
+
+
+def test_memory_is_bounded_for_many_examples(monkeypatch):
+    import sdecor.statistics as module
+
+    columns = RNG.normal(size=(3000, 2))
+    whole = bootstrap_sums(columns, n_resamples=40)
+    monkeypatch.setattr(module, "_CELLS", 3000 * 7)
+    np.testing.assert_allclose(bootstrap_sums(columns, n_resamples=40), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_paired_difference_sees_what_unpaired_intervals_hide():
+    a = RNG.normal(0, 10, 800)
+    b = a + RNG.normal(0.2, 0.5, 800)
+    mean, low, high, n = paired_difference(a, b)
+    assert n == 800 and mean == pytest.approx((b - a).mean()) and low > 0
+    assert bootstrap_mean(a).high > bootstrap_mean(b).low
+    a[:10], b[5:20] = np.nan, np.nan
+    assert paired_difference(a, b).n == 780
+    with pytest.raises(ValueError, match="do not pair"):
+        paired_difference(a, b[1:])
+
+
+def test_ratio_is_of_means_over_complete_pairs():
+    numerators, denominators = RNG.uniform(1, 2, 500), RNG.uniform(0.1, 1, 500)
+    numerators[3], denominators[4] = np.nan, np.nan
+    keep = np.isfinite(numerators + denominators)
+    found = bootstrap({"ratio": ratio_of(numerators, denominators)})["ratio"]
+    assert found.n == 498
+    assert found.mean == pytest.approx(numerators[keep].mean() / denominators[keep].mean())
+    assert found.low < found.mean < found.high
+
+
+def test_statistics_share_resamples_so_that_a_difference_to_itself_is_zero():
+    values = RNG.normal(size=200)
+    statistics = {"a": mean_of(values), "zero": difference_of(mean_of(values), mean_of(values))}
+    statistics["double"] = Statistic(values[:, None], lambda sums: 2 * sums[..., 0] / 200, 200)
+    found = bootstrap(statistics)
+    assert found["zero"][:3] == (0, 0, 0)
+    assert found["double"].low == pytest.approx(2 * found["a"].low)

@@ -1,0 +1,232 @@
+"""Training as a whole: resumed runs end bit-identical, folders are guarded, failures say what to do."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import train
+from sdecor import logbook, parallel, workdir
+from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.interrupt import Interrupt
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return runs.draw_images(tmp_path_factory.mktemp("images") / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    """A run from start to end, which others are compared with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert train.train(runs.tiny_config(images), str(folder))
+    return folder
+
+
+def final_state(images, folder):
+    run = train.build_run(runs.tiny_config(images), str(folder))
+    with Checkpoints(folder, create=False) as checkpoints:
+        state, position = checkpoints.restore(run.state)
+        return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
+
+
+def rows_without_rate(folder):
+    rows = logbook.read_rows(folder)
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def test_run_writes_its_record(undisturbed):
+    recorded = workdir.read(undisturbed)
+    assert recorded["config"]["method"] == "sdecor" and recorded["versions"]["jax"] == jax.__version__
+    rows = logbook.read_rows(undisturbed)
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    assert steps == list(range(1, 13))
+    assert [row["step"] for row in rows if row["split"] == "val"] == [3, 6, 9, 12]
+    last = [row for row in rows if row["split"] == "train"][-1]
+    for name in ("loss", "classification", "consistency", "decorrelation", "decorrelation_floor", "feature_scale",
+                 "gradient_norm", "accuracy", "learning_rate"):  # fmt: skip
+        assert np.isfinite(last[name]), name
+    assert list((undisturbed / "tensorboard").glob("events.*"))
+
+
+def interrupt_at(monkeypatch, step):
+    """Make the loop believe that Ctrl-C came during `step`."""
+    stop = train._should_stop
+    monkeypatch.setattr(
+        train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments)
+    )
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        assert not train.train(runs.tiny_config(images), str(tmp_path))
+    assert "Run the same command to continue" in capsys.readouterr().out
+    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert final_state(images, tmp_path) == final_state(images, undisturbed)
+    assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
+
+
+def test_validation_cut_off_by_a_signal_is_made_up_for(images, undisturbed, tmp_path, monkeypatch):
+    original = train._validation
+
+    def validation(config, *arguments):
+        validate = original(config, *arguments)
+
+        def cut_off(state, interrupt):
+            interrupt.signal = signal.SIGTERM
+            return validate(state, interrupt)
+
+        return cut_off
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_validation", validation)
+        assert not train.train(runs.tiny_config(images), str(tmp_path))
+    assert not [row for row in logbook.read_rows(tmp_path) if row["split"] == "val"]
+    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert final_state(images, tmp_path) == final_state(images, undisturbed)
+    assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
+
+
+def test_finished_run_is_left_as_it_is(images, undisturbed, capsys):
+    before = (undisturbed / "metrics.jsonl").read_text()
+    assert train.train(runs.tiny_config(images), str(undisturbed))
+    assert (undisturbed / "metrics.jsonl").read_text() == before
+    assert "Finished" in capsys.readouterr().out
+
+
+def test_folder_of_another_config_is_refused_with_the_fields(images, undisturbed):
+    other = runs.tiny_config(images, **{"optim.lr": 0.5, "masking.fill": "zero"})
+    with pytest.raises(ValueError, match="another config") as error:
+        train.train(other, str(undisturbed))
+    assert "optim.lr: 0.002 there, 0.5 here" in str(error.value)
+    assert "masking.fill: 'uniform' there, 'zero' here" in str(error.value)
+
+
+def test_fields_that_change_no_parameter_may_differ(images, undisturbed):
+    assert train.train(runs.tiny_config(images, **{"log.every_steps": 5, "data.workers": 0}), str(undisturbed))
+
+
+def test_non_finite_loss_stops_with_step_terms_and_last_checkpoint(images, tmp_path):
+    config = runs.tiny_config(images, method="ce", **{"optim.name": "sgd", "optim.lr": 1e30, "model.norm": "none"})
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d+ .*classification") as error:
+        train.train(config, str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_damaged_last_checkpoint_costs_only_its_steps(images, undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        train.train(runs.tiny_config(images), str(tmp_path))
+    for path in (tmp_path / "checkpoints" / "7" / "state").rglob("*"):
+        if path.is_file() and "/d/" in str(path):
+            path.write_bytes(b"")
+    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert final_state(images, tmp_path) == final_state(images, undisturbed)
+    assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
+
+
+def test_logbook_drops_what_will_be_written_again_and_a_torn_line(tmp_path):
+    with logbook.Logbook(tmp_path, tensorboard=False) as book:
+        for step in (1, 2, 3):
+            book.write(step, "train", {"loss": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "spl')
+    with logbook.Logbook(tmp_path, step=2, tensorboard=False) as book:
+        book.write(3, "train", {"loss": 9.0})
+        assert book.has(3, "train") and not book.has(3, "val")
+    assert [(row["step"], row["loss"]) for row in logbook.read_rows(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_gradient_accumulation_draws_apart(images):
+    """Positions count through the micro-batches of a step: no two of its examples draw alike."""
+    config = runs.tiny_config(images, **{"train.batch_size": 16, "train.accumulate": 2})
+    loader = [{"position": np.arange(8, dtype=np.int32), "image": np.zeros((8, 2, 2, 3), np.uint8)} for _ in range(2)]
+
+    class Loader:
+        def iterate(self, start):
+            assert start == 6
+            return (dict(batch) for batch in loader)
+
+    batch = next(train._step_batches(config, Loader(), 3))
+    assert sorted(batch["position"].ravel()) == list(range(16))
+    assert batch["image"].shape[:2] == (jax.local_device_count(), 2)
+
+
+def test_interrupt_turns_the_first_signal_into_a_flag():
+    with Interrupt() as interrupt:
+        assert not interrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt and interrupt.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_batch_size_must_divide():
+    with pytest.raises(ValueError, match="config.train.batch_size = 12 .* 8 devices .* multiple of 8"):
+        parallel.check_batch_size("config.train.batch_size", 12)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lines", [3, 6, 10, 13])
+def test_killed_process_continues_exactly(images, tmp_path, lines):
+    """kill -9 once so many lines are logged; the same command then ends where an undisturbed run ends."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = runs.start(runs.command(images, whole), env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    process = runs.start(runs.command(images, broken), env)
+    while process.poll() is None:
+        if (broken / "metrics.jsonl").exists() and len((broken / "metrics.jsonl").read_text().splitlines()) >= lines:
+            process.kill()
+            break
+    process.wait()
+    process = runs.start(runs.command(images, broken), env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert final_state(images, broken) == final_state(images, whole)
+    assert rows_without_rate(broken) == rows_without_rate(whole)
+
+
+@pytest.mark.full
+def test_ctrl_c_saves_and_says_how_to_go_on(images, tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    process = runs.start(runs.command(images, tmp_path, "--config.train.epochs=4000"), env)
+    while process.poll() is None:
+        if (tmp_path / "metrics.jsonl").exists() and len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 4:
+            process.send_signal(signal.SIGINT)
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Run the same command to continue" in output and "Traceback" not in output
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.full
+def test_two_processes_train_and_resume_as_one(images, tmp_path):
+    """Two processes with four devices each end with the parameters of one process with eight, to rounding."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "4"}
+    port = 20000 + os.getpid() % 20000
+    pair = [
+        runs.start(
+            runs.command(
+                images, tmp_path / "two", f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}"
+            ),
+            env,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    one = runs.start(runs.command(images, tmp_path / "one"), env | {"JAX_NUM_CPU_DEVICES": "8"})
+    assert one.wait(timeout=300) == 0
+    rows = [{r["step"]: r for r in logbook.read_rows(tmp_path / n) if r["split"] == "val"} for n in ("one", "two")]
+    assert rows[0].keys() == rows[1].keys()
+    for step, row in rows[0].items():
+        assert rows[1][step]["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-3)
