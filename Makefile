@@ -16,10 +16,10 @@ demo: $(VENV)/installed
 	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --output=$(DEMO)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2
 
 test-full: $(VENV)/installed-test
-	$(PY) -m pytest -q -m "full or not full"
+	$(PY) -m pytest -q -n 2 -m "full or not full"
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -234,7 +234,7 @@ def summary_of(run: Run, results: evaluation.Results) -> dict[str, dict]:
 
 
 def explained_images(run: Run) -> dict[str, np.ndarray]:
-    """Explain evenly spaced images of the split: `image`, `label`, `prediction`, `maps` and, where known, `object`."""
+    """Explain some images of the split: `image`, `label`, `prediction`, `maps` and, where known, `object`."""
     compiled = parallel.pmap_evaluation(evaluation.make_explain(apply_fn(run), **explanation(run)))
     key = parallel.replicate(jax.random.key(0))
     source, size = run.dataset.source(_SPLIT.value), run.config.augment.size

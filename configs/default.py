@@ -108,7 +108,7 @@ def base() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 200  # over all devices; changes no result
-    evaluation.curve_images = config_dict.placeholder(int)  # evenly spaced, for insertion and deletion; None => all
+    evaluation.curve_images = config_dict.placeholder(int)  # chosen at random, for insertion and deletion; None => all
     evaluation.saliency_of = "logit"  # what is explained: logit, log_probability or probability
     evaluation.curve_steps = 16  # points of insertion and deletion curves after the first
     evaluation.resamples = 2000  # of the bootstrap

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor import losses, masking
-from sdecor.models import frozen_statistics
+from sdecor.models import frozen_statistics, record_statistics
 
 Terms = dict[str, jax.Array]
 FORWARDS = ("shared", "frozen", "eval")
@@ -74,10 +74,13 @@ def loss_and_gradients(
     The clean forward is linearised once; its pull-back serves the saliency and the loss.
     """
     clean = partial(forward, dropout_key=dropout_keys[0])
-    outputs, pull_back, batch_stats = jax.vjp(clean, params, images, has_aux=True)
+    outputs, pull_back, (batch_stats, record) = jax.vjp(
+        partial(_recorded, clean, objective.forward == "frozen"), params, images, has_aux=True
+    )
     masked_logits, masked_pull_back = None, None
     if objective.consistency:
-        gradient = saliency(clean, pull_back, outputs, params, images, labels, objective=objective)
+        linear = {"outputs": outputs, "pull_back": pull_back, "record": record}
+        gradient = saliency(partial(clean, params), images, labels, objective=objective, **linear)
         ranking = masking.rank_saliency(gradient, rank_by=objective.rank_by)
         mask = masking.least_salient(tie_keys, ranking, fraction=values["mask_fraction"], highest=highest)
         masked = masking.fill(fill_keys, images, mask, how=objective.fill, blur_sigma=objective.blur_sigma)
@@ -96,31 +99,47 @@ def loss_and_gradients(
     return grads, batch_stats, terms
 
 
+def _recorded(forward: Callable, record: bool, params: Any, images: jax.Array) -> tuple[Any, tuple[Any, Any]]:
+    """Apply `forward`; beside its batch_stats return the record that lets frozen statistics repeat nothing."""
+    with record_statistics() if record else contextlib.nullcontext({}) as found:
+        outputs, batch_stats = forward(params, images)
+    return outputs, (batch_stats, found)
+
+
 def saliency(
-    clean: Callable,
-    pull_back: Callable,
-    outputs: tuple[jax.Array, Any],
-    params: Any,
+    forward: Callable,
     images: jax.Array,
     labels: jax.Array,
     *,
+    outputs: tuple[jax.Array, Any],
+    pull_back: Callable,
+    record: Any,
     objective: Objective,
 ) -> jax.Array:
-    """Return the true class's input gradient `[N, H, W, C]` by the chosen forward (METHOD: shared, frozen, eval).
+    """Return the true class's input gradient `[N, H, W, C]` by the chosen forward.
 
     With BatchNorm, `shared` couples the examples through the batch's statistics, `frozen` takes these as constants
-    and `eval` takes the running ones, for one more forward.
+    and `eval` takes the running ones, for one more forward. Without BatchNorm and dropout the three agree.
+
+    Args:
+      forward: `images -> ((logits, features), batch_stats)`, in train mode unless called with `train=False`.
+      images: `[N, H, W, C]`, normalised.
+      labels: true classes, `[N]`.
+      outputs: `forward`'s, in train mode.
+      pull_back: of the outputs' cotangent to `(params, images)`.
+      record: `record_statistics` of the forward, for `frozen`; empty without BatchNorm.
+      objective: its `forward` and `saliency_of`.
     """
-    if objective.forward == "shared":
-        return pull_back(_true_class(outputs, labels, objective.saliency_of))[1]
-    context = frozen_statistics() if objective.forward == "frozen" else contextlib.nullcontext()
-    with context:
-        train = objective.forward == "frozen"
-        outputs, pull_back, _ = jax.vjp(lambda x: clean(params, x, train=train), images, has_aux=True)
-        return pull_back(_true_class(outputs, labels, objective.saliency_of))[0]
+    cotangent = partial(_true_class, labels=labels, saliency_of=objective.saliency_of)
+    if objective.forward == "shared" or (objective.forward == "frozen" and not record):
+        return pull_back(cotangent(outputs))[1]
+    train = objective.forward == "frozen"
+    with frozen_statistics(record) if train else contextlib.nullcontext():
+        outputs, pull_back, _ = jax.vjp(partial(forward, train=train), images, has_aux=True)
+        return pull_back(cotangent(outputs))[0]
 
 
-def _true_class(outputs: tuple[jax.Array, Any], labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
+def _true_class(outputs: tuple[jax.Array, Any], *, labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
     """The cotangent of the outputs whose pull-back is the gradient of z_y, or of log p_y."""
     logits, features = outputs
     cotangent = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

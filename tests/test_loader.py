@@ -263,11 +263,19 @@ def test_evaluation_is_in_order():
     assert "object" not in batches[0]
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (3, [0, 7, 15]), (23, range(23)), (99, range(23))])
-def test_a_limit_strides_over_the_split(limit, expected):
-    np.testing.assert_array_equal(evaluation_indices(23, limit), expected)
+@pytest.mark.parametrize("limit", [1, 3, 23, 99])
+def test_a_limit_chooses_some_of_the_split_for_good(limit):
+    chosen = evaluation_indices(23, limit)
+    assert len(set(chosen)) == min(limit, 23) and list(chosen) == sorted(chosen)
+    assert set(chosen) <= set(evaluation_indices(23, limit + 5))
     seen = np.concatenate([b["index"] for b in evaluation_batches(FakeSource(), batch_size=4, limit=limit)])
-    np.testing.assert_array_equal(seen[seen >= 0], expected)
+    np.testing.assert_array_equal(seen[seen >= 0], evaluation_indices(len(FakeSource()), limit))
+
+
+def test_a_limit_sees_all_classes_of_a_cycle():
+    """Labels 0 … 9 in turn: a stride of 20 would visit one class alone."""
+    counts = np.bincount(evaluation_indices(10_000, 500) % 10, minlength=10)
+    assert counts.min() > 25 and counts.max() < 80
 
 
 @pytest.mark.parametrize("in_memory", [False, True])

@@ -158,7 +158,7 @@ def test_page_is_well_formed_self_contained_and_holds_the_numbers(tmp_path):
     words = " ".join(page.words)
     for piece in ("Runs & maps", "A <test>", "87.1 %", "84.2 to 86.4", "−1.8 pp worse", "−3.1 to −0.4", "optim.lr"):
         assert piece in words
-    for piece in ("0.310 / 0.420", "1 / 0 undefined", "500 undefined", "baseline", "What the colours mean."):
+    for piece in ("0.310 / 0.420", "1 / 0 left out", "500 left out", "baseline", "What the colours mean."):
         assert piece in words
     assert "seed" not in words
     assert sorted(file.name for file in tmp_path.iterdir()) == ["comparison.html"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdecor.checks import check_range
-from sdecor.data.order import process_share
+from sdecor.data.order import epoch_order, process_share
 
 
 def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -71,21 +71,20 @@ def object_mask(example: dict[str, Any]) -> np.ndarray | None:
 
 
 def evaluation_indices(n: int, limit: int | None = None) -> np.ndarray:
-    """Return the examples that evaluation visits: all `n`, or `limit` of them spread evenly over the split.
+    """Return the examples that evaluation visits: all `n`, or `limit` of them chosen at random.
 
-    The choice depends on nothing but `n` and `limit`, so that two runs are compared on the same images; where a
-    split is sorted by class, an even stride keeps the classes' shares.
+    The choice depends on nothing but `n` and `limit`, so that two runs are compared on the same images. It does not
+    stride: classes often follow one another in a cycle, of which a stride would see only some.
 
     Returns:
-      int64 `[min(n, limit)]`, ascending.
+      int64 `[min(n, limit)]`, ascending; a larger limit keeps the examples of a smaller one.
     """
     if n < 1:
         raise ValueError("the split is empty: there is nothing to evaluate")
     if limit is None:
         return np.arange(n)
     check_range("limit", limit, 1)
-    count = min(n, int(limit))
-    return np.arange(count) * n // count
+    return np.sort(epoch_order(0, 0, n)[: int(limit)])
 
 
 def evaluation_batches(

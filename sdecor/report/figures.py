@@ -206,7 +206,7 @@ def figure_differences(
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=2)
     reach = max(abs(end) for end in axes.get_xlim())
-    axes.set_xlim(-reach, reach)
+    axes.set_xlim(-1.2 * reach, 1.2 * reach)  # whole markers at the ends
     _dress(axes, colour, "", f"← worse than {reference}          better than {reference} →")
     axes.xaxis.set_ticks([])
     axes.xaxis.set_ticks([], minor=True)

@@ -138,7 +138,7 @@ def _count(entries: Sequence[Mapping[str, Any] | None]) -> str:
     counts = [(entry["n"], entry.get("undefined", 0)) for entry in entries if entry]
     counts = counts[:1] if len(set(counts)) == 1 else counts
     undefined = " / ".join(str(count) for _, count in counts) if any(count for _, count in counts) else ""
-    note = f"<small>{undefined} undefined</small>" if undefined else ""
+    note = f"<small>{undefined} left out</small>" if undefined else ""
     return f"<td>{' / '.join(str(n) for n, _ in counts)}{note}</td>"
 
 
@@ -157,7 +157,7 @@ def _difference(name: str, entry: Mapping[str, Any] | None) -> str:
 def _reading(comparisons, level: float) -> str:
     text = (
         f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
-        "Undefined: images on which a measure has no answer, such as those without an object; they are left out. "
+        "Left out: images for which a measure was not computed or has no answer, such as those without an object. "
         "Chance is what a meaningless map, or always the most frequent class, would score; for insertion and deletion "
         "a random order of pixels on the same network, for feature correlation independent features."
     )
