@@ -7,33 +7,20 @@ paired differences, and comparison.html in --output. What was evaluated before w
 """
 
 import dataclasses
-import json
-import os
-import sys
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sdecor import build, evaluation, logbook, parallel, report, summary, workdir
+from sdecor import build, cli, evaluation, logbook, parallel, report, summary, workdir
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.checks import check_choice
 from sdecor.data import center_crop, evaluation_batches
 
-_WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat to compare.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the comparison; default: the parent of the first workdir.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What to evaluate on.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation accuracy), latest, or a step.")
-_IMAGES = flags.DEFINE_integer("images", 12, "Images in the figure of explanations.", lower_bound=1)
-_TARGET = flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "The class whose score is explained.")
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
-_FORCE = flags.DEFINE_bool("force", False, "Evaluate again what was evaluated before with the same settings.")
-
+FLAGS = flags.FLAGS
 BASELINES = {"insertion_baseline": "blur", "deletion_baseline": "zero"}
 
 
@@ -49,30 +36,47 @@ class Run:
     variables: Any
     settings: dict[str, Any]  # all that the evaluation's numbers depend on
 
+    def apply(self, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return `(logits, features)` of the network in evaluation mode."""
+        return self.model.apply(variables, images, train=False)
 
-def main(argv: list[str]) -> None:
-    """Parse flags and evaluate; errors in what was asked for end with one clear line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; repeat --workdir for several runs")
-    logging.set_verbosity(logging.WARNING)
+
+def define_flags() -> None:
+    """Define the command line."""
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat to compare.", required=True)
+    flags.DEFINE_string("output", None, "Folder of the comparison; default: the parent of the first workdir.")
+    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What to evaluate on.")
+    flags.DEFINE_string("checkpoint", "best", "best (by validation accuracy), latest, or a step.")
+    flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "The class whose score is explained.")
+    flags.DEFINE_integer("images", 12, "Images in the figure of explanations.", lower_bound=1)
+    flags.DEFINE_string("data_path", None, "Where the data of config.data.path lie now.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie now.")
+    flags.DEFINE_integer("batch_size", None, "Instead of the run's evaluation.batch_size.", lower_bound=1)
+    flags.DEFINE_integer("curve_images", None, "Instead of evaluation.curve_images.", lower_bound=1)
+    flags.DEFINE_integer("curve_steps", None, "Instead of evaluation.curve_steps.", lower_bound=1)
+    flags.DEFINE_bool("progress", True, "Show a progress bar.")
+    flags.DEFINE_bool("force", False, "Evaluate again what was evaluated before with the same settings.")
+
+
+def main() -> None:
+    """Evaluate the runs that the flags name."""
     try:
-        evaluate(_WORKDIRS.value)
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("SDECOR_TRACEBACK"):
-            raise
-        sys.exit(f"evaluate.py: {error}")
+        evaluate(FLAGS.workdir)
     except KeyboardInterrupt:
-        sys.exit("evaluate.py: stopped; runs evaluated so far are kept, run the same command to go on")
+        raise SystemExit("evaluate.py: stopped; finished runs are kept, run the same command to go on") from None
 
 
 def evaluate(folders: list[str]) -> None:
     """Evaluate the runs in `folders`, report each, and compare them where there are several."""
     runs = dict(zip(run_names(folders), [restore(folder) for folder in folders], strict=True))
-    results = {name: results_of(run, name) for name, run in runs.items()}
-    summaries = {name: summary_of(runs[name], result) for name, result in results.items()}
+    check_comparable(runs)
+    results, summaries = {}, {}
+    for name, run in runs.items():
+        results[name] = results_of(run, name)
+        summaries[name] = summary_of(run, results[name])
+    pictures = {name: explained_images(run) for name, run in runs.items()}
     if not parallel.is_main_process():
         return
-    pictures = {name: explained_images(run) for name, run in runs.items()}
     for name, run in runs.items():
         write_report(epath.Path(run.folder), [name], runs, results, summaries, pictures)
     if len(runs) == 1:
@@ -80,11 +84,31 @@ def evaluate(folders: list[str]) -> None:
         print(report.terminal_table(summaries))
         print(f"\nWritten: {run.folder}/evaluation.json, {run.folder}/report.html")
         return
-    output = epath.Path(_OUTPUT.value or epath.Path(folders[0]).parent)
+    output = epath.Path(FLAGS.output or epath.Path(folders[0]).parent)
     output.mkdir(parents=True, exist_ok=True)
     comparisons = write_report(output, list(runs), runs, results, summaries, pictures)
     print(report.terminal_table(summaries, comparisons))
     print(f"\nWritten: {output}/comparison.html, {output}/comparison.json, {output}/saliency.png")
+
+
+def check_comparable(runs: dict[str, Run]) -> None:
+    """Raise `ValueError`, naming the fields, unless all runs are measured alike on the same images."""
+
+    def measured(run: Run) -> dict[str, Any]:
+        data = {name: run.recorded["dataset"][name] for name in ("name", "class_names", "image_shape")}
+        settings = {name: value for name, value in run.settings.items() if name not in ("step", "parameters")}
+        chosen = {name: run.recorded["config"]["data"][name] for name in ("canvas", "canvas_fit", "channels", "limit")}
+        return {"dataset": data, "settings": settings, "data": chosen, "size": run.config.augment.size}
+
+    reference, *others = runs
+    for name in others:
+        differences = workdir.differing_fields(measured(runs[reference]), measured(runs[name]))
+        if differences:
+            listed = "\n".join(f"  {field}: {a!r} and {b!r}" for field, (a, b) in differences.items())
+            raise ValueError(
+                f"{runs[reference].folder} and {runs[name].folder} are not measured alike:\n{listed}\n"
+                "Compare runs of the same data and the same evaluation, or evaluate them one by one."
+            )
 
 
 def run_names(folders: list[str]) -> list[str]:
@@ -114,27 +138,31 @@ def restore(folder: str) -> Run:
     """
     recorded = workdir.read(folder)
     config = ConfigDict(recorded["config"])
-    build.check_config(config)
     known = recorded["dataset"]
-    config.data.mean, config.data.std = known["mean"], known["std"]
+    config.data.update({"mean": known["mean"], "std": known["std"]})
+    config.data.path = FLAGS.data_path or config.data.path
+    config.data.data_dir = FLAGS.data_dir or config.data.data_dir
+    options = config.evaluation
+    options.batch_size = FLAGS.batch_size or options.batch_size
+    options.curve_images = FLAGS.curve_images or options.curve_images
+    options.curve_steps = FLAGS.curve_steps or options.curve_steps
     dataset = build.create_data(config)
     image_shape = build.image_size(config, tuple(known["image_shape"]))
-    model = build.create_model(config, known["num_classes"], image_shape)
+    model = build.create_model(config, known["num_classes"], image_shape, tapped=False)
     state = build.create_state(config, model, image_shape)
     with Checkpoints(folder, create=False) as checkpoints:
-        restored = checkpoints.restore(state, _step(checkpoints, folder))
+        restored = checkpoints.restore(state, _step(checkpoints))
     if restored is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it with train.py first")
     state, _ = restored
-    options = config.evaluation
     settings = {
-        "split": _SPLIT.value,
+        "split": FLAGS.split,
         "step": int(state.step),
         "parameters": checksums(state.variables),
         "method": "gradient",
         "saliency_of": options.saliency_of,
         "reduction": "abs_sum",
-        "target": _TARGET.value,
+        "target": FLAGS.target,
         "curve_steps": options.curve_steps,
         "curve_images": options.curve_images,
         "resamples": options.resamples,
@@ -143,31 +171,41 @@ def restore(folder: str) -> Run:
     return Run(folder, config, recorded, dataset, model, state.variables, workdir.plain(settings))
 
 
-def _step(checkpoints: Checkpoints, folder: str) -> int | None:
-    if _CHECKPOINT.value == "latest":
+def _step(checkpoints: Checkpoints) -> int | None:
+    if FLAGS.checkpoint == "latest":
         return None
-    if _CHECKPOINT.value == "best":
+    if FLAGS.checkpoint == "best":
         return checkpoints.best_step()
-    if not _CHECKPOINT.value.isdigit():
-        check_choice("--checkpoint", _CHECKPOINT.value, ("best", "latest", *map(str, checkpoints.steps())))
-    return int(_CHECKPOINT.value)
+    if not FLAGS.checkpoint.isdigit():
+        check_choice("--checkpoint", FLAGS.checkpoint, ("best", "latest", *map(str, checkpoints.steps())))
+    return int(FLAGS.checkpoint)
 
 
 def results_of(run: Run, name: str) -> evaluation.Results:
     """Return a run's per-example results: those stored, if their settings are the same, else computed and stored."""
-    numbers, arrays = epath.Path(run.folder) / "evaluation.json", epath.Path(run.folder) / "evaluation.npz"
-    if not _FORCE.value and numbers.exists() and arrays.exists():
-        if json.loads(numbers.read_text()).get("settings") == run.settings:
-            return evaluation.load(arrays)
-    source = run.dataset.source(_SPLIT.value)
+    path = epath.Path(run.folder) / "evaluation.npz"
+    stored = None if FLAGS.force else evaluation.load(path, run.settings)
+    if stored is not None:
+        return stored
+    source = run.dataset.source(FLAGS.split)
     size, few = len(source), run.config.evaluation.curve_images
     results = collect(run, source, name, limit=few)
     if few is not None and few < size:
-        everything = collect(run, source, name, limit=None, curve_steps=0)
-        results = evaluation.extend(everything, results)
+        results = evaluation.extend(collect(run, source, name, limit=None, curve_steps=0), results)
     if parallel.is_main_process():
-        evaluation.save(arrays, results)
+        evaluation.save(path, results, run.settings)
     return results
+
+
+def batches_of(run: Run, source: Any, limit: int | None) -> Any:
+    """Return this process's padded batches of `limit` examples of `source`, or of all."""
+    return evaluation_batches(
+        source,
+        batch_size=parallel.round_up(run.config.evaluation.batch_size),
+        limit=limit,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def collect(
@@ -175,38 +213,19 @@ def collect(
 ) -> evaluation.Results:
     """Evaluate `limit` examples of `source` on all devices of all processes."""
     steps = run.settings["curve_steps"] if curve_steps is None else curve_steps
-    measure = evaluation.make_example_metrics(apply_fn(run), steps=steps, **BASELINES, **explanation(run))
+    measure = evaluation.make_example_metrics(run.apply, steps=steps, **BASELINES, **explanation(run))
     compiled = parallel.pmap_evaluation(measure)
     key = parallel.replicate(jax.random.key(0))
-    batch_size = run.config.evaluation.batch_size
-    batches = evaluation_batches(
-        source,
-        batch_size=batch_size,
-        limit=limit,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    shown = _PROGRESS.value and parallel.is_main_process()
+    shown = FLAGS.progress and parallel.is_main_process()
     total = min(limit or len(source), len(source))
     with logbook.progress_bar(total=total, initial=0, description=f"evaluating {name}", enabled=shown) as bar:
 
         def step(batch: dict[str, np.ndarray]) -> Any:
             outputs = compiled(run.variables, parallel.shard(batch), key)
-            bar.update(min(batch_size, total - bar.n))
+            bar.update(min(int(batch["weight"].sum()) * jax.process_count(), total - bar.n))
             return outputs if jax.process_count() == 1 else parallel.gather(parallel.to_host(outputs))
 
-        return evaluation.collect(step, batches)
-
-
-def apply_fn(run: Run) -> Callable:
-    """Return the network in evaluation mode, `(variables, images) -> (logits, features [N, D])`."""
-
-    def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, features = run.model.apply(variables, images, train=False)
-        first = jax.tree.leaves(features)[0]
-        return logits, first.reshape(first.shape[0], -1, first.shape[-1]).mean(1)
-
-    return apply
+        return evaluation.collect(step, batches_of(run, source, limit))
 
 
 def explanation(run: Run) -> dict[str, Any]:
@@ -235,17 +254,18 @@ def summary_of(run: Run, results: evaluation.Results) -> dict[str, dict]:
 
 def explained_images(run: Run) -> dict[str, np.ndarray]:
     """Explain some images of the split: `image`, `label`, `prediction`, `maps` and, where known, `object`."""
-    compiled = parallel.pmap_evaluation(evaluation.make_explain(apply_fn(run), **explanation(run)))
+    compiled = parallel.pmap_evaluation(evaluation.make_explain(run.apply, **explanation(run)))
     key = parallel.replicate(jax.random.key(0))
-    source, size = run.dataset.source(_SPLIT.value), run.config.augment.size
+    source, size = run.dataset.source(FLAGS.split), run.config.augment.size
     parts = []
-    for batch in evaluation_batches(source, batch_size=run.config.evaluation.batch_size, limit=_IMAGES.value):
+    for batch in batches_of(run, source, FLAGS.images):
         found = parallel.unshard(compiled(run.variables, parallel.shard(batch), key))
-        part = {"image": center_crop(batch["image"], size), "label": batch["label"]}
+        part = {"image": center_crop(batch["image"], size), "label": batch["label"], "weight": batch["weight"]}
         part |= {name: found[name] for name in ("prediction", "maps")}
         if "object" in batch:
             part["object"] = center_crop(batch["object"], size) == 1
-        parts.append({name: values[batch["weight"] > 0] for name, values in part.items()})
+        part = parallel.gather(part)
+        parts.append({name: values[part["weight"] > 0] for name, values in part.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -259,84 +279,31 @@ def write_report(
 ) -> dict[str, dict]:
     """Write the page and figures of the runs `names` into `output`; return paired differences to the first."""
     reference, *others = names
-    resamples = runs[reference].settings["resamples"]
+    first = runs[reference]
+    resamples = first.settings["resamples"]
     comparisons = {
         name: summary.compare(results[reference], results[name], n_resamples=resamples) for name in others
     }
-    figures = report_figures(names, runs, results, pictures, comparisons)
-    data = runs[reference].recorded["dataset"]
-    settings = {name: value for name, value in runs[reference].settings.items() if name not in ("parameters", "step")}
+    settings = {name: value for name, value in first.settings.items() if name not in ("parameters", "step")}
     steps = ", ".join(f"{name} {runs[name].settings['step']}" for name in names)
+    data = first.recorded["dataset"]
     facts = {"data set": data["name"], "checkpoint step": steps, **settings, "versions": workdir.versions()}
-    report.html_report(
-        output / ("comparison.html" if others else "report.html"),
-        title=" against ".join(names[::-1]) if others else f"{reference} on {data['name']}",
+    report.run_report(
+        output,
         summaries={name: summaries[name] for name in names},
         comparisons=comparisons,
+        pictures={name: pictures[name] for name in names},
+        curves={name: summary.mean_curves(results[name]) for name in names},
+        rows={name: logbook.read_rows(runs[name].folder) for name in names},
         configs={name: runs[name].recorded["config"] for name in names},
+        class_names=data["class_names"],
         facts={name: value for name, value in facts.items() if value is not None},
-        figures=list(figures.values()),
     )
-    for name, (_, _, themes) in figures.items():
-        report.save_figure(themes["light"], output / f"{name}.png")
     if others:
         workdir.write_json(output / "comparison.json", {"reference": reference, "differences": comparisons})
     return comparisons
 
 
-def report_figures(
-    names: list[str],
-    runs: dict[str, Run],
-    results: dict[str, evaluation.Results],
-    pictures: dict[str, dict],
-    comparisons: dict[str, dict],
-) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """Return the page's figures in order: name → (heading, caption, figure by theme)."""
-    drawn = {
-        "saliency": (
-            "Gradient saliency of the same images",
-            "Each map is divided by its sum, so a colour is a share of the map's saliency; the maps of one image share "
-            "one scale. The outline is the object, where the data set has it.",
-            partial(_draw_saliency, runs[names[0]], {name: pictures[name] for name in names}),
-        ),
-        "differences": (
-            "Paired differences",
-            f"To {names[0]}, on the same images; better is to the right.",
-            partial(report.figure_differences, comparisons, reference=names[0]),
-        ),
-        "curves": (
-            "Insertion and deletion",
-            "Mean over the images; dotted, a random order of pixels on the same network.",
-            partial(report.figure_curves, {name: summary.mean_curves(results[name]) for name in names}),
-        ),
-        "training": (
-            "Training",
-            "The loss is that of each run's own objective, so only accuracies compare.",
-            partial(report.figure_training, {name: logbook.read_rows(runs[name].folder) for name in names}),
-        ),
-    }
-    if not comparisons:
-        del drawn["differences"]
-    themes = ("light", "dark")
-    return {
-        name: (heading, caption, {theme: draw(theme=theme) for theme in themes})
-        for name, (heading, caption, draw) in drawn.items()
-    }
-
-
-def _draw_saliency(run: Run, pictures: dict[str, dict], *, theme: str) -> Any:
-    classes = run.recorded["dataset"]["class_names"]
-    first, *_ = pictures.values()
-    return report.figure_side_by_side(
-        first["image"],
-        {name: picture["maps"] for name, picture in pictures.items()},
-        labels=[classes[label] for label in first["label"]],
-        predictions={name: [classes[p] for p in picture["prediction"]] for name, picture in pictures.items()},
-        correct={name: picture["prediction"] == picture["label"] for name, picture in pictures.items()},
-        objects=first.get("object"),
-        theme=theme,
-    )
-
-
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    cli.run(main)

@@ -9,64 +9,56 @@ input, step, the previous step's metrics, and where due validation and then a ch
 import contextlib
 import dataclasses
 import math
-import os
-import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, logbook, parallel, steps, workdir
+from sdecor import build, cli, logbook, parallel, steps, workdir
 from sdecor.checkpoint import Checkpoints
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
 from sdecor.interrupt import Interrupt
 from sdecor.losses import white_floor
 from sdecor.state import TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "The run's config.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, FILE or FILE:CHOICES.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator.")
 
 SHOWN = ("loss", "consistency", "decorrelation", "accuracy")  # in the progress bar
+INTERRUPTED = 130  # exit status of a run that a signal stopped and the same command continues
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything the loop needs, built from the config."""
+    """Everything the loop needs beside the state, built from the config."""
 
     config: ConfigDict
     workdir: str
     schedule: build.Schedule
-    state: TrainState
-    train_step: Callable
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]  # device batches from a step on
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    batches: Callable[[int], Iterator[Any]]  # device batches from a step on
     validate: Callable[[TrainState, Interrupt], dict[str, float] | None]
 
 
-def main(argv: list[str]) -> None:
-    """Parse flags and train; errors in what was asked for end with one clear line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+def main() -> None:
+    """Train the run that the flags name."""
+    if _CONFIG.value is None:
+        raise ValueError("--config is missing: name a file, for example --config=configs/default.py:method=sdecor")
+    try:
+        _ = _CONFIG.value.method
+    except OSError as error:  # raised when the config is first read
+        raise ValueError(f"--config: {error}") from error
     try:
         finished = train(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if os.environ.get("SDECOR_TRACEBACK"):
-            raise
-        sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: stopped before the first step; nothing is lost, run the same command to start again")
+        raise SystemExit("train.py: stopped; nothing saved is lost, run the same command to go on") from None
     if not finished:
-        sys.exit(130)
+        raise SystemExit(INTERRUPTED)
 
 
 def train(config: ConfigDict, folder: str) -> bool:
@@ -74,31 +66,36 @@ def train(config: ConfigDict, folder: str) -> bool:
 
     Raises:
       ValueError: for a config that cannot work, or a folder of another run.
-      FloatingPointError: when the loss is not finite.
+      FloatingPointError: when the loss or its gradient is not finite.
     """
-    run = build_run(config, folder)
-    processes = jax.process_count()
-    with Checkpoints(folder) as checkpoints, Interrupt(processes=processes) as interrupt:
-        state, _ = checkpoints.restore(run.state) or (run.state, None)
+    run, state = build_run(config, folder)
+    log = config.log
+    with Interrupt(processes=jax.process_count()) as interrupt, Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, position = restored
+            _check_position(position, state, config)
         start = int(state.step)
-        log = config.log
+        say(_opening(run, state))
         with logbook.Logbook(
             folder, step=start, tensorboard=log.tensorboard, enabled=parallel.is_main_process()
         ) as book:
-            say(_opening(run, start))
             finished = loop(run, state, checkpoints, book, interrupt)
+        checkpoints.manager.wait_until_finished()
         best = checkpoints.best_step()
     say(_closing(run, finished, best))
     return finished
 
 
-def build_run(config: ConfigDict, folder: str) -> Run:
-    """Check the config, open the data, claim the folder and compile nothing yet."""
+def build_run(config: ConfigDict, folder: str) -> tuple[Run, TrainState]:
+    """Check the config, open the data and claim the folder; return the run and its state before the first step."""
     build.check_config(config)
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
     model = build.create_model(config, dataset.num_classes, image_shape)
+    prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
+    build.check_preparation(prepare, canvas)
     loader = create_loader(
         dataset.source("train"),
         batch_size=config.train.batch_size // config.train.accumulate,
@@ -111,11 +108,10 @@ def build_run(config: ConfigDict, folder: str) -> Run:
     )
     schedule = build.create_schedule(config, loader.steps_per_epoch)
     learning_rate = build.create_learning_rate(config, schedule)
-    prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
     state = build.create_state(config, model, image_shape)
     _warn_small_batch(config, model, state, image_shape)
-    if parallel.is_main_process():
-        workdir.claim(folder, config, dataset.info())
+    # Every process checks, and raises alike; one writes.
+    workdir.claim(folder, config, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
     step = partial(
         steps.train_step,
@@ -129,15 +125,15 @@ def build_run(config: ConfigDict, folder: str) -> Run:
     hyper = parallel.replicate(build.create_hyper(config, schedule.steps_per_epoch))
     key = parallel.replicate(jax.random.fold_in(jax.random.key(config.seed), 1))
     compiled = parallel.pmap_step(step)
-    return Run(
+    run = Run(
         config=config,
         workdir=folder,
         schedule=schedule,
-        state=state,
         train_step=lambda state, batch: compiled(state, batch, hyper, key),
         batches=partial(_step_batches, config, loader),
         validate=_validation(config, _validation_source(dataset, loader), model, prepare_evaluation),
     )
+    return run, state
 
 
 def loop(run: Run, state: TrainState, checkpoints: Checkpoints, book: logbook.Logbook, interrupt: Interrupt) -> bool:
@@ -145,7 +141,7 @@ def loop(run: Run, state: TrainState, checkpoints: Checkpoints, book: logbook.Lo
     start, total, config = int(state.step), run.schedule.total, run.config
     stop = partial(_should_stop, checkpoints, interrupt, config.log.every_steps)
     if _is_due(start, run.schedule.eval_every, total) and not checkpoints.has_metrics(start):
-        # The run was stopped in the middle of this validation.
+        # The run was stopped before or in the middle of this validation.
         if not conclude(run, state, start, checkpoints, book, interrupt, validate=True):
             return False
     bar = logbook.progress_bar(
@@ -154,7 +150,7 @@ def loop(run: Run, state: TrainState, checkpoints: Checkpoints, book: logbook.Lo
         description=config.method,
         enabled=config.log.progress and parallel.is_main_process(),
     )
-    record = partial(_record, run, checkpoints, book, bar)
+    record = partial(_record, run, checkpoints, book, bar, (time.perf_counter(), start))
     with bar, contextlib.closing(run.batches(start)) as batches:
         previous = None
         for step in range(start + 1, total + 1):
@@ -167,10 +163,11 @@ def loop(run: Run, state: TrainState, checkpoints: Checkpoints, book: logbook.Lo
             if validate or stopping or _is_due(step, run.schedule.checkpoint_every, total):
                 record(*previous)
                 previous = None
-                if not conclude(run, state, step, checkpoints, book, interrupt, validate=validate and not stopping):
+                concluded = conclude(
+                    run, state, step, checkpoints, book, interrupt, validate=validate and not stopping
+                )
+                if stopping or not concluded:
                     return False
-            if stopping:
-                return step == total
     return True
 
 
@@ -200,21 +197,37 @@ def say(text: str) -> None:
 
 
 def _record(
-    run: Run, checkpoints: Checkpoints, book: logbook.Logbook, bar: Any, step: int, terms: dict[str, jax.Array]
+    run: Run,
+    checkpoints: Checkpoints,
+    book: logbook.Logbook,
+    bar: Any,
+    began: tuple[float, int],
+    step: int,
+    terms: dict[str, jax.Array],
 ) -> None:
-    """Fetch a step's terms, stop the run unless the loss is finite, and log them where due."""
+    """Fetch a step's terms, stop the run unless loss and gradient are finite, and log them where due."""
     terms = {name: float(value) for name, value in parallel.to_host(terms).items()}
-    if not math.isfinite(terms["loss"]):
+    if not (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
         book.write(step, "train", terms)
         listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         good = max((s for s in checkpoints.steps() if s < step), default=None)
         where = "there is no earlier checkpoint" if good is None else f"the last good checkpoint is of step {good}"
-        raise FloatingPointError(f"the loss is not finite at step {step} ({listed}); {where} in {run.workdir}")
+        raise FloatingPointError(
+            f"the loss or its gradient is not finite at step {step} ({listed}); {where} in {run.workdir}"
+        )
     bar.update(run.config.train.batch_size)
     bar.set_postfix_str(logbook.describe(terms, SHOWN), refresh=False)
     if _is_due(step, run.config.log.every_steps, run.schedule.total):
-        rate = bar.format_dict["rate"]
-        book.write(step, "train", terms | ({"images_per_second": rate} if rate else {}))
+        time_at_start, start = began
+        rate = (step - start) * run.config.train.batch_size / (time.perf_counter() - time_at_start)
+        book.write(step, "train", terms | {"images_per_second": rate})
+
+
+def _check_position(position: dict[str, Any], state: TrainState, config: ConfigDict) -> None:
+    """The input's position is a function of step and seed; both are in the checkpoint and must be this run's."""
+    expected = {"step": int(state.step), "seed": config.seed}
+    if position != expected:
+        raise ValueError(f"the checkpoint's input position is {position}, this run's is {expected}")
 
 
 def _is_due(step: int, every: int | None, total: int) -> bool:
@@ -261,7 +274,7 @@ def _validation(config: ConfigDict, source: Any, model: Any, prepare: Callable) 
     def validate(state: TrainState, interrupt: Interrupt) -> dict[str, float] | None:
         batches = evaluation_batches(
             source,
-            batch_size=config.evaluation.batch_size,
+            batch_size=parallel.round_up(config.evaluation.batch_size),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -299,9 +312,9 @@ def _warn_small_batch(config: ConfigDict, model: Any, state: TrainState, image_s
             )  # fmt: skip
 
 
-def _opening(run: Run, start: int) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
-    config, schedule = run.config, run.schedule
+def _opening(run: Run, state: TrainState) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    config, schedule, start = run.config, run.schedule, int(state.step)
     begin = f"continuing at step {start}" if start else "starting"
     return (
         f"{config.method} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
@@ -315,11 +328,10 @@ def _closing(run: Run, finished: bool, best: int | None) -> str:
         return f"Interrupted; the state is saved in {run.workdir}. Run the same command to continue."
     rows = [row for row in logbook.read_rows(run.workdir) if row["split"] == "val"]
     scores = {row["step"]: row["accuracy"] for row in rows}
-    last = max(scores, default=None)
-    steps = {"best": best, "last": last}
-    shown = ", ".join(f"{scores[step]:.1%} at step {step} ({name})" for name, step in steps.items() if step in scores)
+    named = {"best": best, "last": max(scores, default=None)}
+    shown = ", ".join(f"{scores[step]:.1%} at step {step} ({name})" for name, step in named.items() if step in scores)
     return f"Finished. Validation accuracy: {shown}. Next: python evaluate.py --workdir={run.workdir}"
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -13,18 +13,8 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    default.cifar(config)
     config.data.name = "cifar100"
     config.data.mean = (0.5071, 0.4865, 0.4409)
     config.data.std = (0.2673, 0.2564, 0.2762)
-    config.model.name = "resnet18"
-    config.model.stem = "cifar"
-    config.augment.flip = True
-    config.augment.crop_padding = 4
-    config.optim.name = "sgd"
-    config.optim.lr = 0.1
-    config.optim.weight_decay = 5e-4
-    config.optim.warmup_epochs = 5.0
-    config.train.epochs = 200.0
-    config.train.eval_every_epochs = 5.0
-    config.log.every_steps = 50
     return default.choose(config, arg)

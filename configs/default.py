@@ -131,7 +131,7 @@ def choose(config: ConfigDict, arg: str = "") -> ConfigDict:
         if name == "method" and value in METHODS:
             config.method = value
         elif name == "model" and value:
-            config.model.name = value
+            _change_model(config, value)
         elif name != "runlocal" or equals:
             raise ValueError(
                 f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
@@ -147,6 +147,14 @@ def choose(config: ConfigDict, arg: str = "") -> ConfigDict:
     return config
 
 
+def _change_model(config: ConfigDict, name: str) -> None:
+    """Choose another model; options of the former one are kept only within a family, such as resnet18 and resnet50."""
+    if name.rstrip("0123456789") != config.model.name.rstrip("0123456789"):
+        for option in set(config.model) - {"name", "dtype"}:
+            config.model[option] = None
+    config.model.name = name
+
+
 def shrink(config: ConfigDict) -> None:
     """Make a run last about a minute on two CPU cores, with every part still exercised."""
     config.data.limit = 512
@@ -157,6 +165,7 @@ def shrink(config: ConfigDict) -> None:
     config.train.batch_size = 32 * config.train.accumulate
     config.train.epochs = 2.0
     config.train.eval_every_epochs = 1.0
+    config.train.checkpoint_every_steps = None
     config.evaluation.batch_size = 64
     config.evaluation.curve_images = 64
     config.log.every_steps = 1
@@ -165,3 +174,37 @@ def shrink(config: ConfigDict) -> None:
 def get_config(arg: str = "") -> ConfigDict:
     """Return the default run, changed by the config string `arg`."""
     return choose(base(), arg)
+
+
+def cifar(config: ConfigDict) -> None:
+    """Set the usual recipe for small photographs on an accelerator: ResNet-18 (CIFAR stem), 200 epochs of SGD."""
+    config.model.name = "resnet18"
+    config.model.stem = "cifar"
+    config.augment.flip = True
+    config.augment.crop_padding = 4
+    config.optim.name = "sgd"
+    config.optim.lr = 0.1
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup_epochs = 5.0
+    config.train.epochs = 200.0
+    config.train.eval_every_epochs = 5.0
+    config.log.every_steps = 50
+
+
+def photographs(config: ConfigDict) -> None:
+    """Set what photographs of 224×224 have in common: ResNet-50 in bfloat16, random resized crops, SGD."""
+    config.data.canvas = 256
+    config.augment.size = 224
+    config.augment.resized_crop = (0.25, 1.0)
+    config.augment.flip = True
+    config.model.name = "resnet50"
+    config.model.stem = "imagenet"
+    config.model.dtype = "bfloat16"
+    config.optim.name = "sgd"
+    config.optim.lr = 0.05
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 5.0
+    config.train.batch_size = 64
+    config.train.epochs = 200.0
+    config.train.eval_every_epochs = 5.0
+    config.evaluation.batch_size = 64

@@ -14,24 +14,16 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    default.photographs(config)
     config.data.name = "imagenet2012"
-    config.data.canvas = 256
     config.data.canvas_fit = "crop"
     config.data.val_fraction = 0.01
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.loader = "grain"
     config.data.workers = 16
-    config.augment.size = 224
     config.augment.resized_crop = (0.08, 1.0)
-    config.augment.flip = True
-    config.model.name = "resnet50"
-    config.model.stem = "imagenet"
-    config.model.dtype = "bfloat16"
-    config.optim.name = "sgd"
     config.optim.lr = 0.4
-    config.optim.weight_decay = 1e-4
-    config.optim.warmup_epochs = 5.0
     config.train.batch_size = 1024
     config.train.epochs = 90.0
     config.train.eval_every_epochs = 2.0

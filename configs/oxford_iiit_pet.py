@@ -13,20 +13,6 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    default.photographs(config)
     config.data.name = "oxford_iiit_pet"
-    config.data.canvas = 256
-    config.augment.size = 224
-    config.augment.resized_crop = (0.25, 1.0)
-    config.augment.flip = True
-    config.model.name = "resnet50"
-    config.model.stem = "imagenet"
-    config.model.dtype = "bfloat16"
-    config.optim.name = "sgd"
-    config.optim.lr = 0.05
-    config.optim.weight_decay = 1e-4
-    config.optim.warmup_epochs = 5.0
-    config.train.batch_size = 64
-    config.train.epochs = 200.0
-    config.train.eval_every_epochs = 5.0
-    config.evaluation.batch_size = 64
     return default.choose(config, arg)

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config(arg: str = "method=sgt") -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
     """Return the recipe, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    config.method = "sgt"
     config.data.name = "mnist"
     config.data.channels = 1
     config.data.mean = (0.1307,)
@@ -34,4 +35,4 @@ def get_config(arg: str = "method=sgt") -> ConfigDict:
     config.masking.saliency_of = "log_probability"
     config.masking.forward = "eval"
     config.masking.fill = "uniform"
-    return default.choose(config, arg or "method=sgt")
+    return default.choose(config, arg)

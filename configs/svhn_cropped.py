@@ -13,15 +13,10 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    default.cifar(config)
     config.data.name = "svhn_cropped"
-    config.model.name = "resnet18"
-    config.model.stem = "cifar"
-    config.augment.crop_padding = 4
-    config.optim.name = "sgd"
-    config.optim.lr = 0.1
-    config.optim.weight_decay = 5e-4
+    config.augment.flip = False
     config.optim.warmup_epochs = 3.0
     config.train.epochs = 60.0
     config.train.eval_every_epochs = 3.0
-    config.log.every_steps = 50
     return default.choose(config, arg)

@@ -7,14 +7,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from sdecor import losses, masking, models, objective, optim, parallel, state
+from sdecor import attribution, losses, masking, models, objective, optim, parallel, state
 from sdecor.checks import check_choice, check_range
-from sdecor.data.augment import augment, center_crop, normalise
+from sdecor.data.augment import augment, center_crop, normalise, to_float
 
 MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")
 
@@ -34,42 +33,60 @@ def check_config(config: ConfigDict) -> None:
     """Raise `ValueError` for any value that could not work, before data is read or anything is compiled."""
     _check_training(config)
     _check_method(config)
+    _check_terms(config)
+    _check_input(config)
     evaluation = config.evaluation
-    parallel.check_batch_size("config.train.batch_size", config.train.batch_size, config.train.accumulate)
-    parallel.check_batch_size("config.evaluation.batch_size", evaluation.batch_size)
+    check_range("config.evaluation.batch_size", evaluation.batch_size, 1)
     check_range("config.evaluation.curve_steps", evaluation.curve_steps, 1)
     check_range("config.evaluation.resamples", evaluation.resamples, 1)
-    check_choice("config.evaluation.saliency_of", evaluation.saliency_of, (*objective.SALIENCY_OF, "probability"))
+    check_choice("config.evaluation.saliency_of", evaluation.saliency_of, attribution.SALIENCY_OF)
+    _check_if_set("config.evaluation.curve_images", evaluation.curve_images, 1)
     check_range("config.log.every_steps", config.log.every_steps, 1)
-    check_range("config.data.val_fraction", config.data.val_fraction, 0, 1, low_open=True, high_open=True)
-    check_choice("config.data.channels", config.data.channels, (1, 3))
-    check_choice("config.data.loader", config.data.loader, ("auto", "memory", "grain"))
+
+
+def _check_if_set(field: str, value: float | None, low: float, high: float | None = None, **options: bool) -> None:
+    if value is not None:
+        check_range(field, value, low, high, **options)
 
 
 def _check_training(config: ConfigDict) -> None:
     train, optimizer = config.train, config.optim
     check_choice("config.model.name", config.model.name, models.MODELS)
-    check_choice("config.model.dtype", config.model.dtype, ("float32", "bfloat16"))
-    check_choice("config.optim.name", optimizer.name, optim.OPTIMIZERS)
+    check_choice("config.model.dtype", config.model.dtype, models.DTYPES)
+    optim.create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
     check_choice("config.optim.schedule", optimizer.schedule, optim.SCHEDULES)
-    check_range("config.optim.lr", optimizer.lr, 0, low_open=True)
+    check_range("config.optim.lr", optimizer.lr, 0, float("inf"), low_open=True, high_open=True)
     check_range("config.optim.weight_decay", optimizer.weight_decay, 0)
     check_range("config.optim.warmup_epochs", optimizer.warmup_epochs, 0)
-    if optimizer.ema_decay is not None:
-        check_range("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
+    _check_if_set("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
     check_range("config.train.accumulate", train.accumulate, 1)
+    parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate)
     check_range("config.train.epochs", train.epochs, 0, low_open=True)
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
-    if train.checkpoint_every_steps is not None:
-        check_range("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
+    _check_if_set("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
 
 
 def _check_method(config: ConfigDict) -> None:
-    consistency, masks, decor = config.consistency, config.masking, config.decorrelation
-    for group in ("consistency", "decorrelation"):
-        check_range(f"config.{group}.weight", config[group].weight, 0)
+    """Raise where the weights are not those of the method that tables will name the run by."""
+    check_choice("config.method", config.method, objective.METHODS)
+    decor = config.decorrelation
+    check_range("config.decorrelation.weight", decor.weight, 0)
+    check_range("config.decorrelation.variance_weight", decor.variance_weight, 0)
+    weights = {"consistency": config.consistency.weight, "decorrelation": max(decor.weight, decor.variance_weight)}
+    for (group, weight), has_term in zip(weights.items(), objective.METHODS[config.method], strict=True):
+        check_range(f"config.{group}.weight", weight, 0)
         check_range(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
+        if (weight > 0) != has_term:
+            right = "above 0" if has_term else "0"
+            raise ValueError(
+                f"config.{group}.weight = {weight!r} contradicts config.method = {config.method!r}, where it is "
+                f"{right}: choose the method by the config string, --config=FILE:method={'|'.join(objective.METHODS)}"
+            )
+
+
+def _check_terms(config: ConfigDict) -> None:
+    consistency, masks, decor = config.consistency, config.masking, config.decorrelation
     check_choice("config.consistency.direction", consistency.direction, losses.DIRECTIONS)
     check_range("config.masking.fraction", masks.fraction, 0, 1, high_open=True)
     check_range("config.masking.ramp_epochs", masks.ramp_epochs, 0)
@@ -81,10 +98,21 @@ def _check_method(config: ConfigDict) -> None:
     check_choice("config.masking.forward", masks.forward, objective.FORWARDS)
     check_choice("config.decorrelation.form", decor.form, losses.FORMS)
     check_choice("config.decorrelation.spatial", decor.spatial, losses.SPATIALS)
-    check_range("config.decorrelation.variance_weight", decor.variance_weight, 0)
     check_range("config.decorrelation.iterations", decor.iterations, 1)
-    if decor.epsilon is not None:
-        check_range("config.decorrelation.epsilon", decor.epsilon, 0)
+    _check_if_set("config.decorrelation.epsilon", decor.epsilon, 0)
+
+
+def _check_input(config: ConfigDict) -> None:
+    data, options = config.data, config.augment
+    check_range("config.data.val_fraction", data.val_fraction, 0, 1, low_open=True, high_open=True)
+    check_choice("config.data.channels", data.channels, (1, 3))
+    check_choice("config.data.loader", data.loader, ("auto", "memory", "grain"))
+    check_choice("config.data.canvas_fit", data.canvas_fit, ("stretch", "crop"))
+    check_range("config.data.workers", data.workers, 0)
+    _check_if_set("config.data.limit", data.limit, 1)
+    _check_if_set("config.data.canvas", data.canvas, 1)
+    check_range("config.augment.crop_padding", options.crop_padding, 0)
+    _check_if_set("config.augment.size", options.size, 1)
 
 
 def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedule:
@@ -131,8 +159,13 @@ def create_data(config: ConfigDict) -> Any:
     )
 
 
-def create_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def create_model(
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], *, tapped: bool = True
+) -> nn.Module:
     """Build the config's model, tapped where other layers than the last are decorrelated.
+
+    With `tapped=False` it returns the features that enter the last layer in any case, from the same parameters: what
+    evaluation compares runs by.
 
     Raises:
       ValueError: for an option that the model does not take, or a layer that it does not have.
@@ -144,7 +177,7 @@ def create_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, i
         config.model.name, num_classes=num_classes, dtype=config.model.dtype, axis_name=parallel.AXIS, **options
     )
     layers = tuple(config.decorrelation.layers)
-    if not layers:
+    if not layers or not tapped:
         return model
     known = models.layer_names(model, image_shape)
     for layer in layers:
@@ -205,6 +238,20 @@ def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedu
     return optim.create_schedule(config.optim.schedule, total_steps=schedule.total, warmup_steps=schedule.warmup)
 
 
+def check_preparation(prepare: Callable, canvas: tuple[int, int, int]) -> None:
+    """Trace the training preparation, so that impossible augmentation fails now.
+
+    Raises:
+      ValueError: naming the field and what would be right.
+    """
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    image = jax.ShapeDtypeStruct((1, *canvas), np.uint8)
+    try:
+        jax.eval_shape(prepare, key, image)
+    except ValueError as error:
+        raise ValueError(f"config.augment: {error}") from error
+
+
 def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the shape of what the model sees of images on the `canvas` (H, W, C).
 
@@ -220,7 +267,6 @@ def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, i
 
 def create_preparation(config: ConfigDict, mean: Any, std: Any) -> tuple[Callable, Callable]:
     """Return the device-side preparation of images, for training `(keys, uint8) -> float32` and for evaluation."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     options = config.augment
     change = partial(
         augment,
@@ -231,10 +277,9 @@ def create_preparation(config: ConfigDict, mean: Any, std: Any) -> tuple[Callabl
     )
 
     def for_training(keys: jax.Array, images: jax.Array) -> jax.Array:
-        return normalise(change(keys, images.astype(jnp.float32) / 255.0), mean, std)
+        return normalise(change(keys, to_float(images)), mean, std)
 
     def for_evaluation(images: jax.Array) -> jax.Array:
-        images = images.astype(jnp.float32) / 255.0
-        return normalise(images if options.size is None else center_crop(images, options.size), mean, std)
+        return normalise(center_crop(images, options.size), mean, std)
 
     return for_training, for_evaluation

@@ -18,7 +18,7 @@ from sdecor.state import TrainState
 
 BEST_BY = "accuracy"  # of the validation split
 KEEP_LATEST = 2  # the last one, and the one to fall back on should it turn out damaged
-SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params")
+SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats")
 
 
 class Checkpoints:
@@ -36,11 +36,8 @@ class Checkpoints:
             create=create,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_handlers=handlers,
-        )
+        self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._damaged: set[int] = set()  # found so by `restore`
 
     def __enter__(self) -> Self:
         return self
@@ -63,14 +60,18 @@ class Checkpoints:
     def save(self, state: TrainState, *, position: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Write `state` in the background, with its checksums and the input's `position`.
 
-        A checkpoint of the same step that has no validation result is replaced by one that has.
+        A checkpoint of the same step is replaced when it is damaged, or has no validation result and this one has.
+
+        Raises:
+          FloatingPointError: when a parameter is not finite, for a run could not continue from there.
         """
-        step = int(state.step)
+        step, tree = int(state.step), _saved(state)
+        _check_finite(tree["params"], step)
         if step in self.manager.all_steps():
-            if metrics is None or self.has_metrics(step):
+            if step not in self._damaged and (metrics is None or self.has_metrics(step)):
                 return
             self.manager.delete(step)
-        tree = _saved(state)
+            self._damaged.discard(step)
         meta = {"step": step, "position": position, "checksums": checksums(tree)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta)
@@ -101,6 +102,7 @@ class Checkpoints:
                 return self._read(state, candidate)
             except Exception as error:  # orbax raises many kinds for damaged files
                 failures[candidate] = error
+                self._damaged.add(candidate)
                 logging.warning("checkpoint of step %d is damaged: %s", candidate, error)
         listed = "; ".join(f"step {step}: {str(error).splitlines()[0]}" for step, error in failures.items())
         raise ValueError(f"no whole checkpoint in {self.directory} ({listed}): restore the files or start anew")
@@ -115,6 +117,13 @@ class Checkpoints:
         if wrong:
             raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
         return state.replace(**tree), found.meta["position"]
+
+
+def _check_finite(params: Any, step: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parallel.to_host(params)):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path)
+            raise FloatingPointError(f"parameter {name} is not finite after step {step}: nothing was saved of it")
 
 
 def checksums(tree: Any) -> dict[str, str]:

@@ -11,9 +11,9 @@ def check_choice(field: str, value: Any, choices: Iterable[Any]) -> None:
     if value in choices:
         return
     close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     listed = ", ".join(repr(choice) for choice in choices)
-    raise ValueError(f"{field} = {value!r} is not known{hint} It is one of: {listed}".replace("known It", "known. It"))
+    raise ValueError(f"{field} = {value!r} is not known{hint} It is one of: {listed}")
 
 
 def check_range(

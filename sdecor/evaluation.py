@@ -6,6 +6,7 @@ over padded batches; `sdecor.summary` makes numbers with intervals of what they 
 """
 
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,8 +51,7 @@ def make_explain(
     """Return `explain_batch(variables, batch, key)`, which predicts and explains a batch.
 
     Args:
-      apply: the network in evaluation mode, `(variables, images [n, H, W, C]) -> (logits [n, K], features [n,
-        D])`.
+      apply: the network in evaluation mode, `(variables, images [n, H, W, C]) -> (logits [n, K], features [n, D])`.
       mean: the data set's mean of each channel, in [0, 1].
       std: its standard deviation of each channel.
       size: side of the central crop that the network sees; None = the images as they are.
@@ -109,15 +109,13 @@ def make_example_metrics(
 
     Args:
       apply: see `make_explain`.
-      steps: of the insertion and deletion curves; 0 leaves both out (they cost `4·(steps + 1)` forwards an
-        image).
+      steps: of the insertion and deletion curves; 0 leaves both out (they cost `4·(steps + 1)` forwards an image).
       insertion_baseline: what insertion starts from, see `metrics.deletion_curve`.
       deletion_baseline: what deletion puts in.
       blur_sigma: of the baseline "blur", in pixels.
       tolerance: of the pointing game, in pixels.
       chunk_size: network evaluations in flight on a device; None = the batch.
-      **explanation: `mean`, `std`, `size`, `method`, `saliency_of`, `reduction`, `target`: see
-        `make_explain`.
+      **explanation: `mean`, `std`, `size`, `method`, `saliency_of`, `reduction`, `target`: see `make_explain`.
 
     Returns:
       The function takes a batch of `image` uint8 `[n, H, W, C]`, `label`, `index`, `weight` `[n]` and, where
@@ -170,8 +168,7 @@ def _faithfulness(fn, found, keys, baselines, options) -> dict[str, jax.Array]:
         for name, how in baselines.items()
     }
     shuffled = jnp.ones_like(maps)  # equal values are ordered at random
-    # All four curves in one loop: the network is compiled once, and a device still holds `chunk_size`
-    # evaluations.
+    # All four curves in one loop: the network is compiled once, and a device still holds `chunk_size` evaluations.
     curves = metrics.replacement_curve(
         fn,
         jnp.concatenate([blank["insertion"], blank["insertion"], images, images]),
@@ -194,8 +191,7 @@ def collect(step: Callable[[Any], tuple[Any, Any]], batches: Iterable[Any]) -> R
     """Run `step(batch) -> (examples, moments)` over all batches and gather what it returns on the host.
 
     Args:
-      step: `example_metrics`, compiled and with variables and key bound; outputs may have a leading device
-        axis.
+      step: `example_metrics`, compiled and with variables and key bound; outputs may have a leading device axis.
       batches: padded batches, as `step` takes them.
 
     Returns:
@@ -269,19 +265,26 @@ def extend(everything: Results, part: Results) -> Results:
     return Results(examples, everything.moments)
 
 
-def save(path: Any, results: Results) -> None:
-    """Write results to an `.npz` file, which `load` reads; a reader never sees half a file."""
+def save(path: Any, results: Results, settings: Mapping[str, Any]) -> None:
+    """Write results to an `.npz` file together with the settings they depend on; a reader never sees half a file."""
     path = epath.Path(path)
     buffer = io.BytesIO()
-    np.savez(buffer, **results.examples, **{f"moments/{name}": value for name, value in results.moments.items()})
+    moments = {f"moments/{name}": value for name, value in results.moments.items()}
+    np.savez(buffer, settings=json.dumps(settings, sort_keys=True), **results.examples, **moments)
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(buffer.getvalue())
     temporary.replace(path)
 
 
-def load(path: Any) -> Results:
-    """Read what `save` wrote."""
-    with np.load(io.BytesIO(epath.Path(path).read_bytes())) as arrays:
-        moments = {name.removeprefix("moments/"): arrays[name] for name in arrays if name.startswith("moments/")}
-        examples = {name: arrays[name] for name in arrays if not name.startswith("moments/")}
+def load(path: Any, settings: Mapping[str, Any]) -> Results | None:
+    """Read what `save` wrote with the same settings; None where there is nothing, or results of other settings."""
+    path = epath.Path(path)
+    if not path.exists():
+        return None
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        if "settings" not in arrays or str(arrays["settings"]) != json.dumps(settings, sort_keys=True):
+            return None
+        names = [name for name in arrays if name != "settings"]
+        moments = {name.removeprefix("moments/"): arrays[name] for name in names if name.startswith("moments/")}
+        examples = {name: arrays[name] for name in names if not name.startswith("moments/")}
     return Results(examples, moments)

@@ -26,7 +26,9 @@ class Logbook:
             return
         workdir = epath.Path(workdir)
         self.path = workdir / "metrics.jsonl"
-        self._rows = [json.dumps(row) for row in read_rows(workdir) if row["step"] <= step]
+        rows = [row for row in read_rows(workdir) if row["step"] <= step]
+        self._rows = [json.dumps(row) for row in rows]
+        self._written = {(row["step"], row["split"]) for row in rows}
         self._write_all()
         self._appends = not _is_remote(workdir)
         if tensorboard and self._appends:
@@ -45,23 +47,18 @@ class Logbook:
             self._events.close()
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Add a row `{"step": …, "split": …, **values}`."""
-        if not self._enabled:
+        """Add a row `{"step": …, "split": …, **values}`, unless there is one; what is not finite becomes null."""
+        if not self._enabled or (step, split) in self._written:
             return
-        values = {name: float(value) for name, value in values.items()}
+        self._written.add((step, split))
+        values = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
         self._rows.append(json.dumps({"step": step, "split": split, **values}))
         if self._appends:
             with self.path.open("a") as file:
                 file.write(self._rows[-1] + "\n")
         if self._events is not None:
             for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", value, step)
-
-    def has(self, step: int, split: str) -> bool:
-        """Tell whether there is a row of this step and split."""
-        return self._enabled and any(
-            row["step"] == step and row["split"] == split for row in map(json.loads, self._rows)
-        )
+                self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
 
     def flush(self) -> None:
         """Make the rows so far durable; object stores cannot append, so there the file is written whole."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sdecor import rng
 from sdecor.checks import check_choice, check_range
+from sdecor.gaussian import blur
 
 FILLS = ("uniform", "mean", "zero", "blur")
 ORDERS = ("lowest", "highest", "alternate")
@@ -56,7 +57,8 @@ def least_salient(
     Args:
       key: one typed key, or `[N]` of them; used for ties alone.
       saliency: `[N, H, W]`, compared in float32.
-      fraction: share of the positions in [0, 1), a number or a traced scalar.
+      fraction: share of the positions in [0, 1), a number or a traced scalar. A traced one is taken to the nearest
+        millionth, which float32 still resolves.
       highest: mask the positions of *highest* saliency instead, a bool or a traced scalar bool.
 
     Returns:
@@ -95,7 +97,7 @@ def fill(
     mask: jax.Array,
     *,
     how: str = "uniform",
-    blur_sigma: jax.Array | float = 4.0,
+    blur_sigma: jax.Array | float = 2.0,
 ) -> jax.Array:
     """Replace the masked positions of images.
 
@@ -126,17 +128,25 @@ def fill(
     elif how == "zero":
         filler = jnp.zeros_like(values)
     else:
-        filler = _blur(values, blur_sigma)
+        filler = blur(values, blur_sigma)
     return jnp.where(mask[..., None], filler.astype(images.dtype), images)
 
 
 def _number_masked(fraction: jax.Array | float, positions: int) -> jax.Array:
+    """Return `floor(fraction · positions + 1e-3)`, int32; a traced fraction is rounded to a millionth first.
+
+    At the size of a large image float32 rounds by more than the guard, in the product and in the fraction itself. The
+    nearest millionth is the decimal number that was meant, and the rest is exact in integers: with `fraction =
+    (1000 a + b) / 1e6` and `positions = 1000 c + d`, two nested floors, whose terms hardly exceed `positions`.
+    """
     if isinstance(fraction, int | float):
         check_range("fraction", fraction, 0.0, 1.0, high_open=True)
-        return jnp.int32(int(fraction * positions + 1e-3))
-    # In float32 the product of a large image is coarser than 1e-3: the guard is at least two units in its last place.
-    guard = max(1e-3, positions * 2.0**-22)
-    return jnp.floor(jnp.asarray(fraction, jnp.float32) * positions + guard).astype(jnp.int32)
+        # Rounded, because a product that ends in .999 would else reach the next integer or not by its last bit.
+        return jnp.int32(int(round(fraction * positions + 1e-3, 6)))
+    millionths = jnp.round(jnp.clip(jnp.asarray(fraction, jnp.float32), 0.0, 1.0) * 1e6).astype(jnp.int32)
+    a, b = millionths // 1000, millionths % 1000
+    c, d = divmod(positions, 1000)
+    return a * c + (a * d + b * c + b * d // 1000 + 1) // 1000
 
 
 def _sortable_bits(values: jax.Array) -> jax.Array:
@@ -179,18 +189,3 @@ def _uniform_within(keys: jax.Array, images: jax.Array) -> jax.Array:
     # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
     share = jax.vmap(lambda key: jax.random.uniform(key, (images[0].size,)))(keys).reshape(images.shape)
     return jnp.minimum(low + share * (high - low), high)  # rounding may exceed the top
-
-
-def _blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
-    """Smooth rows, then columns, each as one small dense matrix: exact at the borders, and `sigma` may be traced."""
-    if isinstance(sigma, int | float):
-        check_range("blur_sigma", sigma, 0.0, low_open=True)
-
-    def kernel(size: int) -> jax.Array:
-        distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :]
-        weights = jnp.exp(-0.5 * (distance / sigma) ** 2)
-        return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-    _, height, width, _ = images.shape
-    images = jnp.einsum("ih,nhwc->niwc", kernel(height), images, precision="highest")
-    return jnp.einsum("jw,nhwc->nhjc", kernel(width), images, precision="highest")

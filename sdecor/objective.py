@@ -19,6 +19,12 @@ from sdecor.models import frozen_statistics, record_statistics
 Terms = dict[str, jax.Array]
 FORWARDS = ("shared", "frozen", "eval")
 SALIENCY_OF = ("logit", "log_probability")
+METHODS = {  # name → whether it has the terms (consistency, decorrelation)
+    "ce": (False, False),
+    "sgt": (True, False),
+    "decor": (False, True),
+    "sdecor": (True, True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,16 +192,19 @@ def loss_fn(
 def _decorrelation_terms(layers: list[jax.Array], *, objective: Objective, axis_name: str | None) -> Terms:
     """The decorrelation term averaged over layers, what white features would score, and from how many samples."""
     options = {"axis_name": axis_name, "spatial": objective.spatial}
-    samples = losses.sample_count(layers[0], **options)
-    floors = [losses.white_floor(losses.sample_count(x, **options), x.shape[-1], form=objective.form) for x in layers]
-    options |= {"epsilon": objective.epsilon, "iterations": objective.iterations}
-    decor = partial(losses.decorrelation, form=objective.form, **options)
+    samples = [losses.sample_count(layer, **options) for layer in layers]
+    floors = [
+        losses.white_floor(n, layer.shape[-1], form=objective.form) for n, layer in zip(samples, layers, strict=True)
+    ]
     terms = {
-        "decorrelation": sum(map(decor, layers)) / len(layers),
         "decorrelation_floor": jnp.float32(sum(floors) / len(floors)),
-        "decorrelation_samples": jnp.float32(samples),
+        "decorrelation_samples": jnp.float32(min(samples)),
     }
+    options |= {"epsilon": objective.epsilon, "iterations": objective.iterations}
     if objective.form == "whitening":
-        residual = partial(losses.whitening_residual, **options)
-        terms["whitening_residual"] = sum(map(residual, layers)) / len(layers)
-    return terms
+        found = [losses.whitening(layer, **options) for layer in layers]
+        terms["whitening_residual"] = sum(residual for _, residual in found) / len(layers)
+        values = [value for value, _ in found]
+    else:
+        values = [losses.decorrelation(layer, form=objective.form, **options) for layer in layers]
+    return terms | {"decorrelation": sum(values) / len(layers)}

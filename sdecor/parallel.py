@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdecor.checks import check_range
+
 AXIS = "batch"  # the name that collectives in losses, BatchNorm and steps refer to
 
 
@@ -29,13 +31,19 @@ def is_main_process() -> bool:
 
 def check_batch_size(field: str, batch_size: int, accumulate: int = 1) -> None:
     """Raise `ValueError` unless every device of every process gets the same whole number of examples."""
+    check_range(field, batch_size, 1)
     parts = jax.device_count() * accumulate
-    if batch_size < 1 or batch_size % parts:
+    if batch_size % parts:
         right = max(round(batch_size / parts), 1) * parts
         raise ValueError(
             f"{field} = {batch_size} does not divide over {jax.device_count()} devices × {accumulate} micro-batches: "
             f"use a multiple of {parts}, for example {right}"
         )
+
+
+def round_up(batch_size: int) -> int:
+    """Return the next batch size that divides over all devices, for batches whose padding changes no result."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
 
 
 def replicate(tree: Any, devices: Iterable[jax.Device] | None = None) -> Any:
@@ -76,14 +84,14 @@ def pmap_evaluation(step: Callable, devices: list[jax.Device] | None = None) -> 
 
 
 def to_host(tree: Any) -> Any:
-    """Fetch this process's copy of replicated arrays, or its shards of sharded ones, as NumPy arrays."""
+    """Fetch the arrays of this process's devices, as NumPy arrays."""
     return jax.tree.map(_local, tree)
 
 
 def _local(array: Any) -> np.ndarray:
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return np.asarray(array)
-    return np.concatenate([np.asarray(part.data) for part in array.addressable_shards])
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = array.addressable_data(0)  # a view over all processes, of which each holds a copy
+    return np.asarray(array)
 
 
 def unshard(tree: Any) -> Any:

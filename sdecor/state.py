@@ -12,17 +12,20 @@ from flax.training import train_state
 class TrainState(train_state.TrainState):
     """Parameters, optimizer state and step, with BatchNorm's running statistics and an optional average.
 
-    `batch_stats` is an empty dict where the model has no BatchNorm; `ema_params` is None without an average.
+    `batch_stats` is an empty dict where the model has no BatchNorm; `ema_params` and `ema_batch_stats` are None
+    without an average. Statistics are averaged with the parameters that they belong to.
     """
 
     batch_stats: Any = struct.field(default_factory=dict)
     ema_params: Any = None
+    ema_batch_stats: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation applies: the averaged parameters where there are any, and the running statistics."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        """What evaluation applies: the average where there is one, else the present parameters and statistics."""
+        if self.ema_params is None:
+            return {"params": self.params, "batch_stats": self.batch_stats}
+        return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
 
 
 def create_train_state(
@@ -38,13 +41,14 @@ def create_train_state(
     def create() -> TrainState:
         images = jax.numpy.zeros((1, *image_shape))
         variables = model.init({"params": key}, images, train=False)
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
         state = TrainState.create(
             apply_fn=model.apply,
             params=params,
             tx=tx,
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=batch_stats,
             ema_params=jax.tree.map(jax.numpy.copy, params) if ema else None,
+            ema_batch_stats=jax.tree.map(jax.numpy.copy, batch_stats) if ema else None,
         )
         # A Python 0 would be weakly typed, and a state read from a checkpoint another type: a second compilation.
         return state.replace(step=jax.numpy.zeros((), jax.numpy.int32))

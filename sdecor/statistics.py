@@ -1,10 +1,8 @@
 """Confidence intervals by the percentile bootstrap over examples: means, ratios of means, paired differences.
 
-NumPy in float64 on the host. A `Statistic` is any function of sums over examples, so that several of them
-share one set of
-resamples: 2000 resamples of 50,000 examples and 30 columns take seconds, and differences are paired by
-  construction.
-Everything is deterministic given the seed.
+NumPy in float64 on the host. A `Statistic` is any function of sums over examples, so that several of them share one set
+of resamples: 2000 resamples of 50,000 examples and 30 columns take seconds, and the same example is drawn for all of
+them. Everything is deterministic given the seed.
 
 References:
   Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
@@ -34,12 +32,16 @@ class Statistic(NamedTuple):
     """A function of sums over examples.
 
     `columns [N, M]` are finite, a row for each example; `function(sums [..., M]) -> [...]` takes their sums;
-    `n` is the number of examples for which the measure is defined.
+    `n` is the number of examples for which the measure is defined. `biased` marks a function whose expectation is not
+    its value at the expected sums, such as a sum of absolute values: resampling the sample adds the bias once more, and
+    the draws are moved back by it. `least` is the lowest possible value, below which no interval goes.
     """
 
     columns: np.ndarray
     function: Callable[[np.ndarray], np.ndarray]
     n: int
+    biased: bool = False
+    least: float = -np.inf
 
 
 def mean_of(values: np.ndarray) -> Statistic:
@@ -62,12 +64,16 @@ def ratio_of(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
 
 
 def difference_of(a: Statistic, b: Statistic) -> Statistic:
-    """Return b − a for two statistics of the same examples, resampled together."""
+    """Return b − a for two statistics of the same examples, resampled together.
+
+    It is paired where both are defined for the same examples, which is for the caller to see to.
+    """
     split = a.columns.shape[1]
     return Statistic(
         np.concatenate([a.columns, b.columns], axis=1),
         lambda sums: b.function(sums[..., split:]) - a.function(sums[..., :split]),
         min(a.n, b.n),
+        a.biased or b.biased,
     )
 
 
@@ -87,8 +93,9 @@ def bootstrap(
       seed: of the draws.
 
     Returns:
-      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval. With no
-      defined example everything is NaN; with one, the bounds are.
+      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval (of a biased
+      statistic: that of draws moved so that their mean is `mean`). With no defined example everything is NaN; with
+      one, the bounds are.
     """
     check_range("level", level, 0, 1, low_open=True, high_open=True)
     if not statistics:
@@ -96,15 +103,22 @@ def bootstrap(
     columns = np.concatenate([statistic.columns for statistic in statistics.values()], axis=1)
     resampled = bootstrap_sums(columns, n_resamples=n_resamples, seed=seed)
     totals, intervals, start = columns.sum(0), {}, 0
-    for name, (part, function, n) in statistics.items():
-        place = slice(start, start := start + part.shape[1])
-        value = float(function(totals[place])) if n else np.nan
-        draws = function(resampled[:, place])
-        draws = draws[~np.isnan(draws)]  # a resample may miss every defined example
-        tails = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.quantile(draws, tails) if n > 1 and draws.size else (np.nan, np.nan)
-        intervals[name] = Interval(value, float(low), float(high), n)
+    for name, statistic in statistics.items():
+        place = slice(start, start := start + statistic.columns.shape[1])
+        value = float(statistic.function(totals[place])) if statistic.n else np.nan
+        low, high = _percentiles(statistic, value, statistic.function(resampled[:, place]), level)
+        intervals[name] = Interval(value, low, high, statistic.n)
     return intervals
+
+
+def _percentiles(statistic: Statistic, value: float, draws: np.ndarray, level: float) -> tuple[float, float]:
+    draws = draws[~np.isnan(draws)]  # a resample may miss every defined example
+    if statistic.n < 2 or not draws.size:
+        return np.nan, np.nan
+    if statistic.biased:
+        draws = draws + (value - draws.mean())
+    low, high = np.quantile(np.maximum(draws, statistic.least), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> np.ndarray:

@@ -129,9 +129,8 @@ def micro_gradients(
     axis_name: str | None,
 ) -> tuple[Any, Any, Terms]:
     """Augment one micro-batch and return its gradients, new running statistics and terms."""
-    keys = jax.vmap(partial(jax.random.split, num=3))(example_keys(key, state.step, batch["position"]))
+    keys = jax.vmap(partial(jax.random.split, num=4))(example_keys(key, state.step, batch["position"]))
     images = prepare(keys[:, 0], batch["image"])
-    dropout = jax.random.fold_in(jax.random.fold_in(key, state.step), batch["position"][0])
     forward = partial(apply_model, state.apply_fn, batch_stats=batch_stats)
     return loss_and_gradients(
         forward,
@@ -140,7 +139,7 @@ def micro_gradients(
         batch["label"],
         tie_keys=keys[:, 1],
         fill_keys=keys[:, 2],
-        dropout_keys=jax.random.split(dropout),
+        dropout_keys=jax.random.split(keys[0, 3]),  # of the device's first example: another on each device
         values=values,
         highest=masking.masks_highest(objective.order, state.step),
         objective=objective,
@@ -160,7 +159,11 @@ def apply_gradients(
         return state
     # A young average follows closely, so that it does not carry the initial parameters for 1/(1 − decay) steps.
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    return state.replace(ema_params=optax.incremental_update(state.params, state.ema_params, 1.0 - decay))
+    follow = partial(optax.incremental_update, step_size=1.0 - decay)
+    return state.replace(
+        ema_params=follow(state.params, state.ema_params),
+        ema_batch_stats=follow(state.batch_stats, state.ema_batch_stats),
+    )
 
 
 def evaluation_step(

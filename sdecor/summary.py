@@ -8,8 +8,7 @@ from sdecor import metrics
 from sdecor.evaluation import Results
 from sdecor.statistics import Statistic, bootstrap, difference_of, mean_of, ratio_of
 
-# The level that a meaningless map, or a network that always answers alike, reaches: by example, or as a
-# constant.
+# The level that a meaningless map, or a network that always answers alike, reaches: by example, or as a constant.
 _CHANCE = {
     "accuracy": "chance_accuracy",
     "energy_inside": "area_share",
@@ -27,10 +26,9 @@ def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95,
     """Return every measure's mean over the split with its bootstrap interval.
 
     Returns:
-      By name of the measure (`metrics.METRICS` and `metrics.DATASET_METRICS`): `mean`, `low`, `high`, `n`
-      (examples for which it is defined), `undefined` (the others), and `chance` where there is such a level,
-      over the same examples. None where there is no value: an undefined measure, or the interval of a feature
-      diagnostic.
+      By name of the measure (`metrics.METRICS` and `metrics.DATASET_METRICS`): `mean`, `low`, `high`, `n` (examples for
+      which it is defined), `undefined` (the others), and `chance` where there is such a level, over the same examples.
+      None where there is no value: an undefined measure, or the interval of a feature diagnostic.
     """
     examples, count = results.examples, results.examples["index"].size
     statistics = _statistics(examples)
@@ -54,8 +52,9 @@ def compare(
     """Return the paired differences `other − reference` on the same images, with paired bootstrap intervals.
 
     Returns:
-      By name of the measure: `mean`, `low`, `high` of the difference, `n` pairs, and `better`: True or False
-      where the interval excludes 0 and the measure has a better direction, else None.
+      By name of the measure: `mean`, `low`, `high` of the difference over the images where both runs are defined,
+      `n` pairs, and `better`: True or False where the interval excludes 0 and the measure has a better direction,
+      else None.
 
     Raises:
       ValueError: when the two were not evaluated on the same images.
@@ -66,6 +65,7 @@ def compare(
             f"the runs were evaluated on different images ({a['index'].size} and {b['index'].size}): "
             "evaluate both on the same split of the same data set"
         )
+    a, b = _jointly_defined(a, b)
     left, right = _statistics(a), _statistics(b)
     paired = {}
     for name in left:
@@ -97,14 +97,32 @@ def mean_curves(results: Results) -> dict[str, np.ndarray]:
     return {name: curves.mean(0) for name, curves in defined.items() if len(curves)}
 
 
+def _jointly_defined(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return both with NaN wherever a measure is undefined in either, so that ratios too are over the same images."""
+    gaps = {name: np.isnan(a[name]) | np.isnan(b[name]) for name in metrics.METRICS if name in a and name in b}
+    return tuple(dict(run) | {name: np.where(gap, np.nan, run[name]) for name, gap in gaps.items()} for run in (a, b))
+
+
 def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
     statistics = {name: mean_of(examples[name]) for name in metrics.METRICS if name in examples}
-    bins = metrics.calibration_bins(examples["confidence"], examples["accuracy"])
-    n = bins.shape[0]
-    statistics["calibration_error"] = Statistic(bins, lambda sums: metrics.calibration_error(sums, n), n)
+    statistics["calibration_error"] = _calibration(examples["confidence"], examples["accuracy"])
     if "energy_inside" in examples:
         statistics["energy_ratio"] = ratio_of(examples["energy_inside"], examples["area_share"])
     return statistics
+
+
+def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Statistic:
+    defined = ~np.isnan(confidence)
+    columns = np.concatenate([metrics.calibration_bins(confidence, correct), defined[:, None]], axis=1)
+    return Statistic(
+        columns,
+        lambda sums: metrics.calibration_error(sums[..., :-1], sums[..., -1]),
+        int(defined.sum()),
+        biased=True,  # each bin's gap is an absolute value, which noise alone makes positive
+        least=0.0,
+    )
 
 
 def _chance(name: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | None]:

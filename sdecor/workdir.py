@@ -1,46 +1,67 @@
 """A run's folder: its config, versions and data set, in config.json."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 from typing import Any
 
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-FREE = ("log.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "evaluation.")
+PACKAGES = (  # those that may change a result, or the pixels
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+    "tensorflow-datasets", "grain", "pillow", "scikit-learn",
+)  # fmt: skip
+FREE = (  # fields that may change between starts of a run: they change no parameter of the trained network
+    "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
+    "train.checkpoint_every_steps",
+)  # fmt: skip
 
 
-def claim(workdir: epath.PathLike, config: ConfigDict, dataset: dict[str, Any]) -> None:
-    """Make `workdir` the folder of this run: write config.json, or check that it is of the same config.
+def claim(workdir: epath.PathLike, config: ConfigDict, dataset: dict[str, Any], *, write: bool = True) -> None:
+    """Make `workdir` the folder of this run: check that it is of the same config, or write config.json.
+
+    A folder in which no step was ever saved is free for another config.
 
     Args:
       workdir: local or remote folder, created where missing.
       config: the run's config.
       dataset: what is known of the data set: classes, sizes, mean, std.
+      write: whether this process writes; all check.
 
     Raises:
-      ValueError: when the folder holds another config; the message names each differing field. Fields in `FREE`
-        change no parameter of the trained network and may differ.
+      ValueError: when the folder holds another run; the message names each differing field. Fields in `FREE` may
+        differ.
     """
     workdir = epath.Path(workdir)
-    path = workdir / "config.json"
-    if path.exists():
+    checkpoints = workdir / "checkpoints"
+    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    if started and (workdir / "config.json").exists():
         found = read(workdir)
         differences = {
             **differing_fields(found["config"], plain(config), ignore=FREE),
             **differing_fields(found["dataset"], plain(dataset), prefix="dataset."),
         }
         if differences:
-            listed = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
             raise ValueError(
-                f"{workdir} holds a run of another config:\n{listed}\n"
+                f"{workdir} holds a run of another config:\n{list_differences(differences)}\n"
                 "Use another --workdir, or the same config to continue that run."
             )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": plain(config), "dataset": plain(dataset), "versions": versions()})
+        changed = differing_fields(found["versions"], versions())
+        if changed:
+            logging.warning("other versions than the run began with:\n%s", list_differences(changed))
+    if write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(
+            workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
+        )
+
+
+def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
+    """Write `differing_fields` as lines of text."""
+    return "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
 
 
 def read(workdir: epath.PathLike) -> dict[str, Any]:
@@ -86,5 +107,8 @@ def differing_fields(
 
 def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    found = {package: importlib.metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,14 +1,17 @@
 """Tiny networks and batches that several tests share."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor import masking, optim, parallel, steps
 from sdecor import objective as method
-from sdecor import optim, parallel, steps
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
 from sdecor.state import TrainState, create_train_state
@@ -34,6 +37,13 @@ def tiny_model(norm: str = "batch", axis_name: str | None = None, **options) -> 
 def tiny_state(model: nn.Module, *, tx=None, ema: bool = False, shape=SHAPE) -> TrainState:
     tx = tx or optim.create_optimizer("sgd")
     return create_train_state(model, tx, key=jax.random.key(1), image_shape=shape, ema=ema)
+
+
+def loud_state(model: nn.Module, *, tx=None) -> TrainState:
+    """A tiny state whose features vary by about 1, so that every term of the loss counts."""
+    state = tiny_state(model, tx=tx)
+    last = {**state.params["norm1"], "scale": 6.0 * state.params["norm1"]["scale"]}
+    return state.replace(params={**state.params, "norm1": last})
 
 
 def tiny_batch(n: int = N, seed: int = 0, shape=SHAPE) -> dict[str, np.ndarray]:
@@ -74,3 +84,60 @@ def pmapped(step, devices: int):
         return jax.device_get(compiled(state, parallel.shard(batch, devices), values, key))
 
     return run
+
+
+def recorded(find: Callable) -> Callable:
+    """Return `find` with a second result: what passed through `sdecor.masking` meanwhile; works under `jit`.
+
+    This is a dict of `gradient`, `ranking`, `mask`, `masked` images, and `filler`: the fill of every position.
+    """
+
+    def run(*args: Any, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
+        seen = {}
+        rank_saliency, least_salient, fill = masking.rank_saliency, masking.least_salient, masking.fill
+
+        def rank(gradient, **options):
+            seen["gradient"], seen["ranking"] = gradient, rank_saliency(gradient, **options)
+            return seen["ranking"]
+
+        def choose(key, saliency, **options):
+            seen["mask"] = least_salient(key, saliency, **options)
+            return seen["mask"]
+
+        def replace(key, images, mask, **options):
+            seen["filler"] = fill(key, images, jnp.ones_like(mask), **options)
+            seen["masked"] = fill(key, images, mask, **options)
+            return seen["masked"]
+
+        with mock.patch.multiple(masking, rank_saliency=rank, least_salient=choose, fill=replace):
+            result = find(*args, **options)
+        return result, seen
+
+    return run
+
+
+def gradients(state: TrainState, batch: dict, *, objective: method.Objective, key=None, **changes) -> tuple:
+    """Return `(gradients, batch_stats, terms)` of one batch by the method, with changes to the hyperparameters."""
+    return steps.micro_gradients(
+        state,
+        state.batch_stats,
+        batch,
+        values=steps.scheduled(hyper(**changes), state.step, lambda step: 1.0),
+        key=jax.random.key(3) if key is None else key,
+        objective=objective,
+        prepare=prepare,
+        axis_name=None,
+    )
+
+
+def saliency_of_step(state: TrainState, images, labels, *, forward: str, saliency_of: str = "logit") -> jax.Array:
+    """Return the saliency as the step finds it, from the clean forward's pull-back."""
+    clean = partial(
+        method.apply_model, state.apply_fn, batch_stats=state.batch_stats, dropout_key=jax.random.key(0)
+    )
+    outputs, pull_back, (_, record) = jax.vjp(
+        partial(method._recorded, clean, forward == "frozen"), state.params, images, has_aux=True
+    )
+    objective = method.Objective(forward=forward, saliency_of=saliency_of)
+    linear = {"outputs": outputs, "pull_back": pull_back, "record": record}
+    return method.saliency(partial(clean, state.params), images, labels, objective=objective, **linear)

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -15,7 +16,8 @@ NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob(
 def test_every_config_is_possible_and_documented(name):
     module = importlib.import_module(f"configs.{name}")
     assert "python train.py --config=configs/" in module.__doc__
-    for arg in ("", "method=ce", "method=sdecor,runlocal"):
+    arguments = ("", "method=ce", "method=sdecor,runlocal", "model=cnn,runlocal", "model=vit_ti", "model=vgg16")
+    for arg in arguments:
         config = module.get_config(arg)
         build.check_config(config)
         model = build.create_model(config, 10, (32, 32, config.data.channels))
@@ -40,7 +42,7 @@ def test_config_string_chooses_model_and_shrinks():
 
 @pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model="])
 def test_unknown_config_string_says_what_is_right(arg):
-    with pytest.raises(ValueError, match="method=ce|sgt|decor|sdecor"):
+    with pytest.raises(ValueError, match=re.escape("method=ce|sgt|decor|sdecor")):
         default.get_config(arg)
 
 
@@ -59,6 +61,15 @@ IMPOSSIBLE = [
     ("masking.order", "lowst", "lowest"),
     ("decorrelation.form", "covarianse", "did you mean 'covariance'"),
     ("decorrelation.weight", -1.0, "decorrelation.weight"),
+    ("consistency.weight", 0.0, "contradicts config.method = 'sdecor'"),
+    ("optim.momentum", 1.0, "momentum"),
+    ("optim.clip_norm", 0.0, "clip_norm"),
+    ("optim.lr", float("inf"), "optim.lr"),
+    ("data.canvas_fit", "strech", "did you mean 'stretch'"),
+    ("data.workers", -1, "workers"),
+    ("data.limit", 0, "limit"),
+    ("augment.crop_padding", -1, "crop_padding"),
+    ("evaluation.curve_images", 0, "curve_images"),
     ("train.batch_size", 100, "multiple of 8"),
     ("train.epochs", 0.0, "train.epochs"),
     ("train.label_smoothing", 1.0, "label_smoothing"),
@@ -103,3 +114,19 @@ def test_run_without_steps_is_an_error():
     config.train.epochs = 0.001
     with pytest.raises(ValueError, match="train.epochs"):
         build.create_schedule(config, 10)
+
+
+def test_impossible_augmentation_fails_before_training():
+    config = default.get_config()
+    with config.ignore_type():
+        config.augment.resized_crop, config.augment.crop_padding = (0.5, 1.0), 4
+    prepare, _ = build.create_preparation(config, (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ValueError, match="config.augment: crop_padding = 4 and resized_crop"):
+        build.check_preparation(prepare, (32, 32, 3))
+
+
+@pytest.mark.parametrize("arg", ["", "runlocal", "model=cnn"])
+def test_sgt_recipe_is_sgt_whatever_else_is_chosen(arg):
+    config = importlib.import_module("configs.sgt_mnist").get_config(arg)
+    objective = build.create_objective(config)
+    assert config.method == "sgt" and objective.consistency and not objective.decorrelation

@@ -169,6 +169,14 @@ def test_folder_statistics_are_exact(root):
     assert half != data.mean
 
 
+def test_statistics_of_a_sample_are_not_those_of_a_stride():
+    """Examples that alternate between black and white: every other one would be all black."""
+    images = [{"image": np.full((2, 2, 1), 255 * (i % 2), np.uint8)} for i in range(400)]
+    mean, _ = statistics.compute(images, sample=200)
+    assert mean[0] == pytest.approx(0.5, abs=0.1)
+    assert statistics.compute(images, sample=200)[0] == mean
+
+
 def test_folder_own_val_canvas_grey_and_limit(root):
     (root / "test").rename(root / "validation")
     data = create_dataset("folder", path=root, canvas=(8, 6), channels=1, limit=4)
@@ -345,18 +353,40 @@ def test_tfds_trimap_and_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "counts, unlabelled, sizes",
+    "name, counts, sizes",
     [
-        ({"train": 40, "validation": 6}, (), (36, 4, 6)),  # its validation is our test
-        ({"train": 40, "validation": 6, "test": 8}, (), (40, 6, 8)),
-        ({"train": 40, "validation": 6, "test": 8}, ("test",), (36, 4, 6)),  # imagenet2012
+        ("sdecor_fake", {"train": 40, "validation": 6}, (36, 4, 6)),  # its validation is our test
+        ("sdecor_fake", {"train": 40, "validation": 6, "test": 8}, (40, 6, 8)),
+        ("imagenet2012:5.1.0", {"train": 40, "validation": 6, "test": 8}, (36, 4, 6)),  # its test has no labels
     ],
 )
-def test_tfds_split_policy(tmp_path, counts, unlabelled, sizes):
-    prepare_fake(tmp_path, counts=counts, unlabelled=unlabelled)
-    data = create_dataset("sdecor_fake", data_dir=tmp_path)
+def test_tfds_split_policy(tmp_path, name, counts, sizes):
+    directory = prepare_fake(tmp_path, counts=counts, unlabelled=("test",) if name != "sdecor_fake" else ())
+    data = create_dataset(name, path=directory)
     assert tuple(len(data.source(split)) for split in ("train", "val", "test")) == sizes
     assert data.source("test").labels.min() == 0
+
+
+def test_training_does_not_touch_a_tfds_test_split(tmp_path):
+    directory = prepare_fake(tmp_path, counts={"train": 8, "validation": 4, "test": 4}, unlabelled=("test",))
+    with pytest.raises(ValueError, match="label -1 is outside 0 … 1 .4 of 4 .*the split has no labels"):
+        create_dataset("sdecor_fake", data_dir=tmp_path).source("test")
+    next(directory.glob("*-test.*")).unlink()
+    data = create_dataset("sdecor_fake", data_dir=tmp_path)
+    assert data.info()["sizes"] == {"train": 8, "val": 4}
+    with pytest.raises(ValueError, match="the data file is missing"):
+        data.source("test")
+
+
+def test_labels_are_scanned_once_for_both_parts_of_train(tmp_path, monkeypatch):
+    from sdecor.data.tfds_source import TfdsSource
+
+    prepare_fake(tmp_path)
+    scanned, scan = [], TfdsSource._scan_labels
+    monkeypatch.setattr(TfdsSource, "_scan_labels", lambda self: scanned.append(self.split) or scan(self))
+    data = create_dataset("sdecor_fake", data_dir=tmp_path)
+    assert len(data.source("train").labels) + len(data.source("val").labels) == 40
+    assert scanned == ["train"]
 
 
 def test_labels_of_a_large_split_are_kept(tmp_path, monkeypatch):

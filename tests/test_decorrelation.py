@@ -67,8 +67,17 @@ def test_whitening_gradient_expands_what_is_narrow_and_shrinks_what_is_wide():
 @pytest.mark.parametrize("form", PAIRWISE)
 def test_gram_side_gives_the_same(form):
     h = correlated(5, 24)
-    for plain, gram in zip(value_and_grad(h, form=form), value_and_grad(h, form=form, gram=True), strict=True):
+    plain_side, gram_side = (value_and_grad(h, form=form, gram=gram) for gram in (False, True))
+    for plain, gram in zip(plain_side, gram_side, strict=True):
         np.testing.assert_allclose(gram, plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("form", PAIRWISE)
+def test_the_smaller_side_of_the_global_batch_is_chosen(form):
+    for members, n, d, is_gram in ((1, 5, 24, True), (1, 24, 5, False), (4, 3, 11, False), (4, 3, 13, True)):
+        run = partial(losses.decorrelation, form=form, axis_name="batch")
+        jaxpr = str(jax.make_jaxpr(jax.vmap(run, axis_name="batch"))(np.zeros((members, n, d), np.float32)))
+        assert (f"{d},{d}]" not in jaxpr) == is_gram
 
 
 def test_gram_side_is_not_negative_where_nothing_is_correlated():
@@ -252,6 +261,18 @@ def test_too_few_samples_leave_the_least_residual_possible():
     np.testing.assert_allclose(residual(correlated(5, 12), iterations=30), np.sqrt((12 - 5 + 1) / 12), atol=1e-3)
 
 
+def test_value_and_residual_come_from_one_iteration():
+    h = correlated(32)
+    value, left = jax.jit(partial(losses.whitening, iterations=4))(h)
+    assert value == value_and_grad(h, form="whitening", iterations=4)[0]
+    assert left == residual(h, iterations=4) > 1e-3
+    jaxpr = str(jax.make_jaxpr(losses.whitening)(h))
+    assert jaxpr.count("while[") + jaxpr.count("scan[") == 1
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda h: losses.whitening(h)[1]))(h), 0.0)
+    with pytest.raises(ValueError, match="epsilon = -1"):
+        losses.whitening_residual(h, epsilon=-1)
+
+
 # What is logged beside it
 
 
@@ -290,7 +311,7 @@ def test_white_floor_of_the_covariance_form_is_its_formula():
 
 # Devices
 
-CASES = [(form, gram) for form in losses.FORMS for gram in (False, True) if not (gram and form == "whitening")]
+CASES = [(form, gram) for form in PAIRWISE for gram in (False, True)] + [("whitening", None)]
 
 
 def network(params: dict, x: jax.Array) -> jax.Array:
@@ -307,7 +328,7 @@ def global_batch() -> tuple[dict, np.ndarray]:
 def losses_and_gradients(params: dict, x: jax.Array, *, axis_name: str | None) -> dict:
     """Return the loss and the gradients of every form (in one program, which compiles faster than seven)."""
 
-    def loss(params: dict, form: str, gram: bool) -> jax.Array:
+    def loss(params: dict, form: str, gram: bool | None) -> jax.Array:
         h = network(params, x)
         hinge = losses.variance_hinge(h, axis_name=axis_name, target=3.0)
         return losses.decorrelation(h, form=form, axis_name=axis_name, gram=gram) + 0.1 * hinge

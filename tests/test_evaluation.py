@@ -131,7 +131,8 @@ def test_summary_has_interval_count_and_chance(reference):
     ratio = summary["energy_inside"]["mean"] / summary["area_share"]["mean"]
     assert summary["energy_ratio"]["mean"] == pytest.approx(ratio)
     assert summary["accuracy"]["chance"] == np.bincount(LABELS).max() / COUNT
-    assert summary["calibration_error"]["low"] <= summary["calibration_error"]["high"]
+    error = summary["calibration_error"]
+    assert 0 <= error["low"] <= error["mean"] <= error["high"]
     assert summary["effective_rank"]["low"] is None and 1 <= summary["effective_rank"]["mean"] <= 10
 
 
@@ -166,6 +167,28 @@ def test_comparison_is_paired(reference, other):
     assert all(entry["mean"] == 0 and entry["better"] is None for entry in itself.values())
 
 
+def test_a_difference_of_ratios_is_over_the_images_that_both_runs_define(reference):
+    """Maps of zeros leave images out, each run its own; nothing else differs, so neither does the ratio."""
+    a, b = (dict(reference.examples, energy_inside=reference.examples["energy_inside"].copy()) for _ in range(2))
+    a["energy_inside"][2:8], b["energy_inside"][5:14] = np.nan, np.nan
+    runs = [Results(examples, reference.moments) for examples in (a, b)]
+    means = [summarise(run, n_resamples=10)["energy_ratio"]["mean"] for run in runs]
+    assert abs(means[0] - means[1]) > 0.01
+    found = compare(*runs, n_resamples=50)["energy_ratio"]
+    assert found == {"mean": 0, "low": 0, "high": 0, "n": COUNT - 12 - 1, "better": None}
+
+
+def test_examples_without_confidence_are_counted_apart(reference):
+    examples = dict(reference.examples, confidence=reference.examples["confidence"].copy())
+    examples["confidence"][:3] = np.nan
+    found = summarise(Results(examples, reference.moments), n_resamples=50)["calibration_error"]
+    assert (found["n"], found["undefined"]) == (COUNT - 3, 3)
+    rest = {name: values[3:] for name, values in reference.examples.items()}
+    alone = summarise(Results(rest, reference.moments), n_resamples=50)["calibration_error"]
+    assert found["mean"] == pytest.approx(alone["mean"])
+    assert found["low"] <= found["mean"] <= found["high"]
+
+
 def test_better_follows_the_direction_of_the_measure(reference):
     better = dict(reference.examples, cross_entropy=reference.examples["cross_entropy"] - 1)
     better["gini"] = reference.examples["gini"] - 0.1
@@ -194,8 +217,11 @@ def test_results_of_processes_merge_and_nothing_counts_twice(reference):
 
 
 def test_stored_results_are_the_same(reference, tmp_path):
-    save(tmp_path / "results.npz", reference)
-    found = load(tmp_path / "results.npz")
+    settings = {"split": "test", "step": 7}
+    save(tmp_path / "results.npz", reference, settings)
+    assert load(tmp_path / "results.npz", settings | {"split": "val"}) is None
+    assert load(tmp_path / "nothing.npz", settings) is None
+    found = load(tmp_path / "results.npz", settings)
     for old, new in zip(reference, found, strict=True):
         assert old.keys() == new.keys()
         for name, values in old.items():

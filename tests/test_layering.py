@@ -9,10 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks"}  # what any part may use
+SMALL = {"rng", "checks", "gaussian"}  # what any part may use
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
+    "gaussian": {"checks"},
+    "cli": {"parallel"},
     "losses": SMALL,
     "masking": SMALL,
     "attribution": SMALL,
@@ -68,12 +70,28 @@ def test_imports_go_down_only(path):
     assert known <= allowed | {part}, f"{path} imports {sorted(known - allowed - {part})}"
 
 
+DEVICES = {"pmap", "shard_map", "Mesh", "NamedSharding", "device_put", "make_mesh", "multihost_utils"}
+
+
+def device_names(path: pathlib.Path) -> set[str]:
+    """Return what a file names of devices, as an attribute (`jax.pmap`) or in an import, under whatever alias."""
+    attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    imported = {name for dotted in imports(path) for name in dotted.split(".")}
+    return DEVICES & (attributes | imported)
+
+
 @pytest.mark.parametrize("path", parts(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_devices_are_named_in_one_file(path):
-    if part_of(path) == "parallel":
-        return
-    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert not names & {"pmap", "shard_map", "Mesh", "NamedSharding", "device_put"}
+    assert part_of(path) == "parallel" or not device_names(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["jax.pmap(f)", "from jax import pmap as p", "import jax.experimental.shard_map", "x = sharding.Mesh"]
+)
+def test_every_way_to_name_devices_is_found(tmp_path, line):
+    path = tmp_path / "part.py"
+    path.write_text(f"import jax\n{line}\n")
+    assert len(device_names(path)) == 1
 
 
 def test_configs_import_the_config_library_alone():

@@ -75,6 +75,16 @@ def test_number_masked_is_exact_in_large_images(positions):
     np.testing.assert_array_equal(traced, np.arange(100) * positions // 100)
 
 
+@pytest.mark.parametrize("positions", [1024, 224 * 224, 3000 * 1000])
+def test_number_masked_is_exact_for_fractions_of_four_digits(positions):
+    numerators = np.arange(10_000)
+    exact = (numerators * positions + 10) // 10_000  # floor(fraction · positions + 1e-3) in whole numbers
+    traced = jax.jit(partial(masking._number_masked, positions=positions))(jnp.float32(numerators / 10_000))
+    np.testing.assert_array_equal(traced, exact)
+    for i in np.concatenate([numerators[::97], np.flatnonzero(numerators * positions % 10_000 == 9990)[:100]]):
+        assert masking._number_masked(int(i) / 10_000, positions) == exact[i]
+
+
 def test_ties_are_broken_uniformly():
     trials, k = 3000, 12
     saliency = np.zeros((trials, 5, 8), np.float32)

@@ -55,8 +55,17 @@ class TestClassification:
     def test_calibration_error_of_known_cases(self):
         sure = metrics.calibration_bins(np.ones(10), np.zeros(10))
         assert metrics.calibration_error(sure.sum(0), 10) == 1
+        assert np.isnan(metrics.calibration_error(np.zeros((2, 30)), np.zeros(2))).all()
         right = metrics.calibration_bins(np.full(4, 0.75), np.array([1, 1, 1, 0]))
         assert metrics.calibration_error(right.sum(0), 4) == pytest.approx(0)
+
+    @pytest.mark.filterwarnings("error")
+    def test_an_example_without_confidence_is_in_no_bin(self):
+        confidence = np.array(metrics.confidence(jnp.array([[jnp.nan, 0.0], [2.0, -jnp.inf], [jnp.inf, 0.0]])))
+        np.testing.assert_array_equal(confidence, [np.nan, 1.0, np.nan])
+        columns = metrics.calibration_bins(confidence, np.array([0.0, 1.0, 1.0]))
+        np.testing.assert_array_equal(columns.sum(1), [0, 2, 0])
+        assert metrics.calibration_error(columns.sum(0), 1) == 0
 
 
 class TestLocalization:

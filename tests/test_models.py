@@ -122,9 +122,7 @@ def test_bfloat16_cnn_agrees_with_float32():
         for model in models
     ]
     np.testing.assert_allclose(outputs[0][0][0], outputs[1][0][0], atol=0.05)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-3), outputs[0][1], outputs[1][1]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-3), outputs[0][1], outputs[1][1])
 
 
 @pytest.mark.parametrize("name,none,much", [("cnn", 0.0, 0.9), ("mnist_net", (0.0, 0.0), (0.0, 0.9))])
@@ -215,6 +213,7 @@ def test_max_pool_equals_the_windowed_one():
         ("cnn", {"dropout": 1.0}, "dropout = 1.0"),
         ("cnn", {"stem_stride": 3}, "stem_stride"),
         ("cnn", {"dtype": "float8"}, "bfloat16"),
+        ("cnn", {"dtype": "float16"}, "'float32', 'bfloat16'$"),
         ("cnn", {"num_classes": 0}, "num_classes"),
         ("mnist_net", {"dropout": (0.1,)}, "two rates"),
         ("resnet18", {"stem": "cifar10"}, "did you mean 'cifar'"),

@@ -105,6 +105,43 @@ def test_ratio_is_of_means_over_complete_pairs():
     assert found.low < found.mean < found.high
 
 
+def miscalibrated(rng: np.random.Generator, n: int, gap: float) -> Statistic:
+    """A calibration error over 10 bins, whose examples are right with `gap` less than their confidence."""
+    confidence = rng.uniform(0.3, 1, n)
+    correct = rng.random(n) < confidence - gap
+    columns = (np.ceil(confidence * 10)[:, None] == np.arange(1, 11)) * (confidence - correct)[:, None]
+    return Statistic(columns, lambda sums: np.abs(sums).sum(-1) / n, n, biased=True, least=0.0)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.02, 0.2])
+def test_interval_of_a_biased_statistic_holds_its_estimate(gap):
+    """The plain percentile interval of calibrated predictions often lies above the estimate."""
+    rng = np.random.default_rng(1)
+    samples = [miscalibrated(rng, 300, gap) for _ in range(60)]
+    plain = [bootstrap({"e": s._replace(biased=False)}, n_resamples=300)["e"] for s in samples]
+    found = [bootstrap({"e": s}, n_resamples=300)["e"] for s in samples]
+    assert all(0 <= low <= mean <= high for mean, low, high, _ in found)
+    if gap == 0:
+        assert any(mean < low for mean, low, _, _ in plain)
+
+
+def test_interval_of_a_biased_statistic_covers():
+    rng = np.random.default_rng(2)
+    samples = [miscalibrated(rng, 400, 0.2) for _ in range(200)]
+    covered = [low <= 0.2 <= high for _, low, high, _ in (bootstrap({"e": s}, n_resamples=300)["e"] for s in samples)]
+    assert 0.88 <= np.mean(covered) <= 0.99
+
+
+def test_difference_of_biased_statistics_holds_its_estimate_and_may_be_negative():
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(40):
+        pair = miscalibrated(rng, 300, 0.1), miscalibrated(rng, 300, 0.0)
+        found.append(bootstrap({"e": difference_of(*pair)}, n_resamples=200)["e"])
+    assert all(low <= mean <= high for mean, low, high, _ in found)
+    assert np.mean([high < 0 for _, _, high, _ in found]) > 0.3
+
+
 def test_statistics_share_resamples_so_that_a_difference_to_itself_is_zero():
     values = RNG.normal(size=200)
     statistics = {"a": mean_of(values), "zero": difference_of(mean_of(values), mean_of(values))}

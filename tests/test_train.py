@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -29,9 +30,9 @@ def undisturbed(images, tmp_path_factory):
 
 
 def final_state(images, folder):
-    run = train.build_run(runs.tiny_config(images), str(folder))
+    _, state = train.build_run(runs.tiny_config(images), str(folder))
     with Checkpoints(folder, create=False) as checkpoints:
-        state, position = checkpoints.restore(run.state)
+        state, position = checkpoints.restore(state)
         return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
 
 
@@ -62,7 +63,7 @@ def interrupt_at(monkeypatch, step):
     )
 
 
-@pytest.mark.parametrize("step", [1, 6, 11])
+@pytest.mark.parametrize("step", [1, 6, 12])  # the first, one with a validation due, the last
 def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
@@ -122,9 +123,9 @@ def test_non_finite_loss_stops_with_step_terms_and_last_checkpoint(images, tmp_p
 
 def test_damaged_last_checkpoint_costs_only_its_steps(images, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 7)
+        interrupt_at(patch, 9)
         train.train(runs.tiny_config(images), str(tmp_path))
-    for path in (tmp_path / "checkpoints" / "7" / "state").rglob("*"):
+    for path in (tmp_path / "checkpoints" / "9" / "state").rglob("*"):
         if path.is_file() and "/d/" in str(path):
             path.write_bytes(b"")
     assert train.train(runs.tiny_config(images), str(tmp_path))
@@ -140,8 +141,11 @@ def test_logbook_drops_what_will_be_written_again_and_a_torn_line(tmp_path):
         file.write('{"step": 4, "spl')
     with logbook.Logbook(tmp_path, step=2, tensorboard=False) as book:
         book.write(3, "train", {"loss": 9.0})
-        assert book.has(3, "train") and not book.has(3, "val")
-    assert [(row["step"], row["loss"]) for row in logbook.read_rows(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+        book.write(3, "train", {"loss": 8.0})  # a row is written once
+        book.write(3, "val", {"loss": float("nan")})  # and is JSON
+    assert [(row["step"], row["loss"]) for row in logbook.read_rows(tmp_path)] == [
+        (1, 1.0), (2, 2.0), (3, 9.0), (3, None),
+    ]  # fmt: skip
 
 
 def test_gradient_accumulation_draws_apart(images):
@@ -170,6 +174,31 @@ def test_interrupt_turns_the_first_signal_into_a_flag():
 def test_batch_size_must_divide():
     with pytest.raises(ValueError, match="config.train.batch_size = 12 .* 8 devices .* multiple of 8"):
         parallel.check_batch_size("config.train.batch_size", 12)
+
+
+def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
+    workdir.claim(tmp_path, runs.tiny_config(images), {"name": "folder"})
+    workdir.claim(tmp_path, runs.tiny_config(images, **{"optim.lr": 0.5}), {"name": "folder"})
+    assert workdir.read(tmp_path)["config"]["optim"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--config.optim.lrr=1"], "Did you mean \"lr\""),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor"),
+        (["--config.masking.fraction=1.0"], "[0, 1)"),
+        (["--processes=2"], "--coordinator"),
+        (["workdir"], "--name=value"),
+    ],
+)
+def test_wrong_command_line_ends_with_one_clear_line(tmp_path, arguments, hint):
+    process = runs.start([sys.executable, "train.py", f"--workdir={tmp_path}/run", *arguments])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert hint in output and "Traceback" not in output and output.count("\n") <= 4
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.full

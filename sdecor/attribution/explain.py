@@ -12,8 +12,7 @@ from sdecor.attribution.gradients import gradient
 from sdecor.checks import check_choice
 from sdecor.rng import per_example
 
-# A method is a pure function `method(fn, image, target, *, …options)` of one image; one that draws also has
-# `key`.
+# A method is a pure function `method(fn, image, target, *, …options)` of one image; one that draws also has `key`.
 METHODS: dict[str, Callable[..., jax.Array]] = {"gradient": gradient}
 
 

@@ -52,14 +52,12 @@ def gradient(
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
       target: class to explain, integer scalar.
-      saliency_of: what is differentiated: the "logit" `z_y`, the "log_probability" `log p_y` or the
-        "probability".
+      saliency_of: what is differentiated: the "logit" `z_y`, the "log_probability" `log p_y` or the "probability".
 
     Returns:
       Signed gradient `[H, W, C]` in score units per input unit, in the image's dtype.
 
     References:
-      Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034,
-      2013.
+      Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034, 2013.
     """
     return jax.grad(lambda x: target_score(fn(x), target, saliency_of=saliency_of))(image)

@@ -55,8 +55,7 @@ def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) ->
     else:
         flat = magnitude.reshape(*magnitude.shape[:-2], -1)
         scale = jnp.percentile(flat, percentile, axis=-1)[..., None, None]
-        # More than `percentile` per cent of the map may be exactly 0: the peak (1 after scaling) is then the
-        # scale.
+        # More than `percentile` per cent of the map may be exactly 0: the peak (1 after scaling) is then the scale.
         scale = jnp.where(scale > 0, scale, 1.0)
         maps = jnp.clip(maps, -scale, scale)
     return maps / jnp.where(scale > 0, scale, 1)

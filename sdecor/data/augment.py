@@ -94,9 +94,7 @@ def _draws(key: jax.Array) -> jax.Array:
     return jax.random.uniform(key, (5,))
 
 
-def _padded_crop(
-    key: jax.Array, image: jax.Array, *, out: tuple[int, int], flip: bool, padding: int
-) -> jax.Array:
+def _padded_crop(key: jax.Array, image: jax.Array, *, out: tuple[int, int], flip: bool, padding: int) -> jax.Array:
     mirror, y, x, _, _ = _draws(key)
     rows = _offset(y, image.shape[0], out[0], padding) + jnp.arange(out[0])
     columns = _offset(x, image.shape[1], out[1], padding) + jnp.arange(out[1])

@@ -15,6 +15,14 @@ from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
 
 SPLITS = ("train", "val", "test")
+# TFDS data sets whose test split has no labels. They are listed, because to look would open that split in training.
+UNLABELLED_TEST = (
+    "imagenet2012",
+    "i_naturalist2017",
+    "i_naturalist2018",
+    "places365_small",
+    "visual_domain_decathlon",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +126,10 @@ def create_dataset(
     origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
     decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
     shape = origin.open("train", decoder)[0]["image"].shape
-    decoder = dataclasses.replace(decoder, shape=shape)
+    # Cached: a train split that val is carved from is opened, and its labels scanned, once for both.
+    stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))
     opened = functools.cache(
-        lambda split: _open(origin, split, decoder, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
+        lambda split: _open(origin, split, stored, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
     )
     mean, std = statistics.resolve(name, mean, std, channels=channels, train=functools.partial(opened, "train"))
     return Dataset(
@@ -176,10 +185,8 @@ def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
     if not prepared.sizes.get("train"):
         raise ValueError(f"data.name = {name!r} has no split 'train' with examples; its splits: {held}")
     has_val = bool(prepared.sizes.get("validation"))
-    has_test = bool(prepared.sizes.get("test"))
-    if has_test and has_val:
-        # Competition data sets have a test split without labels: their validation split is then what one tests on.
-        has_test = TfdsSource(prepared, "test", Decoder(), mask_encoding).label(0) >= 0
+    labelled = name.split("/")[0].split(":")[0] not in UNLABELLED_TEST
+    has_test = bool(prepared.sizes.get("test")) and labelled
     stored = {"train": "train", "val": None, "test": None}
     if has_test:
         stored.update(val="validation" if has_val else None, test="test")
@@ -194,12 +201,18 @@ def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
 
 
 def _open(
-    origin: _Origin, split: str, decoder: Decoder, *, val_fraction: float, split_seed: int, limit: int | None
+    origin: _Origin,
+    split: str,
+    stored: Callable[[str], Source],
+    *,
+    val_fraction: float,
+    split_seed: int,
+    limit: int | None,
 ) -> Source:
     if split == "test" and origin.stored["test"] is None:
         raise ValueError(origin.no_test)
     carved = split != "test" and origin.stored["val"] is None
-    source = origin.open("train" if carved else origin.stored[split], decoder)
+    source = stored("train" if carved else origin.stored[split])
     if carved or limit is not None:
         indices = np.arange(len(source))
         labels = _checked(source, len(origin.class_names)).labels
@@ -215,9 +228,10 @@ def _checked(source: Source, num_classes: int) -> Source:
     wrong = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
     if len(wrong):
         first = int(wrong[0])
+        hint = ": the split has no labels, evaluate another one" if (source.labels == -1).all() else ""
         raise ValueError(
             f"{source.name(first)}: label {source.labels[first]} is outside 0 … {num_classes - 1} "
-            f"({len(wrong)} of {len(source)} examples are)"
+            f"({len(wrong)} of {len(source)} examples are){hint}"
         )
     return source
 

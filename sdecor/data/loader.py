@@ -35,7 +35,7 @@ def create_loader(
     batch_size: int,
     seed: int,
     kind: str = "auto",
-    memory_limit_mb: float = 2048,
+    memory_limit_mb: float = 4096,
     num_workers: int = 0,
     threads: int = 4,
     prefetch: int = 4,

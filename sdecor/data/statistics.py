@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sdecor.data.order import epoch_order
 from sdecor.data.splits import Source
 
 SAMPLE = 4096  # images from which mean and std are computed
@@ -37,15 +38,15 @@ def resolve(
 
 
 def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples spread evenly.
+    """Mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
 
-    The sums are whole numbers, so the result does not depend on their order. A constant channel gets 1/255 as its
-    standard deviation, so that dividing by it is harmless.
+    They are chosen at random, always the same: examples often follow a pattern, of which a stride would see a part. The
+    sums are whole numbers, so the result does not depend on their order. A constant channel gets 1/255 as its standard
+    deviation, so that dividing by it is harmless.
     """
-    n = min(len(source), sample)
     total = squares = pixels = 0
-    for i in range(n):
-        image = source[i * len(source) // n]["image"].astype(np.int64)
+    for i in np.sort(epoch_order(0, 0, len(source))[:sample]):
+        image = source[int(i)]["image"].astype(np.int64)
         total = total + image.sum(axis=(0, 1))
         squares = squares + (image * image).sum(axis=(0, 1))
         pixels += image.shape[0] * image.shape[1]

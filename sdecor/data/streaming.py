@@ -111,9 +111,7 @@ class GrainLoader:
         if self._num_workers:
             _let_grain_start_workers()
         # A batch is read by one thread, hence more threads than batches in the buffer would have nothing to do.
-        options = grain.ReadOptions(
-            num_threads=min(self._threads, self._prefetch), prefetch_buffer_size=self._prefetch
-        )
+        options = grain.ReadOptions(num_threads=min(self._threads, self._prefetch), prefetch_buffer_size=self._prefetch)
         steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._assemble).to_iter_dataset(options)
         if self._num_workers:
             workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)

@@ -59,10 +59,6 @@ class TfdsSource:
         """The example's file name or id, if it has one, after the data set, the split and the index."""
         return self._name(index, self._features(index))
 
-    def label(self, index: int) -> int:
-        """The label of one example; -1 where TFDS marks it as unknown."""
-        return int(self._features(index)["label"].int64_list.value[0])
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         features = self._features(index)
         name = self._name(index, features)

@@ -1,9 +1,9 @@
 """The terms of the training loss: classification, consistency under masking, and feature decorrelation.
 
 Conventions: a loss takes arrays and returns arrays, per example where the mathematics allows; means over the batch and
-coefficients belong to the caller. Decorrelation is a statistic of the *global* batch and returns a scalar: inside a
-mapped function pass the mapped axis as `axis_name`, and take the *mean* of the members' gradients. Everything is
-computed in float32 at least, whatever the dtype of the arguments.
+coefficients belong to the caller. Decorrelation is a statistic of the *global* batch and returns a scalar: inside
+`pmap` or `vmap(axis_name=…)` pass the mapped axis as `axis_name`, and take the *mean* of the members' gradients.
+Everything is computed in float32 at least, whatever the dtype of the arguments.
 """
 
 from sdecor.losses.batch import SPATIALS
@@ -14,6 +14,7 @@ from sdecor.losses.features import (
     sample_count,
     variance_hinge,
     white_floor,
+    whitening,
     whitening_residual,
 )
 from sdecor.losses.predictions import DIRECTIONS, classification, consistency
@@ -29,5 +30,6 @@ __all__ = [
     "sample_count",
     "variance_hinge",
     "white_floor",
+    "whitening",
     "whitening_residual",
 ]

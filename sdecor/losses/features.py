@@ -1,8 +1,8 @@
 """Penalties on what the dimensions of the features have in common, and the quantities to watch beside them.
 
-The statistics are those of the global batch: inside `pmap`, `vmap(axis_name=…)` or `shard_map`, sums and counts are
-taken over all members of `axis_name` (which hold equally many samples), every member gets the same value, and the
-*mean* of the members' gradients is the gradient on the whole batch.
+The statistics are those of the global batch: inside `pmap` or `vmap(axis_name=…)`, sums and counts are taken over all
+members of `axis_name` (which hold equally many samples), every member gets the same value, and the *mean* of the
+members' gradients is the gradient on the whole batch.
 """
 
 import jax
@@ -23,7 +23,7 @@ def decorrelation(
     form: str = "covariance",
     axis_name: str | None = None,
     spatial: str = "pool",
-    gram: bool = False,
+    gram: bool | None = None,
     epsilon: float | None = None,
     iterations: int = 20,
 ) -> jax.Array:
@@ -43,12 +43,13 @@ def decorrelation(
       form: one of `FORMS`.
       axis_name: mapped axis to combine statistics over; None means this batch alone.
       spatial: for maps, "pool" (mean over positions) or "positions" (each position is a sample).
-      gram: work on the `[N, N]` side, which is cheaper for N < D; not for "whitening". Same value up to rounding.
+      gram: work on the `[N, N]` side instead of the `[D, D]` side; the value is the same up to rounding. None chooses
+        the cheaper one, `[N, N]` where N < D. "whitening" has the `[D, D]` side alone.
       epsilon: "correlation": added to each variance, relative to the mean variance; damps nearly constant features
         and ends the freedom from scale (default 0). "whitening": added to the covariance's diagonal, relative to its
         Frobenius norm (default 1e-6, the least that keeps a rank-deficient batch stable). Others: unused.
       iterations: Newton-Schulz steps of "whitening". Each lowers the smallest standard deviation that is whitened by
-        a factor 1.5; `whitening_residual` tells what is left.
+        a factor 1.5; `whitening` also returns what is left.
 
     Returns:
       Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "correlation" and "whitening" and their gradients are finite
@@ -65,15 +66,13 @@ def decorrelation(
     check_choice("form", form, FORMS)
     if epsilon is not None:
         check_range("epsilon", epsilon, 0.0)
-    samples = batch.as_samples(features, spatial)
-    count, width = batch.count(samples, axis_name), samples.shape[-1]
     if form == "whitening":
         if gram:
-            raise ValueError("gram = True is not possible with form = 'whitening': leave it False")
-        root_epsilon = _ROOT_EPSILON if epsilon is None else epsilon
-        centred, target = batch.whiten(samples, axis_name, epsilon=root_epsilon, iterations=iterations)
-        limit = 0.5 * float(np.finfo(np.float32).max / (count * width)) ** 0.5
-        return batch.total(jnp.sum(batch.bounded_square(centred - target, limit)), axis_name) / (count * width)
+            raise ValueError("gram = True is not possible with form = 'whitening': leave it None")
+        return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[0]
+    samples = batch.as_samples(features, spatial)
+    count, width = batch.count(samples, axis_name), samples.shape[-1]
+    gram = count < width if gram is None else gram
     if form == "correlation":
         unit = batch.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
         return batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
@@ -113,6 +112,37 @@ def variance_hinge(
     return (batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
 
 
+def whitening(
+    features: jax.Array,
+    *,
+    axis_name: str | None = None,
+    spatial: str = "pool",
+    epsilon: float | None = None,
+    iterations: int = 20,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the "whitening" form of `decorrelation`, and how white its target is, from one iteration.
+
+    Args:
+      features, axis_name, spatial, epsilon, iterations: as for `decorrelation`.
+
+    Returns:
+      `(value, residual)`, scalars ≥ 0, float32. The residual `‖cov(Hc W) − I‖_F / √D` has no gradient; 0 is white, and
+      at N ≤ D it cannot be less than `√((D − N + 1) / D)`.
+
+    Raises:
+      ValueError: for an unknown `spatial` or a negative `epsilon`.
+    """
+    epsilon = _ROOT_EPSILON if epsilon is None else epsilon
+    check_range("epsilon", epsilon, 0.0)
+    samples = batch.as_samples(features, spatial)
+    size, width = batch.count(samples, axis_name) * samples.shape[-1], samples.shape[-1]
+    centred, target = batch.whiten(samples, axis_name, epsilon=epsilon, iterations=iterations)
+    limit = 0.5 * float(np.finfo(np.float32).max / size) ** 0.5
+    value = batch.total(jnp.sum(batch.bounded_square(centred - target, limit)), axis_name) / size
+    residual = jnp.linalg.norm(batch.covariance(target, axis_name) - jnp.eye(width)) / width**0.5
+    return value, residual
+
+
 def whitening_residual(
     features: jax.Array,
     *,
@@ -121,19 +151,8 @@ def whitening_residual(
     epsilon: float | None = None,
     iterations: int = 20,
 ) -> jax.Array:
-    """Measure how white the target of the "whitening" form is: `‖cov(Hc W) − I‖_F / √D`.
-
-    Args:
-      features, axis_name, spatial, epsilon, iterations: as for `decorrelation`.
-
-    Returns:
-      Scalar ≥ 0, without gradient: 0 is white. At N ≤ D it cannot be less than `√((D − N + 1) / D)`.
-    """
-    samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))
-    root_epsilon = _ROOT_EPSILON if epsilon is None else epsilon
-    _, whitened = batch.whiten(samples, axis_name, epsilon=root_epsilon, iterations=iterations)
-    covariance = batch.covariance(whitened, axis_name)
-    return jnp.linalg.norm(covariance - jnp.eye(covariance.shape[0])) / covariance.shape[0] ** 0.5
+    """Return the residual of `whitening` alone (same arguments): how white the target of that form is."""
+    return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[1]
 
 
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:

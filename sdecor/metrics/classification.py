@@ -21,7 +21,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def confidence(logits: jax.Array) -> jax.Array:
-    """Return the probability of the predicted class, `[N]` float32 in [1/K, 1]."""
+    """Return the probability of the predicted class, `[N]` float32 in [1/K, 1]; NaN where a logit is NaN or +inf."""
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).max(-1)
 
 
@@ -29,7 +29,9 @@ def calibration_bins(confidences: np.ndarray, correct: np.ndarray, *, bins: int 
     """Return each example's contribution to the equal-width confidence bins, to be summed over examples.
 
     Args:
-      confidences: probability of the predicted class, `[N]` in [0, 1].
+      confidences: probability of the predicted class, `[N]` in [0, 1]. NaN means that there is no prediction to be
+        sure of: the example is in no bin, its row is 0, and the count for `calibration_error` is without it. (It is
+        wrong, which `accuracy` shows.)
       correct: 1 or 0, `[N]`.
       bins: number of equal-width bins `(i/bins, (i+1)/bins]`; the first also holds 0.
 
@@ -38,27 +40,28 @@ def calibration_bins(confidences: np.ndarray, correct: np.ndarray, *, bins: int 
       of rows (over batches, devices or a resample) go to `calibration_error`, with the number of rows.
     """
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
-    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     columns = np.zeros((confidences.size, 2 * bins))
-    rows = np.arange(confidences.size)
-    columns[rows, place] = confidences
-    columns[rows, bins + place] = correct
+    rows = np.flatnonzero(~np.isnan(confidences))
+    place = np.clip(np.ceil(confidences[rows] * bins).astype(int) - 1, 0, bins - 1)
+    columns[rows, place] = confidences[rows]
+    columns[rows, bins + place] = correct[rows]
     return columns
 
 
-def calibration_error(sums: np.ndarray, count: float) -> np.ndarray:
+def calibration_error(sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
     """Return the expected calibration error: |confidence − accuracy| of each bin, weighted by its examples.
 
     Args:
       sums: `[..., 2·bins]`, rows of `calibration_bins` summed over `count` examples.
-      count: number of examples in the sums.
+      count: number of examples in the sums whose confidence is defined, one or `[...]`.
 
     Returns:
-      `[...]` in [0, 1]; 0 is perfect calibration.
+      `[...]` in [0, 1]; 0 is perfect calibration, NaN that there is no example.
 
     References:
       Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, 2017.
     """
     confidence_sum, correct_sum = np.split(np.asarray(sums, np.float64), 2, axis=-1)
     # Σ_b (n_b/N)·|conf_b/n_b − acc_b/n_b|: the bin counts cancel, so empty bins need no special case.
-    return np.abs(confidence_sum - correct_sum).sum(-1) / count
+    gap = np.abs(confidence_sum - correct_sum).sum(-1)
+    return np.divide(gap, count, out=np.full(gap.shape, np.nan), where=np.asarray(count) > 0)

@@ -4,10 +4,9 @@ All channels of a pixel are changed together, the curve has `steps + 1` points a
 changed, and its value is the softmax probability of the target: the convention of RISE. The area under a
 curve is a trapezoid sum over [0, 1], so it lies in [0, 1] for any number of steps.
 
-A network that was trained on masked images bears them better whatever its maps say. Next to an area,
-therefore, look at its difference from a random order of pixels on the same network. Equal values are ordered
-at random, so a constant map is that reference: `insertion(fn, images, maps, …) - insertion(fn, images,
-jnp.ones_like(maps), …)`.
+A network that was trained on masked images bears them better whatever its maps say. Next to an area, therefore, look at
+its difference from a random order of pixels on the same network. Equal values are ordered at random, so a constant map
+is that reference: `insertion(fn, images, maps, …) - insertion(fn, images, jnp.ones_like(maps), …)`.
 
 Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
 
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice, check_range
+from sdecor.gaussian import blur
 from sdecor.rng import per_example
 
 BASELINES = ("zero", "mean", "blur")
@@ -69,9 +69,8 @@ def deletion_curve(
       key: one key or `[N]` keys, for the order of equal values. With keys that belong to the examples the
         result does not depend on batching.
       steps: the image changes in this many (nearly) equal steps.
-      baseline: "zero" (the data set's mean colour, in normalised space), "mean" (the image's own mean
-        colour), "blur" (the image blurred by a Gaussian of `blur_sigma` pixels, renormalised at the borders),
-        or images `[N, H, W, C]`.
+      baseline: "zero" (the data set's mean colour, in normalised space), "mean" (the image's own mean colour), "blur"
+        (the image blurred by a Gaussian of `blur_sigma` pixels, renormalised at the borders), or images `[N, H, W, C]`.
       chunk_size: network evaluations in flight; it bounds memory. Default: N.
 
     Returns:
@@ -106,8 +105,7 @@ def replacement_curve(
         )
     n, height, width, _ = start.shape
     changed = jnp.asarray([round(j * height * width / steps) for j in range(steps + 1)])
-    # Under vmap the loop over steps evaluates the whole chunk at each step: the device is full, memory
-    # constant.
+    # Under vmap the loop over steps evaluates the whole chunk at each step: the device is full, memory constant.
     return jax.lax.map(
         lambda example: _curve(fn, changed, *example),
         (start, end, maps, targets, per_example(key, n)),
@@ -143,16 +141,7 @@ def baseline_images(images: jax.Array, baseline: str | jax.Array, *, blur_sigma:
         return jnp.zeros_like(images)
     if baseline == "mean":
         return jnp.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
-    check_range("blur_sigma", blur_sigma, 0, low_open=True)
-    rows, columns = (_blur_matrix(side, blur_sigma, images.dtype) for side in images.shape[1:3])
-    return jnp.einsum("ij,njkc,lk->nilc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
-
-
-def _blur_matrix(side: int, sigma: float, dtype: jnp.dtype) -> jax.Array:
-    """Gaussian blur of one axis as a matrix whose rows sum to 1, so that a constant image stays as it is."""
-    place = jnp.arange(side)
-    weights = jnp.exp(-((place[:, None] - place[None, :]) ** 2) / (2.0 * sigma**2))
-    return (weights / weights.sum(-1, keepdims=True)).astype(dtype)
+    return blur(images, blur_sigma)
 
 
 def _curve(fn, changed, start, end, saliency, target, key):

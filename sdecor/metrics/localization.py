@@ -1,9 +1,8 @@
 """Does saliency lie on the object? One value per image, beside the value that a meaningless map would get.
 
-Maps are `[N, H, W]`; object and ignore masks are boolean `[N, H, W]` (ignored pixels, such as the rim of a
-trimap, count neither as object nor as background). Values are NaN where the question has no answer: an empty
-object, an object that is the whole image, a map without any positive value, a map that is not finite. A NaN
-is never counted as a hit.
+Maps are `[N, H, W]`; object and ignore masks are boolean `[N, H, W]` (ignored pixels, such as the rim of a trimap,
+count neither as object nor as background). Values are NaN where the question has no answer: an empty object, an object
+that is the whole image, a map without any positive value, a map that is not finite. A NaN is never counted as a hit.
 """
 
 import jax
@@ -14,8 +13,7 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
     """Return the share of saliency that falls on the object ("energy pointing game", "relevance mass").
 
     Args:
-      maps: `[N, H, W]`; negative values count as 0. Reduce with absolute values to count evidence of both
-        signs.
+      maps: `[N, H, W]`; negative values count as 0. Reduce with absolute values to count evidence of both signs.
       objects: bool `[N, H, W]`.
       ignore: bool `[N, H, W]`, pixels left out of both sums.
 
@@ -29,8 +27,7 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
     inside, counted = _split(objects, ignore)
     maps = _positive(maps, counted)
     peak = maps.max((-2, -1), keepdims=True)
-    # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's
-    # range.
+    # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's range.
     maps = maps / jnp.where(peak > 0, peak, 1)
     share = jnp.where(inside, maps, 0).sum((-2, -1)) / jnp.maximum(maps.sum((-2, -1)), 1e-30)
     return jnp.where(_defined(inside, counted) & _has_saliency(maps), share, jnp.nan)
@@ -57,17 +54,15 @@ def pointing_game(
     Args:
       maps: `[N, H, W]`.
       objects: bool `[N, H, W]`.
-      tolerance: a pixel at most this far (Euclidean, in pixels) from the object is a hit. (The published 15
-        px are
-        exclusive: `tolerance=14.99`.)
+      tolerance: a pixel at most this far (Euclidean, in pixels) from the object is a hit. (The published 15 px
+        are exclusive: `tolerance=14.99`.)
       ignore: bool `[N, H, W]`, pixels that cannot be the maximum.
 
     Returns:
       `[N]` in [0, 1], NaN where undefined. The chance level is the game on a constant map.
 
     References:
-      Zhang et al., "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507,
-      2018.
+      Zhang et al., "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507, 2018.
     """
     inside, counted = _split(objects, ignore)
     hits = _dilate(inside, tolerance) & counted
@@ -85,8 +80,7 @@ def _split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax
 
 
 def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
-    # `where` on the sign would turn NaN into 0: `maximum` carries it, and `_has_saliency` then rejects the
-    # map.
+    # `where` on the sign would turn NaN into 0: `maximum` carries it, and `_has_saliency` then rejects the map.
     return jnp.where(counted, jnp.maximum(maps.astype(jnp.float32), 0), 0)
 
 

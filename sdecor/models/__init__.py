@@ -52,7 +52,7 @@ MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(
         "vit_s": (ViT, {"width": 384, "depth": 12, "heads": 6}),
     }
 )
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 def create_model(

@@ -76,9 +76,7 @@ class SmallCNN(nn.Module):
                 name=f"conv{index}",
             )
             x = max_pool_2x2(x) if index else x
-            x = _normalise(
-                layer(x), self.norm, index=index, train=train, dtype=self.dtype, axis_name=self.axis_name
-            )
+            x = _normalise(layer(x), self.norm, index=index, train=train, dtype=self.dtype, axis_name=self.axis_name)
             x = nn.relu(x)
         features = x.mean(axis=(1, 2))
         dropped = nn.Dropout(self.dropout, deterministic=not train)(features)

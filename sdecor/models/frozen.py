@@ -98,9 +98,7 @@ def _instead_of_batch_norm(handle: Callable[..., jax.Array]) -> Callable[..., An
     """Build the interceptor that calls `handle(layer, x, mask)` in place of every BatchNorm in train mode."""
     handling = False
 
-    def interceptor(
-        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
+    def interceptor(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         nonlocal handling
         layer = context.module
         ordinary = handling or not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__"
@@ -130,9 +128,7 @@ def _train_mode(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the layer's output and the batch's statistics, computed by the layer and over devices as it does."""
     variables = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
-    output, updated = _alone(layer).apply(
-        variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"]
-    )
+    output, updated = _alone(layer).apply(variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"])
     return output, dict(updated["batch_stats"])
 
 

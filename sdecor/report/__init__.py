@@ -8,6 +8,7 @@ from sdecor.report.figures import (
     save_figure,
 )
 from sdecor.report.html import html_report
+from sdecor.report.page import run_report
 from sdecor.report.table import config_differences, format_value, terminal_table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "figure_training",
     "format_value",
     "html_report",
+    "run_report",
     "save_figure",
     "terminal_table",
 ]

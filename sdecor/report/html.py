@@ -73,8 +73,7 @@ def html_report(
       comparisons: run → measure → paired difference to the reference, as of `summary.compare`.
       configs: run → config; only the fields that differ are shown.
       facts: what holds for all runs, name → value: data set, split, explained class, baselines, versions.
-      figures: `(heading, caption, figure by theme)`, with a figure under "light" and, optionally, under
-        "dark".
+      figures: `(heading, caption, figure by theme)`, with a figure under "light" and, optionally, under "dark".
       lead: a sentence below the title.
       level: coverage of the intervals, for the text.
     """

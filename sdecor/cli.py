@@ -1,0 +1,59 @@
+"""What the command lines of train.py and evaluate.py share: joining a job, and errors as one clear line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from sdecor import parallel
+
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator.")
+
+EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in what was asked for, not in the program
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse flags, join the job and call `main`; an expected error ends with its message and exit status 1.
+
+    SDECOR_TRACEBACK=1 in the environment shows where an error was raised.
+    """
+
+    def started(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"{os.path.basename(sys.argv[0])}: unknown argument {argv[1]!r}; flags have the form --name=value")
+        logging.set_verbosity(logging.WARNING)
+        _guarded(_join)
+        _guarded(main)
+
+    app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))
+
+
+def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
+    try:
+        return action()
+    except (*EXPECTED, *extra, flags.Error) as error:
+        if os.environ.get("SDECOR_TRACEBACK"):
+            raise
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {_message(error)}")
+
+
+def _message(error: Exception) -> str:
+    """The error's text; of a traceback that the config library put into it, the last line alone."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, AttributeError):  # a KeyError's text, quoted twice
+        text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'")
+    return text
+
+
+def _join() -> None:
+    named = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if any(value is not None for value in named) and None in named:
+        raise ValueError("--coordinator, --processes and --process belong together: give all three, or --distributed")
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        parallel.initialize(*named)

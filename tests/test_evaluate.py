@@ -1,0 +1,102 @@
+"""evaluate.py from the command line: one run, several runs, any number of devices, and nothing stale."""
+
+import json
+import os
+import types
+
+import numpy as np
+import pytest
+import runs
+from ml_collections import ConfigDict
+
+import evaluate
+import train
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two finished runs on the same images."""
+    root = tmp_path_factory.mktemp("evaluate")
+    images = runs.draw_images(root / "data")
+    for method in ("ce", "sdecor"):
+        assert train.train(runs.tiny_config(images, method, **{"train.epochs": 2.0}), str(root / method))
+    return root
+
+
+def run(*arguments, devices: int = 1):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "MPLBACKEND": "Agg"}
+    process = runs.start([runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], env)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def examples(folder):
+    with np.load(folder / "evaluation.npz") as arrays:
+        return {name: arrays[name] for name in arrays if name != "settings"}
+
+
+def test_compares_runs_on_a_number_of_devices_that_does_not_divide(folders):
+    both = [f"--workdir={folders / method}" for method in ("ce", "sdecor")]
+    status, output = run(*both, devices=3)  # 16, the batch size of the config, does not divide
+    assert status == 0, output
+    assert "Accuracy" in output and "paired difference" in output
+    for name in ("comparison.html", "comparison.json", "saliency.png", "ce/report.html", "sdecor/saliency.png"):
+        assert (folders / name).stat().st_size > 0
+    numbers = json.loads((folders / "ce" / "evaluation.json").read_text())
+    assert numbers["examples"] == 18 and numbers["settings"]["split"] == "test"
+    assert set(numbers["metrics"]) >= {"accuracy", "calibration_error", "gini", "insertion", "deletion"}
+    difference = json.loads((folders / "comparison.json").read_text())["differences"]["sdecor"]["gini"]
+    other = json.loads((folders / "sdecor" / "evaluation.json").read_text())
+    assert difference["mean"] == pytest.approx(
+        other["metrics"]["gini"]["mean"] - numbers["metrics"]["gini"]["mean"], abs=1e-6
+    )
+
+
+@pytest.mark.full
+def test_results_are_reused_and_do_not_depend_on_devices(folders):
+    run(f"--workdir={folders / 'ce'}", "--force", devices=3)
+    on_three = examples(folders / "ce")
+    before = (folders / "ce" / "evaluation.npz").stat().st_mtime_ns
+    status, output = run(f"--workdir={folders / 'ce'}")
+    assert status == 0 and (folders / "ce" / "evaluation.npz").stat().st_mtime_ns == before, output
+    status, output = run(f"--workdir={folders / 'ce'}", "--force", devices=1)
+    assert status == 0 and (folders / "ce" / "evaluation.npz").stat().st_mtime_ns > before, output
+    for name, values in examples(folders / "ce").items():
+        if name != "moments/outer":
+            np.testing.assert_allclose(values, on_three[name], rtol=2e-3, atol=1e-4, err_msg=name)
+
+
+def test_missing_run_or_checkpoint_is_one_clear_line(folders, tmp_path):
+    status, output = run(f"--workdir={tmp_path}")
+    assert status == 1 and "holds no run" in output and "Traceback" not in output
+    status, output = run(f"--workdir={folders / 'ce'}", "--checkpoint=5")
+    assert status == 1 and "no checkpoint of step 5" in output and "Traceback" not in output
+
+
+def evaluated(**changes):
+    values = {"curve_steps": 16, "size": None, "canvas": 8, "name": "folder", "step": 1} | changes
+    data = {"canvas": values["canvas"], "canvas_fit": "stretch", "channels": 3, "limit": None}
+    return types.SimpleNamespace(
+        folder="runs/x",
+        config=ConfigDict({"augment": {"size": values["size"]}}),
+        settings={"curve_steps": values["curve_steps"], "step": values["step"], "parameters": {}},
+        recorded={
+            "dataset": {"name": values["name"], "class_names": ["a"], "image_shape": [8, 8, 3]},
+            "config": {"data": data},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("curve_steps", 8), ("size", 6), ("canvas", 16), ("name", "tiny_imagenet")]
+)
+def test_runs_that_are_not_measured_alike_are_not_compared(field, value):
+    evaluate.check_comparable({"a": evaluated(), "b": evaluated(step=7)})
+    with pytest.raises(ValueError, match=f"{field}.*{value!r}"):
+        evaluate.check_comparable({"a": evaluated(), "b": evaluated(**{field: value})})
+
+
+def test_runs_are_named_by_method_or_folder(folders):
+    assert evaluate.run_names([str(folders / "ce"), str(folders / "sdecor")]) == ["ce", "sdecor"]
+    with pytest.raises(ValueError, match="given twice"):
+        evaluate.run_names([str(folders / "ce"), str(folders / "ce")])

@@ -1,0 +1,304 @@
+"""The method's loss and gradient: which positions are masked, what flows where, and what is averaged."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import oracles
+import pytest
+
+from sdecor import masking, models
+from sdecor.objective import FORWARDS, Objective
+
+SMALL = (4, 5, 3)
+
+
+class Perceptron(nn.Module):
+    """Two linear layers with a tanh between: small enough to differentiate by hand."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        wide = nn.initializers.normal(1.0)
+        x = images.reshape(images.shape[0], -1) / 8.0
+        features = jnp.tanh(nn.Dense(7, use_bias=False, kernel_init=wide, name="hidden")(x))
+        return nn.Dense(networks.CLASSES, use_bias=False, kernel_init=wide, name="head")(features), features
+
+
+def leaves_close(found, expected, rtol):
+    """Compare trees, each array relative to its largest value."""
+    for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (found, expected)), strict=True):
+        atol = rtol * float(np.abs(y).max())
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def normalised(batch):
+    return networks.prepare(None, jnp.asarray(batch["image"]))
+
+
+def perceptron_gradient(params, images, labels, saliency_of):
+    """Return the true class's input gradient `[N, H, W, C]` in float64."""
+    hidden, head = (np.asarray(params[name]["kernel"], np.float64) for name in ("hidden", "head"))
+    features = np.tanh(images.reshape(len(images), -1) / 8.0 @ hidden)
+    cotangent = np.eye(networks.CLASSES)[labels]
+    if saliency_of == "log_probability":
+        cotangent = cotangent - oracles.softmax(features @ head)
+    return (((cotangent @ head.T) * (1 - features**2)) @ hidden.T / 8.0).reshape(images.shape)
+
+
+MASKS = [
+    (saliency_of, rank_by, order)
+    for saliency_of in ("logit", "log_probability")
+    for rank_by in ("abs", "signed")
+    for order in ("lowest", "highest")
+] + [("logit", "abs", "alternate")]
+
+
+@pytest.fixture(scope="module")
+def masked_images():
+    """The images that the masked forward sees, for every choice, at the steps 0 and 1."""
+    state, batch = networks.tiny_state(Perceptron(), shape=SMALL), networks.tiny_batch(shape=SMALL)
+
+    @jax.jit
+    def find(state, batch):
+        found = {}
+        for saliency_of, rank_by, order in MASKS:
+            objective = Objective(saliency_of=saliency_of, rank_by=rank_by, order=order, fill="zero")
+            run = networks.recorded(functools.partial(networks.gradients, objective=objective, mask_fraction=0.3))
+            found[saliency_of, rank_by, order] = run(state, batch)[1]["masked"]
+        return list(found.values())
+
+    by_step = {step: dict(zip(MASKS, find(state.replace(step=jnp.int32(step)), batch), strict=True)) for step in (0, 1)}
+    return state, batch, by_step
+
+
+@pytest.mark.parametrize(("saliency_of", "rank_by", "order"), MASKS)
+def test_masked_positions_are_those_of_the_true_class(masked_images, saliency_of, rank_by, order):
+    state, batch, by_step = masked_images
+    images = np.asarray(normalised(batch), np.float64)
+    gradient = perceptron_gradient(state.params, images, batch["label"], saliency_of)
+    saliency = (np.abs(gradient) if rank_by == "abs" else gradient).mean(axis=-1).reshape(len(images), -1)
+    count = int(0.3 * 20 + 1e-3)
+    for step in (0, 1):
+        highest = order == "highest" or (order == "alternate" and step == 1)
+        chosen = np.argsort(-saliency if highest else saliency, axis=1)[:, :count]
+        mask = np.zeros(saliency.shape, bool)
+        np.put_along_axis(mask, chosen, True, axis=1)
+        expected = np.where(mask.reshape(images.shape[:3])[..., None], 0.0, images)
+        np.testing.assert_allclose(by_step[step][saliency_of, rank_by, order], expected, rtol=0, atol=1e-5)
+
+
+FLOWS = [(direction, stop) for direction in ("clean_masked", "masked_clean") for stop in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def consistency_gradients():
+    """Gradients by the method and by plain differentiation, the masked images given, for every flow."""
+    state, batch = networks.tiny_state(Perceptron(), shape=SMALL), networks.tiny_batch(shape=SMALL)
+
+    def loss(params, batch, masked, direction, stop_gradient):
+        images, labels = normalised(batch), batch["label"]
+        clean, other = (jax.nn.log_softmax(Perceptron().apply({"params": params}, x)[0]) for x in (images, masked))
+        ce = -jnp.mean(clean[jnp.arange(len(labels)), labels])
+        clean = jax.lax.stop_gradient(clean) if stop_gradient else clean
+        p, q = (clean, other) if direction == "clean_masked" else (other, clean)
+        return ce + 3.0 * jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+    @jax.jit
+    def find(state, batch):
+        found = []
+        for direction, stop_gradient in FLOWS:
+            objective = Objective(direction=direction, stop_gradient=stop_gradient, decorrelation=False)
+            run = networks.recorded(functools.partial(networks.gradients, objective=objective, consist_weight=3.0))
+            (grads, _, terms), seen = run(state, batch)
+            expected = jax.value_and_grad(loss)(state.params, batch, seen["masked"], direction, stop_gradient)
+            found.append(((terms["loss"], grads), expected))
+        return found
+
+    return dict(zip(FLOWS, jax.device_get(find(state, batch)), strict=True))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_consistency_flows_where_it_should(consistency_gradients, flow):
+    found, expected = consistency_gradients[flow]
+    leaves_close(found, expected, rtol=1e-5)
+
+
+def test_flows_differ(consistency_gradients):
+    """Otherwise the test above could not tell them apart."""
+    flows = [np.asarray(grads["head"]["kernel"]) for (_, grads), _ in consistency_gradients.values()]
+    for i, a in enumerate(flows):
+        assert all(np.abs(a - b).max() > 0.02 * np.abs(a).max() for b in flows[:i])
+
+
+def written_out(features, spatial):
+    """The decorrelation and the hinge of one layer."""
+    axes = tuple(range(1, features.ndim - 1))
+    samples = features.mean(axes) if spatial == "pool" else features.reshape(-1, features.shape[-1])
+    c = jnp.cov(samples, rowvar=False)
+    decor = jnp.sum((c * (1 - jnp.eye(len(c)))) ** 2) / len(c)
+    return decor, jnp.mean(jnp.maximum(1 - jnp.sqrt(jnp.diag(c) + 1e-4), 0.0))
+
+
+LAYERS = ("first", "second")
+
+
+class Maps(nn.Module):
+    """Two layers `[N, 4, 5, 6]` and `[N, 4, 5, 7]` that act on each position alone."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.tanh(nn.Dense(6, name="first")(images))
+        features = nn.tanh(nn.Dense(7, name="second")(x)).mean(axis=(1, 2))
+        return nn.Dense(networks.CLASSES, name="head")(features), features
+
+
+@pytest.fixture(scope="module")
+def tapped():
+    """Gradients and terms by the method and by plain differentiation, for both ways to take maps."""
+    model = models.Tap(Maps(), layers=LAYERS)
+    state, batch = networks.tiny_state(model, shape=SMALL), networks.tiny_batch(shape=SMALL)
+
+    def loss(params, batch, spatial):
+        logits, outputs = model.apply({"params": params}, normalised(batch))
+        ce = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["label"]])
+        (decor0, hinge0), (decor1, hinge1) = (written_out(outputs[layer], spatial) for layer in LAYERS)
+        return ce + 200.0 * (decor0 + decor1) / 2 + 5.0 * (hinge0 + hinge1) / 2, outputs
+
+    @jax.jit
+    def find(state, batch):
+        found = []
+        for spatial in ("pool", "positions"):
+            objective = Objective(consistency=False, variance=True, spatial=spatial)
+            grads, _, terms = networks.gradients(
+                state, batch, objective=objective, decor_weight=200.0, variance_weight=5.0
+            )
+            differentiate = jax.value_and_grad(loss, has_aux=True)
+            (value, outputs), expected = differentiate(state.params, batch, spatial)
+            found.append((terms, grads, value, expected, outputs))
+        return found
+
+    return dict(zip(("pool", "positions"), jax.device_get(find(state, batch)), strict=True))
+
+
+@pytest.mark.parametrize("spatial", ["pool", "positions"])
+def test_tapped_layers_are_averaged(tapped, spatial):
+    terms, grads, value, expected, outputs = tapped[spatial]
+    maps = [np.asarray(outputs[layer], np.float64) for layer in LAYERS]
+    samples = [x.mean(axis=(1, 2)) if spatial == "pool" else x.reshape(-1, x.shape[-1]) for x in maps]
+    decors, hinges = ([oracle(x) for x in samples] for oracle in (covariance_term, oracles.variance_hinge))
+    assert min(decors) > 1e-4 and max(hinges) > 0.01 and not np.isclose(*decors) and not np.isclose(*hinges)
+    np.testing.assert_allclose(terms["decorrelation"], np.mean(decors), rtol=1e-4)
+    np.testing.assert_allclose(terms["variance"], np.mean(hinges), rtol=1e-4)
+    np.testing.assert_allclose(terms["feature_scale"], np.mean([x.std(0, ddof=1).mean() for x in samples]), rtol=1e-4)
+    floors = [(x.shape[1] - 1) / (len(x) - 1) for x in samples]
+    np.testing.assert_allclose(terms["decorrelation_floor"], np.mean(floors), rtol=1e-5)
+    np.testing.assert_allclose(terms["loss"], value, rtol=1e-5)
+    leaves_close(grads, expected, rtol=1e-4)
+
+
+def covariance_term(samples):
+    return oracles.decorrelation(samples, "covariance")
+
+
+def trained(state, images):
+    """Apply the model in train mode: `((logits, features), new batch_stats)`."""
+    outputs, updates = state.apply_fn(state.variables, images, train=True, mutable=["batch_stats"])
+    return outputs, updates["batch_stats"]
+
+
+@pytest.fixture(scope="module")
+def forwards():
+    """One batch by each way to the saliency, on a network with BatchNorm whose running statistics are not fresh."""
+    model, batch = networks.tiny_model(), networks.tiny_batch()
+    state = networks.loud_state(model)
+    stale = jax.tree.map(lambda x: 0.6 * x + 0.2, state.batch_stats)
+    state = state.replace(batch_stats=stale)
+
+    def total(images, state, labels, batch_stats=None):
+        if batch_stats is None:
+            (logits, _), _ = trained(state, images)
+        else:
+            logits, _ = model.apply({"params": state.params, "batch_stats": batch_stats}, images)
+        return logits[jnp.arange(len(logits)), labels].sum()
+
+    @jax.jit
+    def find(state, batch):
+        found = {}
+        for forward in FORWARDS:
+            (_, batch_stats, terms), seen = networks.recorded(networks.gradients)(
+                state, batch, objective=Objective(forward=forward, decorrelation=False)
+            )
+            (masked_logits, _), masked_stats = trained(state, seen["masked"])
+            found[forward] = (seen, batch_stats, terms, masked_logits, masked_stats)
+        images = normalised(batch)
+        (logits, _), clean_stats = trained(state, images)
+        batch_only = jax.tree.map(lambda new, old: 10 * new - 9 * old, clean_stats, state.batch_stats)
+        by_forward = {"shared": None, "frozen": batch_only, "eval": state.batch_stats}
+        grad = functools.partial(jax.grad(total), images, state, batch["label"])
+        expected = {forward: grad(statistics) for forward, statistics in by_forward.items()}
+        return found, expected, logits, clean_stats
+
+    return jax.device_get(find(state, batch))
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_saliency_is_the_gradient_of_the_summed_true_logits(forwards, forward):
+    """Through the batch's statistics, with them as constants (they serve as running ones), or with the running ones."""
+    found, expected, _, _ = forwards
+    leaves_close(found[forward][0]["gradient"], expected[forward], rtol=1e-4)
+    for other in set(FORWARDS) - {forward}:
+        assert np.abs(expected[other] - expected[forward]).max() > 0.02 * np.abs(expected[forward]).max()
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_only_the_clean_forward_updates_running_statistics(forwards, forward):
+    found, _, logits, clean_stats = forwards
+    _, batch_stats, terms, masked_logits, masked_stats = found[forward]
+    leaves_close(batch_stats, clean_stats, rtol=1e-6)
+    assert np.abs(masked_stats["norm1"]["var"] - clean_stats["norm1"]["var"]).max() > 1e-4
+    p, q = oracles.softmax(np.float64(logits)), oracles.softmax(np.float64(masked_logits))
+    np.testing.assert_allclose(terms["consistency"], (p * np.log(p / q)).sum(axis=1).mean(), rtol=1e-4)
+
+
+def test_saliency_forwards_agree_without_batch_norm():
+    state, batch = networks.tiny_state(networks.tiny_model("layer")), networks.tiny_batch()
+
+    @jax.jit
+    def find(state, images, labels):
+        run = functools.partial(networks.saliency_of_step, state, images, labels, saliency_of="log_probability")
+        return [run(forward=forward) for forward in FORWARDS]
+
+    *found, evaluated = find(state, normalised(batch), batch["label"])
+    leaves_close(found, [evaluated] * 2, rtol=1e-5)
+
+
+def test_gradients_are_those_of_the_loss():
+    """The two pull-backs together equal plain differentiation of the written-out loss."""
+    state, batch = networks.loud_state(networks.tiny_model()), networks.tiny_batch()
+
+    def loss(params, state, batch, masked):
+        state = state.replace(params=params)
+        ((logits, features), _), ((masked_logits, _), _) = trained(state, normalised(batch)), trained(state, masked)
+        log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(masked_logits)
+        ce = -jnp.mean(log_p[jnp.arange(len(logits)), batch["label"]])
+        kl = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+        return ce + kl + written_out(features, "pool")[0], (kl, features)
+
+    @jax.jit
+    def find(state, batch):
+        (grads, _, terms), seen = networks.recorded(networks.gradients)(
+            state, batch, objective=Objective(), decor_weight=1.0
+        )
+        return terms, grads, jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, seen["masked"])
+
+    terms, grads, ((value, (kl, features)), expected) = jax.device_get(find(state, batch))
+    assert kl > 0.02 and covariance_term(features) > 0.1
+    np.testing.assert_allclose(terms["loss"], value, rtol=1e-5)
+    leaves_close(grads, expected, rtol=1e-4)
+
+
+def test_alternating_order_changes_with_the_step():
+    assert bool(masking.masks_highest("alternate", jnp.int32(1))) and not bool(masking.masks_highest("alternate", 0))
