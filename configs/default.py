@@ -57,7 +57,7 @@ def base() -> ConfigDict:
     # Options of single models; None => the model's own default.
     model.widths = config_dict.placeholder(object)  # cnn: channels of each stage
     model.norm = config_dict.placeholder(str)  # cnn: batch, layer, group or none
-    model.dropout = config_dict.placeholder(float)  # cnn, vit: rate
+    model.dropout = config_dict.placeholder(float)  # cnn, vgg16, vit_*, wide_resnet28_10: rate
     model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
     model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -49,7 +50,8 @@ def round_up(batch_size: int) -> int:
 def replicate(tree: Any, devices: Iterable[jax.Device] | None = None) -> Any:
     """Put a copy of every array on every local device, where the compiled step expects it."""
     mesh = Mesh(np.array(list(devices or jax.local_devices())), (AXIS,))
-    # Never an alias of the caller's memory: the step donates, and so overwrites, what it is given.
+    # Copied first: `device_put` shares what already lies on a device, and the step overwrites what it is given.
+    tree = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
 
 

@@ -69,7 +69,7 @@ def train_step(
     else:
         grads, batch_stats, terms = accumulated(gradients, state, batch, accumulate)
     grads, terms, batch_stats = _pmean((grads, terms, batch_stats), axis_name)
-    terms |= {"gradient_norm": optax.global_norm(grads), **_logged(values, objective)}
+    terms |= {"gradient_norm": optax.tree.norm(grads), **_logged(values, objective)}
     state = apply_gradients(state, grads, batch_stats, values, ema_decay)
     return state, terms
 

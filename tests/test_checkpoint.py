@@ -128,3 +128,12 @@ def test_saving_is_not_disturbed_by_donation(tmp_path):
         checkpoints.manager.wait_until_finished()
         restored, _ = checkpoints.restore(state_at(0))
     assert checksums(restored.params) == expected
+
+
+def test_replicating_leaves_the_callers_arrays_alone():
+    """The step donates its state, which must not be the caller's memory."""
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    mine = {"kernel": jnp.ones((64, 64)), "bias": np.ones(64, np.float32)}
+    for devices in (1, 2, 8):
+        overwrite(parallel.replicate(mine, jax.local_devices()[:devices]))
+        assert float(mine["kernel"].sum()) == 64 * 64 and mine["bias"].sum() == 64
