@@ -185,11 +185,12 @@ def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["--config.optim.lrr=1"], "Did you mean \"lr\""),
+        (["--config=configs/default.py", "--config.optim.lrr=1"], "Did you mean \"lr\""),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor"),
-        (["--config.masking.fraction=1.0"], "[0, 1)"),
-        (["--processes=2"], "--coordinator"),
+        (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
+        (["--config=configs/default.py", "--processes=2"], "--coordinator"),
+        ([], "--config is missing"),
         (["workdir"], "--name=value"),
     ],
 )
