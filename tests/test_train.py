@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -216,6 +217,7 @@ def test_killed_process_continues_exactly(images, tmp_path, lines):
         if (broken / "metrics.jsonl").exists() and len((broken / "metrics.jsonl").read_text().splitlines()) >= lines:
             process.kill()
             break
+        time.sleep(0.02)
     process.wait()
     process = runs.start(runs.command(images, broken), env)
     output, _ = process.communicate(timeout=300)
@@ -232,6 +234,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(images, tmp_path):
         if (tmp_path / "metrics.jsonl").exists() and len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 4:
             process.send_signal(signal.SIGINT)
             break
+        time.sleep(0.02)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "Run the same command to continue" in output and "Traceback" not in output
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
