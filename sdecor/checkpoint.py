@@ -66,13 +66,14 @@ class Checkpoints:
           FloatingPointError: when a parameter is not finite, for a run could not continue from there.
         """
         step, tree = int(state.step), _saved(state)
-        _check_finite(tree["params"], step)
+        on_host = parallel.to_host(tree)  # fetched once, for both looks at the values
+        _check_finite(on_host["params"], step)
         if step in self.manager.all_steps():
             if step not in self._damaged and (metrics is None or self.has_metrics(step)):
                 return
             self.manager.delete(step)
             self._damaged.discard(step)
-        meta = {"step": step, "position": position, "checksums": checksums(tree)}
+        meta = {"step": step, "position": position, "checksums": checksums(on_host)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta)
         )
@@ -120,7 +121,7 @@ class Checkpoints:
 
 
 def _check_finite(params: Any, step: int) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parallel.to_host(params)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path)
             raise FloatingPointError(f"parameter {name} is not finite after step {step}: nothing was saved of it")
