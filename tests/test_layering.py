@@ -9,11 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian"}  # what any part may use
+SMALL = {"rng", "checks", "gaussian", "chunks"}  # what any part may use
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
     "gaussian": {"checks"},
+    "chunks": {"checks"},
     "cli": {"parallel"},
     "losses": SMALL,
     "masking": SMALL,
@@ -31,8 +32,9 @@ MAY_IMPORT = {
     "workdir": SMALL,
     "objective": SMALL | {"losses", "masking", "models"},
     "steps": SMALL | {"losses", "masking", "attribution", "metrics", "models", "optim", "state", "objective"},
-    "evaluation": SMALL | {"attribution", "metrics", "statistics", "data"},
+    "evaluation": SMALL | {"attribution", "metrics", "data", "parallel"},
     "summary": SMALL | {"metrics", "statistics", "evaluation"},
+    "runs": SMALL | {"build", "checkpoint", "workdir"},
     "report": SMALL | {"metrics"},
     "build": None,  # reads the config and may use everything
     "__init__": None,

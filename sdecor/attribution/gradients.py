@@ -3,46 +3,14 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-
-SALIENCY_OF = ("logit", "log_probability", "probability")
-
-
-def target_score(logits: jax.Array, target: jax.Array | int, *, saliency_of: str = "logit") -> jax.Array:
-    """Return the scalar that is explained: the target's logit, log-probability or probability.
-
-    Args:
-      logits: of one image, `[K]`.
-      target: class, integer scalar in [0, K).
-      saliency_of: "logit", "log_probability" or "probability".
-
-    Returns:
-      Scalar. A target outside [0, K) gives NaN, and so does everything derived from it: indexing alone would
-      silently explain the nearest class.
-
-    Raises:
-      ValueError: for an unknown `saliency_of`, or logits that are not `[K]`.
-    """
-    check_choice("saliency_of", saliency_of, SALIENCY_OF)
-    if logits.ndim != 1:
-        raise ValueError(
-            f"fn returned shape {logits.shape}: it must map one image [H, W, C] to logits [K], with no batch axis"
-        )
-    if saliency_of == "log_probability":
-        logits = jax.nn.log_softmax(logits)
-    elif saliency_of == "probability":
-        logits = jax.nn.softmax(logits)
-    target = jnp.asarray(target)
-    inside = (target >= 0) & (target < logits.shape[0])
-    return logits[target] * jnp.where(inside, 1, jnp.nan).astype(logits.dtype)
+from sdecor.attribution.targets import Target, score_of
 
 
 def gradient(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
-    target: jax.Array | int,
+    target: Target,
     *,
     saliency_of: str = "logit",
 ) -> jax.Array:
@@ -51,7 +19,7 @@ def gradient(
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: class to explain, integer scalar.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
       saliency_of: what is differentiated: the "logit" `z_y`, the "log_probability" `log p_y` or the "probability".
 
     Returns:
@@ -60,4 +28,24 @@ def gradient(
     References:
       Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034, 2013.
     """
-    return jax.grad(lambda x: target_score(fn(x), target, saliency_of=saliency_of))(image)
+    return jax.grad(score_of(fn, target, saliency_of=saliency_of))(image)
+
+
+def input_x_gradient(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    saliency_of: str = "logit",
+) -> jax.Array:
+    """Return the image times the gradient of the target's score: first-order contributions relative to a zero image.
+
+    See `gradient` for the arguments. In a network that is linear around the image they sum to the score.
+
+    Returns:
+      Signed contributions `[H, W, C]` in score units.
+
+    References:
+      Shrikumar et al., "Not Just a Black Box", https://arxiv.org/abs/1605.01713, 2016.
+    """
+    return image * gradient(fn, image, target, saliency_of=saliency_of)

@@ -1,0 +1,53 @@
+"""What an image is compared with: the starts of paths, and what stands in for hidden pixels."""
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice
+from sdecor.gaussian import blur
+
+BASELINES = ("zero", "mean", "blur", "uniform", "white", "black")
+_BLUR_SIGMA = 5.0  # pixels
+
+
+def baseline_image(baseline: str | float | jax.Array, image: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Return the image that stands for "nothing there".
+
+    Args:
+      baseline: "zero" (in normalised space the data set's mean color); "mean", the image's own mean of each channel;
+        "white" or "black", the image's own maximum or minimum of each channel; "blur", the image under a Gaussian of 5
+        pixels; "uniform", noise between the minimum and the maximum of each channel, drawn for every pixel and channel.
+        Or values of your own: a number, one for each channel `[C]`, or an image `[H, W, C]`.
+      image: `[H, W, C]`.
+      key: of the noise; used by "uniform" alone.
+
+    Returns:
+      Image `[H, W, C]` in the dtype of `image`.
+
+    Raises:
+      ValueError: for an unknown name, a shape other than those, or "uniform" without a key.
+    """
+    if not isinstance(baseline, str):
+        given = jnp.asarray(baseline, image.dtype)
+        if given.shape not in ((), image.shape[-1:], image.shape):
+            known = f"{image.shape}, {image.shape[-1:]}, a number, or one of {BASELINES}"
+            raise ValueError(f"baseline has shape {given.shape}: pass {known}")
+        return jnp.broadcast_to(given, image.shape)
+    check_choice("baseline", baseline, BASELINES)
+    if baseline == "uniform":
+        return _uniform_within(key, image)
+    if baseline == "blur":
+        return blur(image[None], _BLUR_SIGMA)[0]
+    if baseline == "zero":
+        return jnp.zeros_like(image)
+    color = {"mean": jnp.mean, "white": jnp.max, "black": jnp.min}[baseline](image, axis=(0, 1))
+    return jnp.broadcast_to(color, image.shape)
+
+
+def _uniform_within(key: jax.Array | None, image: jax.Array) -> jax.Array:
+    if key is None:
+        raise ValueError("baseline = 'uniform' draws random numbers: pass key=jax.random.key(seed)")
+    low, high = image.min((0, 1), keepdims=True), image.max((0, 1), keepdims=True)
+    # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
+    share = jax.random.uniform(key, (image.size,)).reshape(image.shape)
+    return (low + share * (high - low)).astype(image.dtype)

@@ -1,0 +1,188 @@
+"""Class activation maps: a layer's activations weighted by the gradient of the target's score.
+
+Every method costs one forward evaluation and the part of a backward one above the layer, and returns `[H, W, 1]`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.attribution.activations import Layer, activation_and_gradient, as_map
+from sdecor.attribution.guided import guided_backpropagation
+from sdecor.attribution.targets import Target
+from sdecor.checks import check_choice
+
+UPSAMPLING = ("bilinear", "nearest")
+Reshape = Callable[[jax.Array], jax.Array]
+
+
+def grad_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return Grad-CAM: `Σ_d α_d A_d`, where `α_d` is the mean over positions of `∂score/∂A_d`.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`.
+      image: floating point, `[H, W, C]`.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      layer: a named scope such as "ResNet/stage4" or "conv2", or `(features_fn, head_fn)`: see
+        `activation_and_gradient`. Default: the last map of features, after its non-linearity: see `default_layer`.
+      saliency_of: "logit", "log_probability" or "probability".
+      relu: whether to keep the positive part alone, as the paper does.
+      upsample: "bilinear" or "nearest" to the image's size; None leaves the layer's `[H', W', 1]`.
+      reshape: from the layer's output to `[H', W', D]`, applied to the activation and its gradient alike, where the
+        layer is neither a map nor square tokens.
+
+    Returns:
+      Map `[H, W, 1]` in score units, at least float32.
+
+    Raises:
+      ValueError: for an unknown layer, or one whose output is no map.
+
+    References:
+      Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017.
+    """
+    activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
+    return _finished(activation * gradient.mean((0, 1), keepdims=True), relu, upsample, image)
+
+
+def grad_cam_plus_plus(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return Grad-CAM++: `Σ_d w_d A_d` with `w_d = Σ_ij α_ijd relu(g_ijd)`, `α = g² / (2g² + g³ Σ_ab A_abd)`.
+
+    The paper explains `Y = exp(S)` of a score S whose second derivatives by the activations are zero, as those of a
+    network of ReLUs are, so that the derivatives of Y are `Y g`, `Y g²` and `Y g³` of `g = ∂S/∂A`. S is what
+    `saliency_of` names; the paper's is the logit. The factor Y is the same at all positions and left out: it scales the
+    map and overflows. Activations are taken to be non-negative, behind a ReLU. See `grad_cam` for the arguments.
+
+    Returns:
+      Map `[H, W, 1]`, at least float32.
+
+    References:
+      Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
+    """
+    activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
+    rising = jax.nn.relu(gradient)  # elsewhere α has no weight; where it has, g² cancels in it
+    alpha = 1 / (2 + rising * activation.sum((0, 1), keepdims=True))
+    return _finished(activation * (alpha * rising).sum((0, 1), keepdims=True), relu, upsample, image)
+
+
+def layer_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return LayerCAM: `Σ_d relu(∂score/∂A_d) A_d`, each position with a weight of its own.
+
+    It stays sharp at early layers, where the mean weight of Grad-CAM does not. See `grad_cam` for the arguments.
+
+    Returns:
+      Map `[H, W, 1]` in score units, at least float32.
+
+    References:
+      Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 30, 2021,
+      https://doi.org/10.1109/TIP.2021.3089943.
+    """
+    activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
+    return _finished(activation * jax.nn.relu(gradient), relu, upsample, image)
+
+
+def hires_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = False,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return HiResCAM: `Σ_d ∂score/∂A_d ⊙ A_d`, the layer's activations times their gradient.
+
+    Before upsampling it sums to the score less the bias where only linear layers (pooling by the mean included) follow
+    the layer. See `grad_cam` for the arguments.
+
+    Returns:
+      Map `[H, W, 1]` in score units, signed unless `relu`, at least float32.
+
+    References:
+      Draelos, Carin, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891, 2020.
+    """
+    activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
+    return _finished(activation * gradient, relu, upsample, image)
+
+
+def guided_grad_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    upsample: str = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return guided backpropagation times the upsampled positive part of Grad-CAM.
+
+    Two forward evaluations, a backward one and a part of one. See `grad_cam` for the arguments; the guided half
+    is of `fn` also where `layer` is a pair.
+
+    Returns:
+      Signed `[H, W, C]`, at least float32.
+
+    References:
+      Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017, section 3.2.
+    """
+    check_choice("upsample", upsample, UPSAMPLING)
+    cam = grad_cam(fn, image, target, layer=layer, saliency_of=saliency_of, upsample=upsample, reshape=reshape)
+    return cam * guided_backpropagation(fn, image, target, saliency_of=saliency_of)
+
+
+def _maps(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    layer: Layer,
+    saliency_of: str,
+    reshape: Reshape | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return activation and gradient as `[H', W', D]`, at least float32."""
+    found = activation_and_gradient(fn, image, target, layer, saliency_of=saliency_of)
+    found = [values.astype(jnp.promote_types(values.dtype, jnp.float32)) for values in found]
+    activation, gradient = (as_map(values, image.shape) if reshape is None else reshape(values) for values in found)
+    if activation.ndim != 3:
+        raise ValueError(f"reshape returned shape {activation.shape}: it must return a map [H', W', D]")
+    return activation, gradient
+
+
+def _finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
+    """Sum `[H', W', D]` over features and bring the map to the image's size."""
+    check_choice("upsample", upsample, (*UPSAMPLING, None))
+    cam = contributions.sum(-1, keepdims=True)
+    cam = jax.nn.relu(cam) if relu else cam
+    return cam if upsample is None else jax.image.resize(cam, (*image.shape[:2], 1), upsample)

@@ -1,0 +1,75 @@
+"""Convolutions whose input gradient is an ordinary convolution.
+
+JAX writes the input gradient of a convolution with the kernel's two feature axes exchanged in place. Inside a loop,
+XLA's CPU compiler then leaves its fast path, and a gradient costs up to 2.8 times as much (docs/benchmarks.md). Written
+with a kernel that is really transposed, it costs the same inside and outside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sdecor.attribution.jaxpr import interpret
+
+
+def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `fn` with every convolution differentiated by `_input_gradient`; values and gradients are the same."""
+    return interpret(fn, _rule)
+
+
+def _rule(equation: Any, inputs: list[jax.Array], scope: str) -> list[jax.Array] | None:
+    if equation.primitive is not lax.conv_general_dilated_p:
+        return None
+    params = equation.params
+    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        return None
+    return [_convolution(params, *inputs)]
+
+
+def _convolution(params: dict[str, Any], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated_p.bind(x, kernel, **params)
+
+    @jax.custom_vjp
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return plain(x, kernel)
+
+    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return plain(x, kernel), (x, kernel)
+
+    def backward(kept: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, kernel = kept
+        (to_kernel,) = jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](cotangent)
+        return _input_gradient(params, x.shape, kernel, cotangent).astype(x.dtype), to_kernel
+
+    convolution.defvjp(forward, backward)
+    return convolution(x, kernel)
+
+
+def _input_gradient(
+    params: dict[str, Any], shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    """Convolve the cotangent with the kernel turned round, its input and output features exchanged."""
+    lhs, rhs, out = params["dimension_numbers"]
+    strides, lhs_dilation, rhs_dilation = (params[n] for n in ("window_strides", "lhs_dilation", "rhs_dilation"))
+    padding = []
+    for i, (low, _) in enumerate(params["padding"]):
+        reach = rhs_dilation[i] * (kernel.shape[rhs[2 + i]] - 1)
+        before = reach - low
+        spread_input = lhs_dilation[i] * (shape[lhs[2 + i]] - 1)
+        spread_output = strides[i] * (cotangent.shape[out[2 + i]] - 1)
+        padding.append((before, spread_input + reach - spread_output - before))
+    return lax.conv_general_dilated(
+        cotangent,
+        jnp.swapaxes(lax.rev(kernel, rhs[2:]), rhs[0], rhs[1]),
+        window_strides=lhs_dilation,
+        padding=padding,
+        lhs_dilation=strides,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(out, rhs, lhs),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )

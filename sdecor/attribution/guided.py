@@ -1,0 +1,152 @@
+"""Gradients that pass a ReLU by another rule: guided backpropagation and the deconvolutional network."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from sdecor.attribution.equations import inner_jaxprs, is_elementwise_call
+from sdecor.attribution.patterns import Elementwise, elementwise, is_float
+from sdecor.attribution.program import Program, Step, Unit, Unsupported, execute, flatten, plain, plan
+from sdecor.attribution.targets import Target, score_of
+
+# What a ReLU is told by; dyadic, so that they are exact in every dtype.
+_POINTS = np.array([-1024.0, -8.0, -1.0, -0.5, -(2.0**-6), 0.0, 2.0**-6, 0.5, 1.0, 4.0, 5.5, 8.0, 1024.0])
+_MAY_BE_RELU = ("clamp", "custom_jvp_call", "custom_vjp_call", "max", "mul", "select_n")
+
+
+def guided_backpropagation(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    saliency_of: str = "logit",
+) -> jax.Array:
+    """Return the gradient of the target's score in which a ReLU passes what is positive, forward and backward.
+
+    Each ReLU passes `g · (x > 0) · (g > 0)` in place of `g · (x > 0)`; everything else, other activations included,
+    keeps its gradient. A ReLU is what computes `max(x, 0)` or `min(max(x, 0), c)`, however it is written and however
+    often one function is used. None are the clamp that keeps the variance of a LayerNorm from being negative, and the
+    ReLU6 in `x * relu6(x + 3)`, a part of another activation (hard swish). Cost: one gradient.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`.
+      image: floating point, `[H, W, C]`.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      saliency_of: "logit", "log_probability" or "probability".
+
+    Returns:
+      Signed attribution `[H, W, C]`.
+
+    Raises:
+      ValueError: for a network without a ReLU, or with one inside of an operation that is not entered (`while`, a
+        `cond` that depends on the image, a `custom_jvp` or `custom_vjp` that is not elementwise).
+
+    References:
+      Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
+    """
+    changed = _with_relus(fn, image, 0.0, "guided_backpropagation")
+    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+
+
+def deconvnet(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    saliency_of: str = "logit",
+) -> jax.Array:
+    """Return the gradient of the target's score in which a ReLU passes `g · (g > 0)`, whatever its input was.
+
+    See `guided_backpropagation` for the arguments, what counts as a ReLU, and errors.
+
+    References:
+      Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2013.
+    """
+    changed = _with_relus(fn, image, -np.inf, "deconvnet")
+    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+
+
+def _with_relus(fn: Callable, image: jax.Array, low: float, method: str) -> Callable[[jax.Array], jax.Array]:
+    """Return `fn` with `_relu(x, low, cap)` for each of its ReLUs."""
+    program = flatten(fn, image, enter_custom=False)
+    found = []
+
+    def choose(step: Step) -> Unit:
+        function = _activation(program, step)
+        if function is not None:
+            cap = _relu_cap(function)
+            if cap is None:
+                return Unit((function.root,), step.outputs, lambda x: [function(x)])
+            found.append(step)
+            return Unit((function.root,), step.outputs, lambda x: [_relu(x, low, cap)])
+        if not is_elementwise_call(step.equation) and any(map(_may_hold_relu, inner_jaxprs(step.equation))):
+            instead = "Write it with `scan` or a Python loop, or without control flow that depends on the image."
+            raise Unsupported(method, step, "it may hold a ReLU and is not entered", instead)
+        return plain(step)
+
+    units = plan(program, choose)
+    if not found:
+        raise ValueError(
+            f"{method} changes how gradients pass a ReLU, and fn has none (other activations keep their gradient): "
+            "use method='gradient', 'integrated_gradients' or 'deeplift'"
+        )
+    return lambda x: execute(program, units, [x])[0]
+
+
+def _activation(program: Program, step: Step) -> Elementwise | None:
+    """Return the elementwise function that a step completes if it may be a ReLU, or hold one as a part of its own."""
+    if step.name not in _MAY_BE_RELU or not is_float(step.outputs[0]):
+        return None
+    if step.name == "mul" and len(step.dependent) < 2:
+        return None
+    function = elementwise(program, step)
+    return None if function is None or _is_variance(program, function) else function
+
+
+def _relu_cap(function: Elementwise) -> float | None:
+    """Return the cap of a ReLU, ∞ for a plain one; None for any other function."""
+    x, y = function.probed(_POINTS)
+    cap = y.max()
+    if cap <= 0 or not np.array_equal(y, x.clip(0, cap)):
+        return None
+    return np.inf if cap == x.max() else cap
+
+
+def _is_variance(program: Program, function: Elementwise) -> bool:
+    """Return whether a ReLU's input is `E[x²] − E[x]²`, which only rounding makes negative."""
+    made = program.made_by.get(function.root)
+    if made is None or made.name != "sub" or len(made.dependent) < 2:
+        return False
+    square = program.made_by.get(made.dependent[1])
+    return square is not None and (
+        square.name == "square"
+        or (square.name == "integer_pow" and square.params["y"] == 2)
+        or (square.name == "mul" and len(square.dependent) == 2 and len(set(square.dependent)) == 1)
+    )
+
+
+def _may_hold_relu(jaxpr: core.Jaxpr) -> bool:
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    inner = [sub for equation in jaxpr.eqns for sub in inner_jaxprs(equation)]
+    return bool(names & {"clamp", "max", "select_n"}) or any(map(_may_hold_relu, inner))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _relu(x: jax.Array, low: float, cap: float) -> jax.Array:
+    """A ReLU, capped, whose backward pass keeps positive cotangents where `low < x < cap`."""
+    return jnp.clip(x, 0, cap)
+
+
+def _forward(x: jax.Array, low: float, cap: float) -> tuple[jax.Array, jax.Array]:
+    return _relu(x, low, cap), (x > low) & (x < cap)
+
+
+def _backward(low: float, cap: float, inside: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(inside & (cotangent > 0), cotangent, 0),)
+
+
+_relu.defvjp(_forward, _backward)

@@ -1,0 +1,143 @@
+"""Finding a layer's output among the equations of a function of one image.
+
+A layer is named by the `jax.named_scope` its equations were traced under; Linen names its modules so.
+"""
+
+import difflib
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+from sdecor.attribution.jaxpr import scope_of
+
+OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
+_CLOSED = ("scan", "while", "cond", "custom_vjp_call")  # equations whose inside has no output of its own
+_LAYOUT = ("transpose", "reshape", "squeeze", "broadcast_in_dim")  # the same values in another order
+
+
+def named_layer(jaxpr: core.Jaxpr, name: str) -> core.Var:
+    """Return the last value that leaves the named scope `name` on the way from the image to the logits."""
+    equations = _between(jaxpr)
+    path = _full_path(name, equations)
+    inside = [equation for equation in equations if path in _paths(equation)]
+    read_outside = set(jaxpr.outvars).union(*(_read(e) for e in equations if path not in _paths(e)))
+    leaving = [v for equation in inside for v in _written(equation) if v in read_outside]
+    if not leaving:
+        raise ValueError(f"layer = {name!r} has no floating point output that the logits depend on; {OTHERWISE}")
+    return leaving[-1]
+
+
+def default_layer(jaxpr: core.Jaxpr) -> core.Var:
+    """Return the last map of features: of a convolutional network, or of a transformer over patches.
+
+    Of the first it is the last value with the height and width of the last convolution's output (of those larger than
+    1×1): what follows the convolution at that size, normalization, residual sum, non-linearity, is included. Of the
+    second it is the last tokens that an attention mixes; of those behind it, only the class token may be read.
+    """
+    equations = _between(jaxpr)
+    grids = [grid for grid in map(_grid, equations) if grid]
+    if not grids:
+        raise ValueError(f"the function has no convolution with an output [H', W', D]: name a layer, or {OTHERWISE}")
+    grid, tokens = grids[-1], (math.prod(grids[-1]), math.prod(grids[-1]) + 1)  # with a class token
+    values = [v for equation in equations if equation.primitive.name not in _LAYOUT for v in _written(equation)]
+    last_map = [v for v in values if len(_shape(v)) == 3 and _shape(v)[:2] == grid][-1]
+    behind = values[values.index(last_map) + 1 :]
+    mixed = _mixed_last(equations, tokens)
+    of_tokens = [v for v in behind if len(_shape(v)) == 2 and _shape(v)[0] in tokens and (not mixed or v in mixed)]
+    return of_tokens[-1] if of_tokens else last_map
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without leading ones: three numbers are a map `[H', W', D]`, two are tokens `[T, D]`."""
+    if len(shape) == 3 and shape[0] == 1:
+        return shape[1:]
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _between(jaxpr: core.Jaxpr) -> list[Any]:
+    """Return the equations that depend on the image and that the logits depend on."""
+    dependent, wanted = set(jaxpr.invars), set(jaxpr.outvars)
+    for equation in jaxpr.eqns:
+        if dependent & _read(equation):
+            dependent.update(equation.outvars)
+    found = []
+    for equation in reversed(jaxpr.eqns):
+        if wanted.intersection(equation.outvars) and dependent & _read(equation):
+            wanted |= _read(equation)
+            found.append(equation)
+    return found[::-1]
+
+
+def _mixed_last(equations: list[Any], tokens: tuple[int, ...]) -> set[core.Var]:
+    """Return what both factors of the last attention, a product over tokens, are computed from."""
+    dependent = {v for equation in equations for v in equation.outvars}
+    products = [equation for equation in equations if _contracts(equation, tokens) and _read(equation) <= dependent]
+    return set.intersection(*(_origins(v, equations) for v in _read(products[-1]))) if products else set()
+
+
+def _origins(value: core.Var, equations: list[Any]) -> set[core.Var]:
+    """Return what `equations` compute `value` from, itself included."""
+    found, wanted = set(), {value}
+    for equation in reversed(equations):
+        if wanted.intersection(equation.outvars):
+            wanted |= _read(equation)
+            found.update(equation.outvars)
+    return found
+
+
+def _full_path(name: str, equations: list[Any]) -> str:
+    """Return the one path of scopes that is `name` or ends with it."""
+    paths = list(dict.fromkeys(path for equation in equations for path in _paths(equation)))
+    fitting = [path for path in paths if path == name] or [path for path in paths if path.endswith(f"/{name}")]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ValueError(f"layer = {name!r} is ambiguous: it may be {' or '.join(map(repr, fitting))}")
+    if not paths:
+        raise ValueError(f"layer = {name!r}: the function has no jax.named_scope; add one, or {OTHERWISE}")
+    ends = {path: path for path in paths} | {path.rsplit("/", 1)[-1]: path for path in paths}
+    close = [ends[end] for end in difflib.get_close_matches(name, ends, n=3)]
+    hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else "."
+    closed = sorted({e.primitive.name for e in equations} & set(_CLOSED))
+    inside = f" What lies inside {' or '.join(closed)} cannot be named: {OTHERWISE}." if closed else ""
+    raise ValueError(f"layer = {name!r} is no scope of the function{hint}{inside} Its scopes are: {', '.join(paths)}")
+
+
+def _paths(equation: Any) -> list[str]:
+    """Return the path of an equation's scope and of all scopes around it, the outermost first."""
+    names = scope_of(equation).split("/")
+    return ["/".join(names[: i + 1]) for i in range(len(names)) if names[0]]
+
+
+def _read(equation: Any) -> set[core.Var]:
+    return {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
+
+
+def _written(equation: Any) -> list[core.Var]:
+    return [v for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+
+
+def _shape(value: core.Var) -> tuple[int, ...]:
+    return squeezed(value.aval.shape)
+
+
+def _grid(equation: Any) -> tuple[int, int] | None:
+    """Return height and width of a convolution's output `[H', W', D]`, if they exceed 1×1."""
+    if equation.primitive is not lax.conv_general_dilated_p:
+        return None
+    output = equation.outvars[0]
+    channels_last = equation.params["dimension_numbers"].out_spec[1] == output.aval.ndim - 1
+    grid = _shape(output)[:2]
+    return grid if channels_last and len(_shape(output)) == 3 and math.prod(grid) > 1 else None
+
+
+def _contracts(equation: Any, sizes: tuple[int, ...]) -> bool:
+    if equation.primitive is not lax.dot_general_p:
+        return False
+    (axes, _), _ = equation.params["dimension_numbers"]
+    return any(equation.invars[0].aval.shape[axis] in sizes for axis in axes)

@@ -1,0 +1,123 @@
+"""How relevance passes each kind of operation.
+
+Relevance travels as `c = R/x`, its ratio to the value that has it: then what passes a layer is a modified gradient, and
+a unit is a function with the network's values and that gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sdecor.attribution.affine import Affine, affine_layer
+from sdecor.attribution.equations import BILINEAR, MAXIMA, MINIMA
+from sdecor.attribution.patterns import elementwise, is_float, is_linear, is_nonnegative, route_from_input
+from sdecor.attribution.program import Program, Step, Unit, Unsupported, plain
+from sdecor.attribution.surrogates import linearised, slope
+
+RULES = ("epsilon", "gamma", "z_plus", "box")
+
+
+class Layer(NamedTuple):
+    """What a rule is chosen by: the named scope of a layer, "convolution" or "dense", and whether it sees the image."""
+
+    scope: str
+    kind: str
+    first: bool
+
+
+class Settings(NamedTuple):
+    """The rule of each layer, ε, γ, and the bounds of the image `(low, high)`, or nothing."""
+
+    rule_of: Callable[[Layer], str]
+    epsilon: float
+    gamma: float
+    bounds: tuple[jax.Array, ...]
+
+
+def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
+    """Return how relevance passes a step; raise `Unsupported` where there is no rule."""
+    affine = affine_layer(program, step)
+    if affine is not None and affine.has_kernel:
+        return Unit((affine.root,), step.outputs, _layer(program, settings, affine))
+    if affine is not None and affine.adds:
+        return Unit((affine.root,), step.outputs, lambda x: [_shared(affine(x), settings.epsilon)])
+    if step.name in ("add", "add_any", "sub", "scatter-add") and is_linear(step):
+        return Unit(step.dependent, step.outputs, lambda *x: [_shared(step(*x)[0], settings.epsilon)])
+    floats = all(map(is_float, step.dependent + step.outputs))
+    if is_linear(step) or (floats and step.name in MAXIMA | MINIMA):
+        return plain(step)
+    function = elementwise(program, step) if is_float(step.outputs[0]) else None
+    if function is not None:
+        if np.any(function.probed(np.zeros(1))[1] != 0):
+            raise _unsupported(step, "its value at 0 is not 0, so that it does not hand on the relevance it is given")
+        return Unit((function.root,), step.outputs, _unchanged(function))
+    if floats and step.name in ("max", "min"):
+        return plain(step)
+    if step.name in BILINEAR:
+        raise _unsupported(step, "it multiplies values that both depend on the image (LayerNorm, attention, a gate)")
+    raise _unsupported(step, "it has no rule for relevance")
+
+
+def _unsupported(step: Step, why: str) -> Unsupported:
+    return Unsupported("lrp", step, why, "Use method='deeplift', which also sums to the score, or a gradient method")
+
+
+def _unchanged(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], list[jax.Array]]:
+    """Relevance passes an activation unchanged: `x c_x = y c_y`."""
+
+    def apply(x: jax.Array) -> list[jax.Array]:
+        fixed = lax.stop_gradient(x)
+        return [linearised(function(fixed), (slope(function, fixed, jnp.zeros_like(fixed)),), (x,))]
+
+    return apply
+
+
+def _shared(denominator: jax.Array, epsilon: float, value: jax.Array | None = None) -> jax.Array:
+    """Return `value` (default: `denominator`), its relevance shared out in proportion to the parts of `denominator`."""
+    fixed = lax.stop_gradient(denominator)
+    value = fixed if value is None else lax.stop_gradient(value)
+    stable = fixed + jnp.where(fixed < 0, -epsilon, epsilon).astype(fixed.dtype)
+    share = jnp.where(stable == 0, 0, value / jnp.where(stable == 0, 1, stable))
+    return linearised(value, (share,), (denominator,))
+
+
+def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[jax.Array], list[jax.Array]]:
+    """The rule that is chosen for a layer with a kernel."""
+    route = route_from_input(program, affine.root)
+    kind = "convolution" if affine.base.name == "conv_general_dilated" else "dense"
+    rule = settings.rule_of(Layer(affine.base.scope, kind, route is not None))
+    if rule == "box" and route is None:
+        raise _unsupported(affine.base, "the rule 'box' is for layers that see the image itself")
+    nonnegative = is_nonnegative(program, affine.root)
+
+    def apply(x: jax.Array) -> list[jax.Array]:
+        if rule == "epsilon":
+            return [_shared(affine(x), settings.epsilon)]
+        kernel, shift, linear = affine.weights()
+        above, below = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
+        z = linear(x, kernel) + shift
+        if rule == "box":
+            low, high = (_routed(route, bound) for bound in settings.bounds)
+            denominator = linear(x, kernel) - linear(low, above) - linear(high, below)
+            return [_shared(denominator, settings.epsilon, z)]
+        positive = jnp.maximum(shift, 0)
+        if nonnegative:
+            positive += linear(x, above)
+        else:
+            positive += linear(jnp.where(x > 0, x, 0), above) + linear(jnp.where(x < 0, x, 0), below)
+        if rule == "z_plus":
+            return [_shared(positive, settings.epsilon, z)]
+        favored = jnp.where(z > 0, positive, z - positive)
+        return [_shared(z + settings.gamma * favored, settings.epsilon, z)]
+
+    return apply
+
+
+def _routed(route: Sequence[Step], bound: jax.Array) -> jax.Array:
+    for step in route:
+        (bound,) = step(bound)
+    return bound

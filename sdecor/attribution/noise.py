@@ -1,0 +1,172 @@
+"""Averaging over noisy copies of an image: SmoothGrad and its relatives, around any method."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from sdecor.attribution.gradients import gradient
+from sdecor.attribution.targets import Target
+from sdecor.checks import check_choice, check_range
+from sdecor.chunks import moments_over, sum_over
+
+STATISTICS = ("mean", "mean_square", "variance")
+
+
+class Noise(NamedTuple):
+    """How noisy copies are drawn and what is made of their explanations.
+
+    Attributes:
+      samples: number of copies.
+      scale: standard deviation of the Gaussian noise: of the image's range (max − min) if `relative`, else in input
+        units.
+      relative: see `scale`.
+      statistic: of the copies' attributions: their "mean" (SmoothGrad), "mean_square" (SmoothGrad², SquareGrad) or
+        "variance" (VarGrad).
+    """
+
+    samples: int = 25
+    scale: float = 0.15
+    relative: bool = True
+    statistic: str = "mean"
+
+
+def smoothed(method: Callable[..., jax.Array], noise: Noise) -> Callable[..., jax.Array]:
+    """Wrap a method of one image so that it explains noisy copies and returns a statistic of what it finds.
+
+    Args:
+      method: `method(fn, image, target, *, …options)`, as in `METHODS`.
+      noise: see `Noise`.
+
+    Returns:
+      A method with the options of `method`, and `key` and `chunk_size`. Copies are explained `chunk_size` at a time
+      (each with one evaluation in flight) and summed as they come.
+    """
+    check_choice("statistic", noise.statistic, STATISTICS)
+    check_range("samples", noise.samples, 1)
+    check_range("scale", noise.scale, 0)
+    signature = inspect.signature(method)
+    inner = set(signature.parameters)
+
+    def noisy(
+        fn: Callable[[jax.Array], jax.Array],
+        image: jax.Array,
+        target: Target,
+        *,
+        key: jax.Array,
+        chunk_size: int | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        if options.get("with_error") and noise.statistic != "mean":
+            raise ValueError(
+                f"with_error = True: there is no completeness error of a {noise.statistic!r}, only of a mean"
+            )
+        spread = (image.max() - image.min()) * noise.scale if noise.relative else noise.scale
+
+        def sample(i: jax.Array) -> jax.Array:
+            draw, rest = jax.random.split(jax.random.fold_in(key, i))
+            own = {"key": rest} if "key" in inner else {}
+            own |= {"chunk_size": 1} if "chunk_size" in inner else {}
+            # Drawn flat: on a CPU a draw of three-dimensional shape takes longer, to compile and to run.
+            copy = image + spread * jax.random.normal(draw, (image.size,), image.dtype).reshape(image.shape)
+            return method(fn, copy, target, **own, **options)
+
+        if noise.statistic == "variance":
+            return moments_over(sample, noise.samples, at_once=chunk_size)[1]
+        square = noise.statistic == "mean_square"
+        term = (lambda i: sample(i) ** 2) if square else sample
+        total = sum_over(term, noise.samples, at_once=chunk_size)
+        return jax.tree.map(lambda x: x / noise.samples, total)
+
+    noisy.__signature__ = _with_options_of(noisy, signature)
+    return noisy
+
+
+def smoothgrad(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    key: jax.Array,
+    samples: int = 25,
+    scale: float = 0.15,
+    relative: bool = True,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the mean gradient over noisy copies of the image.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`.
+      image: floating point, `[H, W, C]`.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      key: of the noise.
+      samples: number of copies.
+      scale: standard deviation of the noise: see `Noise`.
+      relative: whether `scale` is a share of the image's range.
+      saliency_of: "logit", "log_probability" or "probability".
+      chunk_size: copies in flight.
+
+    Returns:
+      Signed `[H, W, C]` in score units per input unit.
+
+    References:
+      Smilkov et al., "SmoothGrad", https://arxiv.org/abs/1706.03825, 2017.
+    """
+    noise = Noise(samples, scale, relative, "mean")
+    return smoothed(gradient, noise)(fn, image, target, key=key, saliency_of=saliency_of, chunk_size=chunk_size)
+
+
+def squaregrad(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    key: jax.Array,
+    samples: int = 25,
+    scale: float = 0.15,
+    relative: bool = True,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the mean squared gradient over noisy copies ("SmoothGrad squared"), `[H, W, C]` ≥ 0.
+
+    See `smoothgrad` for the arguments.
+
+    References:
+      Hooker et al., "A Benchmark for Interpretability Methods", https://arxiv.org/abs/1806.10758, 2019.
+    """
+    noise = Noise(samples, scale, relative, "mean_square")
+    return smoothed(gradient, noise)(fn, image, target, key=key, saliency_of=saliency_of, chunk_size=chunk_size)
+
+
+def vargrad(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    key: jax.Array,
+    samples: int = 25,
+    scale: float = 0.15,
+    relative: bool = True,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the variance (over `samples`, not `samples − 1`) of the gradient over noisy copies, `[H, W, C]` ≥ 0.
+
+    See `smoothgrad` for the arguments.
+
+    References:
+      Adebayo et al., "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292, 2018.
+    """
+    noise = Noise(samples, scale, relative, "variance")
+    return smoothed(gradient, noise)(fn, image, target, key=key, saliency_of=saliency_of, chunk_size=chunk_size)
+
+
+def _with_options_of(noisy: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature of `noisy` with the options of the method it wraps named in it."""
+    own = inspect.signature(noisy).parameters
+    fixed = [p for name, p in own.items() if name != "options"]
+    added = [p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and name not in own]
+    return inspect.Signature([*fixed, *added])

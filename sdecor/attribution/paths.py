@@ -1,0 +1,166 @@
+"""Gradients gathered along straight paths from a baseline to the image."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.targets import Target, score_of
+from sdecor.checks import check_choice, check_range
+from sdecor.chunks import sum_over
+
+RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
+
+
+def integrated_gradients(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    baseline: str | float | jax.Array = "zero",
+    steps: int = 50,
+    rule: str = "gauss_legendre",
+    saliency_of: str = "logit",
+    key: jax.Array | None = None,
+    chunk_size: int | None = None,
+    with_error: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Return what each feature contributes to the rise of the score on the straight path from the baseline.
+
+    Cost: `steps` gradients; with the error, two evaluations more.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`.
+      image: floating point, `[H, W, C]`.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      baseline: where the path starts: see `baseline_image`.
+      steps: points on the path.
+      rule: how the integral is approximated: see `quadrature`.
+      saliency_of: "logit", "log_probability" or "probability".
+      key: of the noise of the baseline "uniform", which alone needs it.
+      chunk_size: points in flight.
+      with_error: also return the completeness error.
+
+    Returns:
+      Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
+      `Σ attribution − (score(image) − score(baseline))`, which a finer rule brings to zero.
+
+    References:
+      Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365, 2017.
+    """
+    score = score_of(fn, target, saliency_of=saliency_of)
+    start = baseline_image(baseline, image, key=key)
+    way = image - start
+    places, weights = map(jnp.asarray, quadrature(rule, steps))
+
+    def term(i: jax.Array) -> jax.Array:
+        return weights[i] * jax.grad(score)((start + places[i] * way).astype(image.dtype))
+
+    attribution = way * sum_over(term, steps, at_once=chunk_size)
+    return (attribution, completeness_error(attribution, score, image, start)) if with_error else attribution
+
+
+def expected_gradients(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    key: jax.Array,
+    baselines: str | jax.Array = "uniform",
+    samples: int = 50,
+    scale: float = 0.0,
+    relative: bool = True,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+    with_error: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Return integrated gradients averaged over baselines: one random point of one random path for each sample.
+
+    With noise (`scale`) this is what is known as GradientSHAP. Cost: `samples` gradients; with the error, `samples + 1`
+    evaluations more.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`.
+      image: floating point, `[H, W, C]`.
+      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      key: of baselines, points and noise.
+      baselines: images `[B, H, W, C]` of which each sample draws one, such as examples of the training set; or a name
+        of `baseline_image`, of which "uniform" gives each sample a noise image of its own.
+      samples: number of samples.
+      scale: standard deviation of Gaussian noise on the image, drawn for each sample: see `Noise`.
+      relative: whether `scale` is a share of the image's range.
+      saliency_of: "logit", "log_probability" or "probability".
+      chunk_size: samples in flight.
+      with_error: also return the completeness error.
+
+    Returns:
+      Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
+      `Σ attribution − (score(image) − mean score of the drawn baselines)`: sampling error, of order `1 / √samples`.
+
+    References:
+      Erion et al., "Improving Performance of Deep Learning Models with Axiomatic Attribution Priors and Expected
+      Gradients", https://arxiv.org/abs/1906.10670, 2021.
+      Lundberg, Lee, "A Unified Approach to Interpreting Model Predictions", https://arxiv.org/abs/1705.07874, 2017.
+    """
+    check_range("samples", samples, 1)
+    check_range("scale", scale, 0)
+    score = score_of(fn, target, saliency_of=saliency_of)
+    draw_baseline = _source_of(baselines, image)
+    spread = (image.max() - image.min()) * scale if relative else scale
+
+    def sample(i: jax.Array) -> tuple[jax.Array, ...]:
+        of_start, of_place, of_noise = jax.random.split(jax.random.fold_in(key, i), 3)
+        start = draw_baseline(of_start)
+        # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
+        noise = jax.random.normal(of_noise, (image.size,)).reshape(image.shape) if scale else 0
+        end = image + spread * noise
+        point = start + jax.random.uniform(of_place) * (end - start)
+        contribution = (end - start) * jax.grad(score)(point.astype(image.dtype))
+        return (contribution, score(start)) if with_error else (contribution,)
+
+    total = sum_over(sample, samples, at_once=chunk_size)
+    attribution, *scores_of_baselines = (part / samples for part in total)
+    if not with_error:
+        return attribution
+    return attribution, attribution.sum() - (score(image) - scores_of_baselines[0])
+
+
+def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return places in [0, 1] and weights of sum 1, float64 `[steps]` each, of an approximation of `∫₀¹`.
+
+    Args:
+      rule: "gauss_legendre", exact for polynomials up to degree `2 steps − 1`; "riemann_left", "riemann_middle" or
+        "riemann_right", by the place in each of `steps` equal intervals; or "trapezoid", which includes both ends.
+      steps: number of places, at least 1 (2 for "trapezoid").
+    """
+    check_choice("rule", rule, RULES)
+    check_range("steps", steps, 2 if rule == "trapezoid" else 1)
+    if rule == "gauss_legendre":
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        return (places + 1) / 2, weights / 2
+    if rule == "trapezoid":
+        weights = np.full(steps, 1 / (steps - 1))
+        weights[[0, -1]] /= 2
+        return np.linspace(0, 1, steps), weights
+    offset = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[rule]
+    return (np.arange(steps) + offset) / steps, np.full(steps, 1 / steps)
+
+
+def completeness_error(
+    attribution: jax.Array, score: Callable[[jax.Array], jax.Array], image: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Return `Σ attribution − (score(image) − score(start))`, a scalar."""
+    return attribution.sum() - (score(image) - score(start))
+
+
+def _source_of(baselines: str | jax.Array, image: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Return a function `key -> baseline image`."""
+    if isinstance(baselines, str):
+        check_choice("baselines", baselines, BASELINES)
+        return lambda key: baseline_image(baselines, image, key=key)
+    pool = jnp.asarray(baselines, image.dtype)
+    if pool.ndim != 4 or pool.shape[1:] != image.shape or len(pool) == 0:
+        raise ValueError(f"baselines has shape {pool.shape}: pass images [B, {', '.join(map(str, image.shape))}]")
+    return lambda key: pool[jax.random.randint(key, (), 0, len(pool))]

@@ -1,0 +1,135 @@
+"""What steps of a program amount to: linear maps, and elementwise functions of one value however they are written."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdecor.attribution.equations import (
+    BILINEAR,
+    ELEMENTWISE,
+    MAXIMA,
+    MINIMA,
+    ROUTING,
+    SUMS,
+    evaluate_now,
+    is_elementwise_call,
+)
+from sdecor.attribution.program import Program, Step, Value
+
+_LINEAR = ROUTING | SUMS | {"add", "add_any", "convert_element_type", "neg", "scatter-add", "select_n", "sub"}
+# Inputs, by place, that say where and not what.
+_INDICES = {
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "gather": slice(1, 2),
+    "scatter": slice(1, 2),
+    "scatter-add": slice(1, 2),
+    "select_n": slice(0, 1),
+}
+_KEEPING_SIGN = ROUTING | SUMS | MAXIMA | MINIMA
+_SIGN_POINTS = np.array([-64.0, -8.0, -1.0, -0.5, -(2.0**-6), 0.0, 2.0**-6, 0.5, 1.0, 8.0, 64.0])
+_UNKNOWN = 0.375  # stands for a constant whose value is not known while tracing, such as a learned slope
+
+
+def is_float(value: Value) -> bool:
+    """Return whether a value is a real number that a gradient can pass through."""
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def is_linear(step: Step) -> bool:
+    """Return whether a step is an affine function of its dependent inputs together."""
+    depends = [isinstance(x, Value) for x in step.inputs]
+    if not all(map(is_float, step.dependent + step.outputs)):
+        return False
+    if step.name in BILINEAR:
+        return sum(depends) == 1
+    if step.name == "div":
+        return not depends[1]
+    return step.name in _LINEAR and not any(depends[_INDICES.get(step.name, slice(0, 0))])
+
+
+class Elementwise(NamedTuple):
+    """A real function applied to every element of `root`, made of one or more steps."""
+
+    root: Value
+    steps: tuple[Step, ...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        values = {self.root: x}
+        for step in self.steps:
+            values.update(zip(step.outputs, step(*(values[v] for v in step.dependent)), strict=True))
+        return values[self.steps[-1].outputs[0]]
+
+    def probed(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return points, each at some elements at least, and the function there; computed while tracing."""
+        size = max(math.prod(self.root.shape), 1)
+        groups = [points[i : i + size] for i in range(0, len(points), size)]
+        arrays = [np.resize(group, self.root.shape).astype(self.root.dtype) for group in groups]
+        return np.stack(arrays).astype(np.float64), np.stack([self._now(x) for x in arrays])
+
+    def _now(self, x: np.ndarray) -> np.ndarray:
+        values = {self.root: x}
+        for step in self.steps:
+            given = [values[v] if isinstance(v, Value) else _known(v) for v in step.inputs]
+            values.update(zip(step.outputs, evaluate_now(step.equation, given), strict=True))
+        return np.asarray(values[self.steps[-1].outputs[0]], np.float64)
+
+
+def elementwise(program: Program, step: Step) -> Elementwise | None:
+    """Return the elementwise function that a step completes, of the nearest value it can be a function of.
+
+    For a step with one dependent input that is this input. Where several come together, as in `x * sigmoid(x)` or
+    `where(x > 0, x, 0)`, it is the value that all of them are elementwise functions of. None if there is none.
+    """
+    open_values, steps = set(), []
+    maker = step
+    while True:
+        if maker is None or not _is_elementwise(maker):
+            return None
+        steps.append(maker)
+        open_values.update(maker.dependent)
+        latest = max(open_values)
+        if len(open_values) == 1 and is_float(latest):
+            return Elementwise(latest, tuple(steps[::-1]))
+        open_values.remove(latest)
+        maker = program.made_by.get(latest)
+
+
+def is_nonnegative(program: Program, value: Value) -> bool:
+    """Return whether a value is known to be at least 0: it comes from a ReLU, say, through pooling and reshaping."""
+    step = program.made_by.get(value)
+    while step is not None:
+        if step.name in ("mul", "div") and len(step.dependent) == 1:
+            constants = [x for x in step.inputs if not isinstance(x, Value)]
+            if isinstance(constants[0], jax.core.Tracer) or np.any(np.asarray(constants[0]) < 0):
+                return False
+        elif step.name not in _KEEPING_SIGN or len(step.inputs) > 1:
+            function = elementwise(program, step)
+            return function is not None and bool((function.probed(_SIGN_POINTS)[1] >= 0).all())
+        step = program.made_by.get(step.dependent[0])
+    return False
+
+
+def route_from_input(program: Program, value: Value) -> tuple[Step, ...] | None:
+    """Return the steps that only reshape, cut or pad the program's input into a value; None if it is more than that."""
+    steps = []
+    while value not in program.inputs:
+        step = program.made_by[value]
+        if step.name not in (*ROUTING, "convert_element_type") or len(step.dependent) != 1 or not is_linear(step):
+            return None
+        steps.append(step)
+        (value,) = step.dependent
+    return tuple(steps[::-1])
+
+
+def _is_elementwise(step: Step) -> bool:
+    same_shape = all(value.shape == step.outputs[0].shape for value in step.dependent)
+    return same_shape and (step.name in ELEMENTWISE or is_elementwise_call(step.equation))
+
+
+def _known(constant: Any) -> Any:
+    is_tracer = isinstance(constant, jax.core.Tracer)
+    return np.full(constant.shape, _UNKNOWN, constant.dtype) if is_tracer else constant

@@ -1,0 +1,77 @@
+"""What is explained: a number made of one image's logits."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.attribution.canonical import canonical
+from sdecor.checks import check_choice
+
+SALIENCY_OF = ("logit", "log_probability", "probability")
+
+
+class Contrast(NamedTuple):
+    """Two classes whose difference of scores is explained: why `target` rather than `other`?
+
+    For a batch both are `[N]`, or one integer for all.
+    """
+
+    target: jax.Array | int
+    other: jax.Array | int
+
+
+# A class, two classes, or a function of the logits `[K] -> scalar`. A function with a parameter for each example is
+# `jax.tree_util.Partial(function, parameters)`, called as `function(parameters_of_the_example, logits)`.
+Target = jax.Array | int | Contrast | Callable[[jax.Array], jax.Array]
+
+
+def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit") -> jax.Array:
+    """Return the scalar that is explained: of the target's logit, log-probability or probability.
+
+    Args:
+      logits: of one image, `[K]`.
+      target: class, integer scalar in [0, K); a `Contrast` of two; or a function of the `[K]` logits (or
+        log-probabilities or probabilities, by `saliency_of`).
+      saliency_of: "logit", "log_probability" or "probability".
+
+    Returns:
+      Scalar. A class outside [0, K) gives NaN, and so does everything derived from it: indexing alone would silently
+      explain the nearest class.
+
+    Raises:
+      ValueError: for an unknown `saliency_of`, logits that are not `[K]`, or a function that returns no scalar.
+    """
+    check_choice("saliency_of", saliency_of, SALIENCY_OF)
+    logits = jnp.asarray(logits)  # of a constant function, interpreted, it is a NumPy array
+    if logits.ndim != 1:
+        raise ValueError(
+            f"fn returned shape {logits.shape}: it must map one image [H, W, C] to logits [K], with no batch axis"
+        )
+    if saliency_of == "log_probability":
+        logits = jax.nn.log_softmax(logits)
+    elif saliency_of == "probability":
+        logits = jax.nn.softmax(logits)
+    if isinstance(target, Contrast):
+        return _of_class(logits, target.target) - _of_class(logits, target.other)
+    if not callable(target):
+        return _of_class(logits, target)
+    score = jnp.asarray(target(logits))
+    if score.shape:
+        raise ValueError(f"the target function returned shape {score.shape}: it must map logits [K] to a scalar")
+    return score
+
+
+def score_of(
+    fn: Callable[[jax.Array], jax.Array], target: Target, *, saliency_of: str = "logit"
+) -> Callable[[jax.Array], jax.Array]:
+    """Return the scalar function of one image that is explained, in a form whose gradient is fast inside loops."""
+    fast = canonical(fn)
+    return lambda image: target_score(fast(image), target, saliency_of=saliency_of)
+
+
+def _of_class(scores: jax.Array, target: jax.Array | int) -> jax.Array:
+    target = jnp.asarray(target)
+    inside = (target >= 0) & (target < scores.shape[0])
+    return scores[target] * jnp.where(inside, 1, jnp.nan).astype(scores.dtype)

@@ -1,0 +1,158 @@
+"""Many evaluations of a function in bounded memory: how many are in flight, and sums that never hold their terms."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from sdecor.checks import check_range
+
+# More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
+_MOST = {"cpu": 64}
+_MOST_ELSEWHERE = 1024
+_SHARE_OF_MEMORY = {"cpu": 0.25}
+_SHARE_ELSEWHERE = 0.5
+
+
+def default_chunk_size(fn: Callable[..., Any], *example: Any) -> int:
+    """Return how many evaluations of `fn` and its gradient fit into the memory of one local device.
+
+    Args:
+      fn: the function of one example.
+      *example: its arguments, arrays or shapes; only shapes are used, so tracers will do.
+
+    Returns:
+      A power of two, at least 1. The memory of one evaluation is taken to be that of every intermediate array, which
+      is what a gradient may have to keep; half of an accelerator's memory, or a quarter of the machine's on a CPU, is
+      given to all of them together.
+    """
+    device = jax.local_devices()[0]
+    budget = _memory(device) * _SHARE_OF_MEMORY.get(device.platform, _SHARE_ELSEWHERE)
+    most = _MOST.get(device.platform, _MOST_ELSEWHERE)
+    fitting = budget / max(_intermediate_bytes(jax.make_jaxpr(fn)(*example).jaxpr), 1)
+    return 2 ** int(math.log2(min(max(fitting, 1), most)))
+
+
+def divide(n: int, chunk_size: int | None) -> tuple[int, int]:
+    """Divide `chunk_size` evaluations in flight into examples and, if there are fewer of those, samples of each.
+
+    Returns:
+      `(examples, samples)` at a time, both at least 1, with a product of at most `chunk_size`; `(n, 1)` for None.
+
+    Raises:
+      ValueError: when `chunk_size` is less than 1.
+    """
+    if chunk_size is None:
+        return n, 1
+    check_range("chunk_size", chunk_size, 1)
+    examples = max(1, min(n, chunk_size))
+    return examples, max(1, chunk_size // examples)
+
+
+def map_examples(one: Callable[..., Any], arrays: tuple[Any, ...], at_once: int | None = None) -> Any:
+    """Lift `one` over the leading axis of `arrays` (trees), `at_once` examples at a time; None = all."""
+    n = jax.tree.leaves(arrays)[0].shape[0]
+    if at_once is None or at_once >= n:
+        return jax.vmap(one)(*arrays)
+    return jax.lax.map(lambda example: one(*example), arrays, batch_size=at_once)
+
+
+def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int | None = None) -> Any:
+    """Return the sum of `evaluate(i)` for `i` in `0 … count−1` as a running sum.
+
+    Args:
+      evaluate: from an int32 scalar to an array, or a tree of arrays.
+      count: number of terms, at least 1.
+      at_once: terms evaluated together; None = one. It does not change the result beyond rounding.
+
+    Returns:
+      A tree like one term. No more than `at_once` terms exist at a time.
+    """
+
+    def add(total: Any, terms: Any, real: jax.Array) -> Any:
+        return jax.tree.map(lambda t, x: t + jnp.where(_like(real, x), x, 0).sum(0), total, terms)
+
+    return _fold(evaluate, count, at_once, _zeros_like_one(evaluate), add)
+
+
+def moments_over(
+    evaluate: Callable[[jax.Array], jax.Array], count: int, *, at_once: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance (over `count`) of `evaluate(i)`, merged group by group; see `sum_over`.
+
+    References:
+      Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+    """
+
+    def merge(total: tuple[jax.Array, ...], terms: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
+        seen, mean, squares = total
+        new, mask = real.sum(), _like(real, terms)
+        both = seen + new
+        mean_of_new = jnp.where(mask, terms, 0).sum(0) / new
+        gap = mean_of_new - mean
+        squares += jnp.where(mask, (terms - mean_of_new[None]) ** 2, 0).sum(0) + gap**2 * (seen * new / both)
+        return both, mean + gap * (new / both), squares
+
+    zero = _zeros_like_one(evaluate)
+    _, mean, squares = _fold(evaluate, count, at_once, (jnp.int32(0), zero, zero), merge)
+    return mean, squares / count
+
+
+def _fold(evaluate: Callable, count: int, at_once: int | None, start: Any, add: Callable) -> Any:
+    """Return `add(… add(start, terms, real) …)` over groups of terms; `real` tells them from the last one's padding."""
+    check_range("count", count, 1)
+    groups = math.ceil(count / max(1, at_once or 1))
+    size = math.ceil(count / groups)  # groups of nearly equal size: the fewest terms that are computed for nothing
+
+    def group(total: Any, g: jax.Array) -> tuple[Any, None]:
+        if size == 1:
+            terms = jax.tree.map(lambda x: x[None], evaluate(g))
+            return add(total, terms, jnp.ones(1, bool)), None
+        places = g * size + jnp.arange(size, dtype=jnp.int32)
+        return add(total, jax.vmap(evaluate)(jnp.minimum(places, count - 1)), places < count), None
+
+    if groups == 1:
+        return group(start, jnp.int32(0))[0]
+    return jax.lax.scan(group, start, jnp.arange(groups, dtype=jnp.int32))[0]
+
+
+def _zeros_like_one(evaluate: Callable) -> Any:
+    return jax.tree.map(lambda term: jnp.zeros(term.shape, term.dtype), jax.eval_shape(evaluate, jnp.int32(0)))
+
+
+def _like(real: jax.Array, terms: jax.Array) -> jax.Array:
+    return real.reshape(-1, *[1] * (terms.ndim - 1))
+
+
+def _memory(device: Any) -> float:
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    if statistics and "bytes_limit" in statistics:
+        return float(statistics["bytes_limit"])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _intermediate_bytes(jaxpr: core.Jaxpr) -> int:
+    """Return the size of all that the equations produce, those of called functions in place of the calls."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [sub for value in equation.params.values() for sub in _subjaxprs(value)]
+        if inner:
+            total += sum(map(_intermediate_bytes, inner))
+        else:
+            shaped = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
+            total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
+    return total
+
+
+def _subjaxprs(value: Any) -> list[core.Jaxpr]:
+    if isinstance(value, core.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, core.Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [sub for item in value for sub in _subjaxprs(item)]
+    return []

@@ -1,0 +1,196 @@
+"""What holds for every registered method: values belong to the example, and any function of an image will do."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.tree_util import Partial
+
+from sdecor.attribution import METHODS, Contrast, Noise, explain
+from sdecor.attribution.cost import cost
+
+N, SHAPE, CLASSES = 8, (8, 8, 3), 4
+FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # of the options that a method has
+# Methods that have rules for single operations, and so depend on how the function is written.
+OF_THE_PROGRAM = {"guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
+SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices
+close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    shapes = {"conv1": (3, 3, 3, 5), "conv2": (3, 3, 5, 6), "head": (6, CLASSES)}
+    return {name: jnp.asarray(rng.normal(size=s) / np.sqrt(np.prod(s[:-1])), jnp.float32) for name, s in shapes.items()}
+
+
+def convolved(x, kernel, stride):
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def network(image):
+    """A plain JAX function of one image."""
+    w = weights()
+    x = jax.nn.relu(convolved(image[None], w["conv1"], 2))
+    return jax.nn.relu(convolved(x, w["conv2"], 1))[0].mean((0, 1)) @ w["head"]
+
+
+def rewritten(image):
+    """The same function by other operations: scaled and permuted units, ReLUs by selection, pooling by a product."""
+    w, order = weights(), jnp.array([3, 0, 5, 1, 4, 2])
+    x = convolved(image[None], 4 * w["conv1"], 2)
+    x = convolved(jnp.where(x > 0, x, 0), w["conv2"][..., order] / 2, 1)
+    x = (x + jnp.abs(x)) / 2
+    return jnp.einsum("hwd,dk->k", x[0] / 2, w["head"][order] / x[0, ..., 0].size)
+
+
+class Module(nnx.Module):
+    """The same function as an NNX module."""
+
+    def __init__(self):
+        rngs, w = nnx.Rngs(0), weights()
+        self.conv1 = nnx.Conv(3, 5, (3, 3), strides=2, use_bias=False, rngs=rngs)
+        self.conv2 = nnx.Conv(5, 6, (3, 3), use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(6, CLASSES, use_bias=False, rngs=rngs)
+        for name, kernel in w.items():
+            getattr(self, name).kernel = nnx.Param(kernel)
+
+    def __call__(self, image):
+        x = nnx.relu(self.conv2(nnx.relu(self.conv1(image[None]))))
+        return self.head(x.mean((1, 2)))[0]
+
+
+def options_of(method):
+    known = inspect.signature(METHODS[method]).parameters
+    return {name: value for name, value in FEW.items() if name in known}
+
+
+IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(N, *SHAPE)), jnp.float32)
+TARGETS = jax.vmap(network)(IMAGES).argmax(-1)
+KEYS = jax.random.split(jax.random.key(7), N)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """Most of these programs run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def explainer(method, fn=network, **options):
+    """Return `(images, targets, keys) -> attributions`."""
+    run = functools.partial(explain, fn, method=method, **options_of(method), **options)
+    return lambda images, targets, keys: run(images, targets, key=keys)
+
+
+@functools.cache
+def explained(method):
+    """Return the maps of the whole batch, one evaluation of each example at a time, and how many were made."""
+    calls = []
+
+    def counted(image):
+        jax.debug.callback(lambda _: calls.append(1), image[0, 0, 0])
+        return network(image)
+
+    maps = jax.jit(explainer(method, counted, chunk_size=N))(IMAGES, TARGETS, KEYS)
+    jax.effects_barrier()
+    return maps, len(calls)
+
+
+@every_method
+def test_maps_are_finite_and_not_trivial(method):
+    maps, _ = explained(method)
+    assert maps.shape[:3] == IMAGES.shape[:3] and maps.shape[3] in (1, SHAPE[2])
+    assert maps.dtype == jnp.float32 and jnp.isfinite(maps).all()
+    assert (jnp.abs(maps).max((1, 2, 3)) > 0).all()
+
+
+@every_method
+def test_cost_is_the_number_of_evaluations(method):
+    """Counted where the function is run as it is; those that replace its operations keep no callback."""
+    claimed = sum(cost(method, SHAPE, **options_of(method)))
+    if method in OF_THE_PROGRAM:
+        assert claimed in (1, 2)
+    else:
+        assert explained(method)[1] == N * claimed
+    assert sum(cost(method, SHAPE, noise=Noise(samples=5), **options_of(method))) == 5 * claimed
+
+
+def test_cost_of_options():
+    assert cost("integrated_gradients", SHAPE, steps=7, with_error=True) == (2, 7)
+    assert cost("expected_gradients", SHAPE, samples=7, with_error=True) == (8, 7)
+    assert cost("occlusion", (10, 16, 3), window=(4, 5), stride=(3, 2)) == (3 * 7 + 1, 0)
+    assert cost("lrp", SHAPE, rule="epsilon") == (0, 1)
+    with pytest.raises(ValueError, match="did you mean 'steps'"):
+        cost("integrated_gradients", SHAPE, step=7)
+
+
+@every_method
+def test_chunk_size_does_not_change_the_result(method):
+    """Three images at a time leave two over; twenty evaluations are two samples of each of the eight images."""
+    for chunk_size in (3, 20) if "chunk_size" in inspect.signature(METHODS[method]).parameters else (3,):
+        close(jax.jit(explainer(method, chunk_size=chunk_size))(IMAGES, TARGETS, KEYS), explained(method)[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "devices"), [(m, d) for m in METHODS for d in ((1, 2, 4, 8) if m in SPREAD else (8,))]
+)
+def test_neither_the_number_of_devices_nor_the_batch_size_changes_the_result(method, devices):
+    """Eight images on eight devices are batches of one."""
+    spread = jax.tree.map(lambda x: x.reshape(devices, N // devices, *x.shape[1:]), (IMAGES, TARGETS, KEYS))
+    maps = jax.pmap(explainer(method), devices=jax.devices()[:devices])(*spread)
+    close(maps.reshape(N, *maps.shape[2:]), explained(method)[0])
+
+
+@every_method
+def test_every_kind_of_target(method):
+    others = (TARGETS + 1) % CLASSES
+    own, other = jax.nn.one_hot(TARGETS, CLASSES), jax.nn.one_hot(others, CLASSES)
+    common = TARGETS[0]
+
+    def weighted(weights, logits):
+        return weights @ logits
+
+    kinds = ["predicted", Partial(weighted, own), common, lambda z: z[common]]
+    kinds += [Contrast(TARGETS, others), Partial(weighted, own - other)]
+    run = explainer(method)
+    predicted, chosen, one_class, function, contrast, difference = jax.jit(
+        lambda *given: [run(given[0], kind, given[1]) for kind in kinds]
+    )(IMAGES, KEYS)
+    maps, _ = explained(method)
+    close(predicted, maps)
+    close(chosen, maps)
+    close(one_class[TARGETS == common], maps[TARGETS == common])
+    close(function, one_class)
+    close(contrast, difference)
+    assert not np.allclose(contrast, maps, rtol=1e-2)
+
+
+@every_method
+def test_any_function_of_an_image_will_do(method):
+    """Every method traces through an NNX module; where that is the same program, so is the map."""
+    arguments = IMAGES[:2], TARGETS[:2], KEYS[:2]
+    assert jax.eval_shape(explainer(method, Module()), *arguments).shape[:3] == (2, 8, 8)
+    if method in SPREAD:
+        close(jax.jit(explainer(method, Module()))(*arguments), explained(method)[0][:2])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in OF_THE_PROGRAM])
+def test_equal_functions_have_equal_maps(method):
+    """Implementation invariance; that of class activation maps is up to the scale and order of a layer's units."""
+    close(jax.jit(explainer(method, rewritten))(IMAGES, TARGETS, KEYS), explained(method)[0])
+
+
+@every_method
+def test_every_method_can_be_smoothed(method):
+    """Without noise the mean over copies is the map itself; a method that draws does so anew for each copy."""
+    smooth, arguments = explainer(method, noise=Noise(samples=2, scale=0.0)), (IMAGES[:2], TARGETS[:2], KEYS[:2])
+    if "key" in inspect.signature(METHODS[method]).parameters:
+        assert jax.eval_shape(smooth, *arguments).shape == explained(method)[0][:2].shape
+    else:
+        close(jax.jit(smooth)(*arguments), explained(method)[0][:2])

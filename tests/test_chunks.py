@@ -1,0 +1,144 @@
+"""Running sums and moments against float64 NumPy, and the memory they are there to bound."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdecor import chunks
+
+COUNT = 13
+
+
+@pytest.fixture
+def terms():
+    return np.random.default_rng(0).normal(size=(COUNT, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 12, 13, 14, 100])
+def test_sums_and_moments_equal_numpy(terms, at_once):
+    table = jnp.asarray(terms)
+    total = jax.jit(lambda: chunks.sum_over(lambda i: table[i], COUNT, at_once=at_once))()
+    mean, variance = jax.jit(lambda: chunks.moments_over(lambda i: table[i], COUNT, at_once=at_once))()
+    exact = terms.astype(np.float64)
+    np.testing.assert_allclose(total, exact.sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(variance, exact.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_terms(terms, count):
+    table = jnp.asarray(terms)
+    np.testing.assert_allclose(
+        chunks.sum_over(lambda i: table[i], count, at_once=3), terms[:count].sum(0), rtol=1e-5, atol=1e-6
+    )
+    _, variance = chunks.moments_over(lambda i: table[i], count, at_once=3)
+    np.testing.assert_allclose(variance, terms[:count].var(0), rtol=1e-4, atol=1e-7)
+
+
+def test_every_term_is_evaluated_and_counted_once():
+    """Of 7 terms in groups of 3 the last group is padded; what the padding gives, even NaN, must not count."""
+    evaluated = chunks.sum_over(lambda i: jax.nn.one_hot(i, 7), 7, at_once=3)
+    np.testing.assert_array_equal(evaluated, 1)
+    seen = chunks.sum_over(lambda i: jnp.where(i == 6, jnp.nan, 1.0), 7, at_once=3)
+    assert jnp.isnan(seen)
+    assert chunks.sum_over(lambda i: i, 7, at_once=3) == 21
+
+
+def test_sums_of_trees(terms):
+    table = jnp.asarray(terms)
+    found = chunks.sum_over(lambda i: {"x": table[i], "index": (i, 2.0 * i)}, COUNT, at_once=4)
+    np.testing.assert_allclose(found["x"], terms.sum(0), rtol=1e-5, atol=1e-6)
+    assert found["index"][0] == 78 and found["index"][0].dtype == jnp.int32
+    assert found["index"][1] == 156
+
+
+def test_variance_of_nearly_equal_terms():
+    """A mean 10⁴ times the spread costs no digits, as the difference of two sums of squares would."""
+    offsets = np.random.default_rng(1).normal(size=50)
+    values = (1e4 + offsets).astype(np.float32)
+    for at_once in (1, 7, 50):
+        _, variance = chunks.moments_over(lambda i: jnp.asarray(values)[i], 50, at_once=at_once)
+        np.testing.assert_allclose(variance, values.astype(np.float64).var(), rtol=2e-3)
+        _, none = chunks.moments_over(lambda i: jnp.float32(0.1) + 0 * i, 50, at_once=at_once)
+        np.testing.assert_allclose(none, 0, atol=1e-14)
+
+
+def test_sums_lift_over_examples(terms):
+    table = jnp.asarray(terms)
+    scaled = jax.vmap(lambda scale: chunks.sum_over(lambda i: scale * table[i], COUNT, at_once=4))
+    np.testing.assert_allclose(
+        scaled(jnp.array([1.0, -2.0])), np.array([1, -2])[:, None, None] * terms.sum(0), rtol=1e-5, atol=1e-5
+    )
+
+
+def temporary_bytes(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("run", [chunks.sum_over, chunks.moments_over])
+def test_memory_is_bounded_by_the_terms_at_once_and_not_by_their_number(run):
+    def needed(count, at_once):
+        return temporary_bytes(
+            lambda x: run(lambda i: jnp.sort(jnp.sin(x * i))[:9], count, at_once=at_once), jnp.ones(10_000)
+        )
+
+    assert needed(1000, 2) < 1.1 * needed(16, 2)
+    assert needed(1024, 64) > 8 * needed(1024, 2)
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 6, 100])
+def test_map_examples_equals_vmap(at_once):
+    def one(x, own):
+        return {"y": jnp.tanh(x) * own["scale"], "i": own["index"] + 1}
+
+    arguments = jnp.arange(18.0).reshape(6, 3), {"scale": jnp.arange(6.0), "index": jnp.arange(6)}
+    found = jax.jit(lambda *a: chunks.map_examples(one, a, at_once))(*arguments)
+    expected = jax.vmap(one)(*arguments)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize(
+    ("n", "chunk_size", "expected"),
+    [
+        (8, None, (8, 1)),
+        (8, 1, (1, 1)),
+        (8, 8, (8, 1)),
+        (8, 15, (8, 1)),
+        (8, 16, (8, 2)),
+        (3, 64, (3, 21)),
+        (0, 4, (1, 4)),
+    ],
+)
+def test_divide(n, chunk_size, expected):
+    assert chunks.divide(n, chunk_size) == expected
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True])
+def test_wrong_numbers(wrong):
+    with pytest.raises(ValueError, match="chunk_size = "):
+        chunks.divide(4, wrong)
+    with pytest.raises(ValueError, match="count = "):
+        chunks.sum_over(lambda i: i, 0)
+
+
+def test_default_chunk_size_shrinks_with_the_function(monkeypatch):
+    monkeypatch.setattr(chunks, "_memory", lambda device: 4 * 2**20)  # of which a quarter is given
+
+    def chain(length):
+        def fn(x):
+            for _ in range(length):
+                x = jax.checkpoint(jnp.tanh)(x) if length % 2 else jax.jit(jnp.tanh)(x)
+            return x
+
+        return fn
+
+    x = jax.ShapeDtypeStruct((4096,), jnp.float32)  # 16 KiB an array: 64 fit
+    assert chunks.default_chunk_size(chain(2), x) == 32
+    assert chunks.default_chunk_size(chain(3), x) == 16  # a power of two
+    assert chunks.default_chunk_size(chain(64), x) == 1
+    assert chunks.default_chunk_size(chain(200), x) == 1
+    assert jax.jit(lambda x: x * chunks.default_chunk_size(chain(2), x))(jnp.ones(4096))[0] == 32
+    assert chunks.default_chunk_size(lambda x: x[:1] + 1, x) == 64  # more gains nothing on a CPU

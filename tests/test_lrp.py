@@ -1,0 +1,162 @@
+"""Layer-wise relevance propagation against captum and its rules in float64, its sum, and what it refuses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_network as reference
+
+from sdecor.attribution import explain
+from sdecor.attribution.lrp import lrp
+from sdecor.models import ViT
+
+close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+rng = np.random.default_rng(8)
+W1, W2 = rng.normal(size=(18, 6)) / 4, rng.normal(size=(6, 3))
+BIASES = rng.normal(size=6) / 2, rng.normal(size=3) / 2
+IMAGE = rng.normal(size=(3, 3, 2))
+RULES = ["epsilon", "gamma", "z_plus", "composite"]
+
+
+def dense(biases=BIASES):
+    """Return a network of two dense layers."""
+    w1, w2, b1, b2 = (jnp.asarray(x, jnp.float32) for x in (W1, W2, *biases))
+
+    def network(image):
+        with jax.named_scope("hidden"):
+            x = image.ravel() @ w1 + b1
+        x = jax.nn.relu(x)
+        with jax.named_scope("last"):
+            return x @ w2 + b2
+
+    return network
+
+
+def relevance(fn, image, target, **options):
+    """Return the compiled method's result."""
+    return jax.jit(partial(lrp, fn, **options))(image, target)
+
+
+def without_biases():
+    return dense([np.zeros(6), np.zeros(3)])
+
+
+def changed(change):
+    """Return the reference network with `change(bias)` for its biases."""
+    params = {name: change(x) if name.endswith("bias") else x for name, x in reference.parameters().items()}
+    return partial(reference.apply, params)
+
+
+def shared(x, w, b, given, rule, *, epsilon=0.0, gamma=0.25):
+    """Return the relevance of a dense layer's inputs in float64."""
+    parts = x[:, None] * w
+    z = parts.sum(0) + b
+    positive = parts.clip(min=0)
+    if rule == "z_plus":
+        parts, z = positive, positive.sum(0) + b.clip(min=0)
+    elif rule == "gamma":
+        favored = np.where(z > 0, positive, parts.clip(max=0))
+        of_bias = np.where(z > 0, b.clip(min=0), b.clip(max=0))
+        parts, z = parts + gamma * favored, z + gamma * (favored.sum(0) + of_bias)
+    return (parts * (given / (z + np.where(z < 0, -epsilon, epsilon)))).sum(1)
+
+
+@pytest.mark.parametrize("target", range(3))
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z_plus"])
+def test_rules_in_float64(rule, target):
+    """With biases, and inputs of both signs."""
+    first = IMAGE.ravel() @ W1 + BIASES[0]
+    hidden = first.clip(min=0)
+    logit = (hidden @ W2 + BIASES[1])[[target]]
+    of_hidden = shared(hidden, W2[:, [target]], BIASES[1][[target]], logit, rule, epsilon=0.01)
+    expected = shared(IMAGE.ravel(), W1, BIASES[0], of_hidden, rule, epsilon=0.01)
+    found, error = relevance(dense(), jnp.asarray(IMAGE, jnp.float32), target, rule=rule, epsilon=0.01, with_error=True)
+    close(found, expected.reshape(IMAGE.shape), atol=1e-5)
+    close(error, expected.sum() - logit[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z_plus"])
+def test_equals_captum(rule):
+    """Gamma without biases and z⁺ with biases that are not negative, for images that are not negative.
+
+    captum leaves γ out of the bias, keeps a negative bias in z⁺, and splits the weights instead of the contributions
+    by their sign: with inputs or results below 0 that is another rule.
+    """
+    change = {"epsilon": lambda x: x, "gamma": jnp.zeros_like, "z_plus": jnp.abs}[rule]
+    options = {"epsilon": 0.1} if rule == "epsilon" else {"epsilon": 0.0, "gamma": 0.5}
+    images = reference.images() if rule == "epsilon" else jnp.abs(reference.images())
+    targets = reference.labels() if rule == "epsilon" else "predicted"
+    run = jax.jit(lambda x: explain(changed(change), x, targets, method="lrp", rule=rule, **options))
+    close(run(images), reference.stored("captum_rules")[f"lrp/{rule}"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_relevance_is_conserved_without_biases(rule):
+    for target in range(3):
+        fn, image = without_biases(), jnp.asarray(IMAGE, jnp.float32)
+        found, error = relevance(fn, image, target, rule=rule, epsilon=0, with_error=True)
+        assert abs(error) < 1e-5
+        np.testing.assert_allclose(found.sum(), fn(image)[target], rtol=1e-4)
+
+
+def test_box_is_conserved():
+    image, bounds = jnp.tanh(jnp.asarray(IMAGE, jnp.float32)), {"low": -1.0, "high": 1.0}
+    found, error = relevance(without_biases(), image, 1, epsilon=0, with_error=True, **bounds)
+    assert abs(error) < 1e-4 and float(jnp.abs(found).sum()) > 1e-3
+    hidden = np.asarray(image, np.float64).ravel() @ W1
+    of_hidden = hidden.clip(min=0) * W2[:, 1]
+    parts = np.asarray(image, np.float64).ravel()[:, None] * W1 + W1.clip(min=0) - W1.clip(max=0)
+    close(found.ravel(), (parts * (of_hidden / parts.sum(0))).sum(1), atol=1e-5)
+
+
+def test_rule_is_chosen_by_a_function():
+    seen = []
+
+    def choose(layer):
+        seen.append(layer)
+        return "z_plus" if layer.scope == "hidden" else "epsilon"
+
+    image = jnp.asarray(IMAGE, jnp.float32)
+    found = relevance(dense(), image, 0, rule=choose)
+    assert {(x.scope, x.kind, x.first) for x in seen} == {("hidden", "dense", True), ("last", "dense", False)}
+    close(relevance(dense(), image, 0, rule=lambda layer: "epsilon"), relevance(dense(), image, 0, rule="epsilon"))
+    assert not np.allclose(found, relevance(dense(), image, 0, rule="epsilon"))
+    with pytest.raises(ValueError, match="rule of Layer"):
+        relevance(dense(), image, 0, rule=lambda layer: "omega")
+
+
+def test_transformer_is_refused():
+    """The message names the operation and where it is."""
+    model, image = ViT(num_classes=3, width=8, depth=1, heads=2, patch_size=4), jnp.ones((8, 8, 3))
+    variables = jax.tree.map(
+        lambda x: jnp.full(x.shape, 0.1, x.dtype), jax.eval_shape(model.init, jax.random.key(0), image[None])
+    )
+    with pytest.raises(ValueError, match=r"lrp cannot handle `\w+` in 'ViT/.+deeplift"):
+        jax.eval_shape(lambda x: relevance(lambda image: model.apply(variables, image[None])[0][0], x, 0), image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "alpha"}, "rule"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"low": 0.0}, "low and high go together"),
+        ({"rule": "epsilon", "low": 0.0, "high": 1.0}, "belong to the rule 'box'"),
+        ({"saliency_of": "probability"}, "saliency_of = 'probability'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        relevance(dense(), jnp.asarray(IMAGE, jnp.float32), 0, **options)
+
+
+def test_examples_do_not_depend_on_the_chunk():
+    images, labels = jnp.asarray(rng.normal(size=(5, *IMAGE.shape)), jnp.float32), jnp.arange(5) % 3
+    run = jax.jit(partial(explain, dense(), method="lrp", with_error=True), static_argnames="chunk_size")
+    maps, errors = run(images, labels)
+    assert maps.shape == images.shape and errors.shape == (5,)
+    close(run(images, labels, chunk_size=2)[0], maps)
+    close(relevance(dense(), images[3], labels[3]), maps[3])
