@@ -4,13 +4,16 @@ import json
 import os
 import types
 
+import jax
 import numpy as np
 import pytest
 import runs
 from ml_collections import ConfigDict
 
-import evaluate
 import train
+from sdecor.runs import check_comparable, run_names
+
+METHODS = ("gradient", "smoothgrad:samples=2")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,8 @@ def folders(tmp_path_factory):
 
 def run(*arguments, devices: int = 1):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "MPLBACKEND": "Agg"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     process = runs.start([runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], env)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
@@ -37,19 +42,25 @@ def examples(folder):
 
 def test_compares_runs_on_a_number_of_devices_that_does_not_divide(folders):
     both = [f"--workdir={folders / method}" for method in ("ce", "sdecor")]
-    status, output = run(*both, devices=3)  # 16, the batch size of the config, does not divide
+    chosen = ("--methods=quick,smoothgrad:samples=2", "--metrics=quick,entropy", "--chunk_size=4")
+    status, output = run(*both, *chosen, devices=3)  # 16, the batch size of the config, does not divide
     assert status == 0, output
-    assert "Accuracy" in output and "paired difference" in output
+    assert "Accuracy" in output and "paired difference" in output and "SmoothGrad" in output
     for name in ("comparison.html", "comparison.json", "saliency.png", "ce/report.html", "sdecor/saliency.png"):
         assert (folders / name).stat().st_size > 0
     numbers = json.loads((folders / "ce" / "evaluation.json").read_text())
     assert numbers["examples"] == 18 and numbers["settings"]["split"] == "test"
-    assert set(numbers["metrics"]) >= {"accuracy", "calibration_error", "gini", "insertion", "deletion"}
-    difference = json.loads((folders / "comparison.json").read_text())["differences"]["sdecor"]["gini"]
+    measured = {f"{method}/{name}" for method in METHODS for name in ("gini", "entropy", "insertion", "deletion")}
+    assert set(numbers["metrics"]) >= {"accuracy", "calibration_error"} | measured
+    assert numbers["settings"]["methods"]["smoothgrad:samples=2"]["samples"] == 2
+    assert numbers["settings"]["measures"]["replacement"]["insertion_baseline"] == "blur"
+    differences = json.loads((folders / "comparison.json").read_text())["differences"]["sdecor"]
     other = json.loads((folders / "sdecor" / "evaluation.json").read_text())
-    assert difference["mean"] == pytest.approx(
-        other["metrics"]["gini"]["mean"] - numbers["metrics"]["gini"]["mean"], abs=1e-6
-    )
+    for key in ("gradient/gini", "smoothgrad:samples=2/entropy"):
+        gap = other["metrics"][key]["mean"] - numbers["metrics"][key]["mean"]
+        assert differences[key]["mean"] == pytest.approx(gap, abs=1e-6)
+    with np.load(folders / "ce" / "attributions.npz") as arrays:
+        assert {arrays[method].shape for method in METHODS} == {(3, 8, 8, 3)}
 
 
 @pytest.mark.full
@@ -73,6 +84,18 @@ def test_missing_run_or_checkpoint_is_one_clear_line(folders, tmp_path):
     assert status == 1 and "no checkpoint of step 5" in output and "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--methods=smothgrad", "did you mean 'smoothgrad'"),
+        ("--metrics=roc_auc", "neither object masks nor boxes"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_clear_line(folders, flag, message):
+    status, output = run(f"--workdir={folders / 'ce'}", flag)
+    assert status == 1 and message in output and "Traceback" not in output
+
+
 def evaluated(**changes):
     values = {"curve_steps": 16, "size": None, "canvas": 8, "name": "folder", "step": 1} | changes
     data = {"canvas": values["canvas"], "canvas_fit": "stretch", "channels": 3, "limit": None}
@@ -91,12 +114,12 @@ def evaluated(**changes):
     ("field", "value"), [("curve_steps", 8), ("size", 6), ("canvas", 16), ("name", "tiny_imagenet")]
 )
 def test_runs_that_are_not_measured_alike_are_not_compared(field, value):
-    evaluate.check_comparable({"a": evaluated(), "b": evaluated(step=7)})
+    check_comparable({"a": evaluated(), "b": evaluated(step=7)})
     with pytest.raises(ValueError, match=f"{field}.*{value!r}"):
-        evaluate.check_comparable({"a": evaluated(), "b": evaluated(**{field: value})})
+        check_comparable({"a": evaluated(), "b": evaluated(**{field: value})})
 
 
 def test_runs_are_named_by_method_or_folder(folders):
-    assert evaluate.run_names([str(folders / "ce"), str(folders / "sdecor")]) == ["ce", "sdecor"]
+    assert run_names([str(folders / "ce"), str(folders / "sdecor")]) == ["ce", "sdecor"]
     with pytest.raises(ValueError, match="given twice"):
-        evaluate.run_names([str(folders / "ce"), str(folders / "ce")])
+        run_names([str(folders / "ce"), str(folders / "ce")])

@@ -1,242 +1,249 @@
-"""Evaluation is exact for any number of images, batch size and devices, and compares runs image by image."""
+"""Evaluation is exact for any number of images, batch size and devices, and measures what the metrics say."""
 
-import functools
-import json
-
+import evaluated
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluated import CLASSES, COUNT, IMAGES_OF, LABELS, OBJECTS, QUICK, SIDE, subject
 
-from sdecor import evaluation, metrics
-from sdecor.evaluation import Results, collect, extend, load, make_example_metrics, make_explain, merge, save
-from sdecor.summary import compare, mean_curves, summarise
+from sdecor import metrics
+from sdecor.data.batches import evaluation_indices
+from sdecor.evaluation import (
+    IGNORE,
+    MEASURES,
+    METRIC_PRESETS,
+    RANDOM,
+    Results,
+    choose_methods,
+    choose_metrics,
+    collect,
+    extend,
+    grid_pointing_game,
+    make_explanation,
+    make_measurement,
+    make_plan,
+    make_prediction,
+    measures_of,
+    merge,
+    nested_order,
+    predict,
+)
+from sdecor.rng import example_keys
 
-RNG = np.random.default_rng(0)
-COUNT, SIDE, CLASSES = 21, 8, 4
-IMAGES = RNG.integers(0, 256, (COUNT, SIDE + 2, SIDE + 2, 3), dtype=np.uint8)
-LABELS = RNG.integers(0, CLASSES, COUNT).astype(np.int32)
-OBJECTS = (RNG.random((COUNT, SIDE + 2, SIDE + 2)) < 0.3).astype(np.uint8)
-OBJECTS[0], OBJECTS[1, :5] = 0, evaluation.IGNORE
-COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
-KEY = jax.random.key(7)
-
-
-def apply(variables, images):
-    """A two-layer network without a batch statistic: `(logits, features)`."""
-    features = jnp.tanh(images.reshape(images.shape[0], -1) @ variables["first"])
-    return features @ variables["second"], features
-
-
-def variables(seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "first": 0.1 * rng.normal(size=(SIDE * SIDE * 3, 10)).astype(np.float32),
-        "second": rng.normal(size=(10, CLASSES)).astype(np.float32),
-    }
-
-
-def batches(size, count=COUNT, devices=None):
-    """Batches of one size, the last one padded by the first example with weight 0."""
-    for start in range(0, count, size):
-        index = np.arange(start, start + size)
-        real = index < count
-        index = np.where(real, index, -1)
-        batch = {"image": IMAGES[index * real], "label": LABELS[index * real], "object": OBJECTS[index * real]}
-        batch |= {"index": index.astype(np.int32), "weight": real.astype(np.float32)}
-        yield jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]) if devices else x, batch)
-
-
-@functools.cache
-def compiled_step(steps, devices, chunk_size):
-    one = make_example_metrics(apply, size=SIDE, steps=steps, chunk_size=chunk_size, **COLOURS)
-    if devices is None:
-        return jax.jit(one)
-    return jax.pmap(one, axis_name="batch", in_axes=(None, 0, None), devices=jax.devices()[:devices])
-
-
-def step_of(steps=3, seed=0, devices=None, chunk_size=None):
-    compiled = compiled_step(steps, devices, chunk_size)
-    return lambda batch: compiled(variables(seed), batch, KEY)
+NAMES = (*QUICK, "max_sensitivity", "efficient_mprt", "consistency")
 
 
 @pytest.fixture(scope="module")
-def reference() -> Results:
-    return collect(step_of(), batches(COUNT))
+def predicted() -> Results:
+    return predict(subject())
 
 
 @pytest.fixture(scope="module")
-def other() -> Results:
-    return collect(step_of(seed=1), batches(COUNT))
+def reference(predicted) -> Results:
+    return evaluated.measured(subject(), predicted, names=NAMES)[0]
 
 
-def assert_same(found: Results, reference: Results):
-    assert found.examples.keys() == reference.examples.keys()
-    for name, values in reference.examples.items():
+def one_batch() -> dict:
+    """All examples as one device's batch, without padding."""
+    split = evaluated.Source()
+    batch = {name: np.stack([split[i][name] for i in range(COUNT)]) for name in ("image", "label", "object")}
+    return batch | {"index": np.arange(COUNT, dtype=np.int32), "weight": np.ones(COUNT, np.float32)}
+
+
+def assert_same(found: Results, expected: Results):
+    assert found.examples.keys() == expected.examples.keys()
+    for name, values in expected.examples.items():
         np.testing.assert_allclose(found.examples[name], values, rtol=2e-4, atol=1e-5, err_msg=name)
-    for name, values in reference.moments.items():
+    for name, values in expected.moments.items():
         np.testing.assert_allclose(found.moments[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("size", [4, 16])
-def test_independent_of_the_batch_size(reference, size):
-    assert_same(collect(step_of(chunk_size=3 if size == 16 else None), batches(size)), reference)
+@pytest.mark.parametrize(("batch_size", "chunk_size"), [(8, None), (16, 1), (3, 2)])
+def test_independent_of_the_batch_and_of_chunks(predicted, reference, batch_size, chunk_size):
+    other = subject(batch_size=batch_size, chunk_size=chunk_size)
+    assert_same(predict(other), predicted)
+    assert_same(evaluated.measured(other, predicted, names=NAMES)[0], reference)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_independent_of_the_number_of_devices(reference, devices):
-    assert_same(collect(step_of(devices=devices), batches(16, devices=devices)), reference)
+def test_one_device_measures_as_eight(predicted, reference):
+    setup, key, variables = subject().setup, jax.random.key(0), evaluated.variables()
+    examples, moments = jax.jit(make_prediction(setup))(variables, one_batch(), key)
+    assert_same(Results({name: x for name, x in examples.items() if name != "weight"}, moments), predicted)
+    (gradient, _), *_ = choose_methods(["gradient"]).values()
+    batch = one_batch() | {"target": predicted.examples["target"]}
+    batch |= jax.jit(make_explanation(setup, gradient))(variables, batch, key)
+    chosen = [each for each in measures_of(NAMES, {"replacement": {"steps": 3}}).values() if each.needs != "set"]
+    found = jax.jit(make_measurement(setup, tuple(chosen), gradient))(variables, batch, key)
+    for each in chosen:
+        for name in each.gives:
+            values = reference.examples[name]
+            measured = np.isin(np.arange(COUNT), evaluation_indices(COUNT, IMAGES_OF[each.needs]))
+            np.testing.assert_allclose(found[name][measured], values[measured], rtol=2e-4, atol=1e-5, err_msg=name)
+            assert np.isnan(values[~measured]).all()
 
 
-def test_numbers_are_those_of_the_measures(reference):
-    examples = reference.examples
-    images = (IMAGES[:, 1:-1, 1:-1] / 255 - np.array(COLOURS["mean"])) / np.array(COLOURS["std"])
-    logits, features = apply(variables(), images.astype(np.float32))
+def test_numbers_are_those_of_the_measures(predicted, reference):
+    images, variables = evaluated.images(), evaluated.variables()
+    logits, features = evaluated.apply_fixed(variables, images)
     prediction = np.argmax(logits, -1)
-    np.testing.assert_array_equal(examples["index"], np.arange(COUNT))
-    np.testing.assert_array_equal(examples["prediction"], prediction)
-    np.testing.assert_array_equal(examples["target"], prediction)
-    np.testing.assert_allclose(examples["cross_entropy"], metrics.cross_entropy(logits, LABELS), rtol=1e-4, atol=1e-5)
-    summed = jax.grad(lambda x: jnp.take_along_axis(apply(variables(), x)[0], prediction[:, None], 1).sum())
-    maps = np.abs(summed(images.astype(np.float32))).sum(-1)
-    codes = OBJECTS[:, 1:-1, 1:-1]
-    np.testing.assert_allclose(
-        examples["energy_inside"], metrics.energy_inside(maps, codes == 1, ignore=codes == 2), rtol=1e-4
-    )
-    found = metrics.feature_diagnostics(reference.moments)
-    assert found["mean_std"] == pytest.approx(float(np.std(features, axis=0, ddof=1).mean()), rel=1e-4)
+    np.testing.assert_array_equal(predicted.examples["prediction"], prediction)
+    np.testing.assert_array_equal(predicted.examples["target"], prediction)
+    found = predicted.examples["cross_entropy"]
+    np.testing.assert_allclose(found, metrics.cross_entropy(logits, LABELS), rtol=1e-4, atol=1e-5)
+    spread = metrics.feature_diagnostics(predicted.moments)["mean_std"]
+    assert spread == pytest.approx(float(np.std(features, axis=0, ddof=1).mean()), rel=1e-4)
+    picked = lambda x: jnp.take_along_axis(evaluated.apply_fixed(variables, x)[0], prediction[:, None], 1)  # noqa: E731
+    gradient = jax.grad(lambda x: picked(x).sum())(images)
+    maps, codes = np.abs(gradient).sum(-1), OBJECTS[:, 1:-1, 1:-1]
+    inside = metrics.energy_inside(maps, codes == 1, ignore=codes == IGNORE)
+    np.testing.assert_allclose(reference.examples["energy_inside"], inside, rtol=1e-4)
+    few = evaluation_indices(COUNT, IMAGES_OF["network"])
+    fn = lambda image: evaluated.apply_fixed(variables, image[None])[0][0]  # noqa: E731
+    keys = example_keys(jax.random.key(0), 1, few)
+    area = metrics.insertion(fn, images[few], maps[few], prediction[few], key=keys, steps=3)
+    np.testing.assert_allclose(reference.examples["insertion"][few], area, rtol=1e-3)
 
 
-def test_label_as_target_and_maps_for_pictures():
-    batch = next(batches(COUNT))
-    explain_batch = jax.jit(make_explain(apply, size=SIDE, target="label", **COLOURS))
-    found = explain_batch(variables(), batch, KEY)
-    np.testing.assert_array_equal(found["target"], LABELS)
-    assert found["maps"].shape == (COUNT, SIDE, SIDE) and (found["maps"] >= 0).all()
+def test_a_random_order_is_that_of_a_constant_map(predicted):
+    found, _ = evaluated.measured(subject(), predicted, RANDOM.key, ("deletion",))
+    few = evaluation_indices(COUNT, IMAGES_OF["network"])
+    images, targets = evaluated.images()[few], predicted.examples["target"][few]
+    fn = lambda image: evaluated.apply_fixed(evaluated.variables(), image[None])[0][0]  # noqa: E731
+    keys = example_keys(jax.random.key(0), 1, few)
+    area = metrics.deletion(fn, images, np.ones((few.size, SIDE, SIDE)), targets, key=keys, steps=3)
+    np.testing.assert_array_equal(found.examples["index"], few)
+    np.testing.assert_allclose(found.examples["deletion"], area, rtol=1e-3)
+
+
+def test_label_as_target():
+    found = predict(subject(target="label"))
+    np.testing.assert_array_equal(found.examples["target"], LABELS)
     with pytest.raises(ValueError, match="did you mean 'label'"):
-        make_explain(apply, target="labels", **COLOURS)
+        predict(subject(target="labels"))
 
 
-def test_summary_has_interval_count_and_chance(reference):
-    summary = summarise(reference, n_resamples=200)
-    assert summary.keys() == metrics.METRICS.keys() | metrics.DATASET_METRICS.keys()
-    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    for name in metrics.METRICS:
-        entry, values = summary[name], reference.examples[name]
-        assert entry["mean"] == pytest.approx(np.nanmean(values, dtype=np.float64)), name
-        assert entry["low"] <= entry["mean"] <= entry["high"]
-        assert entry["n"] + entry["undefined"] == COUNT
-    assert summary["energy_inside"]["undefined"] == summary["area_share"]["undefined"] == 1
-    assert summary["energy_inside"]["chance"] == pytest.approx(summary["area_share"]["mean"])
-    ratio = summary["energy_inside"]["mean"] / summary["area_share"]["mean"]
-    assert summary["energy_ratio"]["mean"] == pytest.approx(ratio)
-    assert summary["accuracy"]["chance"] == np.bincount(LABELS).max() / COUNT
-    error = summary["calibration_error"]
-    assert 0 <= error["low"] <= error["mean"] <= error["high"]
-    assert summary["effective_rank"]["low"] is None and 1 <= summary["effective_rank"]["mean"] <= 10
+def test_pictures_are_the_attributions_of_the_first_chosen(predicted):
+    _, found = evaluated.measured(subject(), predicted, "input_x_gradient", ("gini",), pictures=5)
+    index = evaluation_indices(COUNT, 5)
+    np.testing.assert_array_equal(found.examples["index"], index)
+    images = jnp.asarray(evaluated.images()[index])
+    fn = lambda image: evaluated.apply_fixed(evaluated.variables(), image[None])[0][0]  # noqa: E731
+    slope = jax.vmap(lambda x, y: jax.grad(lambda z: fn(z)[y])(x))(images, predicted.examples["target"][index])
+    np.testing.assert_allclose(found.examples["attributions"], images * slope, rtol=1e-3, atol=1e-5)
 
 
-def test_relative_areas_are_differences_to_a_random_order(reference):
-    examples = reference.examples
-    for name in ("insertion", "deletion"):
-        np.testing.assert_allclose(
-            examples[f"{name}_vs_random"], examples[name] - examples[f"{name}_random"], atol=1e-6
-        )
-    curves = mean_curves(reference)
-    assert {len(curve) for curve in curves.values()} == {4}
-    np.testing.assert_allclose(curves["insertion_curve"][0], curves["insertion_curve_random"][0], rtol=1e-5)
+@pytest.mark.parametrize("sizes", [{3, 7}, {0, 5, COUNT}, {2}])
+def test_fewer_images_are_among_more(sizes):
+    order = nested_order(COUNT, sizes)
+    assert len(order) == max(sizes) == len(set(order))
+    for size in sizes - {0}:
+        np.testing.assert_array_equal(np.sort(order[:size]), evaluation_indices(COUNT, size))
 
 
-def test_without_objects_and_curves():
-    without = [{k: v for k, v in batch.items() if k != "object"} for batch in batches(8)]
-    summary = summarise(collect(step_of(steps=0), without), n_resamples=50)
-    assert not summary.keys() & {"energy_inside", "energy_ratio", "insertion", "deletion_vs_random"}
-    assert summary["gini"]["n"] == COUNT
+def test_mosaics_explain_the_class_of_each_cell(predicted):
+    """A network that sees one cell only has all its saliency there: the value is 1 in that cell, 0 in the others."""
+
+    def first_cell(variables, images):
+        seen = images[:, :SIDE, :SIDE]
+        return evaluated.apply_fixed(variables, seen)
+
+    one = subject()._replace(setup=subject().setup._replace(apply=first_cell))
+    right = Results(predicted.examples | {"accuracy": np.ones(COUNT), "label": np.arange(COUNT) % CLASSES}, {})
+    (gradient, _), *_ = choose_methods(["gradient"]).values()
+    found = grid_pointing_game(one, gradient, size=2, resize=False, images=9, predicted=right)
+    assert len(found.examples["index"]) == 8 and np.all(np.diff(found.examples["index"]) > 0)
+    np.testing.assert_allclose(np.sort(found.examples["grid_pointing_game"]), [0] * 6 + [1] * 2, atol=1e-6)
+    shrunk = grid_pointing_game(one, gradient, size=2, resize=True, images=9, predicted=right)
+    assert ((shrunk.examples["grid_pointing_game"] > 0) & (shrunk.examples["grid_pointing_game"] < 1)).all()
+    wrong = Results(predicted.examples | {"accuracy": np.zeros(COUNT)}, {})
+    assert not grid_pointing_game(one, gradient, size=2, resize=False, images=9, predicted=wrong).examples["index"].size
 
 
-def test_comparison_is_paired(reference, other):
-    differences = compare(reference, other, n_resamples=300)
-    for name in metrics.METRICS:
-        expected = np.nanmean(other.examples[name].astype(np.float64) - reference.examples[name])
-        assert differences[name]["mean"] == pytest.approx(expected, abs=1e-7), name
-    summaries = [summarise(run, n_resamples=10) for run in (reference, other)]
-    for name in ("calibration_error", "energy_ratio"):
-        gap = summaries[1][name]["mean"] - summaries[0][name]["mean"]
-        assert differences[name]["mean"] == pytest.approx(gap)
-    itself = compare(reference, reference, n_resamples=50)
-    assert all(entry["mean"] == 0 and entry["better"] is None for entry in itself.values())
+def plan_of(methods, metric_names, *, with_objects=True, side=16, apply=evaluated.apply):
+    batch = {"image": np.zeros((1, side, side, 3), np.uint8), "label": np.zeros(1, np.int32)}
+    batch |= {"index": np.zeros(1, np.int32), "weight": np.ones(1, np.float32)}
+    batch |= {"object": np.zeros((1, side, side), np.uint8)} if with_objects else {}
+    return make_plan(
+        subject(apply=apply, size=None).setup,
+        choose_methods(methods),
+        choose_metrics(metric_names),
+        variables=evaluated.variables(),
+        batch=batch,
+        images=IMAGES_OF,
+        options={"replacement": {"steps": 5}},
+    )
 
 
-def test_a_difference_of_ratios_is_over_the_images_that_both_runs_define(reference):
-    """Maps of zeros leave images out, each run its own; nothing else differs, so neither does the ratio."""
-    a, b = (dict(reference.examples, energy_inside=reference.examples["energy_inside"].copy()) for _ in range(2))
-    a["energy_inside"][2:8], b["energy_inside"][5:14] = np.nan, np.nan
-    runs = [Results(examples, reference.moments) for examples in (a, b)]
-    means = [summarise(run, n_resamples=10)["energy_ratio"]["mean"] for run in runs]
-    assert abs(means[0] - means[1]) > 0.01
-    found = compare(*runs, n_resamples=50)["energy_ratio"]
-    assert found == {"mean": 0, "low": 0, "high": 0, "n": COUNT - 12 - 1, "better": None}
+def test_every_registered_metric_can_be_measured():
+    plan, notes = plan_of(["quick"], ["full"])
+    assert not notes
+    assert {each.name for each in plan.measures} == MEASURES.keys()
+    given = {name for each in plan.measures for name in each.gives}
+    derived = {"insertion_vs_random", "deletion_vs_random", "area_share"}
+    assert {name for name in METRIC_PRESETS["full"] if metrics_needs(name) != "model"} - derived <= given
+    settings = plan.settings()
+    assert settings["measures"]["replacement"] == {
+        "images": 12,
+        "steps": 5,
+        "insertion_baseline": "blur",
+        "deletion_baseline": "zero",
+        "blur_sigma": 5.0,
+    }
+    assert settings["measures"]["sensitivities"]["radius"] == 0.02
+    assert settings["methods"] == {"gradient": {"saliency_of": "logit"}}
 
 
-def test_examples_without_confidence_are_counted_apart(reference):
-    examples = dict(reference.examples, confidence=reference.examples["confidence"].copy())
-    examples["confidence"][:3] = np.nan
-    found = summarise(Results(examples, reference.moments), n_resamples=50)["calibration_error"]
-    assert (found["n"], found["undefined"]) == (COUNT - 3, 3)
-    rest = {name: values[3:] for name, values in reference.examples.items()}
-    alone = summarise(Results(rest, reference.moments), n_resamples=50)["calibration_error"]
-    assert found["mean"] == pytest.approx(alone["mean"])
-    assert found["low"] <= found["mean"] <= found["high"]
+def metrics_needs(name: str) -> str:
+    return (metrics.METRICS | metrics.DATASET_METRICS)[name].needs
 
 
-def test_better_follows_the_direction_of_the_measure(reference):
-    better = dict(reference.examples, cross_entropy=reference.examples["cross_entropy"] - 1)
-    better["gini"] = reference.examples["gini"] - 0.1
-    better["area_share"] = reference.examples["area_share"] - 0.1
-    found = compare(reference, Results(better, reference.moments), n_resamples=50)
-    assert found["cross_entropy"]["better"] is True
-    assert found["gini"]["better"] is False
-    assert found["area_share"]["better"] is None and found["accuracy"]["better"] is None
+def test_what_refuses_the_network_is_left_out_of_a_preset_and_an_error_by_name():
+    """A network of tanh has no ReLU for guided backpropagation, and one of a fixed size takes no larger mosaic."""
+    plan, notes = plan_of(["full"], ["quick", "grid_pointing_game"], side=SIDE, apply=evaluated.apply_fixed)
+    assert "guided_backpropagation" not in plan.methods and "gradient" in plan.methods
+    assert any(note.startswith("method guided_backpropagation is left out: ") for note in notes)
+    assert dict(next(each for each in plan.measures if each.needs == "mosaic").options)["resize"] is True
+    with pytest.raises(ValueError, match="guided_backpropagation cannot be taken of this network"):
+        plan_of(["quick", "guided_backpropagation"], ["gini"], side=SIDE, apply=evaluated.apply_fixed)
+    plan, _ = plan_of(["quick"], ["grid_pointing_game"])
+    assert dict(plan.measures[0].options)["resize"] is False
 
 
-def test_runs_on_different_images_are_not_compared(reference):
-    fewer = collect(step_of(), batches(4, count=20))
-    with pytest.raises(ValueError, match=r"different images \(21 and 20\)"):
-        compare(reference, fewer)
+def test_without_objects_their_measures_are_left_out_and_an_error_by_name():
+    plan, _ = plan_of(["quick"], ["quick"], with_objects=False)
+    assert [each.name for each in plan.measures] == ["gini", "replacement"]
+    with pytest.raises(ValueError, match="roc_auc: the data set has neither object masks nor boxes"):
+        plan_of(["quick"], ["roc_auc"], with_objects=False)
 
 
-def test_results_of_processes_merge_and_nothing_counts_twice(reference):
-    parts = [
-        collect(step_of(), [batch for i, batch in enumerate(batches(4)) if i % 2 == process]) for process in range(2)
-    ]
-    assert_same(merge(parts[::-1]), reference)
+def test_a_plan_selects_what_was_asked_for():
+    plan, _ = plan_of(["quick"], ["insertion", "gini"])
+    names = ("index", "accuracy", "gradient/insertion", "gradient/deletion", "gradient/insertion_curve")
+    stored = Results({name: np.zeros(1) for name in (*names, "gradient/entropy", "lrp/gini", "random/insertion")}, {})
+    expected = {*names, "random/insertion"} - {"gradient/deletion"}
+    assert plan.select(stored).examples.keys() == expected
+    curves = plan_of(["quick"], ["road"])[0].with_percentages({"gradient/road_curve": 1})
+    assert curves["gradient/road_percentages"] == (10, 20, 30, 40, 50, 60, 70, 80, 90)
+
+
+def test_results_of_processes_merge_and_nothing_counts_twice(predicted):
+    halves = [{name: x[start::2] for name, x in predicted.examples.items()} for start in (0, 1)]
+    found = merge([Results(half, {}) for half in halves[::-1]])
+    for name, values in predicted.examples.items():
+        np.testing.assert_array_equal(found.examples[name], values)
     with pytest.raises(ValueError, match="example 0 was evaluated twice"):
-        merge([reference, parts[0]])
+        merge([Results(predicted.examples, {}), Results(halves[0], {})])
     with pytest.raises(ValueError, match="no examples"):
-        collect(step_of(), [])
+        collect(lambda batch: ({}, {}), [])
 
 
-def test_stored_results_are_the_same(reference, tmp_path):
-    settings = {"split": "test", "step": 7}
-    save(tmp_path / "results.npz", reference, settings)
-    assert load(tmp_path / "results.npz", settings | {"split": "val"}) is None
-    assert load(tmp_path / "nothing.npz", settings) is None
-    found = load(tmp_path / "results.npz", settings)
-    for old, new in zip(reference, found, strict=True):
-        assert old.keys() == new.keys()
-        for name, values in old.items():
-            np.testing.assert_array_equal(new[name], values)
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_measures_of_some_examples_join_those_of_all(reference):
-    """Curves cost many forwards, so only some images may have them; the others are undefined, not 0."""
-    few = reference.examples["index"] % 3 == 0
-    everything = {name: values for name, values in reference.examples.items() if not name.startswith("insertion")}
-    part = {name: values[few] for name, values in reference.examples.items()}
-    joined = extend(Results(everything, reference.moments), Results(part, reference.moments))
-    np.testing.assert_array_equal(joined.examples["insertion"][few], reference.examples["insertion"][few])
-    assert np.isnan(joined.examples["insertion"][~few]).all()
-    assert np.isnan(joined.examples["insertion_curve"][~few]).all()
-    numbers = summarise(joined, n_resamples=20)
-    assert numbers["insertion"]["n"] <= few.sum() < numbers["gini"]["n"]
+def test_measures_of_some_examples_join_those_of_all():
+    """The others are undefined, not 0."""
+    everything = Results({"index": np.arange(5), "accuracy": np.ones(5)}, {})
+    part = Results({"index": np.array([1, 4]), "gini": np.array([0.25, 0.5]), "curve": np.ones((2, 3))}, {})
+    joined = extend(everything, part, "lrp").examples
+    np.testing.assert_array_equal(joined["lrp/gini"], [np.nan, 0.25, np.nan, np.nan, 0.5])
+    assert np.isnan(joined["lrp/curve"][[0, 2, 3]]).all() and (joined["lrp/curve"][[1, 4]] == 1).all()
+    ragged = merge([Results({"index": np.array([i]), **more}, {}) for i, more in ((1, {"x": np.ones(1)}), (0, {}))])
+    np.testing.assert_array_equal(ragged.examples["x"], [np.nan, 1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdecor import metrics
-from sdecor.metrics import faithfulness
+from sdecor.metrics.ranks import ranks
 
 RNG = np.random.default_rng(0)
 N, H, W = 12, 6, 7
@@ -196,7 +196,7 @@ class TestFaithfulness:
 
     def test_the_ends_are_the_image_and_the_baseline(self):
         for how in metrics.BASELINES:
-            base = metrics.baseline_images(self.images, how)
+            base = metrics.baseline_images(self.images, how, key=self.key)
             curve = metrics.deletion_curve(evidence, self.images, self.maps, self.targets, key=self.key, baseline=how)
             ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
             np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
@@ -238,10 +238,10 @@ class TestFaithfulness:
 
     def test_ties_are_broken_at_random_and_not_from_the_top_left(self):
         flat = jnp.ones((400, 4, 4))
-        ranks = jax.vmap(faithfulness._rank)(flat, jax.random.split(self.key, 400))
-        assert (jnp.sort(ranks.reshape(400, -1)) == jnp.arange(16)[None]).all()
-        assert abs(float(ranks[:, 0, 0].mean()) - 7.5) < 1.0
-        assert abs(float(ranks[:, 3, 3].mean()) - 7.5) < 1.0
+        places = ranks(flat, self.key)
+        assert (jnp.sort(places.reshape(400, -1)) == jnp.arange(16)[None]).all()
+        assert abs(float(places[:, 0, 0].mean()) - 7.5) < 1.0
+        assert abs(float(places[:, 3, 3].mean()) - 7.5) < 1.0
 
     def test_examples_do_not_depend_on_their_batch_or_chunk(self):
         tied = jnp.asarray(np.round(self.maps, 1))

@@ -74,6 +74,15 @@ def test_sums_are_of_n_draws_with_replacement_whatever_the_block():
     assert sums[:, 1].std() == pytest.approx(np.sqrt(700) * np.arange(700).std(), rel=0.4)
 
 
+def test_columns_of_few_examples_are_resampled_with_all_others():
+    """A column's sums do not depend on which other columns there are, and so not on how they are grouped."""
+    columns = RNG.normal(size=(300, 4))
+    columns[40:, 1:3] = 0
+    together = bootstrap_sums(columns, n_resamples=30)
+    for i in range(4):
+        np.testing.assert_allclose(bootstrap_sums(columns[:, [i]], n_resamples=30)[:, 0], together[:, i], atol=1e-9)
+
+
 def test_memory_is_bounded_for_many_examples(monkeypatch):
     import sdecor.statistics as module
 

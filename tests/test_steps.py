@@ -87,9 +87,7 @@ def saliency_on(forward: str, devices: int) -> np.ndarray:
 @pytest.mark.parametrize(("forward", "devices"), on_devices(("shared",), ("frozen",), ("eval",)))
 def test_saliency_is_the_same_on_any_number_of_devices(forward, devices):
     one = saliency_on(forward, 1)
-    np.testing.assert_allclose(
-        saliency_on(forward, devices), one, rtol=1e-3, atol=1e-5 * float(np.abs(one).max())
-    )
+    np.testing.assert_allclose(saliency_on(forward, devices), one, rtol=1e-3, atol=1e-5 * float(np.abs(one).max()))
 
 
 def test_one_trace_a_run_whatever_changes(key, tmp_path):

@@ -5,103 +5,152 @@ question has no answer (an empty object, a map of zeros), so that a summary can 
 Measures of a whole data set are listed apart and finished on the host from sums.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+from sdecor.metrics.axiomatic import completeness, input_invariance, non_sensitivity
+from sdecor.metrics.chance import relative_to_random
 from sdecor.metrics.classification import accuracy, calibration_bins, calibration_error, confidence, cross_entropy
-from sdecor.metrics.complexity import gini
+from sdecor.metrics.complexity import effective_complexity, entropy, gini
+from sdecor.metrics.correlations import faithfulness_correlation, sensitivity_n, sensitivity_n_curve
+from sdecor.metrics.drop import average_drop, average_increase
 from sdecor.metrics.faithfulness import (
-    BASELINES,
-    area_under,
-    baseline_images,
     deletion,
     deletion_curve,
+    deletion_vs_random,
     insertion,
     insertion_curve,
-    replacement_curve,
+    insertion_vs_random,
+    masked_accuracy_curve,
+    monotonicity,
+    pixel_flipping,
+    pixel_flipping_curve,
 )
 from sdecor.metrics.features import feature_diagnostics, feature_moments, merge_moments
-from sdecor.metrics.localization import area_share, energy_inside, pointing_game
-
-
-class Metric(NamedTuple):
-    """One measure: its function, its better direction (None = neither), what it needs and what it says."""
-
-    function: Callable
-    higher_is_better: bool | None
-    needs_object: bool
-    description: str
-
-
-_CHANCE_OF_ORDER = "0 is what a random order of pixels scores on the same network."
-
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy, True, False, "Share of images whose most probable class is the right one."),
-    "cross_entropy": Metric(cross_entropy, False, False, "Mean −log probability of the right class, in nats."),
-    "confidence": Metric(confidence, None, False, "Mean probability of the predicted class."),
-    "energy_inside": Metric(energy_inside, True, True, "Share of the saliency that falls on the object."),
-    "area_share": Metric(area_share, None, True, "The object's share of the image's area."),
-    "pointing_game": Metric(pointing_game, True, True, "Share of images whose most salient pixel is on the object."),
-    "gini": Metric(gini, True, False, "Sparseness of the map: 0 spread evenly, near 1 on a few pixels."),
-    "insertion": Metric(
-        insertion,
-        True,
-        False,
-        "Area under the explained class's probability while the most salient pixels enter a baseline image.",
-    ),
-    "deletion": Metric(
-        deletion,
-        False,
-        False,
-        "Area under the explained class's probability while a baseline replaces the most salient pixels.",
-    ),
-    "insertion_vs_random": Metric(insertion, True, False, f"Insertion, relative. {_CHANCE_OF_ORDER}"),
-    "deletion_vs_random": Metric(deletion, False, False, f"Deletion, relative. {_CHANCE_OF_ORDER}"),
-}
-
-# Measures that belong to the data set as a whole, not to an example.
-DATASET_METRICS: dict[str, Metric] = {
-    "calibration_error": Metric(
-        calibration_error, False, False, "Mean gap between confidence and accuracy over 15 equal-width bins."
-    ),
-    "energy_ratio": Metric(
-        energy_inside,
-        True,
-        True,
-        "Mean share of saliency on the object over the object's mean share of the area; 1 is chance.",
-    ),
-    "mean_abs_correlation": Metric(
-        feature_diagnostics, False, False, "Mean absolute correlation between pairs of features that vary."
-    ),
-    "effective_rank": Metric(
-        feature_diagnostics, True, False, "Directions that the features use: exp of the spectrum's entropy."
-    ),
-    "mean_std": Metric(feature_diagnostics, None, False, "Mean standard deviation of the features."),
-    "dead_features": Metric(feature_diagnostics, False, False, "Features that do not vary over the data set."),
-}
+from sdecor.metrics.grid import choose_mosaics, grid_pointing_game, make_mosaics
+from sdecor.metrics.groups import faithfulness_estimate, monotonicity_correlation
+from sdecor.metrics.imputation import impute
+from sdecor.metrics.infidelity import infidelity
+from sdecor.metrics.localization import area_share, attribution_localization, energy_inside, pointing_game
+from sdecor.metrics.masks import boxes_to_masks
+from sdecor.metrics.parameters import layers_of, leaf_names, redraw
+from sdecor.metrics.randomization import (
+    efficient_mprt,
+    histogram_entropy,
+    parameter_randomization,
+    random_logit,
+    smooth_mprt,
+)
+from sdecor.metrics.ranking import best_iou, relevance_rank_accuracy, roc_auc, top_k_intersection
+from sdecor.metrics.regions import (
+    irof,
+    irof_curve,
+    region_perturbation,
+    region_perturbation_curve,
+    selectivity,
+    selectivity_curve,
+)
+from sdecor.metrics.registry import DATASET_METRICS, METRICS, Metric
+from sdecor.metrics.replacement import BASELINES, area_under, baseline_images, replacement_curve
+from sdecor.metrics.road import RoadCurves, road, road_curves
+from sdecor.metrics.robustness import (
+    avg_sensitivity,
+    consistency,
+    continuity,
+    local_lipschitz,
+    max_sensitivity,
+    sensitivities,
+)
+from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
+from sdecor.metrics.stability import (
+    relative_input_stability,
+    relative_output_stability,
+    relative_representation_stability,
+    relative_stabilities,
+)
+from sdecor.metrics.sufficiency import sufficiency
 
 __all__ = [
     "BASELINES",
     "DATASET_METRICS",
     "METRICS",
     "Metric",
+    "RoadCurves",
     "accuracy",
     "area_share",
     "area_under",
+    "attribution_localization",
+    "average_drop",
+    "average_increase",
+    "avg_sensitivity",
     "baseline_images",
+    "best_iou",
+    "boxes_to_masks",
     "calibration_bins",
     "calibration_error",
+    "choose_mosaics",
+    "completeness",
     "confidence",
+    "consistency",
+    "continuity",
+    "cosine",
     "cross_entropy",
     "deletion",
     "deletion_curve",
+    "deletion_vs_random",
+    "effective_complexity",
+    "efficient_mprt",
     "energy_inside",
+    "entropy",
+    "faithfulness_correlation",
+    "faithfulness_estimate",
     "feature_diagnostics",
     "feature_moments",
     "gini",
+    "grid_pointing_game",
+    "histogram_entropy",
+    "impute",
+    "infidelity",
+    "input_invariance",
     "insertion",
     "insertion_curve",
+    "insertion_vs_random",
+    "irof",
+    "irof_curve",
+    "layers_of",
+    "leaf_names",
+    "local_lipschitz",
+    "make_mosaics",
+    "masked_accuracy_curve",
+    "max_sensitivity",
     "merge_moments",
+    "monotonicity",
+    "monotonicity_correlation",
+    "non_sensitivity",
+    "parameter_randomization",
+    "pearson",
+    "pixel_flipping",
+    "pixel_flipping_curve",
     "pointing_game",
+    "random_logit",
+    "redraw",
+    "region_perturbation",
+    "region_perturbation_curve",
+    "relative_input_stability",
+    "relative_output_stability",
+    "relative_representation_stability",
+    "relative_stabilities",
+    "relative_to_random",
+    "relevance_rank_accuracy",
     "replacement_curve",
+    "road",
+    "road_curves",
+    "roc_auc",
+    "selectivity",
+    "selectivity_curve",
+    "sensitivities",
+    "sensitivity_n",
+    "sensitivity_n_curve",
+    "smooth_mprt",
+    "spearman",
+    "ssim",
+    "sufficiency",
+    "top_k_intersection",
 ]

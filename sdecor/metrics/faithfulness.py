@@ -1,30 +1,29 @@
-"""Does the prediction follow the pixels that the map calls important? Insertion and deletion curves.
+"""Does the prediction follow the pixels that the map calls important? Pixels replaced in the map's order.
 
-All channels of a pixel are changed together, the curve has `steps + 1` points and begins with no pixel
-changed, and its value is the softmax probability of the target: the convention of RISE. The area under a
-curve is a trapezoid sum over [0, 1], so it lies in [0, 1] for any number of steps.
-
-A network that was trained on masked images bears them better whatever its maps say. Next to an area, therefore, look at
-its difference from a random order of pixels on the same network. Equal values are ordered at random, so a constant map
-is that reference: `insertion(fn, images, maps, …) - insertion(fn, images, jnp.ones_like(maps), …)`.
+Conventions of every function: all channels of a pixel are changed together, equal values are ordered at random by the
+key, a curve begins with no pixel changed, and an area is a trapezoid sum over the unit interval, so that it does not
+depend on the number of steps. A network that was trained on masked images bears them better whatever its maps say:
+next to an area, look at its difference from a random order on the same network (`insertion_vs_random`).
 
 Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
-
-References:
-  Petsiuk, Das, Saenko, "RISE", https://arxiv.org/abs/1806.07421, 2018.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
-from sdecor.gaussian import blur
-from sdecor.rng import per_example
-
-BASELINES = ("zero", "mean", "blur")
-Fn = Callable[[jax.Array], jax.Array]
+from sdecor.metrics.chance import relative_to_random
+from sdecor.metrics.ranks import ranks
+from sdecor.metrics.replacement import (
+    Fn,
+    area_under,
+    baseline_images,
+    check_batch,
+    correct,
+    defined,
+    percentage_counts,
+    replaced_scores,
+    replacement_curve,
+)
 
 
 def insertion_curve(
@@ -37,14 +36,17 @@ def insertion_curve(
     steps: int = 16,
     baseline: str | jax.Array = "blur",
     blur_sigma: float = 5.0,
+    order: str = "morf",
+    saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the target's probability as the most salient pixels enter the baseline, `[N, steps + 1]`.
 
     See `deletion_curve` for the arguments.
     """
-    start = baseline_images(images, baseline, blur_sigma=blur_sigma)
-    return replacement_curve(fn, start, images, maps, targets, key=key, steps=steps, chunk_size=chunk_size)
+    start = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
+    return replacement_curve(fn, start, images, maps, targets, **options)
 
 
 def deletion_curve(
@@ -57,6 +59,8 @@ def deletion_curve(
     steps: int = 16,
     baseline: str | jax.Array = "zero",
     blur_sigma: float = 5.0,
+    order: str = "morf",
+    saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the target's probability as the baseline replaces the most salient pixels, `[N, steps + 1]`.
@@ -65,101 +69,139 @@ def deletion_curve(
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`; the highest values are changed first. Equal values are ordered at random.
-      targets: classes whose probability is followed, integers `[N]`; RISE follows the predicted class.
+      targets: classes whose score is followed, integers `[N]`; RISE follows the predicted class.
       key: one key or `[N]` keys, for the order of equal values. With keys that belong to the examples the
         result does not depend on batching.
       steps: the image changes in this many (nearly) equal steps.
-      baseline: "zero" (the data set's mean colour, in normalised space), "mean" (the image's own mean colour), "blur"
-        (the image blurred by a Gaussian of `blur_sigma` pixels, renormalised at the borders), or images `[N, H, W, C]`.
+      baseline: "zero" (the data set's mean color, in normalised space), "mean", "blur", "black", "white", "uniform"
+        or images `[N, H, W, C]`: see `baseline_images`.
+      blur_sigma: of the baseline "blur", in pixels.
+      order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
+      saliency_of: the score, "probability", "log_probability" or "logit".
       chunk_size: network evaluations in flight; it bounds memory. Default: N.
 
     Returns:
-      Probabilities `[N, steps + 1]`; column j has `round(j·H·W/steps)` pixels changed. NaN for a map of zeros
+      Scores `[N, steps + 1]`; column j has `round(j·H·W/steps)` pixels changed. NaN for a map of zeros
       or one that is not finite.
+
+    References:
+      Petsiuk, Das, Saenko, "RISE", https://arxiv.org/abs/1806.07421, 2018.
     """
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma)
-    return replacement_curve(fn, images, end, maps, targets, key=key, steps=steps, chunk_size=chunk_size)
-
-
-def replacement_curve(
-    fn: Fn,
-    start: jax.Array,
-    end: jax.Array,
-    maps: jax.Array,
-    targets: jax.Array,
-    *,
-    key: jax.Array,
-    steps: int = 16,
-    chunk_size: int | None = None,
-) -> jax.Array:
-    """Return the target's probability as `end` replaces the most salient pixels of `start`, `[N, steps + 1]`.
-
-    What insertion and deletion are made of: `start` and `end` are images `[N, H, W, C]`; for the other
-    arguments and the result see `deletion_curve`.
-    """
-    check_range("steps", steps, 1)
-    if start.shape != end.shape or maps.shape != start.shape[:3] or targets.shape != start.shape[:1]:
-        raise ValueError(
-            f"images {start.shape} and {end.shape}, maps {maps.shape} and targets {targets.shape} do not belong "
-            "together: pass [N, H, W, C] twice, [N, H, W] and [N]"
-        )
-    n, height, width, _ = start.shape
-    changed = jnp.asarray([round(j * height * width / steps) for j in range(steps + 1)])
-    # Under vmap the loop over steps evaluates the whole chunk at each step: the device is full, memory constant.
-    return jax.lax.map(
-        lambda example: _curve(fn, changed, *example),
-        (start, end, maps, targets, per_example(key, n)),
-        batch_size=n if chunk_size is None else min(chunk_size, n),
-    )
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
+    return replacement_curve(fn, images, end, maps, targets, **options)
 
 
 def insertion(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
-    """Return the area under `insertion_curve` (same arguments), `[N]` in [0, 1]; higher is better."""
+    """Return the area under `insertion_curve` (same arguments), `[N]`; higher is better."""
     return area_under(insertion_curve(fn, images, maps, targets, **options))
 
 
 def deletion(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
-    """Return the area under `deletion_curve` (same arguments), `[N]` in [0, 1]; lower is better."""
+    """Return the area under `deletion_curve` (same arguments), `[N]`; lower is better."""
     return area_under(deletion_curve(fn, images, maps, targets, **options))
 
 
-def area_under(curves: jax.Array) -> jax.Array:
-    """Return the trapezoid area under curves `[N, S + 1]` over the unit interval, `[N]`."""
-    ends = (curves[:, 0] + curves[:, -1]) / 2
-    return (curves[:, 1:-1].sum(-1) + ends) / (curves.shape[-1] - 1)
+insertion_vs_random = relative_to_random(insertion)
+deletion_vs_random = relative_to_random(deletion)
 
 
-def baseline_images(images: jax.Array, baseline: str | jax.Array, *, blur_sigma: float = 5.0) -> jax.Array:
-    """Return what replaces a removed pixel, `[N, H, W, C]`: see `deletion_curve` for the choices."""
-    if not isinstance(baseline, str):
-        baseline = jnp.asarray(baseline, images.dtype)
-        if baseline.shape != images.shape:
-            raise ValueError(f"baseline has shape {baseline.shape}: pass {images.shape} or one of {BASELINES}")
-        return baseline
-    check_choice("baseline", baseline, BASELINES)
-    if baseline == "zero":
-        return jnp.zeros_like(images)
-    if baseline == "mean":
-        return jnp.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
-    return blur(images, blur_sigma)
+def pixel_flipping_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    steps: int | None = 32,
+    baseline: str | jax.Array = "black",
+    **options,
+) -> jax.Array:
+    """Return the target's probability while pixels are flipped to the baseline, highest relevance first.
+
+    `deletion_curve` with the defaults of pixel flipping; for the other arguments see there.
+
+    Args:
+      steps: of the curve; None flips one pixel a step, as published, which costs `H·W + 1` evaluations an image.
+      baseline: the value of a flipped pixel.
+
+    Returns:
+      `[N, steps + 1]`.
+
+    References:
+      Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
+      Propagation", https://doi.org/10.1371/journal.pone.0130140, 2015.
+    """
+    steps = maps.shape[1] * maps.shape[2] if steps is None else steps
+    return deletion_curve(fn, images, maps, targets, key=key, steps=steps, baseline=baseline, **options)
 
 
-def _curve(fn, changed, start, end, saliency, target, key):
-    """Follow the target's probability from `start` to `end` of one image: `[steps + 1]`."""
-    rank = _rank(saliency, key)
-
-    def probability(count: jax.Array) -> jax.Array:
-        logits = fn(jnp.where((rank < count)[..., None], end, start))
-        return jax.nn.softmax(logits.astype(jnp.float32))[target]
-
-    curve = jax.lax.map(probability, changed)
-    defined = jnp.isfinite(saliency).all() & (saliency != 0).any()
-    return jnp.where(defined, curve, jnp.nan)
+def pixel_flipping(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return the area under `pixel_flipping_curve` (same arguments), `[N]`; lower is better."""
+    return area_under(pixel_flipping_curve(fn, images, maps, targets, **options))
 
 
-def _rank(saliency: jax.Array, key: jax.Array) -> jax.Array:
-    """Return each pixel's place, 0 for the highest value; equal values in random order."""
-    flat = saliency.astype(jnp.float32).ravel()
-    order = jnp.lexsort((jax.random.bits(key, flat.shape), -flat))
-    places = jnp.arange(flat.size, dtype=jnp.int32)
-    return jnp.zeros_like(places).at[order].set(places).reshape(saliency.shape)
+def monotonicity(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    steps: int = 32,
+    baseline: str | jax.Array = "black",
+    **options,
+) -> jax.Array:
+    """Return 1 where the probability never falls while pixels enter the baseline, least relevant first; else 0.
+
+    Args:
+      steps: pixels enter in this many (nearly) equal groups; the first group is the reference of the second.
+      baseline: what they enter.
+      **options: `key` and others of `insertion_curve`.
+
+    Returns:
+      `[N]`; higher is better, NaN for a map of zeros or one that is not finite.
+
+    References:
+      Arya et al., "One Explanation Does Not Fit All", https://arxiv.org/abs/1909.03012, 2019.
+    """
+    curve = insertion_curve(fn, images, maps, targets, steps=steps, baseline=baseline, order="lerf", **options)
+    rises = (jnp.diff(curve[:, 1:], axis=1) >= 0).all(1).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(curve).all(1), rises, jnp.nan)
+
+
+def masked_accuracy_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    labels: jax.Array,
+    *,
+    key: jax.Array,
+    percentages: tuple[int, ...] = tuple(range(0, 100, 10)),
+    baseline: str | jax.Array = "black",
+    blur_sigma: float = 5.0,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return whether the label is still predicted without the pixels of greatest absolute saliency.
+
+    The curve by which saliency-guided training was judged: nothing is retrained, and a faithful map's accuracy falls
+    soon. There the fill is the image's corner pixel, which in MNIST is its darkest value, our "black".
+
+    Args:
+      fn, images, maps, key, blur_sigma, chunk_size: see `deletion_curve`; the order is that of `abs(maps)`.
+      labels: the right classes, int `[N]`.
+      percentages: of the pixels that are replaced, integers in [0, 100].
+      baseline: what replaces them.
+
+    Returns:
+      1 or 0, `[N, len(percentages)]`; its mean over examples is the accuracy at each percentage. Lower is better.
+
+    References:
+      Ismail, Corrada Bravo, Feizi, "Improving Deep Learning Interpretability by Saliency Guided Training",
+      https://arxiv.org/abs/2111.14338, 2021.
+    """
+    check_batch(images, maps, labels)
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    counts = percentage_counts(maps[0].size, percentages)
+    places = ranks(jnp.abs(maps), key)
+    curve = replaced_scores(fn, images, end, places, counts, labels, score=correct, chunk_size=chunk_size)
+    return jnp.where(defined(maps)[:, None], curve, jnp.nan)

@@ -8,6 +8,8 @@ that is the whole image, a map without any positive value, a map that is not fin
 import jax
 import jax.numpy as jnp
 
+from sdecor.metrics.masks import split, two_sided
+
 
 def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
     """Return the share of saliency that falls on the object ("energy pointing game", "relevance mass").
@@ -24,13 +26,36 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
       Wang et al., "Score-CAM", https://arxiv.org/abs/1910.01279, 2020.
       Arras et al., "CLEVR-XAI", https://arxiv.org/abs/2003.07258, 2022.
     """
-    inside, counted = _split(objects, ignore)
+    inside, counted = split(objects, ignore)
     maps = _positive(maps, counted)
     peak = maps.max((-2, -1), keepdims=True)
     # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's range.
     maps = maps / jnp.where(peak > 0, peak, 1)
     share = jnp.where(inside, maps, 0).sum((-2, -1)) / jnp.maximum(maps.sum((-2, -1)), 1e-30)
-    return jnp.where(_defined(inside, counted) & _has_saliency(maps), share, jnp.nan)
+    return jnp.where(two_sided(inside, counted) & _has_saliency(maps), share, jnp.nan)
+
+
+def attribution_localization(
+    maps: jax.Array, objects: jax.Array, *, weighted: bool = False, ignore: jax.Array | None = None
+) -> jax.Array:
+    """Return the share of positive attribution that falls on the object, optionally for the object's size.
+
+    Args:
+      maps: `[N, H, W]`; negative values count as 0.
+      objects: bool `[N, H, W]`.
+      weighted: divide by the object's share of the area, so that objects of different size compare.
+      ignore: bool `[N, H, W]`, pixels left out of all sums.
+
+    Returns:
+      `[N]`, NaN where undefined. Unweighted it is `energy_inside`, in [0, 1], and its chance level `area_share`;
+      weighted it is at least 0, and its chance level 1.
+
+    References:
+      Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP",
+      https://arxiv.org/abs/1910.09840, 2020.
+    """
+    share = energy_inside(maps, objects, ignore=ignore)
+    return share / area_share(objects, ignore=ignore) if weighted else share
 
 
 def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
@@ -38,9 +63,9 @@ def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Ar
 
     NaN where the object is empty or covers everything.
     """
-    inside, counted = _split(objects, ignore)
+    inside, counted = split(objects, ignore)
     share = inside.sum((-2, -1)) / jnp.maximum(counted.sum((-2, -1)), 1)
-    return jnp.where(_defined(inside, counted), share.astype(jnp.float32), jnp.nan)
+    return jnp.where(two_sided(inside, counted), share.astype(jnp.float32), jnp.nan)
 
 
 def pointing_game(
@@ -64,28 +89,18 @@ def pointing_game(
     References:
       Zhang et al., "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507, 2018.
     """
-    inside, counted = _split(objects, ignore)
+    inside, counted = split(objects, ignore)
     hits = _dilate(inside, tolerance) & counted
     positive = _positive(maps, counted)
     peak = positive.max((-2, -1), keepdims=True)
     tied = counted & (positive == peak)
     share = (tied & hits).sum((-2, -1)) / jnp.maximum(tied.sum((-2, -1)), 1)
-    return jnp.where(_defined(inside, counted) & _has_saliency(positive), share.astype(jnp.float32), jnp.nan)
-
-
-def _split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Return the object without ignored pixels, and the pixels that count at all."""
-    counted = jnp.ones_like(objects, bool) if ignore is None else ~ignore.astype(bool)
-    return objects.astype(bool) & counted, counted
+    return jnp.where(two_sided(inside, counted) & _has_saliency(positive), share.astype(jnp.float32), jnp.nan)
 
 
 def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
     # `where` on the sign would turn NaN into 0: `maximum` carries it, and `_has_saliency` then rejects the map.
     return jnp.where(counted, jnp.maximum(maps.astype(jnp.float32), 0), 0)
-
-
-def _defined(inside: jax.Array, counted: jax.Array) -> jax.Array:
-    return inside.any((-2, -1)) & (counted & ~inside).any((-2, -1))
 
 
 def _has_saliency(positive: jax.Array) -> jax.Array:

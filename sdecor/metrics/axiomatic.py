@@ -1,0 +1,192 @@
+"""Properties that an attribution should have by definition: how far is it from having them?"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.attribution import target_score
+from sdecor.checks import check_range
+from sdecor.chunks import divide, map_examples
+from sdecor.metrics.neighbours import defined_for, over_examples
+from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.rng import per_example
+
+Fn = Callable[[jax.Array], jax.Array]
+
+
+def completeness(
+    fn: Fn,
+    images: jax.Array,
+    attributions: jax.Array,
+    targets: jax.Array,
+    *,
+    baseline: str | jax.Array = "zero",
+    saliency_of: str = "logit",
+    relative: bool = False,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return by how much the attribution's sum exceeds the rise of the score from the baseline to the image.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      attributions: signed, `[N, …]`: every entry is counted.
+      targets: classes explained, integers `[N]`.
+      baseline: the one that the method started from, see `baseline_images`.
+      saliency_of: the score that was explained, the "logit", "log_probability" or "probability".
+      relative: whether the gap is divided by the size of the rise.
+      chunk_size: network evaluations in flight; it bounds memory. Default: N.
+
+    Returns:
+      `Σ φ − (f(x) − f(baseline))`, `[N]` in score units or as a share; 0 is complete. NaN for an attribution that is
+      not finite and, if relative, where the score does not change.
+
+    References:
+      Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365, 2017.
+    """
+    n = images.shape[0]
+    if attributions.shape[:1] != (n,) or targets.shape != (n,):
+        raise ValueError(
+            f"images {images.shape}, attributions {attributions.shape} and targets {targets.shape} do not belong "
+            "together: pass [N, H, W, C], [N, …] and [N]"
+        )
+    examples, _ = divide(n, chunk_size)
+
+    def score(image: jax.Array, target: jax.Array) -> jax.Array:
+        return target_score(fn(image).astype(jnp.float32), target, saliency_of=saliency_of)
+
+    # One after the other: side by side they would be twice as many evaluations in flight.
+    pairs = jnp.stack([images, baseline_images(images, baseline)])
+    here, there = jax.lax.map(lambda x: map_examples(score, (x, targets), examples), pairs)
+    gap = attributions.astype(jnp.float32).reshape(n, -1).sum(1) - (here - there)
+    gap = gap / jnp.abs(here - there) if relative else gap
+    return jnp.where(jnp.isfinite(gap), gap, jnp.nan)
+
+
+def non_sensitivity(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    baseline: str | jax.Array = "uniform",
+    samples: int = 1,
+    pixels: int | None = None,
+    tolerance: float = 1e-5,
+    score_tolerance: float = 1e-5,
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the share of pixels where only one of these holds: the map is zero; the score ignores the pixel.
+
+    It evaluates the network once for each visited pixel and sample.
+
+    Args:
+      fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      maps: `[N, H, W]`.
+      targets: classes explained, integers `[N]`.
+      key: one key or `[N]` keys. With keys that belong to the examples the result does not depend on batching.
+      baseline: what replaces a pixel: "uniform", drawn for each sample between the least and the greatest value of the
+        channel in the image, or the pixel at its place in another of the `baseline_images`.
+      samples: replacements of each pixel. One random value suffices unless the network is flat around it.
+      pixels: number of pixels visited, chosen at random. Default: all.
+      tolerance: largest value that counts as zero, as a share of the map's largest absolute value.
+      score_tolerance: largest root mean square change of the score, in score units, that counts as none.
+      saliency_of: the score, "probability", "logit" or "log_probability".
+      chunk_size: network evaluations in flight; it bounds memory. Default: N, one pixel of each image at a time.
+
+    Returns:
+      `[N]` in [0, 1], lower is better. NaN for a map of zeros and for one that is not finite.
+
+    References:
+      Nguyen, Rodríguez Martínez, "On Quantitative Aspects of Model Interpretability",
+      https://arxiv.org/abs/2007.07584, 2020.
+    """
+    check_range("samples", samples, 1)
+    n, height, width, _ = images.shape
+    if maps.shape != (n, height, width) or targets.shape != (n,):
+        raise ValueError(
+            f"images {images.shape}, maps {maps.shape} and targets {targets.shape} do not belong together: "
+            "pass [N, H, W, C], [N, H, W] and [N]"
+        )
+    visited = height * width if pixels is None else pixels
+    check_range("pixels", visited, 1, height * width)
+    drawn = isinstance(baseline, str) and baseline == "uniform"
+    others = images if drawn else baseline_images(images, baseline)
+    examples, at_once = divide(n, chunk_size)
+
+    def one(image, other, saliency, target, key):
+        strength = jnp.abs(saliency.astype(jnp.float32)).ravel()
+        key, order_key = jax.random.split(key)
+        order = jnp.arange(height * width)
+        order = order if pixels is None else jax.random.permutation(order_key, order)[:visited]
+        low, high = image.min((0, 1)), image.max((0, 1))
+
+        def score(x: jax.Array) -> jax.Array:
+            return target_score(fn(x).astype(jnp.float32), target, saliency_of=saliency_of)
+
+        here = score(image)
+
+        def ignored(place: jax.Array) -> jax.Array:
+            def change(sample: jax.Array) -> jax.Array:
+                value = other.reshape(-1, other.shape[-1])[place]
+                if drawn:
+                    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, place), sample), low.shape)
+                    value = (low + (high - low) * draw).astype(image.dtype)
+                mask = (jnp.arange(height * width) == place).reshape(height, width, 1)
+                return (score(jnp.where(mask, value, image)) - here) ** 2
+
+            return jnp.sqrt(jax.lax.map(change, jnp.arange(samples)).mean()) <= score_tolerance
+
+        mismatch = map_samples(ignored, order, at_once) ^ (strength[order] <= tolerance * strength.max())
+        defined = jnp.isfinite(strength).all() & (strength > 0).any() & jnp.isfinite(here)
+        return jnp.where(defined, mismatch.mean(), jnp.nan)
+
+    return map_examples(one, (images, others, maps, targets, per_example(key, n)), examples)
+
+
+def input_invariance(
+    explain_of: Callable[[Fn, jax.Array, jax.Array, jax.Array], jax.Array],
+    fn: Fn,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    shift: float | jax.Array = 1.0,
+    chunk_size: int | None = None,
+    attributions: jax.Array | None = None,
+) -> jax.Array:
+    """Return how much the explanation changes when image and network are shifted alike, so that no output changes.
+
+    Args:
+      explain_of: explains one image under a given network, `explain_of(fn, image, target, key) -> attribution`.
+      fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      targets: classes explained, integers `[N]`.
+      key: one key or `[N]` keys, for an explanation that draws; the same for both explanations.
+      shift: added to the image, in input units: a number, or anything that broadcasts to `[H, W, C]`.
+      chunk_size: explanations in flight; it bounds memory. Default: N.
+      attributions: `[N, …]`, the explanations of `fn` at `images` if they are known already.
+
+    Returns:
+      `Σ |φ(f, x) − φ(f(· − shift), x + shift)| / Σ |φ(f, x)|`, `[N]` ≥ 0; 0 is invariant. NaN for an attribution of
+      zeros and for one that is not finite.
+
+    References:
+      Kindermans et al., "The (Un)reliability of Saliency Methods", https://arxiv.org/abs/1711.00867, 2017.
+    """
+
+    def shifted(x: jax.Array) -> jax.Array:
+        return fn(x - shift)
+
+    def one(image: jax.Array, target: jax.Array, key: jax.Array, own: jax.Array, at_once: int) -> jax.Array:
+        other = explain_of(shifted, image + shift, target, key).astype(jnp.float32)
+        return defined_for(own, jnp.abs(own - other).sum() / jnp.abs(own).sum())
+
+    def explain_one(image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
+        return explain_of(fn, image, target, key)
+
+    return over_examples(one, explain_one, images, targets, key, attributions, chunk_size)

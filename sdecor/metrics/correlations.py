@@ -1,0 +1,153 @@
+"""Does the relevance of pixels agree with what their removal does? Correlations over random sets of pixels.
+
+A set's relevance is the sum of the map over it, and its effect the loss of the target's score when a baseline replaces
+it, all channels of a pixel together. The score without any replacement is a constant that no correlation sees, so it
+is not computed where only correlations are. Values are NaN for a map that is constant or not finite.
+
+Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_range
+from sdecor.metrics.ranks import random_ranks
+from sdecor.metrics.replacement import (
+    Fn,
+    baseline_images,
+    check_batch,
+    fold_sample,
+    replaced_scores,
+    score_of,
+    varies,
+    window_sums,
+)
+from sdecor.metrics.similarity import pearson
+
+
+def faithfulness_correlation(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    samples: int = 100,
+    subset_size: int | None = None,
+    baseline: str | jax.Array = "black",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the correlation of relevance and effect over random sets of pixels.
+
+    Args:
+      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      maps: `[N, H, W]`.
+      targets: classes whose score is followed, integers `[N]`.
+      key: one key or `[N]` keys, for the sets.
+      samples: number of sets. Disjoint sets are cut from one random order of the pixels, then from the next one.
+      subset_size: pixels in a set; None = a fifth of them.
+      baseline: what replaces a pixel, see `baseline_images`.
+      blur_sigma: of the baseline "blur", in pixels.
+      saliency_of: the score, "probability", "log_probability" or "logit".
+      chunk_size: network evaluations in flight. Default: N.
+
+    Returns:
+      Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
+
+    References:
+      Bhatt, Weller, Moura, "Evaluating and Aggregating Feature-based Model Explanations",
+      https://arxiv.org/abs/2005.00631, 2020.
+    """
+    check_batch(images, maps, targets)
+    check_range("samples", samples, 2)
+    features = maps[0].size
+    size = max(1, features // 5) if subset_size is None else subset_size
+    check_range("subset_size", size, 1, features)
+    orders = math.ceil(samples / (features // size))
+    windows = [(j * size, (j + 1) * size) for j in range(math.ceil(samples / orders))]
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    sums, scores = _over_orders(
+        fn, images, end, maps, targets, _random_order(maps, key), orders, windows, score_of(saliency_of), chunk_size
+    )
+    n = images.shape[0]
+    first = [x.swapaxes(0, 1).reshape(n, -1)[:, :samples] for x in (sums, scores)]
+    return jnp.where(varies(maps), -pearson(*first), jnp.nan)
+
+
+def sensitivity_n_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    shares: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 0.8),
+    samples: int = 100,
+    baseline: str | jax.Array = "zero",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the correlation of relevance and effect over random sets of n pixels, for several n.
+
+    Args:
+      fn, images, maps, targets, key, baseline, blur_sigma, saliency_of, chunk_size: see `faithfulness_correlation`.
+      shares: n as shares of the pixels, in (0, 1], rounded and at least one pixel.
+      samples: random sets for each n; sets of different n are cut from the same random order of the pixels.
+
+    Returns:
+      `[N, len(shares)]` in [−1, 1].
+    """
+    check_batch(images, maps, targets)
+    check_range("samples", samples, 2)
+    for share in shares:
+        check_range("shares", share, 0, 1, low_open=True)
+    windows = [max(1, round(share * maps[0].size)) for share in shares]
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    sums, scores = _over_orders(
+        fn, images, end, maps, targets, _random_order(maps, key), samples, windows, score_of(saliency_of), chunk_size
+    )
+    by_n = jax.vmap(pearson, in_axes=2, out_axes=1)(sums.swapaxes(0, 1), scores.swapaxes(0, 1))
+    return jnp.where(varies(maps)[:, None], -by_n, jnp.nan)
+
+
+def sensitivity_n(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return the mean of `sensitivity_n_curve` (same arguments) over n, `[N]` in [−1, 1]; higher is better.
+
+    References:
+      Ancona, Ceolini, Öztireli, Gross, "Towards Better Understanding of Gradient-based Attribution Methods for Deep
+      Neural Networks", https://arxiv.org/abs/1711.06104, 2018.
+    """
+    return sensitivity_n_curve(fn, images, maps, targets, **options).mean(1)
+
+
+def _over_orders(
+    fn: Fn,
+    images: jax.Array,
+    end: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    order: Callable[[jax.Array], jax.Array],
+    orders: int,
+    windows: Sequence[int | tuple[int, int]],
+    score: Callable,
+    chunk_size: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return relevance and score of the windows of each order, both `[orders, N, W]`; `order(i)` gives the places."""
+
+    def windows_of(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        places = order(i)
+        scores = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
+        return window_sums(maps, places, windows), scores
+
+    return jax.lax.map(windows_of, jnp.arange(orders))
+
+
+def _random_order(maps: jax.Array, key: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    return lambda i: random_ranks(fold_sample(key, maps.shape[0], i), maps.shape)

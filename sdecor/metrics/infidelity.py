@@ -1,0 +1,143 @@
+"""Does the attribution predict what a perturbation of the image does to the score?"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice, check_range
+from sdecor.chunks import divide, map_examples
+from sdecor.metrics.regions import grid_segments
+from sdecor.metrics.replacement import Fn, baseline_images, check_batch, defined, map_samples, score_of
+from sdecor.rng import per_example
+
+PERTURBATIONS = ("squares", "grid", "noise")
+SCALINGS = ("none", "optimal")
+
+
+def infidelity(
+    fn: Fn,
+    images: jax.Array,
+    attributions: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    perturbation: str = "squares",
+    samples: int = 100,
+    patch: int = 4,
+    noise: float = 0.2,
+    baseline: str | jax.Array = "zero",
+    contributions: bool = False,
+    scaling: str = "none",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "logit",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the mean squared error of the attribution as a linear model of the score around the image.
+
+    `E_I[(Σ I·φ − (f(x) − f(x − I)))²]` over perturbations I.
+
+    Args:
+      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      attributions: φ, signed and in score units per input unit: `[N, H, W, C]`, or maps `[N, H, W]` that count for all
+        channels of a pixel alike.
+      targets: classes whose score is followed, integers `[N]`.
+      key: one key or `[N]` keys, for the perturbations and the baseline "uniform".
+      perturbation: "squares" (squares at random places become the baseline), "grid" (every square of a regular grid
+        once: nothing is random, and `samples` does not count) or "noise" (the whole image becomes the baseline plus
+        Gaussian noise; with `baseline=images` it is noise on the image).
+      samples: number of perturbations.
+      patch: side of the squares, in pixels.
+      noise: standard deviation of "noise", in input units.
+      baseline: what a replaced pixel becomes, see `baseline_images`.
+      contributions: φ is in score units, multiplied by the distance from the baseline already, as input×gradient
+        and integrated gradients are. Then a square is predicted to take away the sum of φ over it.
+      scaling: "none", or "optimal": φ is first multiplied by the factor that makes the error least, so that maps in
+        arbitrary units can be compared.
+      blur_sigma: of the baseline "blur", in pixels.
+      saliency_of: the score, "probability", "log_probability" or "logit".
+      chunk_size: network evaluations in flight. Default: N.
+
+    Returns:
+      `[N]`, at least 0, in squared score units; lower is better. NaN for an attribution of zeros or one that is not
+      finite.
+
+    References:
+      Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392, 2019.
+    """
+    check_batch(images, attributions[..., 0] if attributions.ndim == 4 else attributions, targets)
+    check_choice("perturbation", perturbation, PERTURBATIONS)
+    check_choice("scaling", scaling, SCALINGS)
+    check_range("samples", samples, 1)
+    check_range("patch", patch, 1, min(images.shape[1:3]))
+    if contributions and perturbation == "noise":
+        raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    phi = attributions
+    if phi.ndim == 3:
+        # A pixel's contribution is that of its channels together; a slope is the same for each of them.
+        phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
+    perturb, count = _perturbation(perturbation, images.shape[1:], samples, patch, noise)
+    score = score_of(saliency_of)
+    examples, at_once = divide(images.shape[0], chunk_size)
+
+    def one(image: jax.Array, base: jax.Array, slope: jax.Array, target: jax.Array, own_key: jax.Array) -> jax.Array:
+        def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            perturbed, replaced = perturb(i, image, base, own_key)
+            weight = replaced.astype(jnp.float32) if contributions else image - perturbed
+            return (weight * slope).sum(), score(fn(perturbed), target)
+
+        # Sample 0 is the image itself.
+        predicted, scores = map_samples(sample, jnp.arange(count + 1), at_once)
+        return _error(predicted[1:], scores[0] - scores[1:], scaling)
+
+    keys = per_example(key, images.shape[0])
+    errors = map_examples(one, (images, end, phi, targets, keys), examples)
+    return jnp.where(defined(attributions), errors, jnp.nan)
+
+
+def _error(predicted: jax.Array, effect: jax.Array, scaling: str) -> jax.Array:
+    """Return the mean squared difference of two lists `[S]`, the first one scaled to fit if asked."""
+    if scaling == "optimal":
+        square = (predicted**2).sum()
+        predicted = predicted * jnp.where(square > 0, (predicted * effect).sum() / jnp.where(square > 0, square, 1), 0)
+    return ((predicted - effect) ** 2).mean()
+
+
+def _perturbation(
+    kind: str, shape: tuple[int, ...], samples: int, patch: int, noise: float
+) -> tuple[Callable[..., tuple[jax.Array, jax.Array]], int]:
+    """Return `perturb(i, image, base, key) -> (perturbed image, what was replaced)` and the number of perturbations."""
+    height, width, _ = shape
+    if kind == "noise":
+        return lambda *sample: _noisy(*sample, noise), samples
+    if kind == "grid":
+        segments = grid_segments(height, width, patch)
+        mask_of = lambda i, key: segments == i - 1  # noqa: E731
+        samples = -(-height // patch) * -(-width // patch)
+    else:
+        mask_of = lambda i, key: _square(i, key, height, width, patch)  # noqa: E731
+
+    def replace(i: jax.Array, image: jax.Array, base: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mask = mask_of(i, key)[..., None]
+        return jnp.where(mask, base, image), jnp.broadcast_to(mask, shape)
+
+    return replace, samples
+
+
+def _square(i: jax.Array, key: jax.Array, height: int, width: int, patch: int) -> jax.Array:
+    """Return a square at a random place inside the image, bool `[H, W]`; none for i = 0."""
+    places = jnp.array([height - patch + 1, width - patch + 1])
+    top, left = jax.random.randint(jax.random.fold_in(key, i + 1), (2,), 0, places)
+    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+    inside = ((rows >= 0) & (rows < patch))[:, None] & ((columns >= 0) & (columns < patch))[None, :]
+    return inside & (i > 0)
+
+
+def _noisy(
+    i: jax.Array, image: jax.Array, base: jax.Array, key: jax.Array, noise: float
+) -> tuple[jax.Array, jax.Array]:
+    """Return the baseline with noise, and that everything is replaced; the image itself for i = 0."""
+    drawn = jax.random.normal(jax.random.fold_in(key, i + 1), (image.size,), image.dtype).reshape(image.shape)
+    return jnp.where(i > 0, base + noise * drawn, image), jnp.broadcast_to(i > 0, image.shape)

@@ -1,0 +1,214 @@
+"""Does the explanation depend on what the network learnt, and on the class it explains?
+
+An explanation that stays while the weights (parameter randomisation) or the class (random logit) are replaced explains
+neither. The explanation takes the weights as an argument, `explain_with(params, image, target, key) -> attribution`,
+`[H, W]` or `[H, W, C]`, in evaluation mode; what must not be randomised (statistics of BatchNorm, say) is closed over.
+Attributions with channels are reduced to maps (`reduction`), which are then compared: with "abs_sum" by strength, with
+"sum" by signed values.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_range
+from sdecor.chunks import divide, sum_over
+from sdecor.metrics.compared import likeness, map_maker, reduced
+from sdecor.metrics.neighbours import NOISE, symmetric_uniform
+from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
+from sdecor.rng import per_example
+
+ExplainWith = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def parameter_randomization(
+    explain_with: ExplainWith,
+    params: Any,
+    random_params: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    layers: Mapping[str, Sequence[str]] | None = None,
+    mode: str = "cascading",
+    similarity: str = "spearman",
+    reduction: str = "abs_sum",
+    chunk_size: int | None = None,
+    attributions: jax.Array | None = None,
+) -> jax.Array:
+    """Return the similarity of the explanation to itself after the layers' parameters are replaced, one by one.
+
+    Args:
+      explain_with: explains one image with given parameters; see the module's first lines.
+      params: the network's parameters, any tree of arrays.
+      random_params: what replaces them, of the same structure: from `redraw`, or a newly initialised network.
+      images: floating point, `[N, H, W, C]`.
+      targets: classes explained, integers `[N]`.
+      key: one key or `[N]` keys for an explanation that draws; the same for an image under all parameters.
+      layers: name → names of leaves, from the output to the input. Default: `layers_of(explain_with, params, …)`.
+      mode: what column l has replaced: "cascading", layers 0 … l, from the output down; "independent", layer l
+        alone; "bottom_up", the last l + 1 layers, from the input up.
+      similarity: "spearman", "pearson" and "cosine" of the pixels, or "ssim".
+      reduction: of channels, see `sdecor.attribution.reduce`.
+      chunk_size: explanations in flight; it bounds memory. Default: N.
+      attributions: `[N, H, W]` or `[N, H, W, C]`, the explanations under `params` if they are known already.
+
+    Returns:
+      `[N, L]` in [−1, 1], in the order of replacement; lower is better. NaN where a map is constant or not finite.
+
+    References:
+      Adebayo et al., "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292, 2018.
+    """
+    keys = per_example(key, images.shape[0])
+    if layers is None:
+        layers = layers_of(explain_with, params, images[0], targets[0], keys[0])
+    maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
+    own = maps(params) if attributions is None else reduced(attributions, reduction)
+    compare = likeness(own, similarity)
+
+    def column(replaced: jax.Array) -> jax.Array:
+        return compare(maps(mixed(params, random_params, replaced)))
+
+    return jax.lax.map(column, jnp.asarray(schedule(leaf_names(params), layers, mode))).T
+
+
+def smooth_mprt(
+    explain_with: ExplainWith,
+    params: Any,
+    random_params: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    samples: int = 50,
+    noise: float = 0.1,
+    chunk_size: int | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Return `parameter_randomization` of the explanation averaged over noisy images, which do not mask its change.
+
+    Args:
+      samples: noisy images of each image.
+      noise: standard deviation of the normal noise, as a share of the image's range of values.
+      chunk_size: explanations in flight, examples first, then noisy images of each. Default: N.
+
+    The other arguments and the result are those of `parameter_randomization`. Signed attributions are averaged, and
+    reduced to a map afterwards.
+
+    References:
+      Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
+    """
+    check_range("samples", samples, 1)
+    check_range("noise", noise, 0)
+    _, at_once = divide(images.shape[0], chunk_size)
+
+    def smooth(params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
+        spread = noise * (image.max() - image.min())
+        noise_key = jax.random.fold_in(key, NOISE)
+
+        def sample(i: jax.Array) -> jax.Array:
+            uniform = symmetric_uniform(jax.random.fold_in(noise_key, i), image.shape)
+            near = image + (spread * jnp.sqrt(2.0) * jax.lax.erf_inv(uniform)).astype(image.dtype)
+            return explain_with(params, near, target, jax.random.fold_in(key, i)).astype(jnp.float32)
+
+        return sum_over(sample, samples, at_once=at_once) / samples
+
+    return parameter_randomization(
+        smooth, params, random_params, images, targets, key=key, chunk_size=chunk_size, **options
+    )
+
+
+def efficient_mprt(
+    explain_with: ExplainWith,
+    params: Any,
+    random_params: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    bins: int = 100,
+    reduction: str = "abs_sum",
+    chunk_size: int | None = None,
+    attributions: jax.Array | None = None,
+) -> jax.Array:
+    """Return the relative rise of the explanation's complexity when all parameters are replaced at once.
+
+    Complexity is `histogram_entropy` with `bins` bins; the other arguments are those of `parameter_randomization`.
+
+    Returns:
+      `(entropy after − entropy before) / entropy before`, `[N]` ≥ −1; higher is better: what a random network gives as
+      a reason should look like noise. NaN where a map is constant or not finite.
+
+    References:
+      Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
+    """
+    keys = per_example(key, images.shape[0])
+    maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
+    if attributions is None:
+        states = jax.tree.map(lambda *pair: jnp.stack(pair), params, random_params)
+        before, after = jax.lax.map(maps, states)  # in a loop: compiled once
+    else:
+        before, after = reduced(attributions, reduction), maps(random_params)
+    before, after = histogram_entropy(before, bins=bins), histogram_entropy(after, bins=bins)
+    return jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan)
+
+
+def random_logit(
+    explain_one: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    num_classes: int,
+    key: jax.Array,
+    similarity: str = "ssim",
+    reduction: str = "abs_sum",
+    chunk_size: int | None = None,
+    attributions: jax.Array | None = None,
+) -> jax.Array:
+    """Return the similarity of the target's explanation to that of another class, drawn for each image.
+
+    Args:
+      explain_one: explains one image, `explain_one(image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`.
+      num_classes: number of classes, at least 2; all but the target are equally likely.
+      key: one key or `[N]` keys, which draw the class. Both explanations are made with the same key.
+
+    The other arguments are those of `parameter_randomization`.
+
+    Returns:
+      `[N]` in [−1, 1], lower is better; NaN where a map is constant or not finite.
+
+    References:
+      Sixt, Granz, Landgraf, "When Explanations Lie", https://arxiv.org/abs/1912.09818, 2020.
+    """
+    check_range("num_classes", num_classes, 2)
+    keys = per_example(key, images.shape[0])
+    steps = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, NOISE), (), 1, num_classes))(keys)
+    others = (targets + steps) % num_classes
+
+    pairs = jnp.stack([targets, others], axis=1)
+
+    def explain_either(which: jax.Array, image: jax.Array, pair: jax.Array, key: jax.Array) -> jax.Array:
+        return explain_one(image, pair[which], key)
+
+    maps = map_maker(explain_either, images, pairs, keys, reduction=reduction, chunk_size=chunk_size)
+    if attributions is None:
+        own, other = jax.lax.map(maps, jnp.arange(2))  # in a loop: compiled once
+    else:
+        own, other = reduced(attributions, reduction), maps(1)
+    return likeness(own, similarity)(other)
+
+
+def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:
+    """Return the entropy of each map's histogram in nats, `[N]` in [0, ln bins]; NaN for a map that is not finite.
+
+    The bins are equally wide, from the map's smallest to its largest value; a constant map has entropy 0.
+    """
+    check_range("bins", bins, 1)
+    rows = maps.astype(jnp.float32).reshape(maps.shape[0], -1)
+    low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
+    places = ((rows - low) / jnp.where(high > low, high - low, 1) * bins).astype(jnp.int32)
+    places = jnp.clip(places, 0, bins - 1)
+    shares = jax.vmap(lambda row: jnp.bincount(row, length=bins))(places) / rows.shape[1]
+    return jnp.where(jnp.isfinite(rows).all(1), jax.scipy.special.entr(shares).sum(1), jnp.nan)

@@ -1,0 +1,215 @@
+"""Does the prediction follow the regions that the map calls important? Patches or segments replaced in their order.
+
+A curve begins with no region changed; equal regions are ordered at random by the key. All channels of a pixel are
+changed together. Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_range
+from sdecor.metrics.ranks import ranks
+from sdecor.metrics.replacement import (
+    Fn,
+    area_under,
+    baseline_images,
+    check_batch,
+    defined,
+    replaced_scores,
+    score_of,
+)
+
+
+def grid_segments(height: int, width: int, patch: int) -> jax.Array:
+    """Return the number of the square patch in which each pixel lies, row by row from the top left: int32 `[H, W]`.
+
+    Where the side is no multiple of `patch`, the last patches are smaller.
+    """
+    check_range("patch", patch, 1, max(height, width))
+    rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
+    return rows[:, None] * (columns[-1] + 1) + columns[None, :]
+
+
+def region_perturbation_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    patch: int = 8,
+    regions: int | None = 100,
+    order: str = "morf",
+    baseline: str | jax.Array = "uniform",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the target's score while patches are replaced one after the other, in the order of their summed relevance.
+
+    Args:
+      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      maps: `[N, H, W]`.
+      targets: classes whose score is followed, integers `[N]`.
+      key: one key or `[N]` keys, for the order of equal patches and the noise of "uniform".
+      patch: side of the square patches of a regular grid, in pixels.
+      regions: the curve ends after this many patches, or when there are no more; None = all.
+      order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
+      baseline: what replaces a patch, see `baseline_images`; noise as published.
+      blur_sigma: of the baseline "blur", in pixels.
+      saliency_of: the score, "probability", "log_probability" or "logit".
+      chunk_size: network evaluations in flight. Default: N.
+
+    Returns:
+      `[N, L + 1]`, NaN for a map of zeros or one that is not finite.
+    """
+    check_batch(images, maps, targets)
+    segments, count = _segments(maps, None, None, patch)
+    last = count if regions is None else min(regions, count)
+    places = _region_places(_sums(maps, segments, count), segments, key, order)
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    score, windows = score_of(saliency_of), list(range(last + 1))
+    curves = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
+    return jnp.where(defined(maps)[:, None], curves, jnp.nan)
+
+
+def region_perturbation(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return the area over the perturbation curve (AOPC): the mean loss of score over its points, also the first.
+
+    Takes the arguments of `region_perturbation_curve`.
+
+    Returns:
+      `1/(L+1) · Σ_{k=0…L} f(x_0) − f(x_k)`, `[N]`. Higher is better for "morf", lower for "lerf".
+
+    References:
+      Samek et al., "Evaluating the Visualization of What a Deep Neural Network has Learned",
+      https://arxiv.org/abs/1509.06321, 2017.
+    """
+    curve = region_perturbation_curve(fn, images, maps, targets, **options)
+    return (curve[:, :1] - curve).mean(1)
+
+
+def selectivity_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    patch: int = 4,
+    baseline: str | jax.Array = "zero",
+    **options,
+) -> jax.Array:
+    """Return the target's probability while all patches are removed, those of greatest summed relevance first.
+
+    `region_perturbation_curve` with other defaults, `[N, patches + 1]`; for the other arguments see there.
+    """
+    options = {"regions": None} | options
+    return region_perturbation_curve(fn, images, maps, targets, patch=patch, baseline=baseline, **options)
+
+
+def selectivity(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return the area under `selectivity_curve` (same arguments), `[N]`; lower is better.
+
+    References:
+      Montavon, Samek, Müller, "Methods for Interpreting and Understanding Deep Neural Networks",
+      https://arxiv.org/abs/1706.07979, 2018.
+    """
+    return area_under(selectivity_curve(fn, images, maps, targets, **options))
+
+
+def irof_curve(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    segments: jax.Array | None = None,
+    count: int | None = None,
+    patch: int = 4,
+    baseline: str | jax.Array = "mean",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the share of the target's score that is left while segments are replaced, greatest mean relevance first.
+
+    Args:
+      fn, images, maps, targets, key, blur_sigma, saliency_of, chunk_size: see `region_perturbation_curve`.
+      segments: number of the segment of each pixel, int `[N, H, W]` in [0, count); numbers may be left out.
+        None = the patches of a regular grid.
+      count: bound of the segments' numbers; under `jit` it must be given.
+      patch: side of the grid's patches, in pixels.
+      baseline: what replaces a segment, see `baseline_images`; the image's mean color as published.
+
+    Returns:
+      `f(x_k) / f(x_0)`, `[N, count + 1]`: 1 at first, and constant after an image's last segment. NaN for a map of
+      zeros or one that is not finite.
+    """
+    check_batch(images, maps, targets)
+    segments, count = _segments(maps, segments, count, patch)
+    places = _region_places(_means(maps, segments, count), segments, key, "morf")
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    score, windows = score_of(saliency_of), list(range(count + 1))
+    curves = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
+    left = jnp.where(curves[:, :1] != 0, curves / curves[:, :1], jnp.nan)
+    return jnp.where(defined(maps)[:, None], left, jnp.nan)
+
+
+def irof(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    count: int | None = None,
+    patch: int = 4,
+    **options,
+) -> jax.Array:
+    """Return the area over `irof_curve` (same arguments) up to the image's last segment; higher is better.
+
+    Returns:
+      `[N]`, at most 1; it does not depend on the number of segments, which images may have different numbers of.
+
+    References:
+      Rieger, Hansen, "IROF: a low resource evaluation metric for explanation methods",
+      https://arxiv.org/abs/2003.08747, 2020.
+    """
+    segments, count = _segments(maps, segments, count, patch)
+    curve = irof_curve(fn, images, maps, targets, segments=segments, count=count, **options)
+    own = (_sums(jnp.ones_like(maps), segments, count) > 0).sum(1)[:, None]
+    lost = 1 - (curve[:, 1:] + curve[:, :-1]) / 2
+    return jnp.where(jnp.arange(count)[None] < own, lost, 0).sum(1) / own[:, 0]
+
+
+def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, patch: int) -> tuple[jax.Array, int]:
+    if segments is None:
+        grid = grid_segments(*maps.shape[1:], patch)
+        count = -(-maps.shape[1] // patch) * -(-maps.shape[2] // patch)
+        return jnp.broadcast_to(grid[None], maps.shape), count
+    if segments.shape != maps.shape:
+        raise ValueError(f"segments have shape {segments.shape}: pass int {maps.shape}, one number for each pixel")
+    if count is None:
+        if isinstance(segments, jax.core.Tracer):
+            raise ValueError("count = None: under jit the number of segments must be given")
+        count = int(segments.max()) + 1
+    return segments, count
+
+
+def _sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+    """Return the sum of `[N, H, W]` over each segment, `[N, count]`."""
+    return jax.vmap(lambda v, s: jax.ops.segment_sum(v.ravel(), s.ravel(), count))(values, segments)
+
+
+def _means(maps: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+    """Return the mean over each segment, `[N, count]`; a number that no pixel has comes last of all."""
+    sizes = _sums(jnp.ones_like(maps), segments, count)
+    return jnp.where(sizes > 0, _sums(maps, segments, count) / jnp.maximum(sizes, 1), -jnp.inf)
+
+
+def _region_places(relevance: jax.Array, segments: jax.Array, key: jax.Array, order: str) -> jax.Array:
+    """Return the place of each pixel's segment in the order of their relevance `[N, count]`, int32 `[N, H, W]`."""
+    places = ranks(relevance, key, order=order)
+    return jax.vmap(lambda place, segment: place[segment])(places, segments)

@@ -1,0 +1,197 @@
+"""The score of an image while its pixels are replaced: what the faithfulness metrics are made of.
+
+All channels of a pixel are changed together. Every function takes the network for one image,
+`fn: image [H, W, C] -> logits [K]`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.targets import target_score
+from sdecor.checks import check_choice, check_range
+from sdecor.chunks import divide, map_examples
+from sdecor.gaussian import blur
+from sdecor.metrics.ranks import ranks
+from sdecor.rng import per_example
+
+Fn = Callable[[jax.Array], jax.Array]
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def baseline_images(
+    images: jax.Array, baseline: str | jax.Array, *, blur_sigma: float = 5.0, key: jax.Array | None = None
+) -> jax.Array:
+    """Return what replaces a removed pixel, images `[N, H, W, C]`.
+
+    Args:
+      images: `[N, H, W, C]`.
+      baseline: "zero" (the data set's mean color, in normalised space), "mean" (the image's own mean color), "blur"
+        (the image blurred by a Gaussian, renormalised at the borders), "black" and "white" (the least and greatest
+        value of each channel in the image), "uniform" (noise between these two), or images `[N, H, W, C]`.
+      blur_sigma: of "blur", in pixels.
+      key: of "uniform", one key or `[N]` keys.
+    """
+    if not isinstance(baseline, str):
+        baseline = jnp.asarray(baseline, images.dtype)
+        if baseline.shape != images.shape:
+            raise ValueError(f"baseline has shape {baseline.shape}: pass {images.shape} or one of {BASELINES}")
+        return baseline
+    check_choice("baseline", baseline, BASELINES)
+    if baseline == "blur":
+        return blur(images, blur_sigma)
+    if baseline == "uniform" and key is not None:
+        # Folded, so that the noise is another stream than the order of equal values.
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(per_example(key, images.shape[0]))
+        return jax.vmap(lambda image, k: baseline_image(baseline, image, key=k))(images, keys)
+    return jax.vmap(lambda image: baseline_image(baseline, image))(images)
+
+
+def replacement_curve(
+    fn: Fn,
+    start: jax.Array,
+    end: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    steps: int = 16,
+    order: str = "morf",
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return the target's score as `end` replaces the most salient pixels of `start`, `[N, steps + 1]`.
+
+    What insertion and deletion are made of: `start` and `end` are images `[N, H, W, C]`; for the other
+    arguments and the result see `deletion_curve`.
+    """
+    check_batch(start, maps, targets, end)
+    counts = step_counts(maps[0].size, steps)
+    score = score_of(saliency_of)
+    places = ranks(maps, key, order=order)
+    curves = replaced_scores(fn, start, end, places, counts, targets, score=score, chunk_size=chunk_size)
+    return jnp.where(defined(maps)[:, None], curves, jnp.nan)
+
+
+def replaced_scores(
+    fn: Fn,
+    start: jax.Array,
+    end: jax.Array,
+    places: jax.Array,
+    windows: Sequence[int | tuple[int, int]],
+    targets: jax.Array,
+    *,
+    score: Score,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Return `score(logits, target)` of images some of whose pixels are replaced, `[N, len(windows)]`.
+
+    Args:
+      fn: the network for one image.
+      start: images `[N, H, W, C]`.
+      end: what replaces them, `[N, H, W, C]`.
+      places: of the pixels in an order, int `[N, H, W]`.
+      windows: the places that are replaced: those before an integer, or from one up to another.
+      targets: int `[N]`.
+      score: from the logits of one image and its target to a scalar.
+      chunk_size: network evaluations in flight; None = N.
+    """
+    examples, samples = divide(start.shape[0], chunk_size)
+
+    def one(first: jax.Array, last: jax.Array, place: jax.Array, target: jax.Array) -> jax.Array:
+        def scored(window: jax.Array) -> jax.Array:
+            return score(fn(jnp.where(inside(place, window)[..., None], last, first)), target)
+
+        # Under vmap the loop over windows evaluates all examples at each window: the device is full, memory constant.
+        return map_samples(scored, window_array(windows), samples)
+
+    return map_examples(one, (start, end, places, targets), examples)
+
+
+def window_array(windows: Sequence[int | tuple[int, int]]) -> jax.Array:
+    """Return first and end of each window, int32 `[W, 2]`."""
+    return jnp.asarray([(0, window) if isinstance(window, int) else window for window in windows], jnp.int32)
+
+
+def inside(places: jax.Array, window: jax.Array) -> jax.Array:
+    """Return whether places are in a window `[2]`."""
+    return (places >= window[0]) & (places < window[1])
+
+
+def map_samples(evaluate: Callable[[Any], Any], samples: Any, at_once: int = 1) -> Any:
+    """Return `evaluate` of each sample, `at_once` of them together; `samples` and result are trees of `[S, ...]`."""
+    if at_once == 1:
+        return jax.lax.map(evaluate, samples)
+    count = jax.tree.leaves(samples)[0].shape[0]
+    groups = math.ceil(count / at_once)
+    # The last sample fills up the last group, so that the network is compiled for one size only.
+    filled = jnp.minimum(jnp.arange(groups * math.ceil(count / groups)), count - 1).reshape(groups, -1)
+    values = jax.lax.map(jax.vmap(evaluate), jax.tree.map(lambda x: x[filled], samples))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], values)
+
+
+def score_of(saliency_of: str) -> Score:
+    """Return `(logits, target) -> scalar`, the float32 "probability", "log_probability" or "logit" of the target."""
+    return lambda logits, target: target_score(logits.astype(jnp.float32), target, saliency_of=saliency_of)
+
+
+def correct(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Return 1.0 where the target is predicted, else 0.0; logits that are not numbers predict nothing."""
+    return ((jnp.argmax(logits) == target) & ~jnp.isnan(logits).any()).astype(jnp.float32)
+
+
+def step_counts(features: int, steps: int) -> list[int]:
+    """Return how many of the features are changed after 0 … `steps` nearly equal steps."""
+    check_range("steps", steps, 1)
+    return [round(j * features / steps) for j in range(steps + 1)]
+
+
+def percentage_counts(features: int, percentages: Sequence[int]) -> list[int]:
+    """Return how many of the features each percentage is, rounded down."""
+    for percentage in percentages:
+        check_range("percentages", percentage, 0, 100)
+    return [int(percentage * features // 100) for percentage in percentages]
+
+
+def area_under(curves: jax.Array) -> jax.Array:
+    """Return the trapezoid area under curves `[N, S + 1]` over the unit interval, `[N]`."""
+    ends = (curves[:, 0] + curves[:, -1]) / 2
+    return (curves[:, 1:-1].sum(-1) + ends) / (curves.shape[-1] - 1)
+
+
+def defined(maps: jax.Array) -> jax.Array:
+    """Return whether a map says anything: it is finite and not all zero. Bool `[N]`."""
+    axes = tuple(range(1, maps.ndim))
+    return jnp.isfinite(maps).all(axes) & (maps != 0).any(axes)
+
+
+def varies(maps: jax.Array) -> jax.Array:
+    """Return whether a map ranks its pixels: it is finite and not constant. Bool `[N]`."""
+    return jnp.isfinite(maps).all((1, 2)) & (maps.max((1, 2)) > maps.min((1, 2)))
+
+
+def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tuple[int, int]]) -> jax.Array:
+    """Return the sum of the map over each window of places (see `replaced_scores`), `[N, W]`."""
+    sums = jax.lax.map(lambda w: jnp.where(inside(places, w), maps, 0).sum((1, 2)), window_array(windows))
+    return sums.T
+
+
+def fold_sample(key: jax.Array, n: int, i: jax.Array) -> jax.Array:
+    """Return the examples' keys for sample i, apart from those for the order of equal values and for baselines."""
+    return jax.vmap(lambda k: jax.random.fold_in(k, i + 2))(per_example(key, n))
+
+
+def check_batch(images: jax.Array, maps: jax.Array, targets: jax.Array, end: jax.Array | None = None) -> None:
+    """Raise `ValueError` unless the arrays are of the same images."""
+    other = images if end is None else end
+    shapes = (images.shape, other.shape, maps.shape, targets.shape)
+    expected = (images.shape, images.shape, images.shape[:3], images.shape[:1])
+    if images.ndim != 4 or shapes != expected:
+        raise ValueError(
+            f"images {images.shape} and {other.shape}, maps {maps.shape} and targets {targets.shape} do not belong "
+            "together: pass [N, H, W, C] twice, [N, H, W] and [N]"
+        )

@@ -1,0 +1,83 @@
+"""Entropy and effective complexity; all complexities against Quantus. (The Gini index itself is in test_metrics.)"""
+
+import jax
+import numpy as np
+import pytest
+from reference_network import stored
+
+from sdecor.metrics import complexity
+
+RNG = np.random.default_rng(0)
+MAPS = (RNG.gamma(0.5, size=(5, 9, 7)) * RNG.choice([-1, 1], (5, 9, 7))).astype(np.float32)
+gini = jax.jit(complexity.gini)
+entropy = jax.jit(complexity.entropy)
+effective_complexity = jax.jit(complexity.effective_complexity, static_argnames=("scale", "threshold"))
+
+
+class TestEntropy:
+    def test_against_float64_at_224_pixels(self):
+        maps = RNG.gamma(0.3, size=(2, 224, 224)).astype(np.float32)
+        shares = maps.astype(np.float64) / maps.sum((1, 2), dtype=np.float64, keepdims=True)
+        np.testing.assert_allclose(entropy(maps), -(shares * np.log(shares)).sum((1, 2)), rtol=1e-5)
+
+    def test_known_cases(self):
+        maps = np.zeros((3, 4, 5), np.float32)
+        maps[0], maps[1, 2, 2], maps[2, :2] = -7.0, 3.0, 1.0
+        np.testing.assert_allclose(entropy(maps), [np.log(20), 0, np.log(10)], rtol=1e-6, atol=1e-6)
+
+
+class TestEffectiveComplexity:
+    def test_counts(self):
+        maps = np.array([[[4.0, -2.0, 0.5, 0.0]]], np.float32)
+        assert effective_complexity(maps) == 3
+        assert effective_complexity(maps, threshold=0.25) == 2  # of 4
+        assert effective_complexity(maps, threshold=0.25, scale="sum") == 2  # of 6.5
+        assert effective_complexity(maps, threshold=0.35, scale="sum") == 1
+        assert effective_complexity(maps, threshold=0.25, scale="raw") == 3
+        assert effective_complexity(maps, threshold=4.0, scale="raw") == 0
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="did you mean 'peak'"):
+            complexity.effective_complexity(MAPS, scale="peek")
+        with pytest.raises(ValueError, match="threshold = -0.1"):
+            complexity.effective_complexity(MAPS, threshold=-0.1)
+
+
+@pytest.mark.parametrize("measure", [gini, entropy, effective_complexity])
+class TestEveryMeasure:
+    def test_belongs_to_its_map(self, measure):
+        whole = measure(MAPS)
+        np.testing.assert_allclose(measure(MAPS[::-1]), whole[::-1], rtol=1e-6)
+        np.testing.assert_allclose(measure(MAPS[2:3]), whole[2:3], rtol=1e-6)
+        np.testing.assert_allclose(measure(MAPS[:, ::-1]), whole, rtol=1e-5)
+
+    @pytest.mark.parametrize("scale", [-(2.0**-90), 2.0**100])
+    def test_scale_and_sign_do_not_matter(self, measure, scale):
+        np.testing.assert_allclose(measure(MAPS * np.float32(scale)), measure(MAPS), rtol=1e-6)
+
+    def test_no_answer_is_nan(self, measure):
+        maps = MAPS[:4].copy()
+        maps[0], maps[1, 0, 0], maps[2, 0, 0] = 0, np.inf, np.nan
+        np.testing.assert_array_equal(np.isnan(measure(maps)), [True, True, True, False])
+
+
+class TestAgainstQuantus:
+    @pytest.mark.parametrize("kind", ["signed", "positive"])
+    def test_values(self, kind):
+        reference = stored("quantus_localization")
+        maps = reference[f"maps/{kind}"]
+        # Quantus adds 1e-7 to each value before it measures sparseness, and 1e-12 within the logarithm.
+        np.testing.assert_allclose(gini(maps), reference[f"{kind}/Sparseness"], rtol=2e-5)
+        np.testing.assert_allclose(entropy(maps), reference[f"{kind}/Complexity"], rtol=1e-5)
+        np.testing.assert_array_equal(
+            effective_complexity(maps, threshold=0.3), reference[f"{kind}/EffectiveComplexity"]
+        )
+
+    def test_a_map_does_not_change_the_values_of_its_neighbours(self):
+        """Quantus divides a batch by its one largest value: beside a hundred times larger map, all others count 0."""
+        reference = stored("quantus_localization")
+        uneven = reference["maps/positive"].copy()
+        uneven[0] *= 100
+        assert (reference["defect/EffectiveComplexity"][1:] == 0).all()
+        found = effective_complexity(uneven, threshold=0.3)
+        np.testing.assert_array_equal(found, reference["positive/EffectiveComplexity"])

@@ -1,0 +1,398 @@
+"""Pixels and regions replaced in the map's order: against brute force, Quantus 0.6.0, closed forms and invariances."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import one_channel
+import pytest
+import tiny_network as tiny
+
+from sdecor.metrics import correlations, drop, faithfulness, groups, ranks, regions, replacement
+from sdecor.metrics.infidelity import infidelity
+from sdecor.metrics.road import road
+from sdecor.metrics.sufficiency import sufficiency
+
+RNG = np.random.default_rng(0)
+N, H, W = tiny.N, tiny.H, tiny.W
+IMAGES, MAPS, TARGETS, KEY = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEY
+
+
+def evidence(image):
+    """Two classes, `z = (Σ x, 0)`: deletion and insertion are known from the sums of pixels alone."""
+    return jnp.stack([image.sum(), 0.0])
+
+
+class TestInsertionAndDeletion:
+    images = RNG.normal(0.05, 0.3, size=(5, H, W, 3)).astype(np.float32)
+    maps = RNG.random((5, H, W)).astype(np.float32)
+    targets = jnp.zeros(5, int)
+    key = jax.random.key(0)
+
+    def closed_form(self, images, start, steps):
+        """Probabilities when pixels of `start` are replaced by those of `images`, most salient first."""
+        expected = []
+        for image, base, saliency in zip(images, start, self.maps, strict=True):
+            order = np.argsort(-saliency.ravel())
+            gains = (image - base).astype(np.float64).sum(-1).ravel()[order]
+            totals = base.sum(dtype=np.float64) + np.concatenate([[0], np.cumsum(gains)])
+            taken = [round(j * H * W / steps) for j in range(steps + 1)]
+            expected.append(1 / (1 + np.exp(-totals[taken])))
+        return np.array(expected)
+
+    @pytest.mark.parametrize("steps", [1, 4, H * W])
+    def test_curves_in_closed_form(self, steps):
+        zeros = np.zeros_like(self.images)
+        run = functools.partial(faithfulness.deletion_curve, evidence, self.images, self.maps, self.targets)
+        deleted = run(key=self.key, steps=steps)
+        np.testing.assert_allclose(deleted, self.closed_form(zeros, self.images, steps), rtol=2e-5)
+        run = functools.partial(faithfulness.insertion_curve, evidence, self.images, self.maps, self.targets)
+        inserted = run(key=self.key, steps=steps, baseline="zero")
+        np.testing.assert_allclose(inserted, self.closed_form(self.images, zeros, steps), rtol=2e-5)
+        area = replacement.area_under(inserted)
+        np.testing.assert_allclose(area, np.trapezoid(inserted, dx=1 / steps, axis=1), rtol=1e-5)
+
+    @pytest.mark.parametrize("baseline", replacement.BASELINES)
+    def test_the_ends_are_the_image_and_the_baseline(self, baseline):
+        base = replacement.baseline_images(self.images, baseline, key=self.key)
+        options = {"key": self.key, "baseline": baseline, "steps": 2}
+        curve = faithfulness.deletion_curve(evidence, self.images, self.maps, self.targets, **options)
+        ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
+        np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
+        np.testing.assert_allclose(curve[:, -1], ends[1], rtol=1e-5)
+
+    def test_the_true_map_beats_random_and_its_opposite(self):
+        true = jnp.asarray(self.images.sum(-1))
+        options = {"key": self.key, "steps": H * W, "baseline": "zero"}
+        run = jax.jit(lambda m: faithfulness.insertion(evidence, self.images, m, self.targets, **options))
+        areas = [run(m) for m in (true, jnp.ones_like(true), -true)]
+        assert (areas[0] > areas[1]).all() and (areas[1] > areas[2]).all()
+
+    def test_scale_of_the_map_does_not_matter(self):
+        run = jax.jit(lambda m: faithfulness.deletion(evidence, self.images, m, self.targets, key=self.key))
+        np.testing.assert_array_equal(run(self.maps * 2.0**-80), run(self.maps))
+
+    def test_orders(self):
+        run = functools.partial(faithfulness.deletion_curve, tiny.network, IMAGES, steps=6, key=KEY)
+        morf = run(MAPS, TARGETS)
+        np.testing.assert_allclose(run(-MAPS, TARGETS, order="lerf"), morf, rtol=1e-6)
+        shuffled = run(MAPS, TARGETS, order="random")
+        np.testing.assert_allclose(run(MAPS**2, TARGETS, order="random"), shuffled, rtol=1e-6)
+        assert np.abs(shuffled - morf).max() > 1e-3
+        with pytest.raises(ValueError, match="order = 'lefr' is not known; did you mean 'lerf'"):
+            run(MAPS, TARGETS, order="lefr")
+
+    @pytest.mark.parametrize("name", ["insertion", "deletion"])
+    def test_relative_to_random(self, name):
+        metric, relative = getattr(faithfulness, name), getattr(faithfulness, f"{name}_vs_random")
+        keys = jax.random.split(KEY, N)
+        own = jnp.asarray(RNG.normal(size=IMAGES.shape), jnp.float32)
+        options = {"key": keys, "steps": 4, "baseline": own}
+        maps = jnp.asarray(MAPS)
+        found = relative(tiny.network, IMAGES, maps, TARGETS, **options)
+        areas = [metric(tiny.network, IMAGES, m, TARGETS, **options) for m in (maps, jnp.ones_like(maps))]
+        np.testing.assert_allclose(found, areas[0] - areas[1], atol=1e-6)
+        np.testing.assert_array_equal(relative(tiny.network, IMAGES, jnp.full_like(maps, 3), TARGETS, **options), 0)
+        assert relative.__name__ == f"{name}_vs_random"
+
+
+class TestBaselines:
+    images = TestInsertionAndDeletion.images
+
+    def test_against_numpy(self):
+        blurred = replacement.baseline_images(self.images, "blur", blur_sigma=2.0)
+        i, j = np.arange(H), np.arange(W)
+        rows, columns = np.exp(-((i[:, None] - i) ** 2) / 8.0), np.exp(-((j[:, None] - j) ** 2) / 8.0)
+        rows, columns = rows / rows.sum(1, keepdims=True), columns / columns.sum(1, keepdims=True)
+        expected = np.einsum("ij,njkc,lk->nilc", rows, self.images, columns)
+        np.testing.assert_allclose(blurred, expected, rtol=1e-4, atol=1e-6)
+        for how, reduce in (("mean", np.mean), ("black", np.min), ("white", np.max)):
+            filled = replacement.baseline_images(self.images, how)
+            expected = np.broadcast_to(reduce(self.images, axis=(1, 2), keepdims=True), self.images.shape)
+            np.testing.assert_allclose(filled, expected, rtol=1e-5, atol=1e-7)
+        flat = jnp.full((1, H, W, 3), 2.5)
+        np.testing.assert_allclose(replacement.baseline_images(flat, "blur"), flat, rtol=1e-6)
+        own = replacement.baseline_images(jnp.asarray(self.images), -self.images)
+        np.testing.assert_array_equal(own, -self.images)
+
+    def test_uniform_noise_fills_the_range_of_each_channel_and_belongs_to_the_example(self):
+        keys = jax.random.split(KEY, 5)
+        filled = replacement.baseline_images(self.images, "uniform", key=keys)
+        low, high = self.images.min((1, 2), keepdims=True), self.images.max((1, 2), keepdims=True)
+        share = (filled - low) / (high - low)
+        assert share.min() >= 0 and share.max() <= 1 and abs(float(share.mean()) - 0.5) < 0.05
+        alone = replacement.baseline_images(self.images[3:4], "uniform", key=keys[3:4])
+        np.testing.assert_array_equal(alone, filled[3:4])
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="did you mean 'blur'"):
+            replacement.baseline_images(self.images, "blurr")
+        with pytest.raises(ValueError, match="baseline has shape"):
+            replacement.baseline_images(self.images, jnp.zeros(3))
+        with pytest.raises(ValueError, match="pass"):
+            replacement.baseline_images(self.images, "uniform")
+
+
+class TestRanks:
+    def test_against_numpy(self):
+        values = RNG.normal(size=(4, 9, 11)).astype(np.float32)
+        values[0, 0, :2] = np.inf, -np.inf
+        found = np.asarray(ranks.ranks(jnp.asarray(values), KEY)).reshape(4, -1)
+        np.testing.assert_array_equal(np.argsort(found), np.argsort(-values.reshape(4, -1), axis=1))
+
+    @pytest.mark.parametrize("shape", [(2, 300, 301), (3, 1, 1), (3, 2)])
+    def test_sizes(self, shape):
+        """More than 2¹⁶ values take another way."""
+        values = jnp.asarray(RNG.integers(0, 50, shape), jnp.float32)
+        found = ranks.ranks(values, KEY, order="lerf").reshape(shape[0], -1)
+        ordered = np.take_along_axis(np.asarray(values).reshape(shape[0], -1), np.argsort(found, axis=1), 1)
+        assert (np.diff(ordered, axis=1) >= 0).all()
+        np.testing.assert_array_equal(np.sort(found), np.arange(found.shape[1])[None].repeat(shape[0], 0))
+
+    @pytest.mark.parametrize("order", ranks.ORDERS)
+    def test_equal_values_are_ordered_at_random_and_not_from_the_top_left(self, order):
+        flat = jnp.where(jnp.arange(16) % 2, 0.0, -0.0).reshape(1, 4, 4).repeat(400, 0)
+        found = ranks.ranks(flat, KEY, order=order)
+        np.testing.assert_array_equal(jnp.sort(found.reshape(400, -1)), np.arange(16)[None].repeat(400, 0))
+        means = found.mean(0)  # of 400 draws of standard deviation 4.6
+        assert abs(means - 7.5).max() < 1.0
+        assert np.corrcoef(found.reshape(400, -1).T)[0, 1:].max() < 0.2
+
+
+def steps_of(images, bases, maps, targets, counts, sign=1):
+    """Probabilities in float64 with the first pixels replaced, `[N, len(counts)]`."""
+    return np.array(
+        [
+            [tiny.probability(tiny.replaced(x, b, tiny.first(sign * m, k)), t) for k in counts]
+            for x, b, m, t in zip(images, bases, maps, targets, strict=True)
+        ]
+    )
+
+
+class TestPixels:
+    black = np.broadcast_to(IMAGES.min((1, 2), keepdims=True), IMAGES.shape)
+
+    @pytest.mark.parametrize("steps", [5, None])
+    def test_pixel_flipping(self, steps):
+        counts = [round(j * H * W / (steps or H * W)) for j in range((steps or H * W) + 1)]
+        expected = steps_of(IMAGES, self.black, MAPS, TARGETS, counts)
+        found = faithfulness.pixel_flipping_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=steps)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        area = faithfulness.pixel_flipping(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=steps)
+        np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / (len(counts) - 1), axis=1), atol=2e-6)
+
+    def test_scores_other_than_the_probability(self):
+        run = functools.partial(
+            faithfulness.pixel_flipping_curve, tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=3
+        )
+        np.testing.assert_allclose(np.exp(run(saliency_of="log_probability")), run(), rtol=1e-5)
+        logit = [tiny.logits(x)[t] for x, t in zip(IMAGES, TARGETS, strict=True)]
+        np.testing.assert_allclose(run(saliency_of="logit")[:, 0], logit, rtol=1e-5)
+
+    def test_monotonicity(self):
+        """Both answers occur: the sums of the pixels themselves rise, in `evidence`, when the darkest come first."""
+        images = jnp.abs(IMAGES)
+        options = {"key": KEY, "steps": 7, "baseline": "zero"}
+        rising = faithfulness.monotonicity(evidence, images, MAPS, jnp.zeros(N, int), **options)
+        falling = faithfulness.monotonicity(evidence, -images, MAPS, jnp.zeros(N, int), **options)
+        np.testing.assert_array_equal(rising, 1)
+        np.testing.assert_array_equal(falling, 0)
+        counts = [round(j * H * W / 3) for j in range(1, 4)]
+        expected = (np.diff(steps_of(self.black, IMAGES, MAPS, TARGETS, counts, sign=-1)) >= 0).all(1)
+        found = faithfulness.monotonicity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=3)
+        np.testing.assert_array_equal(found, expected)
+
+    def test_masked_accuracy(self):
+        counts = [percent * H * W // 100 for percent in range(0, 100, 10)]
+        expected = [
+            [np.argmax(tiny.logits(tiny.replaced(x, b, tiny.first(np.abs(m), k)))) == t for k in counts]
+            for x, b, m, t in zip(IMAGES, self.black, MAPS, TARGETS, strict=True)
+        ]
+        assert 0 < np.mean(expected) < 1
+        found = faithfulness.masked_accuracy_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        np.testing.assert_array_equal(found, np.array(expected, np.float32))
+
+    @pytest.mark.parametrize("baseline", ["zero", "mean"])
+    def test_average_drop_and_increase(self, baseline):
+        base = np.asarray(replacement.baseline_images(IMAGES, baseline))
+        weight = MAPS - MAPS.min((1, 2), keepdims=True)
+        weight = (weight / weight.max((1, 2), keepdims=True))[..., None]
+        whole = np.array([tiny.probability(x, t) for x, t in zip(IMAGES, TARGETS, strict=True)])
+        masked = [tiny.probability(x, t) for x, t in zip(base + weight * (IMAGES - base), TARGETS, strict=True)]
+        lost = drop.average_drop(tiny.network, IMAGES, MAPS, TARGETS, baseline=baseline)
+        np.testing.assert_allclose(lost, np.maximum(whole - masked, 0) / whole, atol=2e-6)
+        gained = drop.average_increase(tiny.network, IMAGES, MAPS, TARGETS, baseline=baseline)
+        np.testing.assert_array_equal(gained, masked > whole)
+
+
+class TestRegions:
+    def brute_force(self, base, segments, reduce, sign=1):
+        """Probabilities in float64 as the segments are replaced, best first: one list for each image."""
+        curves = []
+        for x, b, m, s, t in zip(IMAGES, base, MAPS, segments, TARGETS, strict=True):
+            order = sorted(np.unique(s), key=lambda i: -sign * reduce(m[s == i].astype(np.float64)))
+            masks = [np.isin(s, order[:k]) for k in range(len(order) + 1)]
+            curves.append([tiny.probability(tiny.replaced(x, b, mask), t) for mask in masks])
+        return curves
+
+    def test_the_grid_keeps_what_is_left_over_as_smaller_patches(self):
+        expected = [[0, 0, 0, 1, 1, 1, 2]] * 3 + [[3, 3, 3, 4, 4, 4, 5]] * 2
+        np.testing.assert_array_equal(regions.grid_segments(5, 7, 3), expected)
+
+    @pytest.mark.parametrize("order", ["morf", "lerf"])
+    def test_region_perturbation(self, order):
+        grid = np.broadcast_to(regions.grid_segments(H, W, 3), MAPS.shape)
+        base = np.asarray(replacement.baseline_images(IMAGES, "uniform", key=KEY))
+        expected = np.array(self.brute_force(base, grid, np.sum, 1 if order == "morf" else -1))[:, :5]
+        options = {"key": KEY, "patch": 3, "regions": 4, "order": order}
+        curve = regions.region_perturbation_curve(tiny.network, IMAGES, MAPS, TARGETS, **options)
+        np.testing.assert_allclose(curve, expected, atol=2e-6)
+        aopc = regions.region_perturbation(tiny.network, IMAGES, MAPS, TARGETS, **options)
+        np.testing.assert_allclose(aopc, (expected[:, :1] - expected).sum(1) / 5, atol=2e-6)
+
+    def test_selectivity(self):
+        grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
+        expected = np.array(self.brute_force(np.zeros_like(IMAGES), grid, np.sum))
+        curve = regions.selectivity_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        np.testing.assert_allclose(curve, expected, atol=2e-6)
+        area = regions.selectivity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / 4, axis=1), atol=2e-6)
+
+    def test_irof_on_segments_of_any_number(self):
+        """The images have 2 to 6 segments; numbers are left out, and the last one is never used."""
+        segments = np.stack([RNG.integers(0, 2 + i, (H, W)) * 2 for i in range(N)])
+        base = np.broadcast_to(IMAGES.mean((1, 2), keepdims=True), IMAGES.shape)
+        curves = self.brute_force(base, segments, np.mean)
+        expected = [np.trapezoid(1 - np.array(c) / c[0], dx=1 / (len(c) - 1)) for c in curves]
+        run = functools.partial(regions.irof, tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        np.testing.assert_allclose(run(segments=segments, count=12), expected, atol=1e-5)
+        np.testing.assert_allclose(run(segments=jnp.asarray(segments)), expected, atol=1e-5)
+        grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
+        np.testing.assert_allclose(run(), run(segments=grid), rtol=1e-6)
+        with pytest.raises(ValueError, match="count = None"):
+            jax.jit(lambda s: run(segments=s))(segments)
+        with pytest.raises(ValueError, match="segments have shape"):
+            run(segments=segments[0])
+
+
+class TestSufficiency:
+    maps = RNG.normal(size=(30, 5, 4)).astype(np.float32)
+    predictions = RNG.integers(0, 3, 30)
+
+    def brute_force(self, maps, predictions, threshold):
+        rows = maps.reshape(len(maps), -1).astype(np.float64)
+        distance = np.sqrt((((rows[:, None] - rows[None]) / rows.std(0, ddof=1)) ** 2).sum(-1))
+        near = (distance <= threshold * distance.max()) & ~np.eye(len(maps), dtype=bool)
+        same = near & (predictions[:, None] == predictions[None])
+        return np.where(near.any(1), same.sum(1) / np.maximum(near.sum(1), 1), np.nan)
+
+    @pytest.mark.parametrize("threshold", [0.5, 0.8])
+    def test_against_brute_force(self, threshold):
+        found = sufficiency(self.maps, self.predictions, threshold=threshold, chunk_size=7)
+        expected = self.brute_force(self.maps, self.predictions, threshold)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert np.isnan(expected).any() == (threshold == 0.5)
+
+    def test_undefined_maps_are_not_compared(self):
+        maps = np.concatenate([self.maps, np.zeros((1, 5, 4), np.float32), np.full((1, 5, 4), np.nan, np.float32)])
+        found = sufficiency(maps, np.concatenate([self.predictions, [0, 0]]), threshold=0.8)
+        np.testing.assert_allclose(found[:30], self.brute_force(self.maps, self.predictions, 0.8), rtol=1e-6)
+        assert np.isnan(found[30:]).all()
+
+
+ALL = {
+    "insertion": faithfulness.insertion,
+    "deletion_vs_random": faithfulness.deletion_vs_random,
+    "pixel_flipping": functools.partial(faithfulness.pixel_flipping, steps=5),
+    "monotonicity": functools.partial(faithfulness.monotonicity, steps=3),
+    "masked_accuracy_curve": faithfulness.masked_accuracy_curve,
+    "region_perturbation": functools.partial(regions.region_perturbation, patch=3),
+    "selectivity": regions.selectivity,
+    "irof": regions.irof,
+    "average_drop": drop.average_drop,
+    "average_increase": drop.average_increase,
+    "faithfulness_correlation": functools.partial(correlations.faithfulness_correlation, samples=11),
+    "sensitivity_n": functools.partial(correlations.sensitivity_n, samples=5, shares=(0.1, 0.5)),
+    "faithfulness_estimate": functools.partial(groups.faithfulness_estimate, steps=6),
+    "monotonicity_correlation": functools.partial(groups.monotonicity_correlation, steps=6, samples=3),
+    "infidelity": functools.partial(infidelity, samples=7),
+    "infidelity_noise": functools.partial(infidelity, samples=7, perturbation="noise"),
+    "road": road,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_values_belong_to_the_example(name):
+    """The same alone, in a batch, and with any number of evaluations in flight; NaN where a map says nothing."""
+    metric = ALL[name]
+    keys = jax.random.split(KEY, N)
+    maps = np.round(MAPS, 1)
+    maps[1], maps[2, 0, 0] = 0, np.nan
+    run = jax.jit(lambda x, m, t, k, c: metric(tiny.network, x, m, t, key=k, chunk_size=c), static_argnums=4)
+    whole = np.asarray(run(IMAGES, maps, TARGETS, keys, None))
+    assert whole.shape[0] == N and whole.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(whole.reshape(N, -1)).any(1), [False, True, True, False, False])
+    for chunk in (2, 17):
+        np.testing.assert_allclose(run(IMAGES, maps, TARGETS, keys, chunk), whole, rtol=2e-5, atol=2e-6)
+    alone = run(IMAGES[3:4], maps[3:4], TARGETS[3:4], keys[3:4], None)
+    np.testing.assert_allclose(alone, whole[3:4], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_that_do_not_belong_together(name):
+    with pytest.raises(ValueError, match="do not belong together"):
+        ALL[name](tiny.network, IMAGES, MAPS[:, :2], TARGETS, key=KEY)
+
+
+def test_ranges():
+    for options, message in (({"steps": 0}, "steps = 0"), ({"chunk_size": 0}, "chunk_size = 0")):
+        with pytest.raises(ValueError, match=message):
+            faithfulness.deletion(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, **options)
+    with pytest.raises(ValueError, match="percentages = 101"):
+        faithfulness.masked_accuracy_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, percentages=(101,))
+    with pytest.raises(ValueError, match="patch = 8"):
+        regions.selectivity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, patch=8)
+
+
+class TestQuantus:
+    """Equal to Quantus 0.6.0 on one channel, where a pixel is one feature.
+
+    Its curves lack the unperturbed point, and areas and IROF count steps, not shares of the image.
+    """
+
+    def run(self, metric, **options):
+        images, maps, labels = one_channel.examples()
+        return np.asarray(jax.jit(lambda m: metric(one_channel.network, images, m, labels, key=KEY, **options))(maps))
+
+    def test_pixel_flipping(self):
+        curve = self.run(faithfulness.pixel_flipping_curve, steps=16)
+        np.testing.assert_allclose(curve[:, 1:], one_channel.stored("pixel_flipping"), atol=2e-5)
+
+    @pytest.mark.parametrize("order", ["morf", "lerf"])
+    def test_region_perturbation(self, order):
+        options = {"patch": 4, "regions": 10, "order": order, "baseline": "black"}
+        curve = self.run(regions.region_perturbation_curve, **options)
+        expected = one_channel.stored(f"region_perturbation_{order}")
+        np.testing.assert_allclose(curve[:, :1] - curve[:, 1:], expected, atol=2e-5)
+
+    def test_selectivity(self):
+        curve = self.run(regions.selectivity_curve, baseline="black")
+        np.testing.assert_allclose(curve[:, 1:], one_channel.stored("selectivity"), atol=2e-5)
+
+    def test_irof(self):
+        curve = self.run(regions.irof_curve)
+        in_steps = 16 - np.trapezoid(curve[:, 1:], axis=1)
+        np.testing.assert_allclose(in_steps, one_channel.stored("irof"), rtol=1e-4, atol=1e-4)
+
+    def test_monotonicity(self):
+        """Quantus' own perturbation replaces the baseline by itself, so that every map is monotonic there."""
+        found = self.run(faithfulness.monotonicity, steps=4)
+        np.testing.assert_array_equal(found, one_channel.stored("monotonicity"))
+        assert 0 < found.mean() < 1
+
+    def test_sufficiency(self):
+        """Quantus gives 0 where no other explanation is near."""
+        _, maps, labels = one_channel.examples()
+        found = sufficiency(maps, labels, threshold=0.95)
+        np.testing.assert_allclose(np.nan_to_num(found), one_channel.stored("sufficiency"), rtol=1e-6)

@@ -1,0 +1,114 @@
+"""What was found of a run is kept part by part, and only what is missing is evaluated."""
+
+import contextlib
+
+import evaluated
+import numpy as np
+import pytest
+from evaluated import IMAGES_OF, subject
+
+from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, sweep
+
+SETTINGS = {"split": "test", "step": 7}
+
+
+def plan_of(methods, metrics, steps=3, images=IMAGES_OF):
+    example = evaluated.Source()[0]
+    batch = example | {"index": np.int32(0), "weight": np.float32(1)}
+    return make_plan(
+        subject().setup,
+        choose_methods(methods),
+        choose_metrics(metrics),
+        variables=evaluated.variables(),
+        batch={name: np.asarray(value)[None] for name, value in batch.items()},
+        images=images,
+        options={"replacement": {"steps": steps}},
+    )[0]
+
+
+@contextlib.contextmanager
+def silent(what, total):
+    assert total > 0
+    yield lambda count: None
+
+
+@pytest.fixture
+def done(monkeypatch) -> list:
+    """What is evaluated, in order: "predictions", and a method with its measures and the number of its pictures."""
+    log = []
+    predict, measure = sweep.predict, explained.measure
+
+    def logged(subject, method, measures, **options):
+        log.append((method.key, {each.name for each in measures}, options["pictures"]))
+        return measure(subject, method, measures, **options)
+
+    monkeypatch.setattr(sweep, "predict", lambda *args: log.append("predictions") or predict(*args))
+    monkeypatch.setattr(explained, "measure", logged)
+    return log
+
+
+def complete(folder, plan, settings=SETTINGS, **options) -> Store:
+    store = Store(folder, settings, images=4, **options)
+    store.complete(plan, subject(), silent)
+    return store
+
+
+def test_only_what_is_missing_is_evaluated(tmp_path, done):
+    complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
+    assert done == ["predictions", ("random", {"replacement"}, 0), ("gradient", {"gini", "replacement"}, 4)]
+    done.clear()
+    first = complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
+    assert done == []
+    both = plan_of(["quick", "input_x_gradient"], ["gini", "entropy", "insertion"])
+    found = complete(tmp_path, both)
+    names = {"gini", "entropy", "replacement"}
+    assert done == [("gradient", {"entropy"}, 0), ("input_x_gradient", names, 4)]
+    for name, values in first.results.examples.items():
+        np.testing.assert_array_equal(found.results.examples[name], values)
+    assert {"gradient/entropy", "input_x_gradient/insertion"} <= found.results.examples.keys()
+    assert found.attributions.examples.keys() == {"index", "gradient", "input_x_gradient"}
+    done.clear()
+    complete(tmp_path, plan_of(["quick", "input_x_gradient"], ["gini", "insertion"], steps=4))
+    assert done == [(key, {"replacement"}, 0) for key in ("random", "gradient", "input_x_gradient")]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_settings_start_anew_and_more_images_measure_again(tmp_path, done):
+    complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
+    done.clear()
+    complete(tmp_path, plan_of(["quick"], ["gini", "insertion"], images=IMAGES_OF | {"network": 13}))
+    assert done == [("random", {"replacement"}, 0), ("gradient", {"replacement"}, 0)]
+    done.clear()
+    complete(tmp_path, plan_of(["quick"], ["gini"]), settings=SETTINGS | {"step": 8})
+    assert done == ["predictions", ("gradient", {"gini"}, 4)]
+
+
+def test_fresh_evaluates_again_and_keeps_the_rest(tmp_path, done):
+    complete(tmp_path, plan_of(["quick"], ["gini", "entropy"]))
+    done.clear()
+    complete(tmp_path, plan_of(["quick"], ["gini"]), fresh=True)
+    assert done == ["predictions", ("gradient", {"gini"}, 4)]
+    done.clear()
+    complete(tmp_path, plan_of(["quick"], ["gini", "entropy"]))
+    assert done == []
+
+
+def test_an_interrupt_keeps_the_methods_that_are_done(tmp_path, done, monkeypatch):
+    plan, inner = plan_of(["gradient", "input_x_gradient"], ["gini"]), explained.measure
+
+    def stopped(subject, method, measures, **options):
+        if method.key == "input_x_gradient":
+            raise KeyboardInterrupt
+        return inner(subject, method, measures, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(explained, "measure", stopped)
+        complete(tmp_path, plan)
+    done.clear()
+    complete(tmp_path, plan)
+    assert done == [("input_x_gradient", {"gini"}, 4)]
+
+
+def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
+    store = complete(tmp_path, plan_of(["quick"], ["gini"]), writes=False)
+    assert store.results is not None and not list(tmp_path.iterdir())

@@ -1,0 +1,143 @@
+"""Numbers of a run and differences of two, from what was measured of each example."""
+
+import json
+
+import evaluated
+import numpy as np
+import pytest
+from evaluated import COUNT, LABELS, QUICK
+
+from sdecor import metrics
+from sdecor.evaluation import RANDOM, Results, extend
+from sdecor.summary import compare, mean_curves, summarise
+
+MODEL = {name for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items() if metric.needs == "model"}
+RELATIVE = {"insertion_vs_random", "deletion_vs_random", "energy_ratio"}
+KEYS = MODEL | {"area_share"} | {f"gradient/{name}" for name in (*QUICK, *RELATIVE)}
+MEANS = [key for key in sorted(KEYS) if key.rpartition("/")[2] in metrics.METRICS and "_vs_" not in key]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Results:
+    return evaluated.evaluated()
+
+
+@pytest.fixture(scope="module")
+def other() -> Results:
+    return evaluated.evaluated(seed=1)
+
+
+def changed(results: Results, **changes) -> Results:
+    """Return results with some arrays replaced; `gradient_x` stands for "gradient/x"."""
+    arrays = {name.replace("gradient_", "gradient/"): values for name, values in changes.items()}
+    return Results(results.examples | arrays, results.moments)
+
+
+def test_summary_has_interval_count_and_chance(reference):
+    summary = summarise(reference, n_resamples=200)
+    assert summary.keys() == KEYS
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    for key in MEANS:
+        entry, values = summary[key], reference.examples[key]
+        assert entry["mean"] == pytest.approx(np.nanmean(values, dtype=np.float64)), key
+        assert entry["low"] <= entry["mean"] <= entry["high"]
+        assert entry["n"] + entry["undefined"] == COUNT
+    inside = summary["gradient/energy_inside"]
+    assert inside["undefined"] == summary["area_share"]["undefined"] == 1
+    assert inside["chance"] == pytest.approx(summary["area_share"]["mean"])
+    assert summary["gradient/pointing_game"]["chance"] == inside["chance"]
+    assert summary["gradient/energy_ratio"]["mean"] == pytest.approx(inside["mean"] / inside["chance"])
+    assert summary["accuracy"]["chance"] == np.bincount(LABELS).max() / COUNT
+    error = summary["calibration_error"]
+    assert 0 <= error["low"] <= error["mean"] <= error["high"]
+    assert summary["effective_rank"]["low"] is None and 1 <= summary["effective_rank"]["mean"] <= 10
+
+
+def test_a_random_order_is_the_level_of_chance(reference):
+    summary, examples = summarise(reference, n_resamples=20), reference.examples
+    for name in ("insertion", "deletion"):
+        ours, random = examples[f"gradient/{name}"], examples[f"random/{name}"]
+        assert summary[f"gradient/{name}"]["chance"] == pytest.approx(np.nanmean(random))
+        assert summary[f"gradient/{name}_vs_random"]["mean"] == pytest.approx(np.nanmean(ours - random), abs=1e-6)
+        assert summary[f"gradient/{name}_vs_random"]["chance"] == 0
+    assert not any(key.startswith(RANDOM.key) for key in summary)
+
+
+def test_every_method_has_its_own_block_and_shares_the_random_order(reference):
+    own = {name.removeprefix("gradient/"): x for name, x in reference.examples.items() if name.startswith("gradient/")}
+    both = extend(reference, Results({"index": reference.examples["index"]} | own, {}), "lrp:layer=a/b")
+    summary = summarise(both, n_resamples=20)
+    for name in (*QUICK, *RELATIVE):
+        assert summary[f"lrp:layer=a/b/{name}"] == summary[f"gradient/{name}"]
+
+
+def test_curves_are_means_with_the_random_order_beside(reference):
+    curves = mean_curves(reference)
+    names = ("insertion_curve", "deletion_curve")
+    assert curves.keys() == {f"gradient/{name}{end}" for name in names for end in ("", "_random")}
+    assert {len(curve) for curve in curves.values()} == {4}
+    stored = reference.examples["random/insertion_curve"]
+    np.testing.assert_allclose(curves["gradient/insertion_curve_random"], np.nanmean(stored, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(curves["gradient/insertion_curve"][0], np.nanmean(stored[:, 0]), rtol=1e-5)
+
+
+def test_comparison_is_paired(reference, other):
+    differences = compare(reference, other, n_resamples=300)
+    assert differences.keys() == KEYS
+    for key in MEANS:
+        expected = np.nanmean(other.examples[key].astype(np.float64) - reference.examples[key])
+        assert differences[key]["mean"] == pytest.approx(expected, abs=1e-7), key
+    summaries = [summarise(run, n_resamples=10) for run in (reference, other)]
+    for key in ("calibration_error", "gradient/energy_ratio", "gradient/deletion_vs_random"):
+        gap = summaries[1][key]["mean"] - summaries[0][key]["mean"]
+        assert differences[key]["mean"] == pytest.approx(gap, abs=1e-7)
+    itself = compare(reference, reference, n_resamples=50)
+    assert all(entry["mean"] == 0 and entry["better"] is None for entry in itself.values())
+
+
+def test_a_difference_of_ratios_is_over_the_images_that_both_runs_define(reference):
+    """Maps of zeros leave images out, each run its own; nothing else differs, so neither does the ratio."""
+    a, b = (reference.examples["gradient/energy_inside"].copy() for _ in range(2))
+    a[2:8], b[5:14] = np.nan, np.nan
+    runs = [changed(reference, gradient_energy_inside=values) for values in (a, b)]
+    means = [summarise(run, n_resamples=10)["gradient/energy_ratio"]["mean"] for run in runs]
+    assert abs(means[0] - means[1]) > 0.01
+    found = compare(*runs, n_resamples=50)["gradient/energy_ratio"]
+    assert found == {"mean": 0, "low": 0, "high": 0, "n": COUNT - 12 - 1, "better": None}
+
+
+def test_examples_without_confidence_are_counted_apart(reference):
+    values = reference.examples["confidence"].copy()
+    values[:3] = np.nan
+    found = summarise(changed(reference, confidence=values), n_resamples=50)["calibration_error"]
+    assert (found["n"], found["undefined"]) == (COUNT - 3, 3)
+    rest = {name: values[3:] for name, values in reference.examples.items()}
+    alone = summarise(Results(rest, reference.moments), n_resamples=50)["calibration_error"]
+    assert found["mean"] == pytest.approx(alone["mean"])
+    assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_better_follows_the_direction_of_the_measure(reference):
+    examples = reference.examples
+    better = changed(
+        reference,
+        cross_entropy=examples["cross_entropy"] - 1,
+        gradient_gini=examples["gradient/gini"] - 0.1,
+        area_share=examples["area_share"] - 0.1,
+    )
+    found = compare(reference, better, n_resamples=50)
+    assert found["cross_entropy"]["better"] is True
+    assert found["gradient/gini"]["better"] is False
+    assert found["area_share"]["better"] is None and found["accuracy"]["better"] is None
+
+
+def test_methods_of_one_run_alone_are_not_compared(reference, other):
+    without = {name: x for name, x in other.examples.items() if "/" not in name}
+    found = compare(reference, Results(without, other.moments), n_resamples=10)
+    assert found.keys() == {key for key in KEYS if "/" not in key}
+
+
+def test_runs_on_different_images_are_not_compared(reference):
+    fewer = {name: x[:20] for name, x in reference.examples.items()}
+    with pytest.raises(ValueError, match=r"different images \(21 and 20\)"):
+        compare(reference, Results(fewer, reference.moments))
