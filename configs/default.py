@@ -108,7 +108,9 @@ def base() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 200  # over all devices; changes no result
-    evaluation.curve_images = config_dict.placeholder(int)  # chosen at random, for insertion and deletion; None => all
+    evaluation.map_images = config_dict.placeholder(int)  # chosen at random, for measures of maps; None => all
+    evaluation.curve_images = config_dict.placeholder(int)  # for measures that evaluate the network; None => all
+    evaluation.robustness_images = 100  # for measures that explain an image many times; None => all
     evaluation.saliency_of = "logit"  # what is explained: logit, log_probability or probability
     evaluation.curve_steps = 16  # points of insertion and deletion curves after the first
     evaluation.resamples = 2000  # of the bootstrap
@@ -168,6 +170,7 @@ def shrink(config: ConfigDict) -> None:
     config.train.checkpoint_every_steps = None
     config.evaluation.batch_size = 64
     config.evaluation.curve_images = 64
+    config.evaluation.robustness_images = 32
     config.log.every_steps = 1
 
 

@@ -74,9 +74,7 @@ class Checkpoints:
             self.manager.delete(step)
             self._damaged.discard(step)
         meta = {"step": step, "position": position, "checksums": checksums(on_host)}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta)
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta))
         self.manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:

@@ -128,13 +128,18 @@ def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed:
     sums = np.zeros((n_resamples, width))
     if n == 0:
         return sums
+    # Costly measures have values for few examples: their columns need only the counts of those.
+    sparse = 2 * np.count_nonzero(columns, axis=0) < n
+    few = columns[:, sparse].any(1)
+    parts = [(~sparse, slice(None), columns[:, ~sparse]), (sparse, few, columns[few][:, sparse])]
     rng = np.random.default_rng(seed)
     block = max(1, _CELLS // n)
     for start in range(0, n_resamples, block):
         rows = min(block, n_resamples - start)
         draws = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n)
-        sums[start : start + rows] = counts.astype(np.float64) @ columns
+        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        for chosen, examples, values in parts:
+            sums[start : start + rows, chosen] = counts[:, examples] @ values
     return sums
 
 

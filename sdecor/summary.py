@@ -1,42 +1,47 @@
-"""One run's numbers with intervals, and two runs' differences on the same images; on the host, in float64."""
+"""One run's numbers with intervals, and two runs' differences on the same images; on the host, in float64.
 
-from collections.abc import Mapping
+A key is the name of a measure of the network ("accuracy"), or "method/measure".
+"""
+
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from sdecor import metrics
-from sdecor.evaluation import Results
+from sdecor.evaluation import RANDOM, Results
 from sdecor.statistics import Statistic, bootstrap, difference_of, mean_of, ratio_of
 
-# The level that a meaningless map, or a network that always answers alike, reaches: by example, or as a constant.
-_CHANCE = {
-    "accuracy": "chance_accuracy",
+# The level that a meaningless map, or a network that always answers alike, reaches: that of another measure of the same
+# examples, or a constant. Beside these, measures that were taken of a random order have its value.
+_CHANCE: dict[str, str | float] = {
     "energy_inside": "area_share",
-    "pointing_game": "chance_pointing",
+    "pointing_game": "area_share",
+    "relevance_rank_accuracy": "area_share",
+    "top_k_intersection": "area_share",
+    "best_iou": "area_share",
+    "attribution_localization": 1.0,
     "energy_ratio": 1.0,
-    "insertion": "insertion_random",
-    "deletion": "deletion_random",
-    "insertion_vs_random": 0.0,
-    "deletion_vs_random": 0.0,
+    "roc_auc": 0.5,
+    "grid_pointing_game": 0.25,
 }
 _DIAGNOSTICS = ("mean_abs_correlation", "effective_rank", "mean_std", "dead_features")
+_RELATIVE = "_vs_random"
 
 
 def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, dict]:
     """Return every measure's mean over the split with its bootstrap interval.
 
     Returns:
-      By name of the measure (`metrics.METRICS` and `metrics.DATASET_METRICS`): `mean`, `low`, `high`, `n` (examples for
+      By key, for measures in `metrics.METRICS` and `metrics.DATASET_METRICS`: `mean`, `low`, `high`, `n` (examples for
       which it is defined), `undefined` (the others), and `chance` where there is such a level, over the same examples.
       None where there is no value: an undefined measure, or the interval of a feature diagnostic.
     """
-    examples, count = results.examples, results.examples["index"].size
-    statistics = _statistics(examples)
-    intervals = bootstrap(statistics, n_resamples=n_resamples, level=level, seed=seed)
+    examples, count = _with_relative(results.examples), results.examples["index"].size
+    intervals = bootstrap(_statistics(examples), n_resamples=n_resamples, level=level, seed=seed)
     summary = {}
-    for name, (mean, low, high, n) in intervals.items():
+    for key, (mean, low, high, n) in intervals.items():
         entry = {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, "undefined": count - n}
-        summary[name] = entry | _chance(name, examples)
+        summary[key] = entry | _chance(key, examples)
     diagnostics = metrics.feature_diagnostics(results.moments)
     for name in _DIAGNOSTICS:
         value = _plain(diagnostics[name])
@@ -52,9 +57,8 @@ def compare(
     """Return the paired differences `other − reference` on the same images, with paired bootstrap intervals.
 
     Returns:
-      By name of the measure: `mean`, `low`, `high` of the difference over the images where both runs are defined,
-      `n` pairs, and `better`: True or False where the interval excludes 0 and the measure has a better direction,
-      else None.
+      By key: `mean`, `low`, `high` of the difference over the images where both runs are defined, `n` pairs, and
+      `better`: True or False where the interval excludes 0 and the measure has a better direction, else None.
 
     Raises:
       ValueError: when the two were not evaluated on the same images.
@@ -65,23 +69,17 @@ def compare(
             f"the runs were evaluated on different images ({a['index'].size} and {b['index'].size}): "
             "evaluate both on the same split of the same data set"
         )
-    a, b = _jointly_defined(a, b)
+    a, b = _jointly_defined(_with_relative(a), _with_relative(b))
     left, right = _statistics(a), _statistics(b)
-    paired = {}
-    for name in left:
-        if name in right:
-            scalar = name in metrics.METRICS
-            paired[name] = mean_of(b[name] - a[name]) if scalar else difference_of(left[name], right[name])
+    paired = {
+        key: mean_of(b[key] - a[key]) if key in a and key in b else difference_of(left[key], right[key])
+        for key in left
+        if key in right
+    }
     intervals = bootstrap(paired, n_resamples=n_resamples, level=level, seed=seed)
     differences = {
-        name: {
-            "mean": _plain(mean),
-            "low": _plain(low),
-            "high": _plain(high),
-            "n": n,
-            "better": _better(name, low, high),
-        }
-        for name, (mean, low, high, n) in intervals.items()
+        key: {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, "better": _better(key, low, high)}
+        for key, (mean, low, high, n) in intervals.items()
     }
     before, after = (metrics.feature_diagnostics(run.moments) for run in (reference, other))
     for name in _DIAGNOSTICS:
@@ -91,25 +89,58 @@ def compare(
 
 
 def mean_curves(results: Results) -> dict[str, np.ndarray]:
-    """Return the insertion and deletion curves, and those of a random order, averaged over defined examples."""
-    names = [name for name in results.examples if "_curve" in name]
-    defined = {name: results.examples[name][~np.isnan(results.examples[name]).any(-1)] for name in names}
-    return {name: curves.mean(0) for name, curves in defined.items() if len(curves)}
+    """Return each method's curves, averaged over defined examples, with those of a random order as `…_random`."""
+    means = {}
+    for key, curves in results.examples.items():
+        defined = curves[~np.isnan(curves).any(-1)] if key.endswith("_curve") else ()
+        if len(defined):
+            means[key] = defined.mean(0)
+    random = {key: means.pop(key) for key in list(means) if _method(key) == RANDOM.key}
+    beside = {f"{key}_random": random.get(f"{RANDOM.key}/{_of(key)}") for key in means}
+    return means | {key: curve for key, curve in beside.items() if curve is not None}
+
+
+def _method(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _of(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _methods(keys: Iterable[str]) -> list[str]:
+    return [method for method in dict.fromkeys(map(_method, keys)) if method not in ("", RANDOM.key)]
+
+
+def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add what each method's measures exceed those of a random order by."""
+    added = {}
+    for key, values in examples.items():
+        random = examples.get(f"{RANDOM.key}/{_of(key)}")
+        if random is not None and _of(key) + _RELATIVE in metrics.METRICS and _method(key) != RANDOM.key:
+            added[key + _RELATIVE] = values - random
+    return dict(examples) | added
 
 
 def _jointly_defined(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return both with NaN wherever a measure is undefined in either, so that ratios too are over the same images."""
-    gaps = {name: np.isnan(a[name]) | np.isnan(b[name]) for name in metrics.METRICS if name in a and name in b}
-    return tuple(dict(run) | {name: np.where(gap, np.nan, run[name]) for name, gap in gaps.items()} for run in (a, b))
+    both = [key for key in a if key in b and _of(key) in metrics.METRICS | metrics.DATASET_METRICS]
+    gaps = {key: np.isnan(a[key]) | np.isnan(b[key]) for key in both}
+    return tuple(dict(run) | {key: np.where(gap, np.nan, run[key]) for key, gap in gaps.items()} for run in (a, b))
 
 
 def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
+    """Return the measures of the network, then those of each method, in the order of `metrics.METRICS`."""
     statistics = {name: mean_of(examples[name]) for name in metrics.METRICS if name in examples}
     statistics["calibration_error"] = _calibration(examples["confidence"], examples["accuracy"])
-    if "energy_inside" in examples:
-        statistics["energy_ratio"] = ratio_of(examples["energy_inside"], examples["area_share"])
+    for method in _methods(examples):
+        keys = [f"{method}/{name}" for name in metrics.METRICS | metrics.DATASET_METRICS]
+        statistics |= {key: mean_of(examples[key]) for key in keys if key in examples}
+        if f"{method}/energy_inside" in examples:
+            inside, area = examples[f"{method}/energy_inside"], examples["area_share"]
+            statistics[f"{method}/energy_ratio"] = ratio_of(inside, area)
     return statistics
 
 
@@ -125,18 +156,19 @@ def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Statistic:
     )
 
 
-def _chance(name: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    level = _CHANCE.get(name)
-    if level == "chance_accuracy":
+def _chance(key: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    name, random = _of(key), f"{RANDOM.key}/{_of(key)}"
+    if name == "accuracy":
         return {"chance": float(np.unique(examples["label"], return_counts=True)[1].max() / examples["label"].size)}
+    level = 0.0 if name.endswith(_RELATIVE) else _CHANCE.get(name, random if random in examples else None)
     if isinstance(level, str):
-        both = ~np.isnan(examples[name] + examples[level])
+        both = ~np.isnan(examples[key] + examples[level])
         return {"chance": _plain(np.mean(examples[level][both], dtype=np.float64) if both.any() else np.nan)}
     return {} if level is None else {"chance": level}
 
 
-def _better(name: str, low: float, high: float) -> bool | None:
-    direction = (metrics.METRICS | metrics.DATASET_METRICS)[name].higher_is_better
+def _better(key: str, low: float, high: float) -> bool | None:
+    direction = (metrics.METRICS | metrics.DATASET_METRICS)[_of(key)].higher_is_better
     if direction is None or not (low > 0 or high < 0):
         return None
     return (low > 0) == direction

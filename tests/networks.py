@@ -132,9 +132,7 @@ def gradients(state: TrainState, batch: dict, *, objective: method.Objective, ke
 
 def saliency_of_step(state: TrainState, images, labels, *, forward: str, saliency_of: str = "logit") -> jax.Array:
     """Return the saliency as the step finds it, from the clean forward's pull-back."""
-    clean = partial(
-        method.apply_model, state.apply_fn, batch_stats=state.batch_stats, dropout_key=jax.random.key(0)
-    )
+    clean = partial(method.apply_model, state.apply_fn, batch_stats=state.batch_stats, dropout_key=jax.random.key(0))
     outputs, pull_back, (_, record) = jax.vjp(
         partial(method._recorded, clean, forward == "frozen"), state.params, images, has_aux=True
     )

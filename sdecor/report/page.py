@@ -1,110 +1,157 @@
-"""The page of an evaluation: one run's report, or several runs compared."""
+"""A self-contained page: numbers, figures, a gallery and what they mean, in one file that opens without a server."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
+from sdecor.report.curves import Curves, figure_curves
+from sdecor.report.gallery import Pictures, gallery_data, script_json
+from sdecor.report.html import document, figure, part, text
+from sdecor.report.html_tables import Entries, configs_table, facts_table, methods_table, plain, runs_table
+from sdecor.report.measures import format_bounds, format_mean, keys_by_method, method_title, split_key, title
+from sdecor.report.style import COLORS, THEMES
 
-from sdecor.report.figures import (
-    figure_curves,
-    figure_differences,
-    figure_side_by_side,
-    figure_training,
-    save_figure,
-)
-from sdecor.report.html import html_report
+_CARD = ("calibration_error", "effective_rank")  # on a run's card, beside the accuracy
 
 
-def run_report(
-    output: Any,
+def html_report(
+    path: Any,
     *,
-    summaries: Mapping[str, Mapping[str, Any]],
-    comparisons: Mapping[str, Mapping[str, Any]],
-    pictures: Mapping[str, Mapping[str, np.ndarray]],
-    curves: Mapping[str, Mapping[str, np.ndarray]],
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    configs: Mapping[str, Mapping[str, Any]],
-    class_names: Sequence[str],
-    facts: Mapping[str, Any],
+    title: str,
+    summaries: Mapping[str, Entries],
+    comparisons: Mapping[str, Entries] | None = None,
+    curves: Curves | None = None,
+    pictures: Pictures | None = None,
+    class_names: Sequence[str] = (),
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    figures: Sequence[tuple[str, str, Mapping[str, Any]]] = (),
+    lead: str = "",
+    level: float = 0.95,
 ) -> None:
-    """Write report.html of one run, or comparison.html of several, and every figure as a PNG file.
+    """Write one page about one run, or about several side by side.
 
     Args:
-      output: the folder, an `epath.Path`.
-      summaries: run → measure → numbers, as of `summary.summarise`; the first run is the reference.
-      comparisons: run → measure → paired difference to the reference, as of `summary.compare`; empty for one run.
-      pictures: run → `image` uint8 `[n, H, W, C]`, `label`, `prediction` `[n]`, `maps` `[n, H, W]` and, where known,
-        `object` bool `[n, H, W]`, of the same images.
-      curves: run → mean curves, as of `summary.mean_curves`.
-      rows: run → rows of its metrics.jsonl.
-      configs: run → config.
-      class_names: of the labels.
-      facts: what holds for all runs, name → value.
+      path: the file, local or remote; it is replaced only when complete.
+      title: heading of the page.
+      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. Keys of measures of an
+        attribution method's maps begin with its name and a slash.
+      comparisons: run → key → paired difference to the reference, as of `summary.compare`.
+      curves: run → key → values, as `figure_curves` takes them.
+      pictures: what the gallery shows, as `gallery_data` takes it.
+      class_names: of the pictures' labels.
+      configs: run → config; only the fields that differ are shown.
+      facts: name → value: data set, split, explained class, baselines, versions. A value that is a mapping from each
+        run's name is shown on the runs' cards.
+      figures: `(heading, caption, figure by theme)`, with a figure under "light" and, optionally, under "dark".
+      lead: a sentence below the title.
+      level: coverage of the intervals, for the text.
     """
-    names = list(summaries)
-    figures = _figures(names[0], comparisons, pictures, curves, rows, class_names)
-    html_report(
-        output / ("comparison.html" if comparisons else "report.html"),
-        title=" against ".join(names[::-1]) if comparisons else f"{names[0]} on {facts['data set']}",
-        summaries=summaries,
-        comparisons=comparisons,
-        configs=configs,
-        facts=facts,
-        figures=list(figures.values()),
+    from etils import epath
+
+    comparisons, facts = comparisons or {}, facts or {}
+    groups = keys_by_method(key for summary in summaries.values() for key in summary)
+    of_runs = {name: value for name, value in facts.items() if _is_by_run(value, summaries)}
+    common = {name: value for name, value in facts.items() if name not in of_runs}
+    sections = [
+        f"<h1>{text(title)}</h1>",
+        f'<p class="lead">{text(lead)}</p>' if lead else "",
+        _cards(summaries, of_runs),
+        _model(groups, summaries, comparisons),
+        f'<p class="note">{text(_reading(comparisons, level))}</p>',
+        _saliency(groups, summaries, comparisons, curves or {}),
+        _gallery(pictures, class_names),
+        *(f"<h2>{text(heading)}</h2>{figure(heading, caption, themes)}" for heading, caption, themes in figures),
+        "<h2>What differs between the runs</h2>" + configs_table(configs) if configs and len(configs) > 1 else "",
+        "<h2>How it was measured</h2>" + facts_table(common) if common else "",
+    ]
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(document(title, "\n".join(filter(None, sections))))
+    temporary.replace(path)
+
+
+def _is_by_run(value: Any, runs: Mapping[str, Any]) -> bool:
+    return isinstance(value, Mapping) and set(value) == set(runs)
+
+
+def _cards(summaries: Mapping[str, Entries], facts: Mapping[str, Mapping[str, Any]]) -> str:
+    cards = []
+    for k, (run, summary) in enumerate(summaries.items()):
+        reference = "<small>reference</small>" if k == 0 and len(summaries) > 1 else ""
+        accuracy = summary.get("accuracy")
+        headline = ""
+        if accuracy:
+            bounds = format_bounds("accuracy", accuracy)
+            interval = f", {bounds[0]} to {bounds[1]}" if bounds else ""
+            headline = f'<p class="headline">{format_mean("accuracy", accuracy)}</p><p>accuracy{interval}</p>'
+        entries = {title(key): format_mean(key, summary[key]) for key in _CARD if key in summary}
+        entries |= {name: plain(values[run]) for name, values in facts.items()}
+        listed = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in entries.items())
+        name = f'<h2 class="run">{text(run)}{reference}</h2>'
+        style = f'style="--run: {COLORS[k % len(COLORS)]}"'
+        cards.append(f'<article class="card" {style}>{name}{headline}<dl>{listed}</dl></article>')
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _model(groups: Mapping[str, Sequence[str]], summaries, comparisons) -> str:
+    keys = groups.get("")
+    return "<h2>Model</h2>" + runs_table(keys, summaries, comparisons, label="Model") if keys else ""
+
+
+def _saliency(groups: Mapping[str, Sequence[str]], summaries, comparisons, curves: Curves) -> str:
+    """Return one table with the methods side by side for one run, else a section for each method."""
+    groups = {method: keys for method, keys in groups.items() if method}
+    if not groups:
+        return _curves("", {run: dict(values) for run, values in curves.items()})
+    if len(summaries) == 1 and len(groups) > 1:
+        ((_, summary),) = summaries.items()
+        (run_curves,) = curves.values() or ({},)
+        by_method = {method_title(method): _of_method(run_curves, method) for method in groups}
+        shown = methods_table(groups, summary, label="Saliency by method")
+        note = '<p class="note">Bold: the best mean of a row; differences between methods are not tested.</p>'
+        return "<h2>Saliency</h2>" + shown + note + _curves("", by_method)
+    sections, links = [], []
+    for k, (method, keys) in enumerate(groups.items()):
+        name = method_title(method)
+        shown = runs_table(keys, summaries, comparisons, label=name)
+        drawn = _curves(name, {run: _of_method(values, method) for run, values in curves.items()})
+        sections.append(f'<section id="method-{k}"><h3>{text(name)}</h3>{shown}{drawn}</section>')
+        links.append(f'<a href="#method-{k}">{text(name)}</a>')
+    menu = f'<nav class="methods" aria-label="Attribution methods">{"".join(links)}</nav>' if len(links) > 1 else ""
+    return "<h2>Saliency</h2>" + menu + "\n".join(sections)
+
+
+def _of_method(curves: Mapping[str, Any], method: str) -> dict[str, Any]:
+    return {split_key(key)[1]: values for key, values in curves.items() if split_key(key)[0] == method}
+
+
+def _curves(name: str, curves: Curves) -> str:
+    if not any(curves.values()):
+        return ""
+    caption = "Mean over the images; dotted, a random order of pixels on the same network."
+    heading = f"Faithfulness curves, {name}" if name else "Faithfulness curves"
+    return figure(heading, caption, {theme: figure_curves(curves, theme=theme) for theme in THEMES})
+
+
+def _gallery(pictures: Pictures | None, class_names: Sequence[str]) -> str:
+    if not pictures:
+        return ""
+    data = script_json(gallery_data(pictures, class_names))
+    how = "One image under every method and every run. Keys: ← → for the next image, ? for the others."
+    script = f'<script type="application/json" id="gallery-data">{data}</script>'
+    return f'<h2>Gallery</h2><p class="note">{how}</p>{part("gallery.html")}{script}'
+
+
+def _reading(comparisons: Mapping[str, Any], level: float) -> str:
+    words = (
+        f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
+        "Left out: images for which a measure was not computed or has no answer, such as those without an object. "
+        "Chance is what a meaningless map, or always the most frequent class, would score; for insertion and deletion "
+        "a random order of pixels on the same network, for feature correlation independent features."
     )
-    for name, (_, _, themes) in figures.items():
-        save_figure(themes["light"], output / f"{name}.png")
-
-
-def _figures(
-    reference: str,
-    comparisons: Mapping[str, Any],
-    pictures: Mapping[str, Any],
-    curves: Mapping[str, Any],
-    rows: Mapping[str, Any],
-    class_names: Sequence[str],
-) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """Return the page's figures in order: name → (heading, caption, figure by theme)."""
-    drawn = {
-        "saliency": (
-            "Gradient saliency of the same images",
-            "Each map is divided by its sum, so a colour is a share of the map's saliency; the maps of one image share "
-            "one scale. The outline is the object, where the data set has it.",
-            partial(_side_by_side, pictures, class_names),
-        ),
-        "differences": (
-            "Paired differences",
-            f"To {reference}, on the same images; better is to the right.",
-            partial(figure_differences, comparisons, reference=reference),
-        ),
-        "curves": (
-            "Insertion and deletion",
-            "Mean over the images; dotted, a random order of pixels on the same network.",
-            partial(figure_curves, curves),
-        ),
-        "training": (
-            "Training",
-            "The loss is that of each run's own objective, so only accuracies compare.",
-            partial(figure_training, rows),
-        ),
-    }
-    if not comparisons:
-        del drawn["differences"]
-    return {
-        name: (heading, caption, {theme: draw(theme=theme) for theme in ("light", "dark")})
-        for name, (heading, caption, draw) in drawn.items()
-    }
-
-
-def _side_by_side(pictures: Mapping[str, Any], class_names: Sequence[str], *, theme: str) -> Any:
-    first, *_ = pictures.values()
-    return figure_side_by_side(
-        first["image"],
-        {run: picture["maps"] for run, picture in pictures.items()},
-        labels=[class_names[label] for label in first["label"]],
-        predictions={run: [class_names[p] for p in picture["prediction"]] for run, picture in pictures.items()},
-        correct={run: picture["prediction"] == picture["label"] for run, picture in pictures.items()},
-        objects=first.get("object"),
-        theme=theme,
-    )
+    if comparisons:
+        words += (
+            " Differences are paired: both runs on the same images, resampled together. One is marked better or worse "
+            "only where its interval excludes 0."
+        )
+    return words

@@ -1,0 +1,150 @@
+"""Maps per second of every attribution method, beside captum's on the same networks, and how near the limit they are.
+
+    python benchmarks/attribution.py [--batch=64] [--methods=gradient,rise] [--networks=reference,small] [--rounds=5]
+
+The limit of a method is what its evaluations of the network alone would take: their number (`sdecor.attribution.cost`)
+times the time of one, of the whole batch in one compiled call. For each method these evaluations, the method and its
+counterpart are compiled first and then timed in turn, round after round, so that a busy machine slows all of them.
+Reported are the best times over the rounds. Of the methods at a layer, what is above it is not counted.
+
+Both libraries get the same weights, images, classes and options, and the same number of evaluations in flight where
+captum can be told (its GradientShap cannot). Without torch and captum 0.9.0 their column stays empty; otherwise only
+jax, flax, optax, orbax-checkpoint and chex are needed.
+"""
+
+import argparse
+import inspect
+import math
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from networks import NETWORKS, Network, jax_network, torch_network  # noqa: E402
+
+from sdecor.attribution import METHODS, explain  # noqa: E402
+from sdecor.attribution.cost import Cost, cost  # noqa: E402
+from sdecor.attribution.targets import score_of  # noqa: E402
+
+try:
+    import torch
+    from captum_methods import counterparts
+except ImportError:
+    torch = None
+
+# Where they are not the library's defaults. RISE's 4000 masks would only take longer.
+OPTIONS: dict[str, dict[str, Any]] = {"guided_integrated_gradients": {"steps": 50}, "rise": {"samples": 200}}
+SHORTEST = 0.05  # seconds: a shorter call is repeated until it takes as long
+Timed = dict[str, Callable[[], Any]]
+
+
+def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list[str]) -> tuple[Timed, Timed]:
+    """Return the network's evaluations and the methods, each a call that waits for its result."""
+    fn, key = jax_network(network), jax.random.key(0)
+    arrays = jax.device_put((images, labels))
+
+    def evaluation(one: Callable) -> Callable[[], Any]:
+        run = jax.jit(jax.vmap(one))
+        return lambda: jax.block_until_ready(run(*arrays))
+
+    def method(name: str) -> Callable[[], Any]:
+        run = jax.jit(lambda x, y: explain(fn, x, y, method=name, key=key, **OPTIONS.get(name, {})))
+        return lambda: jax.block_until_ready(run(*arrays))
+
+    evaluations = {
+        "forward": evaluation(lambda x, y: fn(x)[y]),
+        "gradient": evaluation(lambda x, y: jax.grad(score_of(fn, y))(x)),
+    }
+    return evaluations, {name: method(name) for name in methods}
+
+
+def theirs(network: Network, images: np.ndarray, labels: np.ndarray, methods: list[str]) -> Timed:
+    """Return captum's methods, those that it has."""
+    if torch is None:
+        return {}
+    warnings.filterwarnings("ignore", module="captum")
+    module = torch_network(network)
+    x, y = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels).long()
+    logits = jax.vmap(jax_network(network))(images)
+    np.testing.assert_allclose(module(x).detach().numpy(), logits, rtol=1e-3, atol=1e-4)
+    found = counterparts(module, len(images), {name: settings(name) for name in METHODS})
+    return {name: lambda run=run: run(x, y) for name, run in found.items() if name in methods}
+
+
+def settings(method: str) -> dict[str, Any]:
+    """Return all options of a method."""
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | OPTIONS.get(method, {})
+
+
+def best_times(calls: Timed, rounds: int) -> dict[str, float]:
+    """Return the shortest seconds of one call of each, over rounds of all."""
+    repeats = {}
+    for name, call in calls.items():
+        call()  # compiles
+        repeats[name] = max(1, math.ceil(SHORTEST / seconds(call, 1)))
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            best[name] = min(best[name], seconds(call, repeats[name]))
+    return best
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def measure(name: str, batch: int, methods: list[str], rounds: int) -> None:
+    """Print one network's table."""
+    network, rng = NETWORKS[name], np.random.default_rng(1)
+    images = rng.normal(size=(batch, *network.shape)).astype(np.float32)
+    labels = rng.integers(0, network.layers[-1][1], batch).astype(np.int32)
+    single, own = ours(network, images, labels, methods)
+    captum = theirs(network, images, labels, methods)
+    once, device = best_times(single, rounds), jax.devices()[0]
+    beside = f"torch {torch.__version__}, {torch.get_num_threads()} threads" if torch else "without captum"
+    print(
+        f"\n{name}: {batch} images of {'×'.join(map(str, network.shape))}, {device.device_kind} ({device.platform}), ",
+        end="",
+    )
+    print(f"jax {jax.__version__}, {beside}; best of {rounds} rounds")
+    print(f"One forward {1e3 * once['forward']:.2f} ms, one with its gradient {1e3 * once['gradient']:.2f} ms\n")
+    print("| method | ms | maps/s | forwards + gradients | share of the limit | captum, maps/s | × captum |")
+    print("| --- " * 7 + "|")
+    for method in methods:
+        calls = single | {"sdecor": own[method]} | ({"captum": captum[method]} if method in captum else {})
+        count = cost(method, network.shape, **OPTIONS.get(method, {}))
+        print(row(method, batch, count, best_times(calls, rounds)), flush=True)
+
+
+def row(method: str, batch: int, count: Cost, best: dict[str, float]) -> str:
+    taken, theirs = best["sdecor"], best.get("captum")
+    share = (count.forward * best["forward"] + count.gradient * best["gradient"]) / taken
+    versus = f"{batch / theirs:.0f} | {theirs / taken:.1f}" if theirs else "– | –"
+    counted = f"{count.forward} + {count.gradient}"
+    return f"| {method} | {1e3 * taken:.1f} | {batch / taken:.0f} | {counted} | {share:.0%} | {versus} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    for name in options.networks.split(","):
+        measure(name, options.batch, options.methods.split(","), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

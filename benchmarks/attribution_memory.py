@@ -1,0 +1,84 @@
+"""Temporary memory of attribution methods against `chunk_size` and the number of steps, for networks at 224×224.
+
+    python benchmarks/attribution_memory.py [--models=resnet50,vit_s] [--images=4] [--chunk_sizes=1,2,4,8]
+
+Each program is compiled, not run: what the compiler sets aside for it beside arguments (weights, images) and results is
+what it needs on this device. Memory has to grow with `chunk_size` alone: steps and samples are summed as they come.
+Needs only jax, flax, optax, orbax-checkpoint and chex.
+"""
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from sdecor.attribution import METHODS, explain  # noqa: E402
+from sdecor.models import create_model  # noqa: E402
+
+# The option of a method that says how many evaluations an image takes; the others have a fixed number.
+MANY = {
+    "smoothgrad": "samples",
+    "vargrad": "samples",
+    "integrated_gradients": "steps",
+    "blur_integrated_gradients": "steps",
+    "guided_integrated_gradients": "steps",
+    "expected_gradients": "samples",
+    "rise": "samples",
+}
+DEFAULT = ("gradient", "grad_cam", "smoothgrad", "integrated_gradients", "rise")
+SIDE = 224
+
+
+def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_size: int, options: dict) -> int:
+    """Return the temporary memory of explaining so many images."""
+
+    def run(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        def fn(image: jax.Array) -> jax.Array:
+            return model.apply(variables, image[None])[0][0]
+
+        return explain(fn, x, y, method=method, key=jax.random.key(0), chunk_size=chunk_size, **options)
+
+    x = jax.ShapeDtypeStruct((images, SIDE, SIDE, 3), jnp.float32)
+    y = jax.ShapeDtypeStruct((images,), jnp.int32)
+    return jax.jit(run).lower(variables, x, y).compile().memory_analysis().temp_size_in_bytes
+
+
+def measure(name: str, images: int, methods: list[str], chunk_sizes: list[int], steps: list[int]) -> None:
+    """Print one model's table."""
+    model = create_model(name, num_classes=1000)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    device = jax.devices()[0]
+    print(
+        f"\n{name}, {images} images of {SIDE}×{SIDE}, {device.device_kind} ({device.platform}), jax {jax.__version__}"
+    )
+    print("MiB of temporary memory by `chunk_size`\n")
+    print(f"| method | steps or samples | {' | '.join(map(str, chunk_sizes))} |")
+    print("| --- " * (2 + len(chunk_sizes)) + "|")
+    for method in methods:
+        for count in steps if method in MANY else [None]:
+            options = {} if count is None else {MANY[method]: count}
+            row = [temporary_bytes(model, variables, images, method, size, options) for size in chunk_sizes]
+            mebibytes = " | ".join(f"{used / 2**20:.0f}" for used in row)
+            print(f"| {method} | {count or '–'} | {mebibytes} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="resnet50,vit_s")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--methods", default=",".join(DEFAULT), help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--chunk_sizes", default="1,2,4,8")
+    parser.add_argument("--steps", default="8,64")
+    options = parser.parse_args()
+    chunk_sizes, steps = ([int(n) for n in text.split(",")] for text in (options.chunk_sizes, options.steps))
+    for name in options.models.split(","):
+        measure(name, options.images, options.methods.split(","), chunk_sizes, steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Evaluating a network on a split: what it predicts, how it is explained, and how good the explanations are.
+
+A measure belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
+`choices` (which methods and metrics), `sweep` (predict, then explain and measure, on all devices), `results` (what was
+found, joined and stored); `sdecor.summary` makes numbers with intervals of it.
+"""
+
+from sdecor.evaluation.choices import (
+    METHOD_PRESETS,
+    METRIC_PRESETS,
+    RANDOM,
+    Method,
+    choose_methods,
+    choose_metrics,
+)
+from sdecor.evaluation.device import IGNORE, TARGETS, Setup, make_explanation, make_measurement, make_prediction
+from sdecor.evaluation.explained import measure
+from sdecor.evaluation.measures import MEASURES, Measure, measures_of
+from sdecor.evaluation.mosaics import grid_pointing_game
+from sdecor.evaluation.plan import Plan, make_plan
+from sdecor.evaluation.results import Results, collect, extend, load, merge, save
+from sdecor.evaluation.store import Store
+from sdecor.evaluation.sweep import Subject, nested_order, predict
+
+__all__ = [
+    "IGNORE",
+    "MEASURES",
+    "METHOD_PRESETS",
+    "METRIC_PRESETS",
+    "RANDOM",
+    "TARGETS",
+    "Measure",
+    "Method",
+    "Plan",
+    "Results",
+    "Setup",
+    "Store",
+    "Subject",
+    "choose_methods",
+    "choose_metrics",
+    "collect",
+    "extend",
+    "grid_pointing_game",
+    "load",
+    "make_explanation",
+    "make_measurement",
+    "make_plan",
+    "make_prediction",
+    "measure",
+    "measures_of",
+    "merge",
+    "nested_order",
+    "predict",
+    "save",
+]

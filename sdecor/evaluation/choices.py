@@ -1,0 +1,162 @@
+"""From words to methods and metrics: `--methods=standard,smoothgrad:samples=10`, `--metrics=quick,entropy`.
+
+A word is a name, a preset, or a method's name with options: `name:option=value:option=value`.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdecor.attribution import METHODS
+from sdecor.checks import check_choice
+from sdecor.metrics import DATASET_METRICS, METRICS
+
+METHOD_PRESETS: dict[str, tuple[str, ...]] = {
+    "quick": ("gradient",),
+    "standard": (
+        *("gradient", "input_x_gradient", "smoothgrad", "integrated_gradients"),
+        *("grad_cam", "guided_backpropagation", "lrp"),
+    ),
+    "full": tuple(METHODS),
+}
+_QUICK = ("energy_inside", "pointing_game", "gini", "insertion", "deletion")
+_STANDARD = (
+    *_QUICK,
+    *("entropy", "roc_auc", "relevance_rank_accuracy", "best_iou", "grid_pointing_game"),
+    *("road", "aopc_morf", "aopc_lerf", "average_drop", "faithfulness_correlation", "infidelity"),
+    *("max_sensitivity", "avg_sensitivity"),
+)
+METRIC_PRESETS: dict[str, tuple[str, ...]] = {
+    "quick": _QUICK,
+    "standard": _STANDARD,
+    "full": (*METRICS, "sufficiency", "consistency"),
+}
+_FROM = {"insertion_vs_random": "insertion", "deletion_vs_random": "deletion", "energy_ratio": "energy_inside"}
+# Methods whose attributions are shares of the score; those of the others are its slope, or in units of their own.
+_CONTRIBUTIONS = (
+    "input_x_gradient",
+    "integrated_gradients",
+    "expected_gradients",
+    "blur_integrated_gradients",
+    "guided_integrated_gradients",
+    "deeplift",
+    "lrp",
+)
+_OFFERED = ("key", "chunk_size", "with_error")  # keywords of a method that are no options of an evaluation
+
+
+class Method(NamedTuple):
+    """An attribution method with its options.
+
+    Attributes:
+      key: what its numbers are stored under: the name, and the options whose value is not the method's default.
+      function: of one image, as in `attribution.METHODS`.
+      options: name and value of each of those options.
+    """
+
+    key: str
+    function: Callable[..., Any]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def contributions(self) -> bool:
+        """Whether attributions are in score units, rather than score units per input unit."""
+        return self.key.split(":")[0].startswith(_CONTRIBUTIONS)
+
+    def settings(self, saliency_of: str) -> dict[str, Any]:
+        """Return the value of every option; `saliency_of` stands for the method's own where that is the logit."""
+        settings = defaults_of(self.function)
+        if settings.get("saliency_of") == "logit":
+            settings["saliency_of"] = saliency_of
+        return settings | dict(self.options)
+
+    def bind(self, saliency_of: str) -> Callable[..., jax.Array]:
+        """Return the method with its options, `(fn, image, target, key) -> attribution`, one evaluation at a time."""
+        offered = inspect.signature(self.function).parameters
+        settings = self.settings(saliency_of) | ({"chunk_size": 1} if "chunk_size" in offered else {})
+
+        def explain_of(fn: Callable, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
+            drawing = {"key": key} if "key" in offered else {}
+            return self.function(fn, image, target, **settings, **drawing).astype(jnp.float32)
+
+        return explain_of
+
+
+def _random_order(fn: Callable, image: jax.Array, target: jax.Array, *, saliency_of: str = "logit") -> jax.Array:
+    """Explain nothing: equal values are ordered at random by the measures that rank pixels."""
+    return jnp.ones((*image.shape[:2], 1), jnp.float32)
+
+
+RANDOM = Method("random", _random_order)
+
+
+def choose_methods(words: Iterable[str]) -> dict[str, tuple[Method, bool]]:
+    """Return the methods that `words` name: key → the method, and whether it was named itself or by a preset.
+
+    Raises:
+      ValueError: for an unknown preset, method, option or value, saying which is close.
+    """
+    chosen: dict[str, tuple[Method, bool]] = {}
+    for word in words:
+        if word in METHOD_PRESETS:
+            for name in METHOD_PRESETS[word]:
+                chosen.setdefault(name, (Method(name, METHODS[name]), False))
+        else:
+            method = _method(word)
+            chosen[method.key] = (method, True)
+    if not chosen:
+        raise ValueError("--methods is empty: name at least one method or preset")
+    return chosen
+
+
+def choose_metrics(words: Iterable[str]) -> dict[str, bool]:
+    """Return the metrics that `words` name: name → whether it was named itself rather than by a preset.
+
+    What follows from another metric, such as its difference from a random order, is reported beside that one.
+
+    Raises:
+      ValueError: for an unknown preset or metric, saying which is close.
+    """
+    chosen: dict[str, bool] = {}
+    for word in words:
+        check_choice("--metrics", word, (*METRIC_PRESETS, *METRICS, *DATASET_METRICS))
+        for name in METRIC_PRESETS.get(word, (_FROM.get(word, word),)):
+            chosen[name] = chosen.get(name, False) or word not in METRIC_PRESETS
+    return chosen
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keyword options of a method with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OFFERED}
+
+
+def _method(word: str) -> Method:
+    name, *settings = word.split(":")
+    check_choice("--methods", name, (*METHOD_PRESETS, *METHODS))
+    if name in METHOD_PRESETS:
+        raise ValueError(f"--methods has {word!r}: a preset takes no options, name the method itself")
+    function = METHODS[name]
+    defaults, options = defaults_of(function), {}
+    for setting in settings:
+        option, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--methods has {word!r}: options have the form {name}:option=value:option=value")
+        check_choice(f"option of {name}", option, defaults)
+        value = _value(text)
+        if value != defaults[option]:
+            options[option] = value
+    key = ":".join([name, *(f"{option}={value}" for option, value in sorted(options.items()))])
+    return Method(key, function, tuple(sorted(options.items())))
+
+
+def _value(text: str) -> Any:
+    """Return what the text says as a number, True, False or None, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -1,0 +1,188 @@
+"""From a metric's name to its values for a batch: which function is called, with which arrays and which options.
+
+A metric whose function has the usual arguments (they follow from `Metric.needs`) is measured by being in
+`sdecor.metrics.METRICS`; options other than its function's defaults are a line in `_OPTIONS`. What needs more than a
+call is a function in `loops.py` with an entry in `_LOOPS`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from sdecor import metrics
+from sdecor.evaluation import loops
+from sdecor.evaluation.context import Context
+
+# Keywords of metrics that are no options: the context fills them in, or they are left to the default.
+_CONTEXT = ("key", "ignore", "chunk_size", "attributions", "contributions", "features_fn")
+_LEFT = ("layers", "segments", "count")
+
+
+class Measure(NamedTuple):
+    """What is computed, stored and reused together.
+
+    Attributes:
+      name: of the metric, or of the loop that several share.
+      gives: the names of its arrays: metrics `[n]`, and curves `[n, S]`.
+      needs: as of `metrics.Metric`, or "set": the maps of many examples at once, on the host; or "mosaic": images put
+        together. It decides how many images are measured.
+      function: `function(context, **options)` returns the arrays in the order of `gives`; of a "set" it is
+        `function(maps [M, H, W], predictions [M], **options) -> [M]`.
+      options: name and value of every option; they are recorded with the numbers.
+      reference: whether a random order of pixels is measured too, as the level of chance.
+    """
+
+    name: str
+    gives: tuple[str, ...]
+    needs: str
+    function: Callable[..., tuple[jax.Array, ...]]
+    options: tuple[tuple[str, Any], ...] = ()
+    reference: bool = False
+
+    def __call__(self, context: Context) -> dict[str, jax.Array]:
+        """Return the arrays of a batch by name."""
+        return dict(zip(self.gives, self.function(context, **dict(self.options)), strict=True))
+
+
+def measures_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:
+    """Return the measures that compute the metrics `names`, by the measures' own names.
+
+    Args:
+      names: of metrics; those that are computed without an explanation, or from others, are left out.
+      options: by measure, those that differ from the measure's own.
+    """
+    chosen = dict.fromkeys(name for name in (_MEASURE_OF.get(name) for name in names) if name)
+    return {name: _with_options(MEASURES[name], options.get(name, {})) for name in chosen}
+
+
+def _with_options(measure: Measure, options: Mapping[str, Any]) -> Measure:
+    return measure._replace(options=tuple((dict(measure.options) | dict(options)).items()))
+
+
+def _call(
+    function: Callable[..., jax.Array], needs: str, signed: bool, context: Context, **options: Any
+) -> tuple[jax.Array]:
+    """Call a metric with the arguments that its `needs` stands for."""
+    arguments = {
+        "maps": lambda: ((context.maps,), {}),
+        "object": lambda: ((context.maps, context.objects), {"ignore": context.ignore}),
+        "network": lambda: (
+            (context.fn, context.images, context.signed if signed else context.maps, context.targets),
+            {"key": context.keys, "chunk_size": context.chunk_size},
+        ),
+        "explanation": lambda: ((context.explain_one, context.images, context.targets), loops.repeated(context)),
+        "parameters": lambda: (loops.randomized(context), loops.repeated(context)),
+    }
+    positional, keywords = arguments[needs]()
+    known = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in known):
+        keywords = {name: value for name, value in keywords.items() if name in {p.name for p in known}}
+    return (function(*positional, **keywords, **options),)
+
+
+def _usual(name: str) -> Measure:
+    """Return the measure that calls a metric's function."""
+    metric, options = metrics.METRICS[name], {}
+    for function in _SIGNATURES.get(name, (metric.function,)):
+        options |= options_of(function)
+    options = tuple((options | _OPTIONS.get(name, {})).items())
+    call = partial(_call, metric.function, metric.needs, name in _SIGNED)
+    return Measure(name, (name,), metric.needs, call, options, name in _REFERENCE)
+
+
+def _loop(name: str, needs: str, gives: tuple[str, ...], like: Callable[..., Any], **changed: Any) -> Measure:
+    """Return the measure of a function of `loops` that passes the options of the metric `like` on."""
+    options = options_of(like) | changed
+    return Measure(name, gives, needs, getattr(loops, name), tuple(options.items()))
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a metric's options with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    optional = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
+    return {p.name: p.default for p in optional if p.name not in _CONTEXT + _LEFT}
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "attribution_localization": {"weighted": True},
+    "aopc_morf": {"order": "morf"},
+    "aopc_lerf": {"order": "lerf"},
+    "average_drop": {"baseline": "zero", "saliency_of": "probability"},
+    "average_increase": {"baseline": "zero", "saliency_of": "probability"},
+    "monotonicity": {"saliency_of": "probability"},
+    "non_sensitivity": {"pixels": 64},
+    "selectivity": {"regions": None},
+}
+# Where to read the options of a metric that passes them on to another function.
+_SIGNATURES: dict[str, tuple[Callable[..., Any], ...]] = {
+    "aopc_morf": (metrics.region_perturbation_curve,),
+    "aopc_lerf": (metrics.region_perturbation_curve,),
+    "irof": (metrics.irof_curve,),
+    "pixel_flipping": (metrics.deletion_curve, metrics.pixel_flipping_curve),
+    "selectivity": (metrics.region_perturbation_curve, metrics.selectivity_curve),
+    "sensitivity_n": (metrics.sensitivity_n_curve,),
+}
+# Questions about the sum of the attribution over pixels: signs count.
+_SIGNED = ("faithfulness_correlation", "faithfulness_estimate", "sensitivity_n")
+_REFERENCE = ("aopc_morf", "aopc_lerf", "pixel_flipping", "selectivity", "irof")
+_LOOPS = (
+    Measure(
+        "replacement",
+        ("insertion", "deletion", "insertion_curve", "deletion_curve"),
+        "network",
+        loops.replacement,
+        (("steps", 16), ("insertion_baseline", "blur"), ("deletion_baseline", "zero"), ("blur_sigma", 5.0)),
+        reference=True,
+    ),
+    _loop("road", "network", ("road", "road_curve"), metrics.road_curves)._replace(reference=True),
+    _loop(
+        "masked_accuracy", "network", ("masked_accuracy", "masked_accuracy_curve"), metrics.masked_accuracy_curve
+    )._replace(reference=True),
+    Measure("top_k_intersection", ("top_k_intersection",), "object", loops.top_k_intersection, (("share", 0.05),)),
+    _loop("completeness", "network", ("completeness",), metrics.completeness, relative=True),
+    # Of the network alone, but with each channel of the attribution, whose number depends on the method.
+    _loop("infidelity", "explanation", ("infidelity",), metrics.infidelity, scaling="optimal"),
+    _loop(
+        "sensitivities",
+        "explanation",
+        ("max_sensitivity", "avg_sensitivity", "local_lipschitz"),
+        metrics.sensitivities,
+    ),
+    _loop(
+        "stabilities",
+        "explanation",
+        ("relative_input_stability", "relative_output_stability", "relative_representation_stability"),
+        metrics.relative_stabilities,
+    ),
+    _loop("random_logit", "explanation", ("random_logit",), metrics.random_logit),
+    _loop("input_invariance", "explanation", ("input_invariance",), metrics.input_invariance),
+    _loop(
+        "parameter_randomization",
+        "parameters",
+        ("parameter_randomization", "parameter_randomization_layers"),
+        metrics.parameter_randomization,
+    ),
+    _loop(
+        "smooth_mprt",
+        "parameters",
+        ("smooth_mprt", "smooth_mprt_layers"),
+        metrics.smooth_mprt,
+        **options_of(metrics.parameter_randomization) | {"samples": 10},
+    ),
+    Measure("sufficiency", ("sufficiency",), "set", loops.sufficiency, (("threshold", 0.6),)),
+    Measure("consistency", ("consistency",), "set", loops.consistency, (("cells", 4),)),
+    Measure("grid_pointing_game", ("grid_pointing_game",), "mosaic", metrics.grid_pointing_game, (("size", 2),)),
+)
+# Without an explanation, or from other measures.
+_ELSEWHERE = ("area_share", "insertion_vs_random", "deletion_vs_random")
+
+_shared = {name for measure in _LOOPS for name in measure.gives}
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _LOOPS} | {
+    name: _usual(name)
+    for name, metric in metrics.METRICS.items()
+    if metric.needs != "model" and name not in (*_ELSEWHERE, *_shared)
+}
+_MEASURE_OF = {given: measure.name for measure in MEASURES.values() for given in measure.gives}

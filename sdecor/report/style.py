@@ -1,0 +1,98 @@
+"""What all figures share: themes, panels, legends, and writing to a file.
+
+Figures are made with matplotlib's object-oriented interface: no global state, safe in threads and jobs. matplotlib is
+imported where it is used, so that importing `sdecor` costs nothing.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sdecor.checks import check_choice
+
+COLORS = ("#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#882255", "#44aa99", "#999933", "#8888aa")
+THEMES = {
+    "light": {"paper": "#ffffff", "ink": "#1d2433", "faint": "#697386", "grid": "#e4e7ec"},
+    "dark": {"paper": "#161a22", "ink": "#e8eaf0", "faint": "#98a2b3", "grid": "#2c3340"},
+}
+RIGHT, WRONG = "#2f9e58", "#d9483b"
+DPI = 200
+_EMBEDDED = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "sdecor"}
+_UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def save_figure(figure: Any, path: Any, *, dpi: int = DPI) -> None:
+    """Write a figure; a reader never sees half a file, and the same figure gives the same bytes.
+
+    Args:
+      figure: of any `figure_…` function.
+      path: local or remote; its ending (.png, .pdf, .svg) is the format. PDF holds TrueType fonts, SVG outlines.
+      dpi: pixels per inch of PNG, and of pictures inside PDF and SVG.
+    """
+    from etils import epath
+
+    path = epath.Path(path)
+    content = figure_bytes(figure, path.suffix[1:] or "png", dpi=dpi)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = DPI) -> bytes:
+    """Return the encoded figure."""
+    import matplotlib
+
+    check_choice("format of the figure", kind, tuple(_UNDATED))
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_EMBEDDED):
+        figure.savefig(buffer, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), metadata=_UNDATED[kind])
+    return buffer.getvalue()
+
+
+def theme_colors(theme: str) -> dict[str, str]:
+    """Return the colors of "light" or "dark"."""
+    check_choice("theme", theme, tuple(THEMES))
+    return THEMES[theme]
+
+
+def new_figure(width: float, height: float, color: Mapping[str, str]) -> Any:
+    """Return an empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor=color["paper"])
+
+
+def dress(axes: Any, color: Mapping[str, str], title: str, xlabel: str, *, small: bool = False) -> None:
+    """Give a panel its title, label, grid and colors."""
+    axes.set_facecolor(color["paper"])
+    axes.set_title(title, color=color["ink"], fontsize=9 if small else 11, loc="left", pad=8)
+    axes.set_xlabel(xlabel, color=color["faint"], fontsize=8 if small else 9)
+    axes.tick_params(colors=color["faint"], labelsize=8, length=0)
+    axes.grid(True, color=color["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def axes_at(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Add axes placed in inches from the figure's upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def legend_below(figure: Any, color: Mapping[str, str], *, lay_out: bool = False) -> None:
+    """Add one legend below all panels, in which a name appears once; `lay_out` fits the panels above it."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    width, height = figure.get_size_inches()
+    longest = max((len(label) for label in found), default=0)
+    columns = max(1, min(len(found), int(width / (0.5 + 0.075 * longest))))
+    below = 0.12 + 0.2 * math.ceil(len(found) / columns) if found else 0
+    if lay_out:
+        figure.tight_layout(rect=(0, below / height, 1, 1), w_pad=2.5, h_pad=1.5)
+    if found:
+        style = {"loc": "lower center", "frameon": False, "fontsize": 8.5, "labelcolor": color["ink"]}
+        figure.legend(found.values(), found.keys(), ncols=columns, **style)

@@ -1,0 +1,150 @@
+"""Trained runs as evaluation finds them: named, restored, and checked to be measured alike."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from sdecor import build, workdir
+from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.checks import check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationMode:
+    """A model in evaluation mode, `(variables, images) -> (logits, features)`; equal for equal models."""
+
+    model: Any
+
+    def __call__(self, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.model.apply(variables, images, train=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, restored.
+
+    Attributes:
+      folder: where it lies.
+      config: of the run; `data` and `evaluation` as this evaluation uses them.
+      recorded: its config.json.
+      dataset: the data.
+      apply: the network.
+      variables: its parameters and statistics.
+      settings: what all numbers of the evaluation depend on.
+    """
+
+    folder: str
+    config: ConfigDict
+    recorded: dict[str, Any]
+    dataset: Any
+    apply: EvaluationMode
+    variables: Any
+    settings: dict[str, Any]
+
+
+def restore(
+    folder: str,
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    target: str = "predicted",
+    data: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> Run:
+    """Read a run's config, data set and checkpoint.
+
+    Args:
+      folder: of the run.
+      checkpoint: "best" (by validation accuracy), "latest", or a step.
+      split: what to evaluate on.
+      target: whose score is explained, "predicted" or "label".
+      data: fields of `config.data` to change, those that are not None.
+      evaluation: fields of `config.evaluation` to change, the same.
+
+    Raises:
+      ValueError: when there is no run, or no such checkpoint, or it is damaged.
+    """
+    recorded = workdir.read(folder)
+    config, known = ConfigDict(recorded["config"]), recorded["dataset"]
+    for group, changes in (("data", data), ("evaluation", evaluation)):
+        config[group].update({name: value for name, value in (changes or {}).items() if value is not None})
+    config.data.update({"mean": known["mean"], "std": known["std"]})
+    dataset = build.create_data(config)
+    image_shape = build.image_size(config, tuple(known["image_shape"]))
+    model = build.create_model(config, known["num_classes"], image_shape, tapped=False)
+    state = build.create_state(config, model, image_shape)
+    with Checkpoints(folder, create=False) as checkpoints:
+        restored = checkpoints.restore(state, _step(checkpoints, checkpoint))
+    if restored is None:
+        raise ValueError(f"{folder} has no checkpoint yet: train it with train.py first")
+    state, _ = restored
+    options = config.evaluation
+    settings = {
+        "split": split,
+        "step": int(state.step),
+        "parameters": checksums(state.variables),
+        "target": target,
+        "seed": 0,
+        "saliency_of": options.saliency_of,
+        "reduction": "abs_sum",
+        "curve_steps": options.curve_steps,
+        "map_images": options.get("map_images"),  # a config of before these fields has none of them
+        "curve_images": options.curve_images,
+        "robustness_images": options.get("robustness_images", 100),
+        "resamples": options.resamples,
+    }
+    apply = EvaluationMode(model)
+    return Run(folder, config, recorded, dataset, apply, state.variables, workdir.plain(settings))
+
+
+def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
+    if wanted == "latest":
+        return None
+    if wanted == "best":
+        return checkpoints.best_step()
+    if not wanted.isdigit():
+        check_choice("--checkpoint", wanted, ("best", "latest", *map(str, checkpoints.steps())))
+    return int(wanted)
+
+
+def check_comparable(runs: Mapping[str, Run]) -> None:
+    """Raise `ValueError`, naming the fields, unless all runs are measured alike on the same images."""
+
+    def measured(run: Run) -> dict[str, Any]:
+        data = {name: run.recorded["dataset"][name] for name in ("name", "class_names", "image_shape")}
+        settings = {name: value for name, value in run.settings.items() if name not in ("step", "parameters")}
+        chosen = {name: run.recorded["config"]["data"][name] for name in ("canvas", "canvas_fit", "channels", "limit")}
+        return {"dataset": data, "settings": settings, "data": chosen, "size": run.config.augment.size}
+
+    reference, *others = runs
+    for name in others:
+        differences = workdir.differing_fields(measured(runs[reference]), measured(runs[name]))
+        if differences:
+            listed = "\n".join(f"  {field}: {a!r} and {b!r}" for field, (a, b) in differences.items())
+            raise ValueError(
+                f"{runs[reference].folder} and {runs[name].folder} are not measured alike:\n{listed}\n"
+                "Compare runs of the same data and the same evaluation, or evaluate them one by one."
+            )
+
+
+def run_names(folders: Sequence[str]) -> list[str]:
+    """Name runs by their method where that tells them apart, else by their folder.
+
+    Raises:
+      ValueError: when a folder is given twice.
+    """
+    paths = [str(epath.Path(folder)) for folder in folders]
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise ValueError(f"--workdir={twice[0]} is given twice: a run is compared with other runs")
+    for names in (
+        [workdir.read(folder)["config"]["method"] for folder in folders],
+        [epath.Path(folder).name for folder in folders],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return paths
