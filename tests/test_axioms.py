@@ -19,7 +19,25 @@ FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # of the options that
 OF_THE_PROGRAM = {"guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
 SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices
 close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+# One of each family is in the quick suite; the others, and what needs a compilation more for each, are in the full one.
+QUICK = (
+    "gradient",
+    "smoothgrad",
+    "integrated_gradients",
+    "grad_cam",
+    "guided_backpropagation",
+    "deeplift",
+    "lrp",
+    "rise",
+)
+
+
+def in_full_unless(quick, method):
+    return method if method in quick else pytest.param(method, marks=pytest.mark.full)
+
+
 every_method = pytest.mark.parametrize("method", METHODS)
+most_methods_in_full = pytest.mark.parametrize("method", [in_full_unless(QUICK, method) for method in METHODS])
 
 
 def weights():
@@ -130,7 +148,7 @@ def test_cost_of_options():
         cost("integrated_gradients", SHAPE, step=7)
 
 
-@every_method
+@most_methods_in_full
 def test_chunk_size_does_not_change_the_result(method):
     """Three images at a time leave two over; twenty evaluations are two samples of each of the eight images."""
     for chunk_size in (3, 20) if "chunk_size" in inspect.signature(METHODS[method]).parameters else (3,):
@@ -138,7 +156,9 @@ def test_chunk_size_does_not_change_the_result(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "devices"), [(m, d) for m in METHODS for d in ((1, 2, 4, 8) if m in SPREAD else (8,))]
+    ("method", "devices"),
+    [(m, d) for m in SPREAD for d in (1, 2, 4, 8)]
+    + [pytest.param(m, 8, marks=pytest.mark.full) for m in METHODS if m not in SPREAD],
 )
 def test_neither_the_number_of_devices_nor_the_batch_size_changes_the_result(method, devices):
     """Eight images on eight devices are batches of one."""
@@ -147,7 +167,7 @@ def test_neither_the_number_of_devices_nor_the_batch_size_changes_the_result(met
     close(maps.reshape(N, *maps.shape[2:]), explained(method)[0])
 
 
-@every_method
+@most_methods_in_full
 def test_every_kind_of_target(method):
     others = (TARGETS + 1) % CLASSES
     own, other = jax.nn.one_hot(TARGETS, CLASSES), jax.nn.one_hot(others, CLASSES)
@@ -171,7 +191,7 @@ def test_every_kind_of_target(method):
     assert not np.allclose(contrast, maps, rtol=1e-2)
 
 
-@every_method
+@most_methods_in_full
 def test_any_function_of_an_image_will_do(method):
     """Every method traces through an NNX module; where that is the same program, so is the map."""
     arguments = IMAGES[:2], TARGETS[:2], KEYS[:2]
@@ -180,13 +200,13 @@ def test_any_function_of_an_image_will_do(method):
         close(jax.jit(explainer(method, Module()))(*arguments), explained(method)[0][:2])
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in OF_THE_PROGRAM])
+@pytest.mark.parametrize("method", [in_full_unless(QUICK, m) for m in METHODS if m not in OF_THE_PROGRAM])
 def test_equal_functions_have_equal_maps(method):
     """Implementation invariance; that of class activation maps is up to the scale and order of a layer's units."""
     close(jax.jit(explainer(method, rewritten))(IMAGES, TARGETS, KEYS), explained(method)[0])
 
 
-@every_method
+@most_methods_in_full
 def test_every_method_can_be_smoothed(method):
     """Without noise the mean over copies is the map itself; a method that draws does so anew for each copy."""
     smooth, arguments = explainer(method, noise=Noise(samples=2, scale=0.0)), (IMAGES[:2], TARGETS[:2], KEYS[:2])

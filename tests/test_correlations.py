@@ -1,4 +1,4 @@
-"""Relevance against effect: closed forms on a linear network, float64 brute force on the same draws, Quantus."""
+"""Relevance and effect of sets of pixels: against brute force, closed forms for linear networks, and Quantus 0.6.0."""
 
 import functools
 
@@ -11,289 +11,254 @@ import scipy.stats
 import tiny_network as tiny
 
 from sdecor.metrics import correlations, groups, ranks, replacement
-from sdecor.metrics.infidelity import _square, infidelity
-from sdecor.metrics.similarity import pearson
+from sdecor.metrics.infidelity import infidelity
 
-N, H, W, C = tiny.N, tiny.H, tiny.W, tiny.C
+N, H, W = tiny.N, tiny.H, tiny.W
 IMAGES, MAPS, TARGETS, KEY = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEY
-WEIGHTS = np.random.default_rng(5).normal(size=(3, H, W, C))
-SLOPES = WEIGHTS[TARGETS].astype(np.float32)
-CONTRIBUTIONS = (SLOPES * IMAGES).sum(-1)
-BLACK = np.broadcast_to(IMAGES.min((1, 2), keepdims=True), IMAGES.shape)
-SCORES = {"logit": lambda image, target: tiny.logits(image)[target], "probability": tiny.probability}
+KEYS = jax.random.split(KEY, N)
+SLOPES = np.random.default_rng(8).normal(size=(H, W, 3)).astype(np.float32)
+
+
+def run(metric, maps=MAPS, *, fn=tiny.network, targets=TARGETS, **options):
+    """Compile and evaluate a metric."""
+    options = {"key": KEYS} | options
+    return np.asarray(jax.jit(lambda x, m, t: metric(fn, x, m, t, **options))(IMAGES, maps, targets))
 
 
 def linear(image):
-    """Logits `[3]` whose loss, when a pixel becomes zero, is that pixel's sum of weights times values."""
-    return (jnp.asarray(WEIGHTS, jnp.float32) * image[None]).sum((1, 2, 3)) + 2.0
+    """Two logits, the first one linear in the image."""
+    return jnp.stack([(image * SLOPES).sum(), 0.0])
 
 
-def effect(i, mask, base, saliency_of):
-    """Return in float64 what image i loses of its target's score when the masked pixels become the baseline."""
-    score = SCORES[saliency_of]
-    return score(IMAGES[i], TARGETS[i]) - score(tiny.replaced(IMAGES[i], base[i], mask), TARGETS[i])
+on_linear = functools.partial(run, fn=linear, targets=np.zeros(N, int))
 
 
-def relevance(i, mask):
-    return MAPS[i].astype(np.float64)[mask].sum()
+def responses(base, masks, softmax):
+    """Relevance and loss of score of each image's masks `[N, S, H, W]` in float64."""
+    sums, drops = [], []
+    for x, b, m, t, own in zip(IMAGES, base, MAPS, TARGETS, masks, strict=True):
+        score = (lambda z, t=t: tiny.probability(z, t)) if softmax else (lambda z, t=t: tiny.logits(z)[t])
+        sums.append([m[mask].sum(dtype=np.float64) for mask in own])
+        drops.append([score(x) - score(tiny.replaced(x, b, mask)) for mask in own])
+    return np.array(sums), np.array(drops)
 
 
-def drawn_places(order):
-    """Return the places of the pixels in the random order of this number, `[N, H, W]`."""
-    return np.asarray(ranks.random_ranks(replacement.fold_sample(KEY, N, order), MAPS.shape))
+def random_places(sample):
+    """The random order that belongs to a sample number."""
+    return np.asarray(ranks.random_ranks(replacement.fold_sample(KEYS, N, jnp.int32(sample)), MAPS.shape))
 
 
-def correlation_of(masks, base, saliency_of):
-    """Return Pearson's correlation of relevance and effect for each image; `masks[i]` are its sets."""
-    return [
-        np.corrcoef([[relevance(i, m) for m in sets], [effect(i, m, base, saliency_of) for m in sets]])[0, 1]
-        for i, sets in enumerate(masks)
-    ]
+def pearson(a, b):
+    return [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
 
 
-def compiled(metric, fn, images, maps, **options):
-    """Return the metric of the tiny images' targets, compiled as a whole."""
-    return jax.jit(lambda x, m: metric(fn, x, m, TARGETS, **{"key": KEY} | options))(images, maps)
-
-
-LINEAR = {
-    "faithfulness_correlation": functools.partial(correlations.faithfulness_correlation, samples=13),
-    "sensitivity_n": functools.partial(correlations.sensitivity_n, samples=7, shares=(0.1, 0.5)),
-    "faithfulness_estimate": functools.partial(groups.faithfulness_estimate, steps=6),
-    "each_pixel": functools.partial(groups.faithfulness_estimate, steps=None),
-}
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_contributions_to_a_linear_score_correlate_perfectly(name):
-    """Neither their scale nor their offset matters where all sets are of one size."""
-    options = {"key": KEY, "baseline": "zero", "saliency_of": "logit"}
-    run = jax.jit(lambda maps: LINEAR[name](linear, IMAGES, maps, TARGETS, **options))
-    np.testing.assert_allclose(run(CONTRIBUTIONS), 1, atol=1e-5)
-    np.testing.assert_allclose(run(-CONTRIBUTIONS), -1, atol=1e-5)
-    np.testing.assert_allclose(run(4 * CONTRIBUTIONS - 1), 1, atol=1e-5)
-    assert np.isnan(run(np.full_like(MAPS, 2))).all()
-
-
-class TestRandomSets:
-    @pytest.mark.parametrize(("samples", "size"), [(9, 10), (4, None), (3, H * W - 1)])
-    def test_faithfulness_correlation(self, samples, size):
-        width = size or H * W // 5
-        orders = -(-samples // (H * W // width))
-        cut = range(-(-samples // orders))
-        places = [drawn_places(o) for o in range(orders)]
-        masks = [[(p[i] >= j * width) & (p[i] < (j + 1) * width) for p in places for j in cut] for i in range(N)]
-        expected = correlation_of([sets[:samples] for sets in masks], BLACK, "logit")
-        options = {"key": KEY, "samples": samples, "subset_size": size}
-        found = compiled(correlations.faithfulness_correlation, tiny.network, IMAGES, MAPS, **options)
+class TestFaithfulnessCorrelation:
+    def test_against_brute_force(self):
+        """A set of 10 is cut four times from an order of 42 pixels: 7 sets from two orders."""
+        masks = [(p // 10 == j) for p in map(random_places, range(2)) for j in range(4)][:7]
+        masks = np.stack(masks, axis=1)
+        assert (masks.sum((2, 3)) == 10).all()
+        base = np.broadcast_to(IMAGES.min((1, 2), keepdims=True), IMAGES.shape)
+        expected = pearson(*responses(base, masks, softmax=False))
+        found = run(correlations.faithfulness_correlation, samples=7, subset_size=10)
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
-    def test_sensitivity_n(self):
-        shares, samples = (0.001, 0.2, 0.7), 6
-        places = [drawn_places(o) for o in range(samples)]
-        zeros = np.zeros_like(IMAGES)
-        expected = [
-            correlation_of([[p[i] < n for p in places] for i in range(N)], zeros, "probability")
-            for n in (1, round(0.2 * H * W), round(0.7 * H * W))
-        ]
-        options = {"key": KEY, "samples": samples, "shares": shares}
-        curve = compiled(correlations.sensitivity_n_curve, tiny.network, IMAGES, MAPS, **options)
-        np.testing.assert_allclose(curve, np.transpose(expected), atol=5e-5)
-        mean = compiled(correlations.sensitivity_n, tiny.network, IMAGES, MAPS, chunk_size=3, **options)
-        np.testing.assert_allclose(mean, np.mean(expected, 0), atol=5e-5)
+    def test_contributions_to_a_linear_network_agree_perfectly(self):
+        maps = (IMAGES * SLOPES).sum(-1)
+        correlation = functools.partial(on_linear, correlations.faithfulness_correlation, samples=9, baseline="zero")
+        np.testing.assert_allclose(correlation(maps), 1, atol=1e-5)
+        np.testing.assert_allclose(correlation(-maps, subset_size=30), -1, atol=1e-5)
 
-    def test_other_keys_draw_other_sets(self):
-        run = functools.partial(compiled, correlations.faithfulness_correlation, tiny.network, IMAGES, MAPS, samples=5)
-        assert np.abs(run(key=KEY) - run(key=jax.random.key(5))).min() > 1e-3
+    def test_undefined_where_nothing_varies(self):
+        assert np.isnan(run(correlations.faithfulness_correlation, np.full_like(MAPS, 0.3), samples=5)).all()
+        constant = lambda image: jnp.array([1.0, 2.0, 3.0]) + 0 * image.sum()  # noqa: E731
+        assert np.isnan(run(correlations.faithfulness_correlation, fn=constant, samples=5)).all()
+
+    def test_errors(self):
+        for options, message in (({"samples": 1}, "samples = 1"), ({"subset_size": 42}, "subset_size = 42")):
+            with pytest.raises(ValueError, match=message):
+                run(correlations.faithfulness_correlation, **options)
+
+
+class TestSensitivityN:
+    def test_against_brute_force(self):
+        expected = []
+        for n in (4, 21):
+            masks = np.stack([random_places(sample) < n for sample in range(6)], axis=1)
+            expected.append(pearson(*responses(np.zeros_like(IMAGES), masks, softmax=True)))
+        found = run(correlations.sensitivity_n_curve, samples=6, shares=(0.1, 0.5))
+        np.testing.assert_allclose(found, np.transpose(expected), atol=2e-4)
+        mean = run(correlations.sensitivity_n, samples=6, shares=(0.1, 0.5))
+        np.testing.assert_allclose(mean, np.mean(expected, axis=0), atol=2e-4)
+
+    def test_contributions_to_a_linear_network_agree_perfectly(self):
+        found = on_linear(correlations.sensitivity_n, (IMAGES * SLOPES).sum(-1), samples=6, saliency_of="logit")
+        np.testing.assert_allclose(found, 1, atol=1e-4)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="shares = 1.5"):
+            run(correlations.sensitivity_n, shares=(1.5,))
+
+
+def groups_of(steps):
+    """The masks of nearly equal groups of pixels in the order of the map, `[N, steps, H, W]`."""
+    places = np.argsort(np.argsort(-MAPS.reshape(N, -1), axis=1), axis=1).reshape(MAPS.shape)
+    edges = [round(j * H * W / steps) for j in range(steps + 1)]
+    return np.stack([(places >= a) & (places < b) for a, b in zip(edges[:-1], edges[1:], strict=True)], axis=1)
 
 
 class TestGroups:
-    def groups(self, steps):
-        """Return the masks of the groups in descending order of the map, for each image."""
-        ends = [round(j * H * W / steps) for j in range(steps + 1)]
-        cuts = list(zip(ends[:-1], ends[1:], strict=True))
-        return [[tiny.first(m, b) & ~tiny.first(m, a) for a, b in cuts] for m in MAPS]
-
     @pytest.mark.parametrize("steps", [5, None])
     def test_faithfulness_estimate(self, steps):
-        expected = correlation_of(self.groups(steps or H * W), BLACK, "logit")
-        found = compiled(groups.faithfulness_estimate, tiny.network, IMAGES, MAPS, steps=steps)
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        base = np.broadcast_to(IMAGES.min((1, 2), keepdims=True), IMAGES.shape)
+        expected = pearson(*responses(base, groups_of(steps or H * W), softmax=False))
+        np.testing.assert_allclose(run(groups.faithfulness_estimate, steps=steps), expected, atol=2e-5)
 
-    @pytest.mark.parametrize("baseline", ["uniform", "black"])
-    def test_monotonicity_correlation(self, baseline):
-        """The noise is another for each sample; without noise more samples change nothing."""
-        keys = [replacement.fold_sample(KEY, N, s) for s in range(3 if baseline == "uniform" else 1)]
-        bases = [np.asarray(replacement.baseline_images(IMAGES, baseline, key=k)) for k in keys]
-        expected = [
-            scipy.stats.spearmanr(
-                [relevance(i, m) for m in sets],
-                [np.mean([effect(i, m, base, "probability") ** 2 for base in bases]) for m in sets],
-            )[0]
-            for i, sets in enumerate(self.groups(9))
-        ]
-        options = {"key": KEY, "steps": 9, "samples": 3, "baseline": baseline}
-        found = compiled(groups.monotonicity_correlation, tiny.network, IMAGES, MAPS, **options)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    def test_contributions_to_a_linear_network_agree_perfectly(self):
+        found = on_linear(groups.faithfulness_estimate, (IMAGES * SLOPES).sum(-1), steps=6, baseline="zero")
+        np.testing.assert_allclose(found, 1, atol=1e-5)
 
-    def test_monotonicity_of_the_size_of_contributions(self):
-        options = {"key": KEY, "steps": None, "baseline": "zero", "saliency_of": "logit"}
-        run = functools.partial(compiled, groups.monotonicity_correlation, linear, IMAGES, **options)
-        np.testing.assert_allclose(run(maps=np.abs(CONTRIBUTIONS)), 1, atol=1e-3)
-        np.testing.assert_allclose(run(maps=-np.abs(CONTRIBUTIONS)), -1, atol=1e-3)
+    def test_monotonicity_correlation(self):
+        """The mean squared effect over three draws of noise."""
+        squares = []
+        for sample in range(3):
+            keys = replacement.fold_sample(KEYS, N, jnp.int32(sample))
+            base = np.asarray(replacement.baseline_images(IMAGES, "uniform", key=keys))
+            sums, drops = responses(base, groups_of(7), softmax=True)
+            squares.append(drops**2)
+        expected = [scipy.stats.spearmanr(a, b)[0] for a, b in zip(sums, np.mean(squares, axis=0), strict=True)]
+        np.testing.assert_allclose(run(groups.monotonicity_correlation, steps=7, samples=3), expected, atol=1e-5)
 
-    def test_ranges(self):
-        for steps in (1, H * W + 1):
-            with pytest.raises(ValueError, match=f"steps = {steps}"):
-                groups.faithfulness_estimate(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=steps)
-        for metric in (correlations.faithfulness_correlation, correlations.sensitivity_n):
-            with pytest.raises(ValueError, match="samples = 1"):
-                metric(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, samples=1)
-        with pytest.raises(ValueError, match="shares = 0"):
-            correlations.sensitivity_n(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, shares=(0,))
+    def test_undefined_where_nothing_varies(self):
+        for metric in (groups.faithfulness_estimate, groups.monotonicity_correlation):
+            assert np.isnan(run(metric, np.ones_like(MAPS), steps=4)).all()
 
-
-def squares(samples, patch):
-    """Return the masks of the random squares of each image."""
-    bound = jnp.array([H - patch + 1, W - patch + 1])
-    draw = lambda n, s: jax.random.randint(jax.random.fold_in(jax.random.fold_in(KEY, n), s + 2), (2,), 0, bound)  # noqa: E731
-    masks = np.zeros((N, samples, H, W), bool)
-    places = jax.jit(jax.vmap(draw))(*np.mgrid[:N, :samples].reshape(2, -1))
-    for mask, (top, left) in zip(masks.reshape(-1, H, W), np.asarray(places), strict=True):
-        mask[top : top + patch, left : left + patch] = True
-    return masks
-
-
-def grid_squares(patch):
-    """Return the masks of a regular grid of squares, for each image."""
-    rows, columns = np.mgrid[:H, :W] // patch
-    masks = [(rows == r) & (columns == c) for r in range(rows.max() + 1) for c in range(columns.max() + 1)]
-    return np.broadcast_to(masks, (N, len(masks), H, W))
+    def test_errors(self):
+        with pytest.raises(ValueError, match="steps = 43"):
+            run(groups.faithfulness_estimate, steps=43)
 
 
 class TestInfidelity:
-    slopes = np.random.default_rng(6).normal(size=IMAGES.shape).astype(np.float32)
+    phi = np.random.default_rng(9).normal(size=IMAGES.shape).astype(np.float32)
 
-    def errors(self, masks, base, predicted, scaling="none"):
-        """Return the mean squared error in float64; `predicted(i, mask)` is what the attribution says is lost."""
-        values = []
-        for i, sets in enumerate(masks):
-            said = np.array([predicted(i, m) for m in sets])
-            lost = np.array([effect(i, m, base, "logit") for m in sets])
-            factor = (said @ lost) / (said @ said) if scaling == "optimal" else 1
-            values.append(np.mean((factor * said - lost) ** 2))
-        return values
+    def brute_force(self, phi, masks, optimal=False):
+        """The definition in float64: I is what the mask takes away."""
+        errors = []
+        for x, p, t, own in zip(IMAGES.astype(np.float64), phi, TARGETS, masks, strict=True):
+            perturbed = [tiny.replaced(x, np.zeros_like(x), mask) for mask in own]
+            predicted = np.array([((x - z) * p).sum() for z in perturbed])
+            drops = np.array([tiny.logits(x)[t] - tiny.logits(z)[t] for z in perturbed])
+            factor = (predicted @ drops) / (predicted @ predicted) if optimal else 1
+            errors.append(((factor * predicted - drops) ** 2).mean())
+        return errors
 
-    @pytest.mark.parametrize("perturbation", ["squares", "grid"])
     @pytest.mark.parametrize("scaling", ["none", "optimal"])
-    def test_slopes_of_each_channel(self, perturbation, scaling):
-        masks = squares(6, 4) if perturbation == "squares" else grid_squares(4)
-        base = np.zeros_like(IMAGES)
-        said = lambda i, m: (self.slopes[i].astype(np.float64) * IMAGES[i])[m].sum()  # noqa: E731
-        options = {"key": KEY, "perturbation": perturbation, "samples": 6, "scaling": scaling}
-        found = compiled(infidelity, tiny.network, IMAGES, self.slopes, **options)
-        np.testing.assert_allclose(found, self.errors(masks, base, said, scaling), rtol=1e-4)
+    def test_on_the_grid_against_brute_force(self, scaling):
+        rows, columns = np.arange(H) // 4, np.arange(W) // 4
+        masks = [[(rows == i)[:, None] & (columns == j) for i in (0, 1) for j in (0, 1)]] * N
+        found = run(infidelity, self.phi, perturbation="grid", scaling=scaling)
+        np.testing.assert_allclose(found, self.brute_force(self.phi, masks, scaling == "optimal"), rtol=1e-4)
+        spread = np.broadcast_to(MAPS[..., None], IMAGES.shape)
+        mapped = run(infidelity, MAPS, perturbation="grid", scaling=scaling)
+        np.testing.assert_allclose(mapped, self.brute_force(spread, masks, scaling == "optimal"), rtol=1e-4)
 
-    def test_maps_are_slopes_or_contributions_of_a_pixel(self):
-        gaps = (IMAGES - BLACK).astype(np.float64)
-        run = functools.partial(compiled, infidelity, tiny.network, IMAGES, MAPS, samples=5, patch=3)
-        slopes = self.errors(squares(5, 3), BLACK, lambda i, m: (MAPS[i][..., None] * gaps[i])[m].sum())
-        np.testing.assert_allclose(run(baseline="black"), slopes, rtol=1e-4)
-        shares = self.errors(squares(5, 3), BLACK, relevance)
-        np.testing.assert_allclose(run(baseline="black", contributions=True), shares, rtol=1e-4)
+    def test_squares_are_whole_and_anywhere(self):
+        """An image of ones, of which a network that adds up sees the squares' sizes: 9 pixels of 3 channels each."""
+        seen = lambda image: jnp.stack([image.sum(), 0.0])  # noqa: E731
+        ones, zeros = np.ones_like(IMAGES), np.zeros(N, int)
+        found = infidelity(seen, ones, 2 * ones, zeros, key=KEYS, patch=3, samples=5)
+        np.testing.assert_allclose(found, 27.0**2, rtol=1e-5)
+        # Squares meet a pixel in the middle more often than the corner: the mean error tells how often.
+        for place, share in (((0, 0), 1 / 20), ((2, 3), 9 / 20)):
+            phi = ones.copy()
+            phi[:, *place] += 1  # 3 too much wherever a square covers the pixel
+            found = infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=400)
+            assert abs(float(found.mean()) / 9 - share) < 0.04
 
     @pytest.mark.parametrize("perturbation", ["squares", "grid", "noise"])
-    def test_a_linear_score_is_predicted_by_its_weights(self, perturbation):
-        """A factor is an error of that share of the effect, and the best scaling takes it away."""
-        run = functools.partial(compiled, infidelity, linear, IMAGES, perturbation=perturbation)
-        np.testing.assert_allclose(run(maps=SLOPES, samples=9), 0, atol=1e-8)
-        whole, half = (run(maps=factor * SLOPES, samples=9) for factor in (3.0, 1.5))
-        np.testing.assert_allclose(whole, 16 * half, rtol=1e-3)  # (3 − 1)² and (1.5 − 1)²
-        scaled = run(maps=3 * SLOPES, samples=9, scaling="optimal")
-        np.testing.assert_allclose(scaled / whole, 0, atol=1e-8)
+    def test_the_slopes_of_a_linear_network_predict_everything(self, perturbation):
+        slopes = np.broadcast_to(SLOPES, IMAGES.shape)
+        error = functools.partial(on_linear, infidelity, samples=6, perturbation=perturbation, baseline="mean")
+        np.testing.assert_allclose(error(slopes), 0, atol=1e-8)
+        np.testing.assert_allclose(error(-3 * slopes, scaling="optimal"), 0, atol=1e-8)
+        assert (error(2 * slopes) > 1e-3).all()
 
-    def test_contributions_to_a_linear_score(self):
-        run = functools.partial(compiled, infidelity, linear, IMAGES, samples=9, contributions=True)
-        np.testing.assert_allclose(run(maps=SLOPES * IMAGES), 0, atol=1e-8)
-        np.testing.assert_allclose(run(maps=CONTRIBUTIONS), 0, atol=1e-8)
+    def test_contributions_to_a_linear_network_predict_everything(self):
+        products = IMAGES * SLOPES
+        for attributions in (products, products.sum(-1)):
+            found = on_linear(infidelity, attributions, samples=6, contributions=True)
+            np.testing.assert_allclose(found, 0, atol=1e-8)
 
-    def test_noise_on_the_image(self):
-        """With nothing attributed but to one value, the error's mean is the variance of what noise does to a score."""
-        phi = np.zeros_like(SLOPES)
-        phi[:, 0, 0, 0] = SLOPES[:, 0, 0, 0]
-        options = {"key": KEY, "perturbation": "noise", "noise": 0.3, "baseline": jnp.asarray(IMAGES), "samples": 4000}
-        found = jax.jit(lambda phi: infidelity(linear, IMAGES, phi, TARGETS, **options))(phi)
-        expected = 0.09 * ((SLOPES**2).sum((1, 2, 3)) - SLOPES[:, 0, 0, 0] ** 2)
-        np.testing.assert_allclose(found, expected, rtol=0.1)  # of 4000 squares; their standard error is 2 %
+    def test_noise_has_its_size(self):
+        """For a map of 1 and a network of zeros the error is the noise's variance times the number of values."""
+        nothing = lambda image: jnp.zeros(2)  # noqa: E731
+        ones = np.ones_like(IMAGES)
+        options = {"perturbation": "noise", "noise": 0.5, "baseline": IMAGES, "samples": 400, "key": KEYS}
+        found = infidelity(nothing, IMAGES, ones, np.zeros(N, int), **options)
+        assert abs(float(found.mean()) / (0.25 * ones[0].size) - 1) < 0.1
 
-    def test_squares_lie_everywhere_inside(self):
-        drawn = np.asarray(jax.vmap(lambda i: _square(i, KEY, H, W, 3))(jnp.arange(800)))
-        np.testing.assert_array_equal(drawn.sum((1, 2)), [0] + [9] * 799)
-        places = drawn[1:].reshape(799, -1).argmax(1)
-        values, counts = np.unique(places, return_counts=True)
-        np.testing.assert_array_equal(values, [r * W + c for r in range(H - 2) for c in range(W - 2)])
-        assert scipy.stats.chisquare(counts).pvalue > 1e-3
-
-    def test_choices(self):
+    def test_errors(self):
         for options, message in (
-            ({"perturbation": "square"}, "did you mean 'squares'"),
+            ({"perturbation": "grids"}, "did you mean 'grid'"),
             ({"scaling": "best"}, "scaling = 'best'"),
             ({"patch": 7}, "patch = 7"),
-            ({"samples": 0}, "samples = 0"),
             ({"perturbation": "noise", "contributions": True}, "contributions = True"),
         ):
             with pytest.raises(ValueError, match=message):
-                infidelity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, **options)
+                run(infidelity, **options)
 
 
 class TestQuantus:
-    """Equal to Quantus 0.6.0 on one channel, where a pixel is one feature, given the same sets."""
+    """Equal to Quantus 0.6.0 on one channel, where a pixel is one feature, with its random sets."""
+
+    images, maps, labels = one_channel.examples()
 
     def run(self, metric, **options):
-        images, maps, labels = one_channel.examples()
-        return np.asarray(jax.jit(lambda m: metric(one_channel.network, images, m, labels, key=KEY, **options))(maps))
+        values = jax.jit(lambda m: metric(one_channel.network, self.images, m, self.labels, key=KEY, **options))
+        return np.asarray(values(self.maps))
 
-    def test_faithfulness_correlation(self):
-        """Quantus may draw a pixel twice; its sets are given, as the first places of as many orders."""
-        images, maps, labels = one_channel.examples()
-        subsets = one_channel.stored("subsets").astype(int)
-        chosen = np.zeros((20, 8, 256), bool)
-        np.put_along_axis(chosen, subsets.swapaxes(0, 1), True, 2)
-        places = jnp.where(jnp.asarray(chosen), 0, 1).reshape(20, 8, 16, 16)
-        end = replacement.baseline_images(images, "black")
+    def test_faithfulness_correlation(self, monkeypatch):
+        """Here each set comes first in an order of its own."""
+        subsets = one_channel.stored("subsets")
+        places = np.full((20, 8, 256), 1000, np.int32)
+        for (i, sample), subset in zip(np.ndindex(8, 20), subsets.reshape(-1, 40), strict=True):
+            places[sample, i, subset] = np.arange(40)
+        orders = jnp.asarray(places.reshape(20, 8, 16, 16))
         score = replacement.score_of("logit")
-        measure = functools.partial(correlations._over_orders, one_channel.network)
-        sums, scores = jax.jit(lambda x, m: measure(x, end, m, labels, lambda i: places[i], 20, [1], score, None))(
-            images, maps
-        )
-        found = -pearson(sums[..., 0].T, scores[..., 0].T)
-        np.testing.assert_allclose(found, one_channel.stored("faithfulness_correlation"), atol=1e-4)
+        base = replacement.baseline_images(self.images, "black")
+        sums, scores = jax.jit(
+            lambda m: correlations.over_orders(
+                one_channel.network, self.images, base, m, self.labels, lambda i: orders[i], 20, [40], score, None
+            )
+        )(self.maps)
+        expected = one_channel.stored("faithfulness_correlation")
+        np.testing.assert_allclose(pearson(sums[..., 0].T, -scores[..., 0].T), expected, atol=2e-5)
 
     def test_faithfulness_estimate(self):
         found = self.run(groups.faithfulness_estimate, steps=16)
-        np.testing.assert_allclose(found, one_channel.stored("faithfulness_estimate"), atol=1e-4)
+        np.testing.assert_allclose(found, one_channel.stored("faithfulness_estimate"), atol=2e-5)
 
     def test_monotonicity_correlation(self):
-        """Quantus divides the effects by the squared probability, which no rank sees."""
         found = self.run(groups.monotonicity_correlation, steps=16, baseline="black")
-        np.testing.assert_allclose(found, one_channel.stored("monotonicity_correlation"), atol=1e-5)
+        np.testing.assert_allclose(found, one_channel.stored("monotonicity_correlation"), atol=1e-6)
 
     def test_infidelity(self):
-        """Quantus accumulates its squares; here each was replaced alone, as in the definition."""
-        found = self.run(infidelity, perturbation="grid", patch=4, baseline="black")
+        """Quantus' own perturbation leaves the patches before one replaced as well."""
+        found = self.run(infidelity, perturbation="grid", baseline="black")
         np.testing.assert_allclose(found, one_channel.stored("infidelity"), rtol=1e-4)
 
     def test_sensitivity_n(self):
-        """Quantus' sets are the most relevant pixels, and it correlates over images, so that no value is an image's.
-
-        Relevance and effect of a set are the same as ours.
-        """
-        images, maps, labels = one_channel.examples()
-        windows = [16 * n for n in range(1, 13)]
-        places, end = ranks.ranks(maps, KEY), replacement.baseline_images(images, "black")
-        score = replacement.score_of("probability")
-        measure = functools.partial(replacement.replaced_scores, one_channel.network, score=score)
-        scores = jax.jit(lambda x, e, p: measure(x, e, p, [0, *windows], labels))(images, end, places)
-        lost = scores[:, :1] - scores[:, 1:]
-        found = pearson(replacement.window_sums(maps, places, windows).T, lost.T)
-        np.testing.assert_allclose(found, one_channel.stored("sensitivity_n"), atol=1e-4)
+        """Quantus correlates, at each n, over the examples instead of over sets of pixels of an example."""
+        scores = replacement.replacement_curve(
+            one_channel.network,
+            self.images,
+            replacement.baseline_images(self.images, "black"),
+            self.maps,
+            self.labels,
+            key=KEY,
+        )
+        drops = np.asarray(scores[:, :1] - scores[:, 1:])
+        ordered = -np.sort(-np.asarray(self.maps, np.float64).reshape(8, -1), axis=1)
+        sums = ordered.reshape(8, 16, 16).sum(-1)
+        expected = one_channel.stored("sensitivity_n")
+        np.testing.assert_allclose(pearson(sums.T[:12], drops.T[:12]), expected, atol=2e-5)

@@ -136,6 +136,32 @@ def test_softmax_keeps_the_sum(saliency_of):
     np.testing.assert_allclose(found.sum(), softmax(fn(image))[2] - softmax(fn(start))[2], atol=1e-5)
 
 
+def test_reused_activation_and_scan():
+    """A function that is called twice is two activations, and a scan is what it repeats."""
+    kernels = jnp.asarray(rng.normal(size=(3, 18, 18)), jnp.float32) / 3
+    image, start = jnp.asarray(rng.normal(size=(2, 3, 3, 2)), jnp.float32)
+
+    def layer(x, kernel):
+        x = jax.nn.gelu(x @ kernel) + x
+        return x, x.max(keepdims=True)
+
+    def scanned(image):
+        x, maxima = jax.lax.scan(layer, image.ravel(), kernels, reverse=True)
+        return jnp.concatenate([x, maxima.ravel()])
+
+    def repeated(image):
+        x, maxima = image.ravel(), []
+        for kernel in kernels[::-1]:
+            x, maximum = layer(x, kernel)
+            maxima.append(maximum)
+        return jnp.concatenate([x, *maxima[::-1]])
+
+    for target in (0, 18, 20):
+        found, error = jax.jit(partial(deeplift, scanned, with_error=True))(image, target, baseline=start)
+        assert abs(error) < 1e-4
+        close(found, jax.jit(partial(deeplift, repeated))(image, target, baseline=start), atol=1e-5)
+
+
 def test_examples_do_not_depend_on_the_chunk():
     fn, images, labels = small(), jnp.asarray(rng.normal(size=(5, 3, 3, 2)), jnp.float32), jnp.arange(5) % 3
     run = jax.jit(partial(explain, fn, method="deeplift", with_error=True), static_argnames="chunk_size")

@@ -12,11 +12,18 @@ import tiny_network as tiny
 from sdecor.metrics import correlations, drop, faithfulness, groups, ranks, regions, replacement
 from sdecor.metrics.infidelity import infidelity
 from sdecor.metrics.road import road
-from sdecor.metrics.sufficiency import sufficiency
+from sdecor.metrics.sufficiency import sufficiency as eager_sufficiency
 
 RNG = np.random.default_rng(0)
+sufficiency = jax.jit(eager_sufficiency, static_argnames=("threshold", "chunk_size"))
 N, H, W = tiny.N, tiny.H, tiny.W
 IMAGES, MAPS, TARGETS, KEY = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEY
+
+
+def run(metric, maps=MAPS, *, images=IMAGES, targets=TARGETS, fn=tiny.network, **options):
+    """Compile and evaluate a metric of the tiny network."""
+    options = {"key": KEY} | options
+    return np.asarray(jax.jit(lambda x, m, t: metric(fn, x, m, t, **options))(images, maps, targets))
 
 
 def evidence(image):
@@ -27,8 +34,7 @@ def evidence(image):
 class TestInsertionAndDeletion:
     images = RNG.normal(0.05, 0.3, size=(5, H, W, 3)).astype(np.float32)
     maps = RNG.random((5, H, W)).astype(np.float32)
-    targets = jnp.zeros(5, int)
-    key = jax.random.key(0)
+    targets = np.zeros(5, int)
 
     def closed_form(self, images, start, steps):
         """Probabilities when pixels of `start` are replaced by those of `images`, most salient first."""
@@ -41,59 +47,53 @@ class TestInsertionAndDeletion:
             expected.append(1 / (1 + np.exp(-totals[taken])))
         return np.array(expected)
 
-    @pytest.mark.parametrize("steps", [1, 4, H * W])
+    def run(self, metric, maps, **options):
+        return run(metric, maps, images=self.images, targets=self.targets, fn=evidence, **options)
+
+    @pytest.mark.parametrize("steps", [4, H * W])
     def test_curves_in_closed_form(self, steps):
         zeros = np.zeros_like(self.images)
-        run = functools.partial(faithfulness.deletion_curve, evidence, self.images, self.maps, self.targets)
-        deleted = run(key=self.key, steps=steps)
+        deleted = self.run(faithfulness.deletion_curve, self.maps, steps=steps)
         np.testing.assert_allclose(deleted, self.closed_form(zeros, self.images, steps), rtol=2e-5)
-        run = functools.partial(faithfulness.insertion_curve, evidence, self.images, self.maps, self.targets)
-        inserted = run(key=self.key, steps=steps, baseline="zero")
+        inserted = self.run(faithfulness.insertion_curve, self.maps, steps=steps, baseline="zero")
         np.testing.assert_allclose(inserted, self.closed_form(self.images, zeros, steps), rtol=2e-5)
-        area = replacement.area_under(inserted)
-        np.testing.assert_allclose(area, np.trapezoid(inserted, dx=1 / steps, axis=1), rtol=1e-5)
+        area = np.trapezoid(inserted, dx=1 / steps, axis=1)
+        np.testing.assert_allclose(replacement.area_under(inserted), area, rtol=1e-5)
 
-    @pytest.mark.parametrize("baseline", replacement.BASELINES)
-    def test_the_ends_are_the_image_and_the_baseline(self, baseline):
-        base = replacement.baseline_images(self.images, baseline, key=self.key)
-        options = {"key": self.key, "baseline": baseline, "steps": 2}
-        curve = faithfulness.deletion_curve(evidence, self.images, self.maps, self.targets, **options)
+    def test_the_ends_are_the_image_and_the_baseline(self):
+        base = replacement.baseline_images(self.images, "uniform", key=KEY)
+        curve = self.run(faithfulness.deletion_curve, self.maps, baseline="uniform", steps=2)
         ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
         np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
         np.testing.assert_allclose(curve[:, -1], ends[1], rtol=1e-5)
 
-    def test_the_true_map_beats_random_and_its_opposite(self):
-        true = jnp.asarray(self.images.sum(-1))
-        options = {"key": self.key, "steps": H * W, "baseline": "zero"}
-        run = jax.jit(lambda m: faithfulness.insertion(evidence, self.images, m, self.targets, **options))
-        areas = [run(m) for m in (true, jnp.ones_like(true), -true)]
-        assert (areas[0] > areas[1]).all() and (areas[1] > areas[2]).all()
-
-    def test_scale_of_the_map_does_not_matter(self):
-        run = jax.jit(lambda m: faithfulness.deletion(evidence, self.images, m, self.targets, key=self.key))
-        np.testing.assert_array_equal(run(self.maps * 2.0**-80), run(self.maps))
+    def test_the_true_map_beats_random_and_its_opposite_at_any_scale(self):
+        true = self.images.sum(-1)
+        options = {"key": KEY, "steps": H * W, "baseline": "zero"}
+        area = jax.jit(lambda m: faithfulness.insertion(evidence, self.images, m, self.targets, **options))
+        best, chance, worst = area(true), area(np.ones_like(true)), area(-true)
+        assert (best > chance).all() and (chance > worst).all()
+        np.testing.assert_array_equal(area(true * np.float32(2.0**-80)), best)
 
     def test_orders(self):
-        run = functools.partial(faithfulness.deletion_curve, tiny.network, IMAGES, steps=6, key=KEY)
-        morf = run(MAPS, TARGETS)
-        np.testing.assert_allclose(run(-MAPS, TARGETS, order="lerf"), morf, rtol=1e-6)
-        shuffled = run(MAPS, TARGETS, order="random")
-        np.testing.assert_allclose(run(MAPS**2, TARGETS, order="random"), shuffled, rtol=1e-6)
+        morf, lerf, shuffled = (
+            run(faithfulness.deletion_curve, maps, steps=6, order=order)
+            for maps, order in ((MAPS, "morf"), (-MAPS, "lerf"), (MAPS, "random"))
+        )
+        np.testing.assert_allclose(lerf, morf, rtol=1e-6)
         assert np.abs(shuffled - morf).max() > 1e-3
         with pytest.raises(ValueError, match="order = 'lefr' is not known; did you mean 'lerf'"):
-            run(MAPS, TARGETS, order="lefr")
+            run(faithfulness.deletion_curve, order="lefr")
 
     @pytest.mark.parametrize("name", ["insertion", "deletion"])
     def test_relative_to_random(self, name):
-        metric, relative = getattr(faithfulness, name), getattr(faithfulness, f"{name}_vs_random")
         keys = jax.random.split(KEY, N)
-        own = jnp.asarray(RNG.normal(size=IMAGES.shape), jnp.float32)
-        options = {"key": keys, "steps": 4, "baseline": own}
-        maps = jnp.asarray(MAPS)
-        found = relative(tiny.network, IMAGES, maps, TARGETS, **options)
-        areas = [metric(tiny.network, IMAGES, m, TARGETS, **options) for m in (maps, jnp.ones_like(maps))]
-        np.testing.assert_allclose(found, areas[0] - areas[1], atol=1e-6)
-        np.testing.assert_array_equal(relative(tiny.network, IMAGES, jnp.full_like(maps, 3), TARGETS, **options), 0)
+        options = {"key": keys, "steps": 4, "baseline": RNG.normal(size=IMAGES.shape).astype(np.float32)}
+        metric = jax.jit(lambda m: getattr(faithfulness, name)(tiny.network, IMAGES, m, TARGETS, **options))
+        relative = getattr(faithfulness, f"{name}_vs_random")
+        ones = np.ones_like(MAPS)
+        np.testing.assert_allclose(run(relative, **options), metric(MAPS) - metric(ones), atol=1e-6)
+        np.testing.assert_array_equal(run(relative, 3 * ones, **options), 0)
         assert relative.__name__ == f"{name}_vs_random"
 
 
@@ -177,30 +177,27 @@ class TestPixels:
     def test_pixel_flipping(self, steps):
         counts = [round(j * H * W / (steps or H * W)) for j in range((steps or H * W) + 1)]
         expected = steps_of(IMAGES, self.black, MAPS, TARGETS, counts)
-        found = faithfulness.pixel_flipping_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=steps)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-        area = faithfulness.pixel_flipping(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=steps)
+        area = run(faithfulness.pixel_flipping, steps=steps)
         np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / (len(counts) - 1), axis=1), atol=2e-6)
 
     def test_scores_other_than_the_probability(self):
-        run = functools.partial(
-            faithfulness.pixel_flipping_curve, tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=3
+        log_probability, logit = (
+            run(faithfulness.pixel_flipping_curve, steps=2, saliency_of=score) for score in ("log_probability", "logit")
         )
-        np.testing.assert_allclose(np.exp(run(saliency_of="log_probability")), run(), rtol=1e-5)
-        logit = [tiny.logits(x)[t] for x, t in zip(IMAGES, TARGETS, strict=True)]
-        np.testing.assert_allclose(run(saliency_of="logit")[:, 0], logit, rtol=1e-5)
+        expected = steps_of(IMAGES, self.black, MAPS, TARGETS, [0, 21, 42])
+        np.testing.assert_allclose(np.exp(log_probability), expected, rtol=1e-5)
+        own = [tiny.logits(x)[t] for x, t in zip(IMAGES, TARGETS, strict=True)]
+        np.testing.assert_allclose(logit[:, 0], own, rtol=1e-5)
 
     def test_monotonicity(self):
-        """Both answers occur: the sums of the pixels themselves rise, in `evidence`, when the darkest come first."""
-        images = jnp.abs(IMAGES)
-        options = {"key": KEY, "steps": 7, "baseline": "zero"}
-        rising = faithfulness.monotonicity(evidence, images, MAPS, jnp.zeros(N, int), **options)
-        falling = faithfulness.monotonicity(evidence, -images, MAPS, jnp.zeros(N, int), **options)
-        np.testing.assert_array_equal(rising, 1)
-        np.testing.assert_array_equal(falling, 0)
+        """Both answers occur: the sum of all pixels, which `evidence` follows, rises with bright ones alone."""
+        options = {"steps": 7, "baseline": "zero", "fn": evidence, "targets": np.zeros(N, int)}
+        for sign in (1, -1):
+            rises = run(faithfulness.monotonicity, images=sign * np.abs(IMAGES), **options)
+            np.testing.assert_array_equal(rises, sign == 1)
         counts = [round(j * H * W / 3) for j in range(1, 4)]
         expected = (np.diff(steps_of(self.black, IMAGES, MAPS, TARGETS, counts, sign=-1)) >= 0).all(1)
-        found = faithfulness.monotonicity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, steps=3)
+        found = run(faithfulness.monotonicity, steps=3)
         np.testing.assert_array_equal(found, expected)
 
     def test_masked_accuracy(self):
@@ -210,7 +207,7 @@ class TestPixels:
             for x, b, m, t in zip(IMAGES, self.black, MAPS, TARGETS, strict=True)
         ]
         assert 0 < np.mean(expected) < 1
-        found = faithfulness.masked_accuracy_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        found = run(faithfulness.masked_accuracy_curve)
         np.testing.assert_array_equal(found, np.array(expected, np.float32))
 
     @pytest.mark.parametrize("baseline", ["zero", "mean"])
@@ -220,9 +217,9 @@ class TestPixels:
         weight = (weight / weight.max((1, 2), keepdims=True))[..., None]
         whole = np.array([tiny.probability(x, t) for x, t in zip(IMAGES, TARGETS, strict=True)])
         masked = [tiny.probability(x, t) for x, t in zip(base + weight * (IMAGES - base), TARGETS, strict=True)]
-        lost = drop.average_drop(tiny.network, IMAGES, MAPS, TARGETS, baseline=baseline)
+        lost = run(drop.average_drop, baseline=baseline)
         np.testing.assert_allclose(lost, np.maximum(whole - masked, 0) / whole, atol=2e-6)
-        gained = drop.average_increase(tiny.network, IMAGES, MAPS, TARGETS, baseline=baseline)
+        gained = run(drop.average_increase, baseline=baseline)
         np.testing.assert_array_equal(gained, masked > whole)
 
 
@@ -245,18 +242,13 @@ class TestRegions:
         grid = np.broadcast_to(regions.grid_segments(H, W, 3), MAPS.shape)
         base = np.asarray(replacement.baseline_images(IMAGES, "uniform", key=KEY))
         expected = np.array(self.brute_force(base, grid, np.sum, 1 if order == "morf" else -1))[:, :5]
-        options = {"key": KEY, "patch": 3, "regions": 4, "order": order}
-        curve = regions.region_perturbation_curve(tiny.network, IMAGES, MAPS, TARGETS, **options)
-        np.testing.assert_allclose(curve, expected, atol=2e-6)
-        aopc = regions.region_perturbation(tiny.network, IMAGES, MAPS, TARGETS, **options)
+        aopc = run(regions.region_perturbation, patch=3, regions=4, order=order)
         np.testing.assert_allclose(aopc, (expected[:, :1] - expected).sum(1) / 5, atol=2e-6)
 
     def test_selectivity(self):
         grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
         expected = np.array(self.brute_force(np.zeros_like(IMAGES), grid, np.sum))
-        curve = regions.selectivity_curve(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
-        np.testing.assert_allclose(curve, expected, atol=2e-6)
-        area = regions.selectivity(tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
+        area = run(regions.selectivity)
         np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / 4, axis=1), atol=2e-6)
 
     def test_irof_on_segments_of_any_number(self):
@@ -265,15 +257,13 @@ class TestRegions:
         base = np.broadcast_to(IMAGES.mean((1, 2), keepdims=True), IMAGES.shape)
         curves = self.brute_force(base, segments, np.mean)
         expected = [np.trapezoid(1 - np.array(c) / c[0], dx=1 / (len(c) - 1)) for c in curves]
-        run = functools.partial(regions.irof, tiny.network, IMAGES, MAPS, TARGETS, key=KEY)
-        np.testing.assert_allclose(run(segments=segments, count=12), expected, atol=1e-5)
-        np.testing.assert_allclose(run(segments=jnp.asarray(segments)), expected, atol=1e-5)
+        np.testing.assert_allclose(run(regions.irof, segments=segments, count=12), expected, atol=1e-5)
         grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
-        np.testing.assert_allclose(run(), run(segments=grid), rtol=1e-6)
+        np.testing.assert_allclose(run(regions.irof), run(regions.irof, segments=grid), rtol=1e-6)
         with pytest.raises(ValueError, match="count = None"):
-            jax.jit(lambda s: run(segments=s))(segments)
+            jax.jit(lambda s: regions.irof(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, segments=s))(segments)
         with pytest.raises(ValueError, match="segments have shape"):
-            run(segments=segments[0])
+            run(regions.irof, segments=segments[0])
 
 
 class TestSufficiency:
@@ -324,19 +314,41 @@ ALL = {
 
 @pytest.mark.parametrize("name", ALL)
 def test_values_belong_to_the_example(name):
-    """The same alone, in a batch, and with any number of evaluations in flight; NaN where a map says nothing."""
-    metric = ALL[name]
+    """The same beside other images; NaN where a map says nothing."""
     keys = jax.random.split(KEY, N)
     maps = np.round(MAPS, 1)
     maps[1], maps[2, 0, 0] = 0, np.nan
-    run = jax.jit(lambda x, m, t, k, c: metric(tiny.network, x, m, t, key=k, chunk_size=c), static_argnums=4)
-    whole = np.asarray(run(IMAGES, maps, TARGETS, keys, None))
+    values = jax.jit(lambda x, m, t, k: ALL[name](tiny.network, x, m, t, key=k))
+    whole = np.asarray(values(IMAGES, maps, TARGETS, keys))
     assert whole.shape[0] == N and whole.dtype == np.float32
     np.testing.assert_array_equal(np.isnan(whole.reshape(N, -1)).any(1), [False, True, True, False, False])
-    for chunk in (2, 17):
-        np.testing.assert_allclose(run(IMAGES, maps, TARGETS, keys, chunk), whole, rtol=2e-5, atol=2e-6)
-    alone = run(IMAGES[3:4], maps[3:4], TARGETS[3:4], keys[3:4], None)
-    np.testing.assert_allclose(alone, whole[3:4], rtol=2e-5, atol=2e-6)
+    other = np.array([4, 3, 3, 0, 3])
+    np.testing.assert_allclose(
+        values(IMAGES[other], maps[other], TARGETS[other], keys[other]), whole[other], rtol=2e-5, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk_size"),
+    [
+        ("insertion", 2),
+        ("insertion", 17),
+        ("average_drop", 10),
+        ("faithfulness_correlation", 2),
+        ("monotonicity_correlation", 17),
+        ("infidelity", 17),
+        ("road", 2),
+    ],
+)
+def test_evaluations_in_flight_do_not_matter(name, chunk_size):
+    np.testing.assert_allclose(run(ALL[name], chunk_size=chunk_size), run(ALL[name]), rtol=2e-5, atol=2e-6)
+
+
+def test_a_batch_of_one_is_the_same():
+    keys = jax.random.split(KEY, N)
+    whole = run(faithfulness.insertion, key=keys)
+    alone = run(faithfulness.insertion, MAPS[3:4], images=IMAGES[3:4], targets=TARGETS[3:4], key=keys[3:4])
+    np.testing.assert_allclose(alone, whole[3:4], rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", ALL)

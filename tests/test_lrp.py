@@ -10,7 +10,7 @@ import reference_network as reference
 
 from sdecor.attribution import explain
 from sdecor.attribution.lrp import lrp
-from sdecor.models import ViT
+from sdecor.models import ResNet, ViT
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
 rng = np.random.default_rng(8)
@@ -109,6 +109,66 @@ def test_box_is_conserved():
     of_hidden = hidden.clip(min=0) * W2[:, 1]
     parts = np.asarray(image, np.float64).ravel()[:, None] * W1 + W1.clip(min=0) - W1.clip(max=0)
     close(found.ravel(), (parts * (of_hidden / parts.sum(0))).sum(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_batch_norm_is_merged(rule):
+    """As if kernel and bias had been multiplied by hand; scales may be negative and parameters traced."""
+    shapes = {"kernel": (3, 3, 2, 5), "mean": 5, "variance": 5, "scale": 5, "bias": 5, "last": (45, 3)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    params["variance"] = 0.5 + jnp.abs(params["variance"])
+    options = {"low": -4.0, "high": 4.0} if rule == "composite" else {}
+
+    def convolved(image, kernel):
+        return jax.lax.conv(image.transpose(2, 0, 1)[None], kernel.transpose(3, 2, 0, 1), (1, 1), "SAME")[0]
+
+    def normalised(params, image):
+        mean, scale, bias = (params[name][:, None, None] for name in ("mean", "scale", "bias"))
+        x = (convolved(image, params["kernel"]) - mean) * jax.lax.rsqrt(params["variance"])[:, None, None]
+        return jax.nn.relu(x * scale + bias).ravel() @ params["last"]
+
+    def merged(params, image):
+        factor = params["scale"] / jnp.sqrt(params["variance"])
+        bias = params["bias"] - params["mean"] * factor
+        return (
+            jax.nn.relu(convolved(image, params["kernel"] * factor[None, None, None]) + bias[:, None, None]).ravel()
+            @ params["last"]
+        )
+
+    @jax.jit
+    def run(params, image):
+        return [lrp(partial(fn, params), image, 1, rule=rule, **options) for fn in (normalised, merged)]
+
+    assert (params["scale"] < 0).any()
+    found, expected = run(params, jnp.asarray(IMAGE, jnp.float32))
+    close(found, expected, rtol=1e-3, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_residual_network_conserves_relevance():
+    """With BatchNorms that only scale: strided convolutions, max pooling, residual sums and the mean lose nothing."""
+    module, image = ResNet(num_classes=3, blocks=(1, 1)), jnp.asarray(rng.normal(size=(24, 24, 3)), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image[None])
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("bias", "mean"):
+            return jnp.zeros(leaf.shape)
+        spread = np.sqrt(2 * leaf.shape[-1] / leaf.size) if name == "kernel" else 1.0
+        values = rng.normal(size=leaf.shape) * spread
+        return jnp.asarray(0.5 + np.abs(values) if name == "var" else values, jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+
+    @jax.jit
+    def run(image):
+        def fn(image):
+            return module.apply(variables, image[None])[0][0]
+
+        return fn(image)[1], *lrp(fn, image, 1, epsilon=0, with_error=True)
+
+    score, found, error = run(image)
+    assert abs(score) > 1e-2
+    assert abs(error) < 1e-5 * float(jnp.abs(found).sum() + abs(score))
 
 
 def test_rule_is_chosen_by_a_function():

@@ -1,6 +1,6 @@
 """Finding affine layers: a linear map with constant weights and the constants added and multiplied behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from sdecor.attribution.patterns import is_linear
 from sdecor.attribution.program import Program, Step, Value
 
 _KERNEL_LAYERS = ("conv_general_dilated", "dot_general")
-_CHAIN = ("add", "add_any", "convert_element_type", "copy", "div", "mul", "neg", "sub")
+_ADDING = ("add", "add_any", "sub")
+_SCALING = ("convert_element_type", "copy", "div", "mul", "neg")
+_MOVING = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose")
 
 
 class Affine(NamedTuple):
@@ -20,7 +22,8 @@ class Affine(NamedTuple):
 
     Attributes:
       base: the convolution, matrix product or sum; None for a chain alone.
-      chain: elementwise affine steps with constants behind it: biases, and scale and shift of a BatchNorm.
+      chain: affine steps behind it, elementwise with constants: biases, and scale and shift of a BatchNorm; between
+        them, axes may be exchanged, and axes of length 1 added or removed.
       end: the last step.
     """
 
@@ -40,7 +43,7 @@ class Affine(NamedTuple):
     @property
     def adds(self) -> bool:
         """Whether the layer adds anything up, a constant included: a scale alone does not."""
-        return self.base is not None or any(step.name in ("add", "add_any", "sub") for step in self.chain)
+        return self.base is not None or any(step.name in _ADDING for step in self.chain)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for step in (*((self.base,) if self.base else ()), *self.chain):
@@ -49,20 +52,21 @@ class Affine(NamedTuple):
 
     def weights(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
         """Return kernel (with all scales merged), shift and `linear(x, kernel)`: the layer is `linear + shift`."""
-        place, kernel_axes, output_axes = _features(self.base)
+        place, kernel_axes, _ = _features(self.base)
         kernel, output = self.base.inputs[place], self.base.outputs[0]
-        scale = jnp.ones([n if i in output_axes else 1 for i, n in enumerate(output.shape)])
-        shift = jnp.zeros(output.shape, output.dtype)
-        for step in self.chain:
+        scale, shift = jnp.ones([1] * kernel.ndim), jnp.zeros(output.shape, output.dtype)
+        for step, axes in zip(self.chain, _feature_axes(self.base, self.chain), strict=True):
             (shift,) = step(shift)
-            scale = scale * _factor(step)
-        sizes = [n if i in kernel_axes else 1 for i, n in enumerate(kernel.shape)]
+            scale = scale * _factor(step, kernel.ndim, dict(zip(kernel_axes, axes, strict=True)))
 
         def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
             inputs = [kernel if i == place else given for i, given in enumerate(self.base.inputs)]
-            return self.base._replace(inputs=tuple(inputs))(x)[0].astype(shift.dtype)
+            (y,) = self.base._replace(inputs=tuple(inputs))(x)
+            for step in self.chain:
+                (y,) = step(y) if step.name in _MOVING else (y,)
+            return y.astype(shift.dtype)
 
-        return (kernel * scale.reshape(sizes)).astype(kernel.dtype), shift, linear
+        return (kernel * scale).astype(kernel.dtype), shift, linear
 
 
 def affine_layer(program: Program, step: Step) -> Affine | None:
@@ -78,35 +82,61 @@ def affine_layer(program: Program, step: Step) -> Affine | None:
             base = None
         else:
             # A factor that differs from place to place is no part of the kernel: the layer ends before it.
-            apart = [i for i, step in enumerate(chain) if not _is_of_features(step, base)]
+            axes = _feature_axes(base, chain)
+            apart = [i for i, step in enumerate(chain) if not _is_of_features(step, axes[i])]
             if apart:
                 base, chain = None, chain[apart[-1] + 1 :] or chain[-1:]
     return Affine(base, tuple(chain), step) if base is not None or chain else None
 
 
 def _extends(step: Step) -> bool:
-    fitting = step.name in _CHAIN and len(step.dependent) == 1 and step.dependent[0].shape == step.outputs[0].shape
-    return fitting and is_linear(step)
+    if len(step.dependent) != 1 or not is_linear(step):
+        return False
+    before, after = step.dependent[0].shape, step.outputs[0].shape
+    if step.name in _MOVING:
+        return step.name == "transpose" or [before[i] for i in _long(before)] == [after[i] for i in _long(after)]
+    return step.name in _ADDING + _SCALING and before == after
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    """Return the axes along which there is more than one element."""
+    return [i for i, n in enumerate(shape) if n != 1]
+
+
+def _feature_axes(base: Step, chain: Sequence[Step]) -> list[tuple[int | None, ...]]:
+    """Return, for what enters each step, where the axes of the kernel's features are; None once it is of length 1."""
+    _, _, axes = _features(base)
+    found = []
+    for step in chain:
+        found.append(axes)
+        if step.name in _MOVING:
+            before, after = _long(step.dependent[0].shape), _long(step.outputs[0].shape)
+            if step.name == "transpose":
+                before, after = step.params["permutation"], range(len(step.outputs[0].shape))
+            moved = dict(zip(before, after, strict=True))
+            axes = tuple(moved.get(axis) for axis in axes)
+    return found
+
+
+def _is_of_features(step: Step, axes: tuple[int | None, ...]) -> bool:
+    """Return whether a step, if it scales, does so by one number for each of the features at `axes`."""
+    return step.name not in ("mul", "div") or set(_long(np.shape(_constant(step)))) <= set(axes)
+
+
+def _factor(step: Step, rank: int, places: dict[int, int | None]) -> Any:
+    """Return what a step multiplies a kernel of that rank by; `places` are its feature axes and those in the step."""
+    if step.name not in ("mul", "div"):
+        return -1 if step.name == "neg" or (step.name == "sub" and isinstance(step.inputs[1], Value)) else 1
+    factor = jnp.asarray(_constant(step))
+    if factor.ndim:
+        sizes = [1 if places.get(i) is None else factor.shape[places[i]] for i in range(rank)]
+        shown = [axis for axis in places.values() if axis is not None]
+        factor = factor.transpose(shown + [i for i in range(factor.ndim) if i not in shown]).reshape(sizes)
+    return 1 / factor if step.name == "div" else factor
 
 
 def _constant(step: Step) -> Any:
     return next(x for x in step.inputs if not isinstance(x, Value))
-
-
-def _is_of_features(step: Step, base: Step) -> bool:
-    """Return whether a step multiplies by one number for each of the features that the kernel makes."""
-    if step.name not in ("mul", "div"):
-        return True
-    _, _, output_axes = _features(base)
-    return all(n == 1 or i in output_axes for i, n in enumerate(np.shape(_constant(step))))
-
-
-def _factor(step: Step) -> Any:
-    if step.name == "mul":
-        return _constant(step)
-    if step.name == "div":
-        return 1 / _constant(step)
-    return -1 if step.name == "neg" or (step.name == "sub" and isinstance(step.inputs[1], Value)) else 1
 
 
 def _features(base: Step) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

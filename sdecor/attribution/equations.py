@@ -17,7 +17,8 @@ ELEMENTWISE = frozenset(
 # Each element of the output is an element of an input, or a constant.
 ROUTING = frozenset(
     "broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice expand_dims gather name "
-    "optimization_barrier pad reshape rev scatter sharding_constraint slice split squeeze transpose".split()
+    "optimization_barrier pad reshape rev scatter sharding_constraint slice split squeeze stack tile transpose "
+    "unstack".split()
 )
 # Sums over elements of one input, with weights 1.
 SUMS = frozenset("cumsum reduce_sum reduce_window_sum".split())
@@ -32,6 +33,12 @@ def body_of(equation: Any) -> core.ClosedJaxpr:
     """Return the jaxpr of the function behind a `custom_jvp` or `custom_vjp` call."""
     inner = equation.params["call_jaxpr"]
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+
+
+def name_of(equation: Any) -> str:
+    """Return what to call an equation: its primitive, and the function behind a `custom_jvp` or `custom_vjp` call."""
+    name = equation.primitive.name
+    return f"{name} {body_of(equation).jaxpr.debug_info.func_name}" if name.startswith("custom_") else name
 
 
 def is_elementwise_call(equation: Any) -> bool:

@@ -57,8 +57,9 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
         return Unit((function.root,), step.outputs, _unchanged(function))
     if floats and step.name in ("max", "min"):
         return plain(step)
-    if step.name in BILINEAR:
-        raise _unsupported(step, "it multiplies values that both depend on the image (LayerNorm, attention, a gate)")
+    if step.name in BILINEAR | {"div"}:
+        why = "it multiplies or divides values that both depend on the image (LayerNorm, attention, a gate)"
+        raise _unsupported(step, why)
     raise _unsupported(step, "it has no rule for relevance")
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from sdecor.attribution.equations import body_of, evaluate_now, is_elementwise_call
+from sdecor.attribution.equations import body_of, evaluate_now, is_elementwise_call, name_of
 from sdecor.attribution.jaxpr import called, evaluate, scope_of
 
 
@@ -132,7 +132,9 @@ class Unsupported(Exception):
     def __init__(self, method: str, step: Step, why: str, instead: str) -> None:
         place = f"in {step.scope!r}" if step.scope else "outside of any named scope"
         shapes = ", ".join(str(value.shape) for value in step.outputs)
-        super().__init__(f"{method} cannot handle `{step.name}` {place} (result {shapes}): {why}. {instead}")
+        super().__init__(
+            f"{method} cannot handle `{name_of(step.equation)}` {place} (result {shapes}): {why}. {instead}"
+        )
 
 
 def _values(items: Sequence[Any]) -> list[Value]:

@@ -68,11 +68,11 @@ def faithfulness_correlation(
     check_range("samples", samples, 2)
     features = maps[0].size
     size = max(1, features // 5) if subset_size is None else subset_size
-    check_range("subset_size", size, 1, features)
+    check_range("subset_size", size, 1, features - 1)
     orders = math.ceil(samples / (features // size))
     windows = [(j * size, (j + 1) * size) for j in range(math.ceil(samples / orders))]
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
-    sums, scores = _over_orders(
+    sums, scores = over_orders(
         fn, images, end, maps, targets, _random_order(maps, key), orders, windows, score_of(saliency_of), chunk_size
     )
     n = images.shape[0]
@@ -98,7 +98,7 @@ def sensitivity_n_curve(
 
     Args:
       fn, images, maps, targets, key, baseline, blur_sigma, saliency_of, chunk_size: see `faithfulness_correlation`.
-      shares: n as shares of the pixels, in (0, 1], rounded and at least one pixel.
+      shares: n as shares of the pixels, in (0, 1), rounded and at least one pixel.
       samples: random sets for each n; sets of different n are cut from the same random order of the pixels.
 
     Returns:
@@ -107,10 +107,10 @@ def sensitivity_n_curve(
     check_batch(images, maps, targets)
     check_range("samples", samples, 2)
     for share in shares:
-        check_range("shares", share, 0, 1, low_open=True)
+        check_range("shares", share, 0, 1, low_open=True, high_open=True)
     windows = [max(1, round(share * maps[0].size)) for share in shares]
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
-    sums, scores = _over_orders(
+    sums, scores = over_orders(
         fn, images, end, maps, targets, _random_order(maps, key), samples, windows, score_of(saliency_of), chunk_size
     )
     by_n = jax.vmap(pearson, in_axes=2, out_axes=1)(sums.swapaxes(0, 1), scores.swapaxes(0, 1))
@@ -127,7 +127,7 @@ def sensitivity_n(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array
     return sensitivity_n_curve(fn, images, maps, targets, **options).mean(1)
 
 
-def _over_orders(
+def over_orders(
     fn: Fn,
     images: jax.Array,
     end: jax.Array,

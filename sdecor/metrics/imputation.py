@@ -17,7 +17,7 @@ _MOST_ITERATIONS = 200
 
 
 def impute(
-    images: jax.Array, mask: jax.Array, *, key: jax.Array, noise: float = 0.01, tolerance: float = 3e-3
+    images: jax.Array, mask: jax.Array, *, key: jax.Array, noise: float = 0.01, tolerance: float = 2e-3
 ) -> jax.Array:
     """Return images whose masked pixels are replaced by noisy linear imputation, `[N, H, W, C]`.
 
@@ -41,7 +41,7 @@ def impute(
     return jnp.where(mask[..., None], filled + noise * gaussian_noise(images, key), filled)
 
 
-def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 3e-3) -> jax.Array:
+def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 2e-3) -> jax.Array:
     """Return `impute` (same arguments) without noise."""
     check_range("tolerance", tolerance, 0, low_open=True)
     if images.ndim != 4 or mask.shape != images.shape[:3] or mask.dtype != bool:

@@ -33,7 +33,7 @@ def road_curves(
     percentages: Sequence[int] = PERCENTAGES,
     order: str = "morf",
     noise: float = 0.01,
-    tolerance: float = 3e-3,
+    tolerance: float = 2e-3,
     chunk_size: int | None = None,
 ) -> RoadCurves:
     """Return whether the label is predicted, and its probability, as ever more pixels are removed by noisy imputation.
