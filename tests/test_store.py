@@ -73,6 +73,15 @@ def test_only_what_is_missing_is_evaluated(tmp_path, done):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_mosaics_leave_nothing_to_be_evaluated_again(tmp_path, done):
+    plan = plan_of(["quick"], ["gini", "grid_pointing_game"])
+    complete(tmp_path, plan)
+    assert done == ["predictions", ("gradient", {"gini"}, 4)]
+    done.clear()
+    complete(tmp_path, plan)
+    assert done == []
+
+
 def test_other_settings_start_anew_and_more_images_measure_again(tmp_path, done):
     complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
     done.clear()

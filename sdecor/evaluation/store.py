@@ -77,9 +77,9 @@ class Store:
                 )
             self.results = extend(self.results, found, method.key)
         for measure in [measure for measure, _ in missing.values() if measure.needs == "mosaic"]:
-            options = {"images": images[measure.name], **dict(measure.options)}
+            given = {"images": images[measure.name], **dict(measure.options)}
             with progress(f"{method.key}, mosaics", images[measure.name]) as advance:
-                found = mosaics.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **options)
+                found = mosaics.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **given)
             self.results = extend(self.results, found, method.key)
         self._parts |= {part: settings for part, (_, settings) in missing.items()}
         if pictures:
