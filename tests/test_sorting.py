@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdecor.metrics import sorting
+from sdecor import sorting
 
 RNG = np.random.default_rng(0)
 ASCENDING = np.array([-np.inf, -3.4e38, -1.0, -1e-37, 0.0, 1e-37, 1.0, 1 + 1e-7, 3.4e38, np.inf], np.float32)
@@ -45,6 +45,14 @@ def test_kth_largest_is_that_of_a_sort():
     k = np.array([1, 40, 17, 1, 40, 17])
     expected = np.sort(keys, axis=1)[np.arange(6), 40 - k]
     np.testing.assert_array_equal(jax.jit(sorting.kth_largest)(keys, k), expected)
+    np.testing.assert_array_equal(jax.jit(sorting.kth_smallest)(keys, 41 - k), expected)
+
+
+def test_signed_and_unsigned_integers_have_one_order():
+    numbers = np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 1], np.uint32)
+    keys = np.asarray(sorting.signed(numbers))
+    assert (np.diff(keys.astype(np.int64)) > 0).all()
+    np.testing.assert_array_equal(sorting.unsigned(keys), numbers)
 
 
 def test_ends_of_runs():

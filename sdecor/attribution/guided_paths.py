@@ -10,6 +10,7 @@ from sdecor.attribution.baselines import baseline_image
 from sdecor.attribution.paths import completeness_error
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_range
+from sdecor.sorting import kth_smallest, order_keys
 
 
 def guided_integrated_gradients(
@@ -109,7 +110,8 @@ def _advance(
     def move(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         gone, _ = state
         movable = (gone < high) & (length > 0)
-        chosen = movable & (steepness <= _smallest(jnp.where(movable, steepness, jnp.inf), together))
+        keys = order_keys(jnp.where(movable, steepness, jnp.inf))
+        chosen = movable & (keys <= kth_smallest(keys.reshape(1, -1), together)[0])
         missing = jnp.sum(length * (goal - gone))
         reach = jnp.sum(jnp.where(chosen, length * (high - gone), 0))
         share = jnp.clip(missing / jnp.where(reach > 0, reach, 1), 0, 1)
@@ -117,17 +119,3 @@ def _advance(
         return jnp.where(chosen, moved, gone), (missing <= reach) | ~chosen.any()
 
     return jax.lax.while_loop(lambda state: ~state[1], move, (jnp.maximum(gone, low), low == high))[0]
-
-
-def _smallest(values: jax.Array, k: int) -> jax.Array:
-    """Return the k-th smallest of values ≥ 0, bit by bit: floats of one sign are ordered as their bits.
-
-    Thirty-one passes that count take a small part of the time of a sort.
-    """
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
-
-    def settle(i: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found | jnp.left_shift(jnp.int32(1), 30 - i)
-        return jnp.where(jnp.sum(bits < trial) < k, trial, found)
-
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, settle, jnp.int32(0)), jnp.float32)

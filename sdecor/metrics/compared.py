@@ -10,7 +10,7 @@ from sdecor.attribution.reduce import reduce
 from sdecor.checks import check_choice
 from sdecor.chunks import divide, map_examples
 from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
-from sdecor.metrics.sorting import average_ranks
+from sdecor.sorting import average_ranks
 
 SIMILARITIES = {"spearman": spearman, "pearson": pearson, "cosine": cosine, "ssim": ssim}
 

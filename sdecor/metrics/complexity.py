@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice, check_range
-from sdecor.metrics.sorting import key_values, order_keys, sort_rows
+from sdecor.sorting import key_values, order_keys, sort_rows
 
 SCALES = ("peak", "sum", "raw")
 

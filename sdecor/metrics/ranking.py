@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_range
 from sdecor.metrics.masks import split, two_sided
-from sdecor.metrics.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
+from sdecor.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
 
 
 def relevance_rank_accuracy(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
-from sdecor.metrics.sorting import order_keys, sort_rows
 from sdecor.rng import per_example
+from sdecor.sorting import order_keys, signed, sort_rows, unsigned
 
 ORDERS = ("morf", "lerf", "random")
 
@@ -53,7 +53,7 @@ def _places(keys: jax.Array, bits: jax.Array) -> jax.Array:
     else:
         # Radix sort, least significant digit first: sorting single integers is several times faster than sorting
         # pairs, so each pass sorts 16 bits and keeps the index in the other 16.
-        number = _unsigned(keys)
+        number = unsigned(keys)
         digits = jnp.stack([bits >> 16, number & 0xFFFF, number >> 16])
 
         def sort_by(order: jax.Array, digit: jax.Array) -> tuple[jax.Array, None]:
@@ -69,14 +69,4 @@ def _places(keys: jax.Array, bits: jax.Array) -> jax.Array:
 def _order(digits: jax.Array, width: int) -> jax.Array:
     """Return the stable ascending order of rows of digits that leave `width` bits free for their index, uint32."""
     packed = digits << width | jnp.arange(digits.shape[1], dtype=jnp.uint32)[None]
-    return _unsigned(sort_rows(_signed(packed))) & jnp.uint32(2**width - 1)
-
-
-def _unsigned(keys: jax.Array) -> jax.Array:
-    """Return uint32 in the order of the int32."""
-    return jax.lax.bitcast_convert_type(keys, jnp.uint32) ^ jnp.uint32(1 << 31)
-
-
-def _signed(numbers: jax.Array) -> jax.Array:
-    """Return int32 in the order of the uint32."""
-    return jax.lax.bitcast_convert_type(numbers ^ jnp.uint32(1 << 31), jnp.int32)
+    return unsigned(sort_rows(signed(packed))) & jnp.uint32(2**width - 1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
-from sdecor.metrics.sorting import average_ranks
+from sdecor.sorting import average_ranks
 
 WINDOWS = ("gaussian", "uniform")
 
