@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sdecor.checks import check_range
+from sdecor.jaxpr import inner_jaxprs
 
 # More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
 _MOST = {"cpu": 64}
@@ -139,20 +140,10 @@ def _intermediate_bytes(jaxpr: core.Jaxpr) -> int:
     """Return the size of all that the equations produce, those of called functions in place of the calls."""
     total = 0
     for equation in jaxpr.eqns:
-        inner = [sub for value in equation.params.values() for sub in _subjaxprs(value)]
+        inner = inner_jaxprs(equation)
         if inner:
             total += sum(map(_intermediate_bytes, inner))
         else:
             shaped = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
             total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
     return total
-
-
-def _subjaxprs(value: Any) -> list[core.Jaxpr]:
-    if isinstance(value, core.ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, core.Jaxpr):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [sub for item in value for sub in _subjaxprs(item)]
-    return []

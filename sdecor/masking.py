@@ -164,6 +164,5 @@ def _choose_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Ar
 def _uniform_within(keys: jax.Array, images: jax.Array) -> jax.Array:
     low = jnp.min(images, axis=(1, 2), keepdims=True)
     high = jnp.max(images, axis=(1, 2), keepdims=True)
-    # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
-    share = jax.vmap(lambda key: jax.random.uniform(key, (images[0].size,)))(keys).reshape(images.shape)
+    share = jax.vmap(lambda key: rng.uniform(key, images.shape[1:]))(keys)
     return jnp.minimum(low + share * (high - low), high)  # rounding may exceed the top

@@ -1,5 +1,7 @@
 """Randomness that belongs to an example: the same draw on any number of devices, in any batch layout."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -32,3 +34,16 @@ def per_example(key: jax.Array, n: int) -> jax.Array:
     if key.shape == ():
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
     raise ValueError(f"key has shape {key.shape}: pass one key, or one for each of the {n} examples")
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Return standard normal draws as `jax.random.normal` does.
+
+    They are drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long, to compile too.
+    """
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Return draws in [0, 1) as `jax.random.uniform` does, drawn flat as by `normal`."""
+    return jax.random.uniform(key, (math.prod(shape),), dtype).reshape(shape)

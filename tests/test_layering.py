@@ -9,12 +9,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian", "chunks", "sorting"}  # what any part may use
+SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting"}  # what any part may use
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
     "gaussian": {"checks"},
-    "chunks": {"checks"},
+    "chunks": {"checks", "jaxpr"},
+    "jaxpr": set(),
     "sorting": set(),
     "cli": {"parallel"},
     "losses": SMALL,

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution.canonical import canonical
-from sdecor.attribution.jaxpr import called, evaluate, interpret, run
 from sdecor.attribution.layers import default_layer, named_layer, squeezed
 from sdecor.attribution.targets import Target, score_of, target_score
+from sdecor.jaxpr import called, evaluate, interpret, run
 
 # A named scope, a pair of functions (image -> activation, activation -> logits [K]), or None: `default_layer`.
 Layer = str | tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]] | None

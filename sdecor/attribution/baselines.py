@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_choice
 from sdecor.gaussian import blur
+from sdecor.rng import uniform
 
 BASELINES = ("zero", "mean", "blur", "uniform", "white", "black")
 _BLUR_SIGMA = 5.0  # pixels
@@ -48,6 +49,4 @@ def _uniform_within(key: jax.Array | None, image: jax.Array) -> jax.Array:
     if key is None:
         raise ValueError("baseline = 'uniform' draws random numbers: pass key=jax.random.key(seed)")
     low, high = image.min((0, 1), keepdims=True), image.max((0, 1), keepdims=True)
-    # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
-    share = jax.random.uniform(key, (image.size,)).reshape(image.shape)
-    return (low + share * (high - low)).astype(image.dtype)
+    return (low + uniform(key, image.shape) * (high - low)).astype(image.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from sdecor.attribution.jaxpr import evaluate, run
+from sdecor.jaxpr import evaluate, inner_jaxprs, run
 
 # Each element of the output is made of the elements at the same place in the inputs.
 ELEMENTWISE = frozenset(
@@ -57,16 +57,6 @@ def _only_elementwise(jaxpr: core.Jaxpr) -> bool:
         if not (known or inner) or not all(map(_only_elementwise, inner)):
             return False
     return True
-
-
-def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
-    """Return the jaxprs in an equation's parameters."""
-    found = []
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
-                found.append(item.jaxpr if isinstance(item, core.ClosedJaxpr) else item)
-    return found
 
 
 def evaluate_now(equation: Any, constants: list[Any]) -> list[jax.Array]:

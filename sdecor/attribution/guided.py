@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from sdecor.attribution.equations import inner_jaxprs, is_elementwise_call
+from sdecor.attribution.equations import is_elementwise_call
 from sdecor.attribution.patterns import Elementwise, elementwise, is_float
 from sdecor.attribution.program import Program, Step, Unit, Unsupported, execute, flatten, plain, plan
 from sdecor.attribution.targets import Target, score_of
+from sdecor.jaxpr import inner_jaxprs
 
 # What a ReLU is told by; dyadic, so that they are exact in every dtype.
 _POINTS = np.array([-1024.0, -8.0, -1.0, -0.5, -(2.0**-6), 0.0, 2.0**-6, 0.5, 1.0, 4.0, 5.5, 8.0, 1024.0])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from sdecor.attribution.jaxpr import scope_of
+from sdecor.jaxpr import scope_of
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
 _CLOSED = ("scan", "while", "cond", "custom_vjp_call")  # equations whose inside has no output of its own

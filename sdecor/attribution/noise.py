@@ -10,6 +10,7 @@ from sdecor.attribution.gradients import gradient
 from sdecor.attribution.targets import Target
 from sdecor.checks import check_choice, check_range
 from sdecor.chunks import moments_over, sum_over
+from sdecor.rng import normal
 
 STATISTICS = ("mean", "mean_square", "variance")
 
@@ -68,8 +69,7 @@ def smoothed(method: Callable[..., jax.Array], noise: Noise) -> Callable[..., ja
             draw, rest = jax.random.split(jax.random.fold_in(key, i))
             own = {"key": rest} if "key" in inner else {}
             own |= {"chunk_size": 1} if "chunk_size" in inner else {}
-            # Drawn flat: on a CPU a draw of three-dimensional shape takes longer, to compile and to run.
-            copy = image + spread * jax.random.normal(draw, (image.size,), image.dtype).reshape(image.shape)
+            copy = image + spread * normal(draw, image.shape, image.dtype)
             return method(fn, copy, target, **own, **options)
 
         if noise.statistic == "variance":

@@ -10,6 +10,7 @@ from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_choice, check_range
 from sdecor.chunks import sum_over
+from sdecor.rng import normal
 
 RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
 
@@ -113,8 +114,7 @@ def expected_gradients(
     def sample(i: jax.Array) -> tuple[jax.Array, ...]:
         of_start, of_place, of_noise = jax.random.split(jax.random.fold_in(key, i), 3)
         start = draw_baseline(of_start)
-        # Drawn flat: on a CPU a draw of three-dimensional shape takes more than twice as long.
-        noise = jax.random.normal(of_noise, (image.size,)).reshape(image.shape) if scale else 0
+        noise = normal(of_noise, image.shape) if scale else 0
         end = image + spread * noise
         point = start + jax.random.uniform(of_place) * (end - start)
         contribution = (end - start) * jax.grad(score)(point.astype(image.dtype))

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from sdecor.attribution.equations import body_of, evaluate_now, is_elementwise_call, name_of
-from sdecor.attribution.jaxpr import called, evaluate, scope_of
+from sdecor.jaxpr import called, evaluate, scope_of
 
 
 class Value(NamedTuple):

@@ -65,7 +65,7 @@ class Method(NamedTuple):
     @property
     def contributions(self) -> bool:
         """Whether attributions are in score units, rather than score units per input unit."""
-        return self.key.split(":")[0].startswith(_CONTRIBUTIONS)
+        return self.key.split(":")[0] in _CONTRIBUTIONS
 
     def settings(self, saliency_of: str) -> dict[str, Any]:
         """Return the value of every option; `saliency_of` stands for the method's own where that is the logit."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.checks import check_range
-from sdecor.rng import per_example
+from sdecor.rng import normal, per_example
 
 _MOST_ITERATIONS = 200
 
@@ -57,10 +57,7 @@ def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 
 
 def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
     """Return standard normal noise in the shape and dtype of `images` `[N, ...]`, by one key or `[N]` keys."""
-    n, size = images.shape[0], images[0].size
-    # Drawn flat: on a CPU a draw of several dimensions takes longer.
-    drawn = jax.vmap(lambda k: jax.random.normal(k, (size,), images.dtype))(per_example(key, n))
-    return drawn.reshape(images.shape)
+    return jax.vmap(lambda k: normal(k, images.shape[1:], images.dtype))(per_example(key, images.shape[0]))
 
 
 def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array:

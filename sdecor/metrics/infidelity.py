@@ -9,7 +9,7 @@ from sdecor.checks import check_choice, check_range
 from sdecor.chunks import divide, map_examples
 from sdecor.metrics.regions import grid_segments
 from sdecor.metrics.replacement import Fn, baseline_images, check_batch, defined, map_samples, score_of
-from sdecor.rng import per_example
+from sdecor.rng import normal, per_example
 
 PERTURBATIONS = ("squares", "grid", "noise")
 SCALINGS = ("none", "optimal")
@@ -139,5 +139,5 @@ def _noisy(
     i: jax.Array, image: jax.Array, base: jax.Array, key: jax.Array, noise: float
 ) -> tuple[jax.Array, jax.Array]:
     """Return the baseline with noise, and that everything is replaced; the image itself for i = 0."""
-    drawn = jax.random.normal(jax.random.fold_in(key, i + 1), (image.size,), image.dtype).reshape(image.shape)
+    drawn = normal(jax.random.fold_in(key, i + 1), image.shape, image.dtype)
     return jnp.where(i > 0, base + noise * drawn, image), jnp.broadcast_to(i > 0, image.shape)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from sdecor.checks import check_choice
+from sdecor.jaxpr import inner_jaxprs
 
 MODES = ("cascading", "independent", "bottom_up")
 REDRAWS = ("normal", "permutation")
@@ -126,8 +127,4 @@ def _follow(jaxpr: core.Jaxpr, inputs: Sequence[tuple[int, ...] | None], order: 
 
 def _inside(equation: Any) -> core.Jaxpr | None:
     """Return the body of a call or a loop whose inputs are those of the equation, one by one."""
-    for value in equation.params.values():
-        inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-        if isinstance(inner, core.Jaxpr) and len(inner.invars) == len(equation.invars):
-            return inner
-    return None
+    return next((inner for inner in inner_jaxprs(equation) if len(inner.invars) == len(equation.invars)), None)

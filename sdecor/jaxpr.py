@@ -82,6 +82,16 @@ def called(equation: Any) -> core.ClosedJaxpr | None:
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 
+def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
+    """Return the jaxprs in an equation's parameters."""
+    found = []
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                found.append(item.jaxpr if isinstance(item, core.ClosedJaxpr) else item)
+    return found
+
+
 def scope_of(equation: Any, outer: str = "") -> str:
     """Return the path of named scopes of an equation inside `outer`, such as "CNN/block1/conv2"."""
     stack = equation.source_info.name_stack.stack
