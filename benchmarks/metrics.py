@@ -227,6 +227,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quantus_images", type=int, default=4)
     options = parser.parse_args()
+    if options.quantus_images < 2:
+        parser.error(
+            f"--quantus_images={options.quantus_images}: some of its metrics correlate over images, pass 2 or more"
+        )
     fn, size = jax_network(NETWORK), options.batch
     batch = make_batch(fn, size)
     quantus, seen = counterparts(NETWORK, jax.tree.map(np.array, batch)) if counterparts else ({}, None)
