@@ -40,7 +40,8 @@ def check_config(config: ConfigDict) -> None:
     check_range("config.evaluation.curve_steps", evaluation.curve_steps, 1)
     check_range("config.evaluation.resamples", evaluation.resamples, 1)
     check_choice("config.evaluation.saliency_of", evaluation.saliency_of, attribution.SALIENCY_OF)
-    _check_if_set("config.evaluation.curve_images", evaluation.curve_images, 1)
+    for field in ("map_images", "curve_images", "robustness_images"):
+        _check_if_set(f"config.evaluation.{field}", evaluation[field], 1)
     check_range("config.log.every_steps", config.log.every_steps, 1)
 
 

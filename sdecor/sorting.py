@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 # Above the keys of all finite values: the place for what is not to be ranked.
 LAST = jnp.iinfo(jnp.int32).max
+_SHORT = 128  # the network of fewer values is not worth the time that it takes to compile
 
 
 def order_keys(values: jax.Array) -> jax.Array:
@@ -25,6 +26,8 @@ def key_values(keys: jax.Array) -> jax.Array:
 
 def sort_rows(keys: jax.Array) -> jax.Array:
     """Return each row of int32 keys `[N, F]` in ascending order."""
+    if keys.shape[1] <= _SHORT:
+        return jnp.sort(keys)
     return jax.lax.platform_dependent(keys, cpu=_network_sort, default=jnp.sort)
 
 

@@ -14,8 +14,7 @@ from sdecor.metrics import correlations, groups, ranks, replacement
 from sdecor.metrics.infidelity import infidelity
 
 N, H, W = tiny.N, tiny.H, tiny.W
-IMAGES, MAPS, TARGETS, KEY = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEY
-KEYS = jax.random.split(KEY, N)
+IMAGES, MAPS, TARGETS, KEYS = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEYS
 SLOPES = np.random.default_rng(8).normal(size=(H, W, 3)).astype(np.float32)
 
 
@@ -214,7 +213,9 @@ class TestQuantus:
     images, maps, labels = one_channel.examples()
 
     def run(self, metric, **options):
-        values = jax.jit(lambda m: metric(one_channel.network, self.images, m, self.labels, key=KEY, **options))
+        values = jax.jit(
+            lambda m: metric(one_channel.network, self.images, m, self.labels, key=jax.random.key(0), **options)
+        )
         return np.asarray(values(self.maps))
 
     def test_faithfulness_correlation(self, monkeypatch):
@@ -255,7 +256,7 @@ class TestQuantus:
             replacement.baseline_images(self.images, "black"),
             self.maps,
             self.labels,
-            key=KEY,
+            key=jax.random.key(0),
         )
         drops = np.asarray(scores[:, :1] - scores[:, 1:])
         ordered = -np.sort(-np.asarray(self.maps, np.float64).reshape(8, -1), axis=1)

@@ -220,3 +220,35 @@ def test_examples_do_not_depend_on_the_chunk():
     assert maps.shape == images.shape and errors.shape == (5,)
     close(run(images, labels, chunk_size=2)[0], maps)
     close(relevance(dense(), images[3], labels[3]), maps[3])
+
+
+@pytest.mark.parametrize("rule", ["gamma", "z_plus"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_is_the_dense_layer_of_its_matrix(rule, groups):
+    """Of signed and, behind a ReLU, of nonnegative inputs; dense layers are compared with float64 above."""
+    kernels = [rng.normal(size=(3, 3, 4 // groups, 4)).astype(np.float32) for _ in range(2)]
+    biases = rng.normal(size=(2, 4)).astype(np.float32)
+    image = rng.normal(size=(4, 5, 4)).astype(np.float32)
+
+    def convolution(i, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x[None], kernels[i], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )[0]
+
+    matrices = [np.asarray(jax.jacobian(partial(convolution, i))(image)).reshape(80, 80).T for i in range(2)]
+
+    def convolutional(x):
+        for i in range(2):
+            x = jax.nn.relu(convolution(i, x) + biases[i][None, None])
+        return x.sum((0, 1))
+
+    def of_matrices(x):
+        x = x.ravel()
+        for i in range(2):
+            x = jax.nn.relu(x @ matrices[i] + np.tile(biases[i], 20))
+        return x.reshape(20, 4).sum(0)
+
+    found, expected = (relevance(fn, image, 1, rule=rule) for fn in (convolutional, of_matrices))
+    assert np.abs(expected).max() > 0.1
+    close(found, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ OUTER = _RNG.normal(size=(3, 9))
 IMAGES = _RNG.normal(0.3, 1.0, size=(N, H, W, C)).astype(np.float32)
 MAPS = _RNG.normal(size=(N, H, W)).astype(np.float32)
 TARGETS = np.array([0, 1, 2, 0, 1])
-KEY = jax.random.key(4)
+KEYS = jax.random.split(jax.random.key(4), N)
 
 
 def network(image: jax.Array) -> jax.Array:

@@ -68,6 +68,18 @@ class Affine(NamedTuple):
 
         return (kernel * scale).astype(kernel.dtype), shift, linear
 
+    def added(self, linear: Callable, parts: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> jax.Array:
+        """Return the sum of `linear(part, kernel)`: without groups, one layer of so many times as many inputs."""
+        if self.base.params.get("feature_group_count", 1) > 1:
+            return sum(map(linear, parts, kernels))
+        numbers = self.base.params["dimension_numbers"]
+        if self.base.name == "conv_general_dilated":
+            of_part, of_kernel = numbers.lhs_spec[1], numbers.rhs_spec[1]
+        else:
+            place, _, _ = _features(self.base)
+            of_part, of_kernel = (numbers[0][i][0] for i in (1 - place, place))
+        return linear(jnp.concatenate(parts, of_part), jnp.concatenate(kernels, of_kernel))
+
 
 def affine_layer(program: Program, step: Step) -> Affine | None:
     """Return the layer that a step ends; None if it ends none."""
