@@ -60,7 +60,9 @@ def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list
 
     evaluations = {
         "forward": evaluation(lambda x, y: fn(x)[y]),
-        "gradient": evaluation(lambda x, y: jax.grad(score_of(fn, y))(x)),
+        # As JAX writes it, and with our form of convolutions' gradients: the faster one sets the limit.
+        "gradient": evaluation(lambda x, y: jax.grad(lambda image: fn(image)[y])(x)),
+        "own gradient": evaluation(lambda x, y: jax.grad(score_of(fn, y))(x)),
     }
     return evaluations, {name: method(name) for name in methods}
 
@@ -118,7 +120,7 @@ def measure(name: str, batch: int, methods: list[str], rounds: int) -> None:
         end="",
     )
     print(f"jax {jax.__version__}, {beside}; best of {rounds} rounds")
-    print(f"One forward {1e3 * once['forward']:.2f} ms, one with its gradient {1e3 * once['gradient']:.2f} ms\n")
+    print(f"One forward {1e3 * once['forward']:.2f} ms, one with its gradient {1e3 * gradient_of(once):.2f} ms\n")
     print("| method | ms | maps/s | forwards + gradients | share of the limit | captum, maps/s | × captum |")
     print("| --- " * 7 + "|")
     for method in methods:
@@ -127,9 +129,13 @@ def measure(name: str, batch: int, methods: list[str], rounds: int) -> None:
         print(row(method, batch, count, best_times(calls, rounds)), flush=True)
 
 
+def gradient_of(best: dict[str, float]) -> float:
+    return min(best["gradient"], best["own gradient"])
+
+
 def row(method: str, batch: int, count: Cost, best: dict[str, float]) -> str:
     taken, theirs = best["sdecor"], best.get("captum")
-    share = (count.forward * best["forward"] + count.gradient * best["gradient"]) / taken
+    share = (count.forward * best["forward"] + count.gradient * gradient_of(best)) / taken
     versus = f"{batch / theirs:.0f} | {theirs / taken:.1f}" if theirs else "– | –"
     counted = f"{count.forward} + {count.gradient}"
     return f"| {method} | {1e3 * taken:.1f} | {batch / taken:.0f} | {counted} | {share:.0%} | {versus} |"

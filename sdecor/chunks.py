@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count
 from sdecor.jaxpr import inner_jaxprs
 
 # More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
@@ -49,17 +49,33 @@ def divide(n: int, chunk_size: int | None) -> tuple[int, int]:
     """
     if chunk_size is None:
         return n, 1
-    check_range("chunk_size", chunk_size, 1)
+    check_count("chunk_size", chunk_size)
     examples = max(1, min(n, chunk_size))
     return examples, max(1, chunk_size // examples)
 
 
 def map_examples(one: Callable[..., Any], arrays: tuple[Any, ...], at_once: int | None = None) -> Any:
-    """Lift `one` over the leading axis of `arrays` (trees), `at_once` examples at a time; None = all."""
+    """Lift `one` over the leading axis of `arrays` (trees), at most `at_once` examples at a time; None = all.
+
+    Examples that are evaluated together are spread over the whole batch, so that under `jit` a batch that is sharded
+    over devices keeps all of them at work.
+    """
     n = jax.tree.leaves(arrays)[0].shape[0]
     if at_once is None or at_once >= n:
         return jax.vmap(one)(*arrays)
-    return jax.lax.map(lambda example: one(*example), arrays, batch_size=at_once)
+    groups = -(-n // at_once)
+    size = -(-n // groups)  # groups of nearly equal size: the fewest examples that are computed for nothing
+
+    def grouped(x: jax.Array) -> jax.Array:
+        if size * groups > n:
+            x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (size * groups - n, *x.shape[1:]))])
+        return jnp.moveaxis(x.reshape(size, groups, *x.shape[1:]), 1, 0)
+
+    def ungrouped(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(size * groups, *x.shape[2:])[:n]
+
+    results = jax.lax.map(lambda group: jax.vmap(one)(*group), jax.tree.map(grouped, arrays))
+    return jax.tree.map(ungrouped, results)
 
 
 def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int | None = None) -> Any:
@@ -71,11 +87,11 @@ def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int |
       at_once: terms evaluated together; None = one. It does not change the result beyond rounding.
 
     Returns:
-      A tree like one term. No more than `at_once` terms exist at a time.
+      A tree like one term, floats of less than 32 bits as float32. No more than `at_once` terms exist at a time.
     """
 
     def add(total: Any, terms: Any, real: jax.Array) -> Any:
-        return jax.tree.map(lambda t, x: t + jnp.where(_like(real, x), x, 0).sum(0), total, terms)
+        return jax.tree.map(lambda t, x: t + jnp.where(_like(real, x), x, 0).sum(0, dtype=t.dtype), total, terms)
 
     return _fold(evaluate, count, at_once, _zeros_like_one(evaluate), add)
 
@@ -83,7 +99,7 @@ def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int |
 def moments_over(
     evaluate: Callable[[jax.Array], jax.Array], count: int, *, at_once: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance (over `count`) of `evaluate(i)`, merged group by group; see `sum_over`.
+    """Return mean and variance (over `count`) of the floats `evaluate(i)`, merged group by group; see `sum_over`.
 
     References:
       Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
@@ -91,7 +107,7 @@ def moments_over(
 
     def merge(total: tuple[jax.Array, ...], terms: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         seen, mean, squares = total
-        new, mask = real.sum(), _like(real, terms)
+        new, mask, terms = real.sum(dtype=seen.dtype), _like(real, terms), terms.astype(mean.dtype)
         both = seen + new
         mean_of_new = jnp.where(mask, terms, 0).sum(0) / new
         gap = mean_of_new - mean
@@ -99,13 +115,13 @@ def moments_over(
         return both, mean + gap * (new / both), squares
 
     zero = _zeros_like_one(evaluate)
-    _, mean, squares = _fold(evaluate, count, at_once, (jnp.int32(0), zero, zero), merge)
+    _, mean, squares = _fold(evaluate, count, at_once, (jnp.zeros((), zero.dtype), zero, zero), merge)
     return mean, squares / count
 
 
 def _fold(evaluate: Callable, count: int, at_once: int | None, start: Any, add: Callable) -> Any:
     """Return `add(… add(start, terms, real) …)` over groups of terms; `real` tells them from the last one's padding."""
-    check_range("count", count, 1)
+    check_count("count", count)
     groups = math.ceil(count / max(1, at_once or 1))
     size = math.ceil(count / groups)  # groups of nearly equal size: the fewest terms that are computed for nothing
 
@@ -122,7 +138,13 @@ def _fold(evaluate: Callable, count: int, at_once: int | None, start: Any, add: 
 
 
 def _zeros_like_one(evaluate: Callable) -> Any:
-    return jax.tree.map(lambda term: jnp.zeros(term.shape, term.dtype), jax.eval_shape(evaluate, jnp.int32(0)))
+    """Return where sums start. In bfloat16 they would soon stop growing, so that groups of terms changed the result."""
+
+    def zeros(term: jax.ShapeDtypeStruct) -> jax.Array:
+        floating = jnp.issubdtype(term.dtype, jnp.floating)
+        return jnp.zeros(term.shape, jnp.promote_types(term.dtype, jnp.float32) if floating else term.dtype)
+
+    return jax.tree.map(zeros, jax.eval_shape(evaluate, jnp.int32(0)))
 
 
 def _like(real: jax.Array, terms: jax.Array) -> jax.Array:
@@ -138,12 +160,15 @@ def _memory(device: Any) -> float:
 
 def _intermediate_bytes(jaxpr: core.Jaxpr) -> int:
     """Return the size of all that the equations produce, those of called functions in place of the calls."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = inner_jaxprs(equation)
-        if inner:
-            total += sum(map(_intermediate_bytes, inner))
-        else:
-            shaped = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
-            total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
-    return total
+    return sum(map(_bytes_of, jaxpr.eqns))
+
+
+def _bytes_of(equation: Any) -> int:
+    inner = [_intermediate_bytes(jaxpr) for jaxpr in inner_jaxprs(equation)]
+    if not inner:
+        shaped = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
+        return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
+    if equation.primitive.name == "cond":
+        return max(inner)
+    # A gradient keeps what every round of a loop produced. How many a `while` has is not known.
+    return sum(inner) * equation.params.get("length", 1)

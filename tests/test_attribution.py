@@ -1,11 +1,14 @@
 """Gradient attribution against functions whose gradient is known, and what must not change it."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdecor.attribution import explain, gradient, normalise, reduce
+from sdecor.attribution import METHODS, Noise, explain, gradient, normalise, reduce
 
 SHAPE = (4, 5, 3)
 CLASSES = 6
@@ -122,12 +125,51 @@ def test_a_target_that_is_no_class_is_never_explained_as_another(images, weights
         ({"chunk_size": 0}, "chunk_size = 0"),
         ({"fn": lambda image: image.sum()[None, None]}, r"fn returned shape \(1, 1\)"),
         ({"fn": lambda image: image.sum()}, r"fn returned shape \(\)"),
+        (
+            {"fn": lambda x: {"logits": x, "a": x}},
+            r"dict with keys 'a', 'logits': .* fn\(x\)\['logits'\]",
+        ),
+        ({"fn": lambda image: (image.sum((0, 1)), image)}, r"fn returned a tuple: .* lambda x: fn\(x\)\[0\]"),
+        ({"fn": lambda image: None}, "fn returned a NoneType"),
+        ({"fn": lambda image: jnp.argsort(image.sum((0, 1)))}, "fn returned dtype int32"),
+        ({"method": lambda fn, image, target, *, step=3: image, "steps": 3}, "'<lambda>'.* did you mean 'step'"),
     ],
 )
 def test_errors_say_what_is_wrong(weights, change, message):
     arguments = {"fn": network(weights), "images": jnp.zeros((2, *SHAPE)), "targets": jnp.zeros(2, int)} | change
     with pytest.raises(ValueError, match=message):
         explain(**arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_refuses_what_is_not_logits(method):
+    """Also without `explain`."""
+    run = METHODS[method]
+    key = {"key": jax.random.key(0)} if "key" in inspect.signature(run).parameters else {}
+    with pytest.raises(ValueError, match="fn returned a dict with keys 'z': return its logits"):
+        run(lambda image: {"z": jax.nn.relu(image.sum((0, 1)))}, jnp.ones(SHAPE), 0, **key)
+
+
+def scaled(fn, image, target, factor=1.0, *, shift=0.0):
+    return gradient(fn, image, target) * factor + shift
+
+
+def open_ended(fn, image, target, **options):
+    return scaled(fn, image, target, **options)
+
+
+@pytest.mark.parametrize("method", [scaled, open_ended, functools.partial(scaled, shift=0.0)])
+@pytest.mark.parametrize("noise", [None, Noise(samples=2, scale=0.0)])
+def test_options_of_a_method_of_ones_own(images, weights, method, noise):
+    fn, options = network(weights), {"noise": noise, "key": jax.random.key(0)}
+    found = explain(fn, images, 0, method=method, factor=2.0, shift=1.0, **options)
+    np.testing.assert_allclose(found, 2 * explain(fn, images, 0) + 1, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="method 'drawing' draws random numbers"):
+
+        def drawing(fn, image, target, key):
+            return image
+
+        explain(fn, images, 0, method=drawing)
 
 
 def test_bfloat16_network_gives_float32_maps(images, weights):
@@ -160,5 +202,7 @@ def test_normalisations_belong_to_the_map():
     for how in ("max", "sum", "percentile"):
         np.testing.assert_allclose(scaled(maps, how=how)[:1], scaled(maps[:1], how=how), rtol=1e-6)
         np.testing.assert_array_equal(scaled(jnp.zeros((1, 4, 4)), how=how), 0)
+        undefined = scaled(maps.at[0, 2, 3].set(jnp.nan).at[1, 2, 3].set(-jnp.inf), how=how)
+        assert jnp.isnan(undefined[:2]).all() and jnp.isfinite(undefined[2]).all()
     lone = jnp.zeros((1, 20, 20)).at[0, 3, 3].set(7.0)
     assert float(scaled(lone, how="percentile")[0, 3, 3]) == 1

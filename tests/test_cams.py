@@ -1,5 +1,6 @@
 """Class activation maps against captum, the papers' formulas in float64, and CAM itself; and how layers are found."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import flax.linen as nn
@@ -212,6 +213,63 @@ def test_nnx_module_by_scope_by_pair_and_by_default(key):
     assert float(jnp.abs(expected).max()) > 0
 
 
+class TwoConvolutions(nnx.Module):
+    """Two convolutions of one class, of which the first is called twice, with a BatchNorm and no named scope."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first, self.second = (nnx.Conv(3, 3, (3, 3), rngs=rngs) for _ in range(2))
+        self.norm, self.unused = nnx.BatchNorm(3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+
+    def head(self, x):
+        return nnx.relu(self.second(x)).mean((1, 2))
+
+    def __call__(self, x):
+        return self.head(self.norm(self.first(nnx.relu(self.first(x)))))
+
+
+def test_a_layer_can_be_given_as_an_nnx_module(key):
+    model = TwoConvolutions(nnx.Rngs(0))
+    model.eval()
+    images, kept = jax.random.normal(key, (2, 8, 8, 3)), vars(nnx.Conv)["__call__"]
+    fn = lambda x: model(x[None])[0]  # noqa: E731, as in docs/attribution.md
+    pairs = {
+        "first": (lambda x: model.first(nnx.relu(model.first(x[None]))), lambda z: model.head(model.norm(z))[0]),
+        "second": (
+            lambda x: model.second(model.norm(model.first(nnx.relu(model.first(x[None]))))),
+            lambda z: nnx.relu(z).mean((1, 2))[0],
+        ),
+    }
+    for name, pair in pairs.items():
+        run = jax.jit(partial(explain, fn, method="layer_cam", layer=getattr(model, name)))
+        close(run(images, 1), explain(fn, images, 1, method="layer_cam", layer=pair))
+    assert vars(nnx.Conv)["__call__"] is kept
+    assert not np.allclose(run(images, 1), explain(fn, images, 1, method="layer_cam", layer=model.first))
+    with ThreadPoolExecutor(4) as threads:
+        layers = [model.first, model.second] * 4
+        found = list(threads.map(lambda layer: grad_cam(fn, images[0], 1, layer=layer), layers))
+    close(found[2:], found[:2] * 3)
+    assert vars(nnx.Conv)["__call__"] is kept
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda model: model.unused, "layer, a Linear object, is not called while fn is traced: pass the object"),
+        (lambda model: nnx.clone(model).first, "layer, a Conv object, is not called .* not a copy"),
+        (lambda model: jnp.tanh, r"give the layer as a pair \(features_fn, head_fn\)"),
+        (lambda model: lambda x: x, "is no object of a class that can be named"),
+        (lambda model: 3, "layer = 3 is neither a named scope nor a module"),
+    ],
+)
+def test_errors_about_module_objects(layer, message):
+    model = TwoConvolutions(nnx.Rngs(0))
+    model.eval()
+    kept = nnx.Conv.__call__, nnx.Linear.__call__
+    with pytest.raises(ValueError, match=message):
+        grad_cam(lambda x: model(x[None])[0], jnp.ones((8, 8, 3)), 0, layer=layer(model))
+    assert kept == (nnx.Conv.__call__, nnx.Linear.__call__)
+
+
 class Nested(nn.Module):
     """Blocks under `checkpoint`, a function under `jit`, a layer that is called twice and one inside a scan."""
 
@@ -277,7 +335,7 @@ def test_errors_about_layers(layer, message):
 
 def test_errors_about_functions_without_scopes_or_convolutions():
     image, linear = jnp.ones((4, 4, 3)), lambda image: image.sum((0, 1))
-    with pytest.raises(ValueError, match="'conv': the function has no jax.named_scope; add one, or give the layer as"):
+    with pytest.raises(ValueError, match="'conv': the function has no jax.named_scope; add one, pass the module"):
         grad_cam(linear, image, 0, layer="conv")
     with pytest.raises(ValueError, match="no convolution with an output"):
         grad_cam(linear, image, 0)
@@ -339,6 +397,8 @@ def test_transformer_maps_leave_out_the_class_token(key):
         ((1, 49, 3), (32, 32), (7, 7, 3)),
         ((50, 3), (32, 32), (7, 7, 3)),
         ((1, 9, 3), (16, 32), (2, 4, 3)),
+        ((9, 3), (12, 10), (3, 3, 3)),  # 4×4 patches, padded
+        ((7, 3), (12, 10), (3, 2, 3)),  # and cut off, with a class token
     ],
 )
 def test_as_map(shape, image, expected):

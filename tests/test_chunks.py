@@ -89,14 +89,52 @@ def test_memory_is_bounded_by_the_terms_at_once_and_not_by_their_number(run):
     assert needed(1024, 64) > 8 * needed(1024, 2)
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 6, 100])
+@pytest.mark.parametrize("at_once", [None, 2, 13])
+def test_narrow_floats_are_summed_in_float32(at_once):
+    """2,000 terms of 1 are 256 in bfloat16, where 256 + 1 = 256."""
+
+    def term(i):
+        return jnp.ones(2, jnp.bfloat16) + (i % 2).astype(jnp.bfloat16)
+
+    total = jax.jit(lambda: chunks.sum_over(term, 2000, at_once=at_once))()
+    mean, variance = jax.jit(lambda: chunks.moments_over(term, 2000, at_once=at_once))()
+    assert total.dtype == mean.dtype == variance.dtype == jnp.float32
+    np.testing.assert_array_equal(total, 3000)
+    np.testing.assert_allclose(mean, 1.5, rtol=1e-6)
+    np.testing.assert_allclose(variance, 0.25, rtol=1e-5)
+
+
+def test_dtypes_stay_with_64_bits(terms):
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            term = jnp.asarray(terms, dtype).__getitem__
+            total, (mean, variance) = chunks.sum_over(term, 13, at_once=2), chunks.moments_over(term, 13, at_once=2)
+            assert total.dtype == mean.dtype == variance.dtype == dtype
+            np.testing.assert_allclose(variance, terms.var(0, np.float64), rtol=1e-5)
+        assert chunks.sum_over(lambda i: i, 5, at_once=2).dtype == jnp.int32
+
+
+def test_examples_of_a_sharded_batch_stay_on_their_devices():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
+    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    x = jax.device_put(jnp.arange(64.0).reshape(32, 2), sharded)
+    run = jax.jit(lambda x: chunks.map_examples(lambda row: jnp.tanh(row).sum(), (x,), 8), out_shardings=sharded)
+    program = run.lower(x).compile()
+    assert "all-gather" not in program.as_text()
+    np.testing.assert_allclose(program(x), np.tanh(np.arange(64.0).reshape(32, 2)).sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 4, 5, 6, 100])
 def test_map_examples_equals_vmap(at_once):
     def one(x, own):
-        return {"y": jnp.tanh(x) * own["scale"], "i": own["index"] + 1}
+        drawn = jax.random.normal(own["key"])
+        return {"y": jnp.tanh(x) * own["scale"] + drawn, "i": own["index"] + 1, "key": own["key"]}
 
-    arguments = jnp.arange(18.0).reshape(6, 3), {"scale": jnp.arange(6.0), "index": jnp.arange(6)}
+    own = {"scale": jnp.arange(6.0), "index": jnp.arange(6), "key": jax.random.split(jax.random.key(0), 6)}
+    arguments = jnp.arange(18.0).reshape(6, 3), own
     found = jax.jit(lambda *a: chunks.map_examples(one, a, at_once))(*arguments)
     expected = jax.vmap(one)(*arguments)
+    found, expected = ({**tree, "key": jax.random.key_data(tree["key"])} for tree in (found, expected))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
@@ -116,7 +154,7 @@ def test_divide(n, chunk_size, expected):
     assert chunks.divide(n, chunk_size) == expected
 
 
-@pytest.mark.parametrize("wrong", [0, -1, True])
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5])
 def test_wrong_numbers(wrong):
     with pytest.raises(ValueError, match="chunk_size = "):
         chunks.divide(4, wrong)
@@ -142,3 +180,17 @@ def test_default_chunk_size_shrinks_with_the_function(monkeypatch):
     assert chunks.default_chunk_size(chain(200), x) == 1
     assert jax.jit(lambda x: x * chunks.default_chunk_size(chain(2), x))(jnp.ones(4096))[0] == 32
     assert chunks.default_chunk_size(lambda x: x[:1] + 1, x) == 64  # more gains nothing on a CPU
+
+
+def test_default_chunk_size_counts_every_round_of_a_loop_and_one_branch(monkeypatch):
+    monkeypatch.setattr(chunks, "_memory", lambda device: 4 * 2**20)
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x), None), x, length=8)[0]
+
+    def branches(x):
+        return jax.lax.cond(x[0] > 0, jnp.tanh, lambda x: jnp.sin(jnp.sin(x)), x)
+
+    x = jax.ShapeDtypeStruct((4096,), jnp.float32)
+    assert chunks.default_chunk_size(loop, x) == 8
+    assert chunks.default_chunk_size(branches, x) in (16, 32)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +161,43 @@ def test_reused_activation_and_scan():
         found, error = jax.jit(partial(deeplift, scanned, with_error=True))(image, target, baseline=start)
         assert abs(error) < 1e-4
         close(found, jax.jit(partial(deeplift, repeated))(image, target, baseline=start), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["rsqrt", "div", "reciprocal", "linen"])
+def test_layer_norm_of_a_constant_baseline_stays_bounded(form):
+    """As a product, `(x − μ) · rsqrt(σ² + ε)` has contributions in the thousands that cancel, at zero variance."""
+    w1, w2 = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6, 8), (8, 3)))
+    norm = nn.LayerNorm()
+    variables = {"params": {"scale": jnp.asarray([1.0, -2, 0.5, 0, 1, 3]), "bias": jnp.arange(6.0)}}
+
+    def normalised(x):
+        if form == "linen":
+            return norm.apply(variables, x)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True) + 1e-6
+        if form == "rsqrt":
+            return centred * jax.lax.rsqrt(variance)
+        return centred / jnp.sqrt(variance) if form == "div" else centred * (1 / jnp.sqrt(variance))
+
+    def network(image):
+        return (jax.nn.gelu(normalised(image.reshape(-1, 6)) @ w1) @ w2).mean(0)
+
+    image = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
+    run = jax.jit(partial(deeplift, network, with_error=True))
+    for start in (jnp.zeros_like(image), jnp.full_like(image, 0.3), image[::-1]):
+        found, error = run(image, 1, baseline=start)
+        assert abs(error) < 1e-4
+        assert float(jnp.abs(found).max()) < 10
+        np.testing.assert_allclose(found.sum(), network(image)[1] - network(start)[1], atol=1e-4)
+
+
+def test_quotients_sum_also_where_a_divisor_changes_its_sign():
+    image, start = jnp.asarray([[[3.0, -2.0, 0.5]]]), jnp.asarray([[[1.0, 4.0, 0.25]]])
+    fn = lambda image: jnp.stack([image[0, 0, 0] / image[0, 0, 1], image[0, 0, 0] / image[0, 0, 2]])  # noqa: E731
+    for target in (0, 1):
+        found, error = deeplift(fn, image, target, baseline=start, with_error=True)
+        assert abs(error) < 1e-6
+        np.testing.assert_allclose(found.sum(), fn(image)[target] - fn(start)[target], rtol=1e-5)
 
 
 def test_examples_do_not_depend_on_the_chunk():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_network as reference
 
-from sdecor.attribution import explain
+from sdecor.attribution import Contrast, explain
 from sdecor.attribution.guided import deconvnet, guided_backpropagation
 
 METHODS = {method.__name__: jax.jit(method, static_argnums=0) for method in (guided_backpropagation, deconvnet)}
@@ -17,6 +17,16 @@ RELUS = {
     "maximum": lambda x: jnp.maximum(x, 0),
     "where": lambda x: jnp.where(x > 0, x, 0),
     "product": lambda x: x * (x > 0),
+    "clip": lambda x: jnp.clip(x, 0),
+    "largest": lambda x: jnp.minimum(jnp.maximum(x, 0), jnp.inf),
+    "minimum": lambda x: -jnp.minimum(-x, 0),
+    "selected": lambda x: jax.lax.select(x <= 0, jnp.zeros_like(x), x),
+    "absolute": lambda x: (x + jnp.abs(x)) / 2,
+    "halves": lambda x: 0.5 * x + jnp.abs(x) * 0.5,
+    "difference": lambda x: x - jnp.minimum(x, 0),
+    "scaled": lambda x: 2 * jnp.maximum(x / 2, 0),
+    "compiled": jax.jit(lambda x: jnp.maximum(x, 0)),
+    "recomputed": jax.checkpoint(jax.nn.relu),
 }
 rng = np.random.default_rng(3)
 IMAGE = rng.normal(size=(4, 4, 2))
@@ -94,8 +104,9 @@ def test_other_activations_keep_their_gradient(method):
     image = jnp.asarray(IMAGE, jnp.float32)
     with pytest.raises(ValueError, match=f"{method} changes how gradients pass a ReLU, and fn has none"):
         METHODS[method](dense(jax.nn.gelu), image, 0)
-    with pytest.raises(ValueError, match="fn has none"):
-        METHODS[method](dense(jax.nn.leaky_relu), image, 0)
+    for name in ("celu", "elu", "selu", "leaky_relu", "silu", "hard_swish", "hard_tanh", "softplus", "log_sigmoid"):
+        with pytest.raises(ValueError, match="fn has none"):
+            METHODS[method](dense(getattr(jax.nn, name)), image, 0)
 
     def mixed(image):  # the ReLU is the last layer, of positive weight: nothing but GELU's gradient is left
         return jax.nn.relu(jnp.abs(dense(jax.nn.gelu)(image)) + 1)
@@ -110,6 +121,14 @@ def test_a_relu_that_is_not_entered_is_refused():
 
     with pytest.raises(ValueError, match="guided_backpropagation cannot handle `while`.*may hold a ReLU"):
         guided_backpropagation(looped, jnp.asarray(IMAGE, jnp.float32), 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [9, Contrast(0, 9)])
+def test_a_class_that_does_not_exist_gives_nan(method, target):
+    """Also without `explain`; pixels that reach no active ReLU have no gradient at all."""
+    maps = METHODS[method](dense(lambda x: jnp.maximum(x + 100, 0)), jnp.asarray(IMAGE, jnp.float32), target)
+    assert jnp.isnan(maps).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -101,6 +101,20 @@ def test_relevance_is_conserved_without_biases(rule):
         np.testing.assert_allclose(found.sum(), fn(image)[target], rtol=1e-4)
 
 
+def test_z_plus_loses_what_has_no_positive_part():
+    """One of two hidden units gets negative parts alone; GELU gives it relevance all the same, ReLU does not."""
+    w = jnp.array([[1.0, -1.0], [2.0, -0.5]])
+
+    def network(activation):
+        return lambda image: activation(image.ravel() @ w).sum(keepdims=True)
+
+    image, positive, negative = jnp.ones((1, 2, 1)), 3.0, -1.5
+    for activation in (jax.nn.relu, jax.nn.gelu, jnp.tanh):
+        found, error = relevance(network(activation), image, 0, rule="z_plus", epsilon=0, with_error=True)
+        close(found.ravel(), activation(positive) * jnp.array([1.0, 2.0]) / 3)
+        close(error, -activation(negative), atol=1e-5)
+
+
 def test_box_is_conserved():
     image, bounds = jnp.tanh(jnp.asarray(IMAGE, jnp.float32)), {"low": -1.0, "high": 1.0}
     found, error = relevance(without_biases(), image, 1, epsilon=0, with_error=True, **bounds)
@@ -198,6 +212,23 @@ def test_transformer_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda x: (x - x.mean()) * jax.lax.rsqrt(x.var() + 1), "`rsqrt` .* LayerNorm, which has no rule.*'deeplift'"),
+        (lambda x: x * jax.nn.sigmoid(x[::-1]), "`logistic` .* a gate, which has no rule.*'deeplift'"),
+        (lambda x: x * x[::-1], r"`mul` .*multiplies .* \(LayerNorm, attention, a gate\).*'deeplift'"),
+        (jax.nn.softmax, "`exp` .* a softmax or an attention, which has no rule.*'deeplift'"),
+        (lambda x: jnp.cos(x), "`cos` .* its value at 0 is not 0.*'deeplift'"),
+        (jnp.sort, "`sort` .* no rule for relevance. Use a gradient method"),
+        (lambda x: jnp.where(x[::-1] > 0, x, 2 * x), "no rule for relevance. Use a gradient method"),
+    ],
+)
+def test_refused_operations(operation, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda x: lrp(lambda image: operation(image.ravel()), x, 0), jnp.ones((2, 2, 1)))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rule": "alpha"}, "rule"),
@@ -252,3 +283,15 @@ def test_a_convolution_is_the_dense_layer_of_its_matrix(rule, groups):
     found, expected = (relevance(fn, image, 1, rule=rule) for fn in (convolutional, of_matrices))
     assert np.abs(expected).max() > 0.1
     close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_product_that_sums_over_nothing():
+    w = rng.normal(size=4).astype(np.float32)
+
+    def outer(x):
+        x = jnp.einsum("i,j->ij", x.ravel(), w).ravel()
+        return jax.nn.relu(x) @ jnp.ones((32, 2))
+
+    image = jnp.asarray(rng.normal(size=(2, 2, 2)), jnp.float32)
+    found, error = relevance(outer, image, 0, rule="gamma", with_error=True)
+    assert np.isfinite(found).all() and abs(error) < 1e-4

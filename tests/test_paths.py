@@ -351,6 +351,17 @@ def test_maps_belong_to_the_image(weights, method):
         same(spread.reshape(whole.shape), whole)
 
 
+@EVERY_PATH
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_places_and_weights_have_the_dtype_of_the_image(method, dtype):
+    """Also where float64 is switched on; bfloat16 images are weighted in float32."""
+    with jax.enable_x64(True):
+        image = jnp.ones(SHAPE, dtype)
+        run = functools.partial(method, lambda x: (x**2).sum((0, 1)), target=0, with_error=True)
+        found, error = jax.eval_shape(lambda image: run(image=image), image)
+    assert found.dtype == error.dtype == jnp.promote_types(dtype, jnp.float32)
+
+
 def test_contrasts_and_functions_of_the_logits(image, weights):
     found = [
         attribute(integrated_gradients, smooth(weights), image, target, steps=5)

@@ -204,8 +204,8 @@ def test_memory_does_not_grow_with_samples(image):
     [
         (occlusion, {"window": 8}, "width of window = 8 is out of range: it is a number in \\[1, 7\\]"),
         (occlusion, {"window": (2, 3), "stride": 3}, "height of stride = 3"),
-        (occlusion, {"window": 0}, "window = 0: pass a positive integer"),
-        (occlusion, {"window": 2.5}, "window = 2.5: pass a positive integer"),
+        (occlusion, {"window": 0}, "window = 0 is no such count"),
+        (occlusion, {"window": 2.5}, "window = 2.5 is no such count"),
         (occlusion, {"baseline": "uniform"}, "baseline = 'uniform' draws random numbers"),
         (rise, {"key": KEY, "cells": (3, 3, 3)}, r"cells = \(3, 3, 3\): pass a positive integer, or two"),
         (rise, {"key": KEY, "probability": 0.0}, "probability = 0.0"),
@@ -215,3 +215,14 @@ def test_memory_does_not_grow_with_samples(image):
 def test_errors_say_what_is_wrong(image, weights, method, options, message):
     with pytest.raises(ValueError, match=message):
         method(network(weights), image, 0, **options)
+
+
+@METHODS
+def test_no_gradient_is_taken_so_that_forward_mode_goes_through(method, options, image, weights):
+    def map_of(x):
+        return method(lambda x: jnp.stack([jnp.vdot(weights, x) ** 2, 0.0]), x, 0, key=KEY, **options)
+
+    change = jax.random.normal(jax.random.key(2), SHAPE)
+    _, along = jax.jvp(map_of, (image,), (change,))
+    step = 1e-2 * change
+    np.testing.assert_allclose(along, (map_of(image + step) - map_of(image - step)) / 2e-2, rtol=2e-2, atol=0.1)

@@ -69,16 +69,21 @@ class Affine(NamedTuple):
         return (kernel * scale).astype(kernel.dtype), shift, linear
 
     def added(self, linear: Callable, parts: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> jax.Array:
-        """Return the sum of `linear(part, kernel)`: without groups, one layer of so many times as many inputs."""
-        if self.base.params.get("feature_group_count", 1) > 1:
+        """Return the sum of `linear(part, kernel)`: where it can be, one layer of so many times as many inputs."""
+        axes = self._summed_axes()
+        if axes is None:
             return sum(map(linear, parts, kernels))
+        return linear(*(jnp.concatenate(arrays, axis) for arrays, axis in zip((parts, kernels), axes, strict=True)))
+
+    def _summed_axes(self) -> tuple[int, int] | None:
+        """Return an axis of what enters and one of the kernel that are multiplied and summed over, if there are any."""
         numbers = self.base.params["dimension_numbers"]
         if self.base.name == "conv_general_dilated":
-            of_part, of_kernel = numbers.lhs_spec[1], numbers.rhs_spec[1]
-        else:
-            place, _, _ = _features(self.base)
-            of_part, of_kernel = (numbers[0][i][0] for i in (1 - place, place))
-        return linear(jnp.concatenate(parts, of_part), jnp.concatenate(kernels, of_kernel))
+            groups = self.base.params["feature_group_count"] * self.base.params["batch_group_count"]
+            return (numbers.lhs_spec[1], numbers.rhs_spec[1]) if groups == 1 else None
+        place, _, _ = _features(self.base)
+        of_part, of_kernel = numbers[0][1 - place], numbers[0][place]
+        return (of_part[0], of_kernel[0]) if of_part else None
 
 
 def affine_layer(program: Program, step: Step) -> Affine | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution.paths import completeness_error, quadrature
+from sdecor.attribution.paths import at_least_float32, completeness_error, quadrature
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_range
 from sdecor.chunks import sum_over
@@ -56,7 +56,7 @@ def blur_integrated_gradients(
     check_range("max_sigma", max_sigma, _SHARP)
     score = score_of(fn, target, saliency_of=saliency_of)
     places, weights = quadrature(rule, steps)
-    sigmas, weights = jnp.asarray(places * max_sigma), jnp.asarray(weights * max_sigma)
+    sigmas, weights = (jnp.asarray(max_sigma * values, at_least_float32(image)) for values in (places, weights))
 
     def blurred(sigma: jax.Array) -> jax.Array:
         return blur(image[None], jnp.maximum(sigma, _SHARP))[0]

@@ -5,9 +5,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from sdecor.attribution.guided_paths import path_bounds
+from sdecor.attribution.lrp import rules_of
 from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise
-from sdecor.checks import check_choice
+from sdecor.attribution.paths import quadrature
+from sdecor.attribution.perturbation import checked_pair, window_starts
+from sdecor.checks import check_choice, check_count
 
 
 class Cost(NamedTuple):
@@ -32,7 +38,12 @@ def cost(method: str, image_shape: tuple[int, int, int], *, noise: Noise | None 
       **options: of the method, where they differ from its defaults.
 
     Returns:
-      Evaluations. Of the methods at a layer, the part of a backward evaluation above the layer is not counted.
+      Evaluations of the compiled program, which evaluates once what two parts of a method, or all images, share. Not
+      counted are the part of a backward evaluation above a layer, for the methods at one, and that a network's first
+      layer costs half as much again with LRP's rules for positive parts. Of a `rule` that is a function the most.
+
+    Raises:
+      ValueError: for an unknown method or option, and for options that the method itself refuses.
     """
     check_choice("method", method, METHODS)
     parameters = inspect.signature(METHODS[method]).parameters.values()
@@ -44,32 +55,56 @@ def cost(method: str, image_shape: tuple[int, int, int], *, noise: Noise | None 
 
 
 def _path(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    quadrature(options["rule"], options["steps"])
+    return _of_path(options)
+
+
+def _guided_path(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    path_bounds(options["steps"], options["max_dist"], options["anchors"])
+    return _of_path(options)
+
+
+def _of_path(options: dict[str, Any]) -> Cost:
     return Cost(2 if options["with_error"] else 0, options["steps"])
 
 
 def _expected_gradients(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    return Cost(options["samples"] + 1 if options["with_error"] else 0, options["samples"])
+    samples = _samples(image_shape, options).gradient
+    return Cost(samples + 1 if options["with_error"] else 0, samples)
 
 
 def _samples(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    check_count("samples", options["samples"])
     return Cost(0, options["samples"])
 
 
+def _rise(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    return Cost(_samples(image_shape, options).gradient, 0)
+
+
 def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    windows = 1
-    for axis, side in enumerate(image_shape[:2]):
-        size, stride = (
-            value[axis] if isinstance(value, tuple) else value for value in (options["window"], options["stride"])
-        )
-        size = math.ceil(side / 8) if size is None else size
-        stride = math.ceil(size / 2) if stride is None else stride
-        windows *= math.ceil((side - size) / stride) + 1
-    return Cost(windows + 1, 0)
+    sides, window, stride = image_shape[:2], options["window"], options["stride"]
+    window = [math.ceil(side / 8) for side in sides] if window is None else checked_pair("window", window)
+    stride = [math.ceil(size / 2) for size in window] if stride is None else checked_pair("stride", stride)
+    axes = zip(("height", "width"), sides, window, stride, strict=True)
+    return Cost(math.prod(len(window_starts(*axis)) for axis in axes) + 1, 0)
+
+
+def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    """A baseline that is the same for all images goes through the network once a batch."""
+    baseline = options["baseline"]
+    for_all = baseline == "zero" if isinstance(baseline, str) else np.ndim(baseline) < 4
+    return Cost(0 if for_all else 1, 1)
 
 
 def _lrp(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """Positive and negative parts go through a layer apart; the layer that sees the image needs a third part."""
-    return Cost(0, 1 if options["rule"] == "epsilon" else 2)
+    """Positive parts go through a layer beside all of them, those of positive and negative inputs apart.
+
+    For the rule "box" these are the bounds of the image, once a batch.
+    """
+    rule = options["rule"]
+    rules_of(rule, options["low"], options["high"], options["saliency_of"])
+    return Cost(0, 1 if rule == "epsilon" else 2)
 
 
 def _fixed(forward: int, gradient: int) -> Callable[..., Cost]:
@@ -84,7 +119,7 @@ _COSTS: dict[str, Callable[[tuple[int, ...], dict[str, Any]], Cost]] = {
     "vargrad": _samples,
     "integrated_gradients": _path,
     "blur_integrated_gradients": _path,
-    "guided_integrated_gradients": _path,
+    "guided_integrated_gradients": _guided_path,
     "expected_gradients": _expected_gradients,
     "grad_cam": _fixed(1, 0),
     "grad_cam_plus_plus": _fixed(1, 0),
@@ -92,9 +127,9 @@ _COSTS: dict[str, Callable[[tuple[int, ...], dict[str, Any]], Cost]] = {
     "hires_cam": _fixed(1, 0),
     "guided_backpropagation": _fixed(0, 1),
     "deconvnet": _fixed(0, 1),
-    "guided_grad_cam": _fixed(1, 1),
-    "deeplift": _fixed(1, 1),
+    "guided_grad_cam": _fixed(0, 1),
+    "deeplift": _deeplift,
     "lrp": _lrp,
     "occlusion": _occlusion,
-    "rise": lambda image_shape, options: Cost(options["samples"], 0),
+    "rise": _rise,
 }

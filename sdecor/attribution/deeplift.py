@@ -7,7 +7,8 @@ import jax
 
 from sdecor.attribution.baselines import baseline_image
 from sdecor.attribution.canonical import canonical
-from sdecor.attribution.deeplift_rules import Pair, unit_of
+from sdecor.attribution.deeplift_rules import unit_of
+from sdecor.attribution.deeplift_softmax import Pair
 from sdecor.attribution.program import execute, flatten, plan
 from sdecor.attribution.targets import Target, target_score
 
@@ -30,12 +31,13 @@ def deeplift(
 
     - linear: exact; elementwise functions of one value, also those of several steps such as GELU: Δout/Δin;
     - products, convolutions and matrix products of two values (attention): the other factor's mean of both ends;
-      other elementwise functions of two values: the mean over both orders in which they can change (Shapley);
+      quotients, also by a root as in LayerNorm: as products the other way round, `y·s = a`; other elementwise functions
+      of two values: the mean over both orders in which they can change (Shapley);
     - maxima and max pooling: the rise goes to the winner in the image, a fall to the winner in the baseline;
-    - softmax, log-softmax and logsumexp: as a whole, by the logarithmic mean of both ends (see `deeplift_rules`);
+    - softmax, log-softmax and logsumexp: as a whole, by the logarithmic mean of both ends (see `deeplift_softmax`);
     - `stop_gradient` passes contributions, which a sum to the difference needs.
 
-    Cost: one gradient and one evaluation.
+    Cost: one gradient, and an evaluation of the baseline: once a batch where it is the same for all images.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.

@@ -4,27 +4,17 @@ Every value is a `Pair`, of the image and of the baseline. A unit computes both;
 multiplier `m` with `Δout = Σ m · Δin`, exactly.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sdecor.attribution.deeplift_softmax import RESHAPING, Pair, logsumexp_in, softmax_in
 from sdecor.attribution.equations import BILINEAR, ELEMENTWISE, MAXIMA, MINIMA
 from sdecor.attribution.patterns import elementwise, is_float, is_linear
 from sdecor.attribution.program import Program, Step, Unit, Unsupported, Value
 from sdecor.attribution.surrogates import linearised, same, slope
-
-_RESHAPING = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze")
-
-
-class Pair(NamedTuple):
-    """A value of the network for the image and for the baseline."""
-
-    image: jax.Array
-    baseline: jax.Array
 
 
 def unit_of(program: Program, step: Step) -> Unit:
@@ -35,7 +25,7 @@ def unit_of(program: Program, step: Step) -> Unit:
         return Unit(step.dependent, step.outputs, _at_both_ends(step))
     if not is_float(step.outputs[0]):
         raise _unsupported(step, "its result is no real number that differences can pass through")
-    normalised = _softmax_in(program, step) or _logsumexp_in(program, step)
+    normalised = softmax_in(program, step) or logsumexp_in(program, step)
     if normalised is not None:
         return normalised
     function = elementwise(program, step)
@@ -43,6 +33,9 @@ def unit_of(program: Program, step: Step) -> Unit:
         return Unit((function.root,), step.outputs, _rescale(function))
     if not all(map(is_float, step.dependent)):
         raise _unsupported(step, "it selects by a condition on other values that depend on the image")
+    divisor = _divisor(program, step)
+    if divisor is not None:
+        return Unit(step.dependent, step.outputs, _quotient(step, divisor))
     if len(step.dependent) == 2 and step.name in BILINEAR:
         return Unit(step.dependent, step.outputs, _product(step))
     if len(step.dependent) == 2 and (step.name in ELEMENTWISE or step.name.startswith("custom_")):
@@ -87,8 +80,50 @@ def _product(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
         return step(a, b)[0], step(tangents[0], mean_b)[0] + step(mean_a, tangents[1])[0]
 
     def apply(a: Pair, b: Pair) -> list[Pair]:
-        means = [lax.stop_gradient(x.image + x.baseline) / 2 for x in (a, b)]
+        means = [_middle(x) for x in (a, b)]
         return [Pair(multiply(a.image, b.image, *means), step(a.baseline, b.baseline)[0])]
+
+    return apply
+
+
+def _middle(x: Pair) -> jax.Array:
+    return lax.stop_gradient(x.image / 2 + x.baseline / 2)
+
+
+def _divisor(program: Program, step: Step) -> int | None:
+    """Return the place of the input that a step divides by, or multiplies with after dividing 1 by it; else None."""
+    if len(step.dependent) != 2 or step.name not in ("div", "mul"):
+        return None
+    return 1 if step.name == "div" else next((i for i in (0, 1) if _is_reciprocal(program, step.inputs[i])), None)
+
+
+def _is_reciprocal(program: Program, value: Value) -> bool:
+    made = program.made_by.get(value)
+    while made is not None and made.name in (*RESHAPING, "convert_element_type", "mul") and len(made.dependent) == 1:
+        made = program.made_by.get(made.dependent[0])
+    return made is not None and (made.name == "rsqrt" or (made.name == "div" and not isinstance(made.inputs[0], Value)))
+
+
+def _quotient(step: Step, divisor: int) -> Callable[[Pair, Pair], list[Pair]]:
+    """A quotient `y = a / s`, taken as the product `y·s = a`: `Δy = (Δa − mean(y)·Δs) / mean(s)`.
+
+    As a product `a·r` with `r = 1 / s` too. It stays bounded where s is 0 at one end, as in the LayerNorm of a constant
+    baseline, of which `mean(r)·Δa + mean(a)·Δr` makes large contributions that cancel. Where the sign of s changes,
+    that is the rule.
+    """
+
+    def apply(*operands: Pair) -> list[Pair]:
+        a, b = operands[1 - divisor], operands[divisor]
+        y, y_start = (step(*ends)[0] for ends in zip(*lax.stop_gradient(operands), strict=True))
+        r = Pair(1 / b.image, 1 / b.baseline) if step.name == "div" else b
+        r, mean_r = lax.stop_gradient(r), _middle(r)
+        alike = jnp.sign(r.image) * jnp.sign(r.baseline) > 0
+        divided = jnp.where(alike, mean_r, 1)
+        to_a = jnp.where(alike, r.image * (r.baseline / divided), mean_r)
+        to_b = jnp.where(alike, _middle(Pair(y, y_start)) / divided, _middle(a))
+        if step.name == "div":
+            to_b = -to_b * r.image * r.baseline
+        return [Pair(linearised(y, (to_a, to_b), (a.image, b.image)), y_start)]
 
     return apply
 
@@ -100,12 +135,8 @@ def _either_order(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
     def apply(*operands: Pair) -> list[Pair]:
         a, b = (Pair(*(jnp.broadcast_to(x, shape) for x in pair)) for pair in operands)
         x, y = lax.stop_gradient((a.image, b.image))
-        if step.name == "div":
-            to_a = (1 / y + 1 / b.baseline) / 2
-            to_b = -(x + a.baseline) / 2 / (y * b.baseline)
-        else:
-            to_a = sum(slope(lambda t, y=y: step(t, y)[0], x, a.baseline) for y in (y, b.baseline)) / 2
-            to_b = sum(slope(lambda t, x=x: step(x, t)[0], y, b.baseline) for x in (x, a.baseline)) / 2
+        to_a = sum(slope(lambda t, y=y: step(t, y)[0], x, a.baseline) for y in (y, b.baseline)) / 2
+        to_b = sum(slope(lambda t, x=x: step(x, t)[0], y, b.baseline) for x in (x, a.baseline)) / 2
         value = linearised(step(x, y)[0], (to_a, to_b), (a.image, b.image))
         return [Pair(value, step(a.baseline, b.baseline)[0])]
 
@@ -135,66 +166,3 @@ def _extremum(step: Step) -> Callable[[Pair], list[Pair]]:
 
     rule.defvjp(lambda x, start: (extremum(x), Pair(x, start)), backward)
     return lambda x: [Pair(rule(*x), extremum(x.baseline))]
-
-
-def _softmax_in(program: Program, step: Step) -> Unit | None:
-    """The rule of `exp(u) / Σ exp(u)`, which a step may complete.
-
-    With `p = exp(u − L)` and `ℓ` the logarithmic mean of `p` at both ends, `Δp_i = ℓ_i (Δu_i − ΔL)`; since `Σ Δp = 0`,
-    `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`. The multipliers are bounded by 1, and a shift of all `u` contributes nothing.
-    """
-    if step.name != "div" or len(step.dependent) != 2:
-        return None
-    u, total = _exponent(program, step.inputs[0]), _total(program, step.inputs[1], _RESHAPING)
-    if u is None or total is None or _exponent(program, total.inputs[0]) != u:
-        return None
-    axes = total.params["axes"]
-    if step.inputs[1].shape != tuple(1 if i in axes else n for i, n in enumerate(u.shape)):
-        return None
-
-    def apply(x: Pair) -> list[Pair]:
-        fixed = lax.stop_gradient(x.image)
-        weights = _logarithmic_mean(fixed, x.baseline, axes)
-        centred = x.image - (weights * x.image).sum(axes, keepdims=True) / weights.sum(axes, keepdims=True)
-        return [Pair(linearised(jax.nn.softmax(fixed, axes), (weights,), (centred,)), jax.nn.softmax(x.baseline, axes))]
-
-    return Unit((u,), step.outputs, apply)
-
-
-def _logsumexp_in(program: Program, step: Step) -> Unit | None:
-    """The rule of `L = log Σ exp(u)`: `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`, as in the softmax."""
-    total = _total(program, step.inputs[0], (*_RESHAPING, "abs")) if step.name == "log" else None
-    u = None if total is None else _exponent(program, total.inputs[0])
-    if u is None or math.prod(total.outputs[0].shape) != math.prod(step.outputs[0].shape):
-        return None
-    axes, shape = total.params["axes"], step.outputs[0].shape
-
-    def apply(x: Pair) -> list[Pair]:
-        fixed = lax.stop_gradient(x.image)
-        weights = _logarithmic_mean(fixed, x.baseline, axes)
-        mean = (weights * x.image).sum(axes) / weights.sum(axes)
-        value = linearised(jax.nn.logsumexp(fixed, axes), (jnp.ones_like(mean),), (mean,))
-        return [Pair(value.reshape(shape), jax.nn.logsumexp(x.baseline, axes).reshape(shape))]
-
-    return Unit((u,), step.outputs, apply)
-
-
-def _exponent(program: Program, value: Value) -> Value | None:
-    made = program.made_by.get(value)
-    return made.dependent[0] if made is not None and made.name == "exp" else None
-
-
-def _total(program: Program, value: Value, passing: tuple[str, ...]) -> Step | None:
-    """Return the sum behind a value, however it has been reshaped."""
-    made = program.made_by.get(value)
-    while made is not None and made.name in passing:
-        made = program.made_by.get(made.dependent[0])
-    return made if made is not None and made.name == "reduce_sum" else None
-
-
-def _logarithmic_mean(u: jax.Array, start: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return `(p − p₀) / (log p − log p₀)` of the softmax at both ends."""
-    high, low = (x - jax.nn.logsumexp(x, axes, keepdims=True) for x in (u, start))
-    high, low = jnp.maximum(high, low), jnp.minimum(high, low)
-    gap = jnp.where(jnp.isfinite(high), high - low, 0)
-    return jnp.exp(high) * jnp.where(gap > 0, -jnp.expm1(-gap) / jnp.where(gap > 0, gap, 1), 1)

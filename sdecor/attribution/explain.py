@@ -10,7 +10,7 @@ import numpy as np
 
 from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise, smoothed
-from sdecor.attribution.targets import Contrast, Target
+from sdecor.attribution.targets import Contrast, Target, checked_logits, is_class
 from sdecor.checks import check_choice
 from sdecor.chunks import default_chunk_size, divide, map_examples
 from sdecor.rng import per_example
@@ -29,7 +29,7 @@ def explain(
     key: jax.Array | None = None,
     **options: Any,
 ) -> Any:
-    """Explain a batch of images, each for its own target. Works under `jit` and `pmap`.
+    """Explain a batch of images, each for its own target. Works under `jit`, which saves tracing anew, and `pmap`.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, with parameters closed over and in
@@ -38,7 +38,7 @@ def explain(
       targets: what is explained: classes, integers `[N]`, or one integer for all; "predicted", each image's most
         probable class; a `Contrast` of two classes; or a function `logits [K] -> scalar` (a
         `jax.tree_util.Partial(function, parameters)` has parameters `[N, …]`, an entry for each example).
-      method: a name in `METHODS`, or a function `method(fn, image, target, *, …options)` of one image.
+      method: a name in `METHODS`, or a function `method(fn, image, target, …options)` of one image.
       noise: explain noisy copies of each image and average, as `smoothed` does; with any method.
       chunk_size: evaluations of `fn` in flight: images, and samples or steps of an image where there are fewer images.
         It bounds memory and does not change the result beyond rounding. Default: what the device's memory holds.
@@ -46,20 +46,21 @@ def explain(
       **options: passed on to the method. A `baseline` of `[N, H, W, C]` has an image for each example.
 
     Returns:
-      Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods); with the option `with_error=True`, for
-      the methods that have it, a pair of these and the completeness errors `[N]`.
+      Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, float32 where
+      that is narrower; with the option `with_error=True`, for the methods that have it, a pair of these and the
+      completeness errors `[N]`.
 
     Raises:
-      ValueError: for an unknown method or option, wrong shapes or dtypes, or (outside of `jit`) targets that
-        are not classes of `fn`. Under `jit` such a target yields a map of NaN.
+      ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`, or
+        (outside of `jit`) targets that are not classes of `fn`. Under `jit` such a target yields a map of NaN.
     """
-    one = _method(method, noise)
+    one, known, open_ended = _method(method, noise)
     images = _checked_images(images)
     n, example = images.shape[0], jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-    targets = _checked_targets(fn, example, n, targets)
-    known = {name: p for name, p in inspect.signature(one).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for option in options:
-        check_choice(f"option of method {method!r}", option, [name for name in known if name != "key"])
+    (classes,) = checked_logits(jax.eval_shape(fn, example)).shape
+    targets = _checked_targets(targets, n, classes)
+    for option in () if open_ended else options:
+        check_choice(f"option of method {_name(method)!r}", option, [name for name in known if name != "key"])
     chunk_size = default_chunk_size(fn, example) if chunk_size is None else chunk_size
     at_once, samples = divide(n, chunk_size)
     options |= {"chunk_size": samples} if "chunk_size" in known else {}
@@ -72,7 +73,8 @@ def explain(
     def explain_one(image: jax.Array, own: dict[str, Any]) -> Any:
         target = own.pop("target")
         target = jnp.argmax(fn(image)) if isinstance(targets, _Predicted) else target
-        return one(fn, image, target, **own, **options)
+        found = one(fn, image, target, **own, **options)
+        return jax.tree.map(lambda values: _finished(values, target, classes, image.dtype), found)
 
     return map_examples(explain_one, (images, mapped), at_once)
 
@@ -82,16 +84,47 @@ class _Predicted:
     """Stands for each image's own prediction."""
 
 
-def _method(method: str | Callable[..., Any], noise: Noise | None) -> Callable[..., Any]:
+def _method(
+    method: str | Callable[..., Any], noise: Noise | None
+) -> tuple[Callable[..., Any], dict[str, inspect.Parameter], bool]:
+    """Return the method, its options, and whether it takes others besides (`**options`)."""
     if not callable(method):
         check_choice("method", method, METHODS)
         method = METHODS[method]
-    return method if noise is None else smoothed(method, noise)
+    known, open_ended = _options(method)
+    if noise is None:
+        return method, known, open_ended
+    noisy = smoothed(method, noise)
+    return noisy, known | _options(noisy)[0], open_ended
+
+
+def _options(method: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    parameters = list(inspect.signature(method).parameters.values())
+    named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    named += [p for p in parameters[3:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # behind function, image and target
+    return {p.name: p for p in named}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _name(method: str | Callable[..., Any]) -> str:
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+
+def _finished(values: jax.Array, target: Target, classes: int, dtype: jnp.dtype) -> jax.Array:
+    """Return a result in at least float32, and NaN for a class that does not exist, whatever a method made of it."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return values
+    values = values.astype(jnp.promote_types(jnp.float32, dtype))
+    if not isinstance(target, Contrast) and callable(target):
+        return values
+    for each in target if isinstance(target, Contrast) else (target,):
+        values = jnp.where(is_class(each, classes), values, jnp.nan)
+    return values
 
 
 def _keys(key: jax.Array | None, n: int, method: Any) -> jax.Array:
     if key is None:
-        raise ValueError(f"method {method!r} draws random numbers: pass key=jax.random.key(seed)")
+        raise ValueError(f"method {_name(method)!r} draws random numbers: pass key=jax.random.key(seed)")
     return per_example(key, n)
 
 
@@ -110,31 +143,30 @@ def _checked_images(images: jax.Array) -> jax.Array:
     return images
 
 
-def _checked_targets(fn: Callable, example: jax.ShapeDtypeStruct, n: int, targets: Any) -> Any:
+def _checked_targets(targets: Any, n: int, classes: int) -> Any:
     """Return targets as a tree whose leaves have a leading axis of `n` examples."""
     if isinstance(targets, str):
         check_choice("targets", targets, (PREDICTED,))
         return _Predicted()
     if isinstance(targets, Contrast):
-        return Contrast(*(_checked_classes(fn, example, n, classes) for classes in targets))
+        return Contrast(*(_checked_classes(each, n, classes) for each in targets))
     if not callable(targets):
-        return _checked_classes(fn, example, n, targets)
+        return _checked_classes(targets, n, classes)
     for leaf in jax.tree.leaves(targets) if isinstance(targets, jax.tree_util.Partial) else ():
         if np.shape(leaf)[:1] != (n,):
             raise ValueError(f"a parameter of the target function has shape {np.shape(leaf)}: pass [{n}, …]")
     return targets if isinstance(targets, jax.tree_util.Partial) else jax.tree_util.Partial(targets)
 
 
-def _checked_classes(fn: Callable, example: jax.ShapeDtypeStruct, n: int, targets: jax.Array | int) -> jax.Array:
+def _checked_classes(targets: jax.Array | int, n: int, classes: int) -> jax.Array:
     targets = jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets has dtype {targets.dtype}: pass integer classes")
     if targets.shape not in ((), (n,)):
         raise ValueError(f"targets has shape {targets.shape}: pass one class, or [{n}] classes")
     if not isinstance(targets, jax.core.Tracer):
-        logits = jax.eval_shape(fn, example)
-        classes, values = logits.shape[-1] if logits.shape else 0, np.atleast_1d(np.asarray(targets))
+        values = np.atleast_1d(np.asarray(targets))
         wrong = values[(values < 0) | (values >= classes)]
-        if logits.ndim == 1 and wrong.size:
+        if wrong.size:
             raise ValueError(f"targets contains {wrong[0]}: fn has {classes} classes, 0 to {classes - 1}")
     return jnp.broadcast_to(targets, (n,))

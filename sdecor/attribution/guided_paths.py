@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import baseline_image
-from sdecor.attribution.paths import completeness_error
+from sdecor.attribution.paths import at_least_float32, completeness_error
 from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_range
+from sdecor.checks import check_count, check_range
 from sdecor.sorting import kth_smallest, order_keys
 
 
@@ -57,11 +57,11 @@ def guided_integrated_gradients(
       authors' code.
     """
     check_range("fraction", fraction, 0, 1)
-    bounds = _bounds(steps, max_dist, anchors)
+    bounds = path_bounds(steps, max_dist, anchors)
     score = score_of(fn, target, saliency_of=saliency_of)
     start = baseline_image(baseline, image, key=key)
-    way = image - start
-    length = jnp.abs(way).astype(jnp.float32)
+    way = (image - start).astype(at_least_float32(image))
+    length = jnp.abs(way)
     together = int(fraction * (image.size - 1)) + 1
 
     def step(state: tuple[jax.Array, jax.Array], bounds: tuple[jax.Array, ...]) -> tuple[tuple, None]:
@@ -71,16 +71,16 @@ def guided_integrated_gradients(
         return (further, gathered + (further - gone) * slope), None
 
     still = jnp.zeros_like(length)
-    _, gathered = jax.lax.scan(step, (still, still), tuple(jnp.asarray(bounds, jnp.float32).T))[0]
+    _, gathered = jax.lax.scan(step, (still, still), tuple(jnp.asarray(bounds, length.dtype).T))[0]
     attribution = way * gathered
     return (attribution, completeness_error(attribution, score, image, start)) if with_error else attribution
 
 
-def _bounds(steps: int, max_dist: float, anchors: int) -> np.ndarray:
+def path_bounds(steps: int, max_dist: float, anchors: int) -> np.ndarray:
     """Return `[steps, 3]`: the share of the way gone after each step, and the least and most of a single feature's."""
-    check_range("steps", steps, 1)
+    check_count("steps", steps)
     check_range("max_dist", max_dist, 0, 1)
-    check_range("anchors", anchors, 0)
+    check_count("anchors", anchors, 0)
     if steps % (anchors + 1):
         raise ValueError(f"steps = {steps} is not divisible into {anchors + 1} parts, as {anchors} anchors need")
     part = steps // (anchors + 1)

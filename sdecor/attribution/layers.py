@@ -1,12 +1,18 @@
 """Finding a layer's output among the equations of a function of one image.
 
-A layer is named by the `jax.named_scope` its equations were traced under; Linen names its modules so.
+A layer is named by the `jax.named_scope` its equations were traced under; Linen names its modules so. Those of Flax
+NNX, or of any other library whose modules are objects that are called, are named while the function is traced.
 """
 
+import contextlib
 import difflib
+import functools
 import math
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
@@ -14,6 +20,7 @@ from jax.extend import core
 from sdecor.jaxpr import scope_of
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
+_SCOPING = threading.RLock()
 _CLOSED = ("scan", "while", "cond", "custom_vjp_call")  # equations whose inside has no output of its own
 _LAYOUT = ("transpose", "reshape", "squeeze", "broadcast_in_dim")  # the same values in another order
 
@@ -28,6 +35,54 @@ def named_layer(jaxpr: core.Jaxpr, name: str) -> core.Var:
     if not leaving:
         raise ValueError(f"layer = {name!r} has no floating point output that the logits depend on; {OTHERWISE}")
     return leaving[-1]
+
+
+@contextlib.contextmanager
+def scoped(module: Callable[..., Any]) -> Iterator[str]:
+    """Give what a module computes a named scope while a function that calls it is traced.
+
+    For that time the module's class has another `__call__`, which does the same but names this one module's part. It
+    is put back at the end; other threads can call modules of the class meanwhile, and wait only to name one themselves.
+
+    Args:
+      module: an object with `__call__` defined in its class; of Flax NNX, the submodule that the function calls.
+
+    Yields:
+      The name of the scope.
+
+    Raises:
+      ValueError: for what is no such object, or, at the end, if nothing called it.
+    """
+    if not callable(module):
+        raise ValueError(f"layer = {module!r} is neither a named scope nor a module that is called; or {OTHERWISE}")
+    kind, calls, name = type(module), [], f"{type(module).__name__}@{id(module):x}"
+    with _SCOPING:
+        original, own = kind.__call__, "__call__" in vars(kind)
+
+        @functools.wraps(original)
+        def called(self: Any, *args: Any, **options: Any) -> Any:
+            if self is not module:
+                return original(self, *args, **options)
+            calls.append(1)
+            with jax.named_scope(name):
+                return original(self, *args, **options)
+
+        try:
+            kind.__call__ = called
+        except TypeError:  # of what is built in, functions too
+            raise ValueError(f"layer = {module!r} is no object of a class that can be named; {OTHERWISE}") from None
+        try:
+            yield name
+        finally:
+            if own:
+                kind.__call__ = original
+            else:
+                del kind.__call__
+    if not calls:
+        raise ValueError(
+            f"layer, a {kind.__name__} object, is not called while fn is traced: pass the object that fn calls itself, "
+            f"not a copy, and fn without a `jit` that has been traced before; or {OTHERWISE}"
+        )
 
 
 def default_layer(jaxpr: core.Jaxpr) -> core.Var:
@@ -99,7 +154,8 @@ def _full_path(name: str, equations: list[Any]) -> str:
     if fitting:
         raise ValueError(f"layer = {name!r} is ambiguous: it may be {' or '.join(map(repr, fitting))}")
     if not paths:
-        raise ValueError(f"layer = {name!r}: the function has no jax.named_scope; add one, or {OTHERWISE}")
+        hint = f"add one, pass the module itself (Flax NNX: layer=model.conv2), or {OTHERWISE}"
+        raise ValueError(f"layer = {name!r}: the function has no jax.named_scope; {hint}")
     ends = {path: path for path in paths} | {path.rsplit("/", 1)[-1]: path for path in paths}
     close = [ends[end] for end in difflib.get_close_matches(name, ends, n=3)]
     hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else "."

@@ -41,7 +41,7 @@ def lrp(
 
     Sums, means and residual additions take the epsilon rule; maxima pass relevance to the winner; an activation with
     f(0) = 0, such as ReLU or GELU, passes it unchanged. Biases take their share of relevance out ("box" has none).
-    Cost: one gradient for "epsilon"; about two for "gamma" and "z_plus" (three in a layer whose input may be negative).
+    Cost: one gradient for "epsilon"; two for "gamma" and "z_plus" (three in a layer whose input may be negative).
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
@@ -57,7 +57,9 @@ def lrp(
 
     Returns:
       Signed relevance `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − score`: minus what biases and ε took out, zero up to rounding without biases.
+      `Σ attribution − score`: minus what biases and ε took out, zero up to rounding without biases. With "z_plus" also
+      minus what a layer's outputs had without one positive part to hand it to: behind a ReLU those are 0 and have none,
+      but not behind GELU, nor the score itself if it is negative.
 
     Raises:
       ValueError: for an operation without a rule: products of two values that depend on the image (LayerNorm,
@@ -70,7 +72,7 @@ def lrp(
       NonLinear Classification Decisions with Deep Taylor Decomposition", https://arxiv.org/abs/1512.02479, 2015 (z⁺,
       box). Anders et al., https://arxiv.org/abs/2106.13200, 2021 (inputs of both signs, as in zennit).
     """
-    rule_of = _rules(rule, low, high, saliency_of)
+    rule_of = rules_of(rule, low, high, saliency_of)
     check_range("epsilon", epsilon, 0)
     check_range("gamma", gamma, 0)
     program = flatten(lambda x: target_score(fn(x), target), image, enter_custom=True)
@@ -88,7 +90,7 @@ def lrp(
     return (relevance, relevance.sum() - explained) if with_error else relevance
 
 
-def _rules(rule: str | Callable, low: object, high: object, saliency_of: str) -> Callable[[Layer], str]:
+def rules_of(rule: str | Callable, low: object, high: object, saliency_of: str) -> Callable[[Layer], str]:
     """Return the rule of each layer as a function, and check what belongs together."""
     if saliency_of != "logit":
         raise ValueError(f"saliency_of = {saliency_of!r}: relevance starts from a 'logit', or a contrast of two")

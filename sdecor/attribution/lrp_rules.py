@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sdecor.attribution import deeplift_rules
 from sdecor.attribution.affine import Affine, affine_layer
 from sdecor.attribution.equations import BILINEAR, MAXIMA, MINIMA
 from sdecor.attribution.patterns import elementwise, is_float, is_linear, is_nonnegative, route_from_input
@@ -19,6 +20,12 @@ from sdecor.attribution.program import Program, Step, Unit, Unsupported, plain
 from sdecor.attribution.surrogates import linearised, slope
 
 RULES = ("epsilon", "gamma", "z_plus", "box")
+# Operations that an error had better call by what they are for.
+_PART_OF = {
+    "exp": "a softmax or an attention",
+    "logistic": "a gate",
+    "rsqrt": "a normalisation by the image's own values, such as LayerNorm",
+}
 
 
 class Layer(NamedTuple):
@@ -53,18 +60,26 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
     function = elementwise(program, step) if is_float(step.outputs[0]) else None
     if function is not None:
         if np.any(function.probed(np.zeros(1))[1] != 0):
-            raise _unsupported(step, "its value at 0 is not 0, so that it does not hand on the relevance it is given")
+            whole = _PART_OF.get(step.name)
+            why = "its value at 0 is not 0, so that it does not hand on the relevance it is given"
+            raise _unsupported(program, step, f"it is a part of {whole}, which has no rule" if whole else why)
         return Unit((function.root,), step.outputs, _unchanged(function))
     if floats and step.name in ("max", "min"):
         return plain(step)
     if step.name in BILINEAR | {"div"}:
         why = "it multiplies or divides values that both depend on the image (LayerNorm, attention, a gate)"
-        raise _unsupported(step, why)
-    raise _unsupported(step, "it has no rule for relevance")
+        raise _unsupported(program, step, why)
+    raise _unsupported(program, step, "it has no rule for relevance")
 
 
-def _unsupported(step: Step, why: str) -> Unsupported:
-    return Unsupported("lrp", step, why, "Use method='deeplift', which also sums to the score, or a gradient method")
+def _unsupported(program: Program, step: Step, why: str) -> Unsupported:
+    try:
+        deeplift_rules.unit_of(program, step)
+    except Unsupported:
+        instead = "Use a gradient method, such as 'integrated_gradients'"
+    else:
+        instead = "Use method='deeplift', which has a rule for it and sums to the score too, or a gradient method"
+    return Unsupported("lrp", step, why, instead)
 
 
 def _unchanged(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], list[jax.Array]]:
@@ -92,7 +107,8 @@ def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[ja
     kind = "convolution" if affine.base.name == "conv_general_dilated" else "dense"
     rule = settings.rule_of(Layer(affine.base.scope, kind, route is not None))
     if rule == "box" and route is None:
-        raise _unsupported(affine.base, "the rule 'box' is for layers that see the image itself")
+        why = "the rule 'box' is for layers that see the image itself"
+        raise Unsupported("lrp", affine.base, why, "Choose another rule for it")
     nonnegative = is_nonnegative(program, affine.root)
 
     def apply(x: jax.Array) -> list[jax.Array]:

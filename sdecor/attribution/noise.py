@@ -8,7 +8,7 @@ import jax
 
 from sdecor.attribution.gradients import gradient
 from sdecor.attribution.targets import Target
-from sdecor.checks import check_choice, check_range
+from sdecor.checks import check_choice, check_count, check_range
 from sdecor.chunks import moments_over, sum_over
 from sdecor.rng import normal
 
@@ -45,7 +45,7 @@ def smoothed(method: Callable[..., jax.Array], noise: Noise) -> Callable[..., ja
       (each with one evaluation in flight) and summed as they come.
     """
     check_choice("statistic", noise.statistic, STATISTICS)
-    check_range("samples", noise.samples, 1)
+    check_count("samples", noise.samples)
     check_range("scale", noise.scale, 0)
     signature = inspect.signature(method)
     inner = set(signature.parameters)

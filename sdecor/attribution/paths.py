@@ -8,9 +8,9 @@ import numpy as np
 
 from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_choice, check_range
+from sdecor.checks import check_choice, check_count, check_range
 from sdecor.chunks import sum_over
-from sdecor.rng import normal
+from sdecor.rng import normal, uniform
 
 RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
 
@@ -54,7 +54,7 @@ def integrated_gradients(
     score = score_of(fn, target, saliency_of=saliency_of)
     start = baseline_image(baseline, image, key=key)
     way = image - start
-    places, weights = map(jnp.asarray, quadrature(rule, steps))
+    places, weights = (jnp.asarray(values, at_least_float32(image)) for values in quadrature(rule, steps))
 
     def term(i: jax.Array) -> jax.Array:
         return weights[i] * jax.grad(score)((start + places[i] * way).astype(image.dtype))
@@ -105,7 +105,7 @@ def expected_gradients(
       Gradients", https://arxiv.org/abs/1906.10670, 2021.
       Lundberg, Lee, "A Unified Approach to Interpreting Model Predictions", https://arxiv.org/abs/1705.07874, 2017.
     """
-    check_range("samples", samples, 1)
+    check_count("samples", samples)
     check_range("scale", scale, 0)
     score = score_of(fn, target, saliency_of=saliency_of)
     draw_baseline = _source_of(baselines, image)
@@ -114,9 +114,9 @@ def expected_gradients(
     def sample(i: jax.Array) -> tuple[jax.Array, ...]:
         of_start, of_place, of_noise = jax.random.split(jax.random.fold_in(key, i), 3)
         start = draw_baseline(of_start)
-        noise = normal(of_noise, image.shape) if scale else 0
+        noise = normal(of_noise, image.shape, at_least_float32(image)) if scale else 0
         end = image + spread * noise
-        point = start + jax.random.uniform(of_place) * (end - start)
+        point = start + uniform(of_place, (), at_least_float32(image)) * (end - start)
         contribution = (end - start) * jax.grad(score)(point.astype(image.dtype))
         return (contribution, score(start)) if with_error else (contribution,)
 
@@ -136,7 +136,7 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
       steps: number of places, at least 1 (2 for "trapezoid").
     """
     check_choice("rule", rule, RULES)
-    check_range("steps", steps, 2 if rule == "trapezoid" else 1)
+    check_count("steps", steps, 2 if rule == "trapezoid" else 1)
     if rule == "gauss_legendre":
         places, weights = np.polynomial.legendre.leggauss(steps)
         return (places + 1) / 2, weights / 2
@@ -146,6 +146,11 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
         return np.linspace(0, 1, steps), weights
     offset = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[rule]
     return (np.arange(steps) + offset) / steps, np.full(steps, 1 / steps)
+
+
+def at_least_float32(image: jax.Array) -> jnp.dtype:
+    """Return the dtype in which what belongs to an image is weighted and summed."""
+    return jnp.promote_types(image.dtype, jnp.float32)
 
 
 def completeness_error(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import baseline_image
-from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_range
+from sdecor.attribution.targets import Target, target_score
+from sdecor.checks import check_count, check_range
 from sdecor.chunks import sum_over
 
 
@@ -48,10 +48,13 @@ def occlusion(
       Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2014.
     """
     sides = image.shape[:2]
-    window = tuple(math.ceil(side / 8) for side in sides) if window is None else _pair("window", window)
-    stride = tuple(math.ceil(size / 2) for size in window) if stride is None else _pair("stride", stride)
-    rows, columns = (_starts(*each) for each in zip(("height", "width"), sides, window, stride, strict=True))
-    score = score_of(fn, target, saliency_of=saliency_of)
+    window = tuple(math.ceil(side / 8) for side in sides) if window is None else checked_pair("window", window)
+    stride = tuple(math.ceil(size / 2) for size in window) if stride is None else checked_pair("stride", stride)
+    rows, columns = (window_starts(*each) for each in zip(("height", "width"), sides, window, stride, strict=True))
+
+    def score(x: jax.Array) -> jax.Array:
+        return target_score(fn(x), target, saliency_of=saliency_of)
+
     hidden, unhidden = baseline_image(baseline, image, key=key), score(image)
 
     def drop(i: jax.Array) -> jax.Array:
@@ -105,14 +108,14 @@ def rise(
       Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation", https://arxiv.org/abs/1806.07421, 2018.
     """
     check_range("probability", probability, 0, 1, low_open=True)
-    check_range("samples", samples, 1)
-    cells = _pair("cells", cells)
-    score = score_of(fn, target, saliency_of=saliency_of)
+    check_count("samples", samples)
+    cells = checked_pair("cells", cells)
     hidden = baseline_image(baseline, image, key=jax.random.fold_in(key, samples))  # those before are the masks'
 
     def weighted(i: jax.Array) -> jax.Array:
         mask = _mask(jax.random.fold_in(key, i), image.shape[:2], cells, probability)[..., None]
-        return mask * score((hidden + mask * (image - hidden)).astype(image.dtype))
+        seen = (hidden + mask * (image - hidden)).astype(image.dtype)
+        return mask * target_score(fn(seen), target, saliency_of=saliency_of)
 
     return sum_over(weighted, samples, at_once=chunk_size) / (samples * probability)
 
@@ -137,14 +140,17 @@ def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
     return jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(cells)[None]), 0)
 
 
-def _pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:
+def checked_pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of a size that may be one number for both, as positive integers."""
     pair = (sizes, sizes) if np.ndim(sizes) == 0 else tuple(sizes)
-    if len(pair) != 2 or not all(isinstance(size, int) and size > 0 for size in pair):
+    if len(pair) != 2:
         raise ValueError(f"{name} = {sizes!r}: pass a positive integer, or two for rows and columns")
-    return pair
+    for size in pair:
+        check_count(name, size)
+    return int(pair[0]), int(pair[1])
 
 
-def _starts(name: str, side: int, size: int, stride: int) -> np.ndarray:
+def window_starts(name: str, side: int, size: int, stride: int) -> np.ndarray:
     """Return where windows begin along a side."""
     check_range(f"{name} of window", size, 1, side)
     check_range(f"{name} of stride", stride, 1, size)

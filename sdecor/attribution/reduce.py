@@ -39,7 +39,7 @@ def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) ->
       percentile: in (0, 100], for "percentile".
 
     Returns:
-      Maps `[..., H, W]`, float32. A map of zeros stays zeros.
+      Maps `[..., H, W]`, float32. A map of zeros stays zeros; one with a NaN or an infinity becomes NaN throughout.
     """
     check_choice("how", how, NORMALISATIONS)
     check_range("percentile", percentile, 0, 100, low_open=True)
@@ -47,7 +47,8 @@ def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) ->
     magnitude = jnp.abs(maps)
     peak = magnitude.max((-2, -1), keepdims=True)
     # Scaling by the peak first keeps tiny and huge gradients inside float32's range in the sums below.
-    maps, magnitude = (jnp.where(peak > 0, x / jnp.where(peak > 0, peak, 1), x) for x in (maps, magnitude))
+    peak = jnp.where(peak == 0, 1, jnp.where(jnp.isfinite(peak), peak, jnp.nan))
+    maps, magnitude = maps / peak, magnitude / peak
     if how == "max":
         return maps
     if how == "sum":

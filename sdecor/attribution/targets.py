@@ -1,7 +1,7 @@
 """What is explained: a number made of one image's logits."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,7 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
       ValueError: for an unknown `saliency_of`, logits that are not `[K]`, or a function that returns no scalar.
     """
     check_choice("saliency_of", saliency_of, SALIENCY_OF)
-    logits = jnp.asarray(logits)  # of a constant function, interpreted, it is a NumPy array
-    if logits.ndim != 1:
-        raise ValueError(
-            f"fn returned shape {logits.shape}: it must map one image [H, W, C] to logits [K], with no batch axis"
-        )
+    logits = jnp.asarray(checked_logits(logits))  # of a constant function, interpreted, it is a NumPy array
     if saliency_of == "log_probability":
         logits = jax.nn.log_softmax(logits)
     elif saliency_of == "probability":
@@ -63,6 +59,33 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
     return score
 
 
+def checked_logits(logits: Any) -> Any:
+    """Return what `fn` returned for one image if it is an array of logits `[K]`, or the shape of one.
+
+    Raises:
+      ValueError: for anything else, saying what it is.
+    """
+    if isinstance(logits, dict):
+        names = ", ".join(map(repr, logits))
+        likely = next((name for name in ("logits", *logits) if name in logits), "logits")
+        raise ValueError(f"fn returned a dict with keys {names}: return its logits, e.g. lambda x: fn(x)[{likely!r}]")
+    if not hasattr(logits, "dtype"):
+        hint = ", e.g. lambda x: fn(x)[0]" if isinstance(logits, tuple | list) else ""
+        raise ValueError(f"fn returned a {type(logits).__name__}: return its logits, an array [K]{hint}")
+    if len(logits.shape) != 1:
+        raise ValueError(
+            f"fn returned shape {logits.shape}: it must map one image [H, W, C] to logits [K], with no batch axis"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"fn returned dtype {logits.dtype}: it must return logits, which are floating point")
+    return logits
+
+
+def is_class(target: jax.Array | int, classes: int) -> jax.Array:
+    """Return whether a class, or each of several, is one of the `classes` that there are."""
+    return (jnp.asarray(target) >= 0) & (jnp.asarray(target) < classes)
+
+
 def score_of(
     fn: Callable[[jax.Array], jax.Array], target: Target, *, saliency_of: str = "logit"
 ) -> Callable[[jax.Array], jax.Array]:
@@ -73,5 +96,4 @@ def score_of(
 
 def _of_class(scores: jax.Array, target: jax.Array | int) -> jax.Array:
     target = jnp.asarray(target)
-    inside = (target >= 0) & (target < scores.shape[0])
-    return scores[target] * jnp.where(inside, 1, jnp.nan).astype(scores.dtype)
+    return scores[target] * jnp.where(is_class(target, scores.shape[0]), 1, jnp.nan).astype(scores.dtype)
