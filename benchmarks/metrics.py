@@ -164,7 +164,7 @@ def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -
         "relative_representation_stability": (explain_one, fn, features, *example),
         "input_invariance": (explain_of, fn, *example),
     }
-    return special.get(name, usual[(METRICS | DATASET_METRICS)[name].needs])
+    return special[name] if name in special else usual[(METRICS | DATASET_METRICS)[name].needs]
 
 
 def ours(name: str, fn: Callable, batch: Batch, options: dict[str, Any]) -> Callable[[], Any]:

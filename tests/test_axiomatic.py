@@ -63,6 +63,18 @@ class TestCompleteness:
             axiomatic.completeness(linear, SMALL, SMALL[:2], TARGETS)
 
 
+def test_integer_images_are_refused(key):
+    integers = np.zeros(SMALL.shape, np.uint8)
+    explain_of = functools.partial(TestInputInvariance.explained, gradient)
+    for call in (
+        lambda: axiomatic.completeness(linear, integers, SMALL, TARGETS),
+        lambda: axiomatic.non_sensitivity(linear, integers, SMALL[..., 0], TARGETS, key=key),
+        lambda: axiomatic.input_invariance(explain_of, linear, integers, TARGETS, key=key),
+    ):
+        with pytest.raises(ValueError, match="images has dtype uint8"):
+            call()
+
+
 class TestNonSensitivity:
     def test_quantus(self, key):
         """On one channel, as Quantus takes channels as features; it counts mismatches, here it is their share."""

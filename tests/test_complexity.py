@@ -61,6 +61,13 @@ class TestEveryMeasure:
         np.testing.assert_array_equal(np.isnan(measure(maps)), [True, True, True, False])
 
 
+@pytest.mark.parametrize("measure", [complexity.gini, complexity.entropy, complexity.effective_complexity])
+@pytest.mark.parametrize("maps", [MAPS[0], MAPS[..., None]], ids=["one", "channels"])
+def test_arrays_that_are_no_maps_are_refused(measure, maps):
+    with pytest.raises(ValueError, match=r"maps has shape .*: pass \[N, H, W\]"):
+        measure(maps)
+
+
 class TestAgainstQuantus:
     @pytest.mark.parametrize("kind", ["signed", "positive"])
     def test_values(self, kind):

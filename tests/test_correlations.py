@@ -219,21 +219,24 @@ class TestQuantus:
         return np.asarray(values(self.maps))
 
     def test_faithfulness_correlation(self, monkeypatch):
-        """Here each set comes first in an order of its own."""
-        subsets = one_channel.stored("subsets")
-        places = np.full((20, 8, 256), 1000, np.int32)
-        for (i, sample), subset in zip(np.ndindex(8, 20), subsets.reshape(-1, 40), strict=True):
-            places[sample, i, subset] = np.arange(40)
-        orders = jnp.asarray(places.reshape(20, 8, 16, 16))
-        score = replacement.score_of("logit")
-        base = replacement.baseline_images(self.images, "black")
-        sums, scores = jax.jit(
-            lambda m: correlations.over_orders(
-                one_channel.network, self.images, base, m, self.labels, lambda i: orders[i], 20, [40], score, None
+        """Sets that overlap are cut from copies of the image side by side, whose logits the network adds up.
+
+        What a set in one of the copies does to the sum of the logits is what it does to its copy's.
+        """
+        places = np.full((8, 20, 256), 20 * 40, np.int32)
+        sets = one_channel.stored("subsets").astype(int)
+        np.put_along_axis(places, sets, np.arange(20 * 40).reshape(1, 20, 40), axis=2)
+        order = jnp.asarray(places.reshape(8, 20 * 16, 16))
+        monkeypatch.setattr(correlations, "_random_order", lambda maps, key: lambda i: order)
+        correlation = jax.jit(
+            lambda x, m: correlations.faithfulness_correlation(
+                lambda image: jax.vmap(one_channel.network)(image.reshape(20, 16, 16, 1)).sum(0),
+                *(jnp.tile(x, (1, 20, 1, 1)), jnp.tile(m, (1, 20, 1)), self.labels),
+                **{"key": KEYS[0], "samples": 20, "subset_size": 40, "chunk_size": 8},
             )
-        )(self.maps)
+        )
         expected = one_channel.stored("faithfulness_correlation")
-        np.testing.assert_allclose(pearson(sums[..., 0].T, -scores[..., 0].T), expected, atol=2e-5)
+        np.testing.assert_allclose(correlation(self.images, self.maps), expected, atol=2e-4)
 
     def test_faithfulness_estimate(self):
         found = self.run(groups.faithfulness_estimate, steps=16)
@@ -248,18 +251,32 @@ class TestQuantus:
         found = self.run(infidelity, perturbation="grid", baseline="black")
         np.testing.assert_allclose(found, one_channel.stored("infidelity"), rtol=1e-4)
 
-    def test_sensitivity_n(self):
-        """Quantus correlates, at each n, over the examples instead of over sets of pixels of an example."""
-        scores = replacement.replacement_curve(
-            one_channel.network,
-            self.images,
-            replacement.baseline_images(self.images, "black"),
-            self.maps,
-            self.labels,
-            key=jax.random.key(0),
+    def test_sensitivity_n(self, monkeypatch):
+        """Quantus correlates over the examples: what their most salient pixels do with the relevance of the last step.
+
+        Ours is over sets of pixels of an image: here of one that is made of the examples side by side, whose scores the
+        network adds up; a set is of one of the examples, and relevance is 0 where earlier steps have been.
+        """
+        steps = np.array([0, 5, 11])
+        maps = np.asarray(self.maps).reshape(8, 256)
+        places = np.argsort(np.argsort(-maps, axis=1), axis=1)
+        orders = np.full((8, 8, 256), 8 * 256)
+        orders[np.arange(8), np.arange(8)] = places
+        orders = jnp.asarray(orders.reshape(8, 1, 128, 16).repeat(3, 1), jnp.int32)
+        monkeypatch.setattr(correlations, "_random_order", lambda maps, key: lambda i: orders[i])
+        last = np.where(places[None] >= 16 * steps[:, None, None], maps[None], 0).reshape(3, 128, 16)
+
+        def together(image):
+            logits = jax.vmap(one_channel.network)(image.reshape(8, 16, 16, 1))
+            return jnp.stack([jax.nn.softmax(logits)[jnp.arange(8), self.labels].sum(), 0.0])
+
+        def beside(images):
+            return jnp.tile(images.reshape(1, 128, 16, 1), (3, 1, 1, 1))
+
+        black = beside(replacement.baseline_images(self.images, "black"))
+        options = {"shares": tuple(16 * (steps + 1) / 2048), "samples": 8, "baseline": black, "saliency_of": "logit"}
+        curve = jax.jit(
+            lambda x, m: correlations.sensitivity_n_curve(together, x, m, 0, key=KEYS[0], chunk_size=3, **options)
         )
-        drops = np.asarray(scores[:, :1] - scores[:, 1:])
-        ordered = -np.sort(-np.asarray(self.maps, np.float64).reshape(8, -1), axis=1)
-        sums = ordered.reshape(8, 16, 16).sum(-1)
-        expected = one_channel.stored("sensitivity_n")
-        np.testing.assert_allclose(pearson(sums.T[:12], drops.T[:12]), expected, atol=2e-5)
+        expected = one_channel.stored("sensitivity_n")[steps]
+        np.testing.assert_allclose(np.diag(curve(beside(self.images), last)), expected, atol=2e-4)

@@ -8,8 +8,10 @@ import numpy as np
 import one_channel
 import pytest
 import tiny_network as tiny
+from traced import largest
 
-from sdecor.metrics import correlations, drop, faithfulness, groups, ranks, regions, replacement
+from sdecor.attribution import Contrast
+from sdecor.metrics import correlations, drop, faithfulness, groups, inputs, ranks, regions, replacement
 from sdecor.metrics.infidelity import infidelity
 from sdecor.metrics.road import road
 from sdecor.metrics.sufficiency import sufficiency as eager_sufficiency
@@ -241,13 +243,23 @@ class TestRegions:
     def test_region_perturbation(self, order):
         grid = np.broadcast_to(regions.grid_segments(H, W, 3), MAPS.shape)
         base = np.asarray(replacement.baseline_images(IMAGES, "uniform", key=KEYS))
-        expected = np.array(self.brute_force(base, grid, np.sum, 1 if order == "morf" else -1))[:, :5]
+        expected = np.array(self.brute_force(base, grid, np.mean, 1 if order == "morf" else -1))[:, :5]
         aopc = run(regions.region_perturbation, patch=3, regions=4, order=order)
         np.testing.assert_allclose(aopc, (expected[:, :1] - expected).sum(1) / 5, atol=2e-6)
 
+    @pytest.mark.parametrize("order", ["morf", "lerf"])
+    def test_a_plain_map_is_a_random_order_of_patches(self, order):
+        """Also of the patches that the border cuts off, whose sums are less: only the one in the corner is seen."""
+        corner = np.zeros((300, 5, 7, 1), np.float32)
+        corner[:, -1, -1] = 1
+        options = {"key": KEY, "patch": 3, "order": order, "baseline": "zero", "saliency_of": "logit"}
+        batch = (corner, np.ones(corner.shape[:3], np.float32), np.zeros(300, int))
+        curve = jax.jit(lambda *batch: regions.region_perturbation_curve(evidence, *batch, **options))(*batch)
+        np.testing.assert_allclose(curve.mean(0), 1 - np.arange(7) / 6, atol=0.1)
+
     def test_selectivity(self):
         grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
-        expected = np.array(self.brute_force(np.zeros_like(IMAGES), grid, np.sum))
+        expected = np.array(self.brute_force(np.zeros_like(IMAGES), grid, np.mean))
         area = run(regions.selectivity)
         np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / 4, axis=1), atol=2e-6)
 
@@ -351,6 +363,77 @@ def test_a_batch_of_one_is_the_same():
 def test_arrays_that_do_not_belong_together(name):
     with pytest.raises(ValueError, match="do not belong together"):
         ALL[name](tiny.network, IMAGES, MAPS[:, :2], TARGETS, key=KEY)
+
+
+# In which "predicted" has no meaning: the question is whether the right class is predicted.
+OF_LABELS = ("masked_accuracy_curve", "road")
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestInputs:
+    def shape(self, name, images=IMAGES, targets=TARGETS, **options):
+        """Return the shape of a metric's values, which costs no compilation."""
+        fixed = {"key": KEYS} | options
+        return jax.eval_shape(lambda x: ALL[name](tiny.network, x, MAPS, targets, **fixed), images).shape
+
+    def test_integer_images_are_refused(self, name):
+        """A difference of integers without a sign wraps around."""
+        with pytest.raises(ValueError, match="images has dtype uint8"):
+            self.shape(name, np.zeros(IMAGES.shape, np.uint8))
+
+    def test_targets_are_those_of_explain(self, name):
+        assert self.shape(name, targets=[0, 1, 2, 0, 1])[0] == self.shape(name, targets=1)[0] == N
+        if name in OF_LABELS:
+            with pytest.raises(ValueError, match="labels = 'predicted'"):
+                self.shape(name, targets="predicted")
+        else:
+            assert self.shape(name, targets="predicted")[0] == N
+        with pytest.raises(ValueError, match="has dtype float32: pass classes"):
+            self.shape(name, targets=np.zeros(N, np.float32))
+
+    def test_memory_is_bounded_by_default(self, name):
+        """No more networks than fill a CPU are in flight, however many examples there are."""
+        many = {"images": np.resize(IMAGES, (200, *IMAGES.shape[1:])), "maps": np.resize(MAPS, (200, H, W))}
+        wide = lambda image: jnp.tanh(jnp.tile(image.ravel(), 65)).reshape(3, -1).sum(1)  # noqa: E731
+        targets, keys = np.resize(TARGETS, 200), jax.random.split(KEY, 200)
+        traced = jax.make_jaxpr(lambda images, maps: ALL[name](wide, images, maps, targets, key=keys))(**many)
+        assert largest(traced.jaxpr) <= 64 * 65 * IMAGES[0].size
+
+
+def test_classes():
+    expected = [tiny.logits(x).argmax() for x in IMAGES]
+    np.testing.assert_array_equal(inputs.check_classes(IMAGES, "predicted", fn=tiny.network), expected)
+    np.testing.assert_array_equal(inputs.check_classes(IMAGES, np.int8(2)), np.full(N, 2))
+    np.testing.assert_array_equal(inputs.check_classes(IMAGES, expected), expected)
+    for targets, message in (
+        ("predcited", "did you mean 'predicted'"),
+        (Contrast(0, 1), "the score of one class"),
+        (jnp.sum, "the score of one class"),
+        ([0, 1], "do not belong together"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inputs.check_classes(IMAGES, targets, fn=tiny.network)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deletion_vs_random", {"steps": 4, "chunk_size": 3}),
+        ("region_perturbation", {"patch": 3, "regions": 2}),
+        ("faithfulness_correlation", {"samples": 7, "subset_size": 10}),
+        ("faithfulness_estimate", {"steps": 6}),
+        ("monotonicity_correlation", {"samples": 3}),
+        ("infidelity", {"samples": 7, "patch": 3}),
+    ],
+)
+def test_counts_are_whole_numbers_of_python_or_numpy(name, options):
+    def run(**options):
+        return jax.eval_shape(lambda x: ALL[name](tiny.network, x, MAPS, TARGETS, key=KEYS, **options), IMAGES).shape
+
+    assert run(**{option: np.int64(value) for option, value in options.items()}) == (N,)
+    for option, value in options.items():
+        with pytest.raises(ValueError, match=f"{option} = {value}.5"):
+            run(**options | {option: value + 0.5})
 
 
 def test_ranges():

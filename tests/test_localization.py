@@ -119,9 +119,50 @@ class TestRankings:
             np.testing.assert_allclose(measure(TIED[::-1], OBJECTS[::-1]), whole[::-1], rtol=1e-6)
             np.testing.assert_allclose(measure(TIED[3:4], OBJECTS[3:4]), whole[3:4], rtol=1e-6)
 
+    def test_sums_of_places_beyond_32_bits(self):
+        """The areas of 2048×2048 pixels with one half of them ranked last, and first."""
+        half, every = np.arange(2**22)[None] >= 2**21, np.ones((1, 2**11, 2**11), bool)
+        area = jax.jit(ranking._area_under_roc)
+        assert area(half, every)[0] == 0 and area(~half, every)[0] == 1
+        huge = [jax.ShapeDtypeStruct(shape, bool) for shape in ((1, 2**24 + 1), (1, 1, 2**24 + 1))]
+        with pytest.raises(ValueError, match="at most 16777216"):
+            jax.eval_shape(area, *huge)
+
+    def test_maps_of_integers(self):
+        codes = np.clip(MAPS * 60 + 100, 0, 255).astype(np.uint8)
+        for measure in (roc_auc, best_iou):  # which rank −maps
+            np.testing.assert_allclose(measure(codes, OBJECTS), measure(codes.astype(np.float32), OBJECTS), rtol=1e-6)
+
     def test_errors(self):
-        with pytest.raises(ValueError, match="k = 0 is out of range"):
+        with pytest.raises(ValueError, match="k = 0 is no such count"):
             ranking.top_k_intersection(MAPS, OBJECTS, k=0)
+
+
+MEASURES = [
+    *(ranking.relevance_rank_accuracy, ranking.top_k_intersection, ranking.roc_auc, ranking.best_iou),
+    *(localization.energy_inside, localization.attribution_localization, localization.pointing_game),
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
+def test_arrays_that_are_no_maps_or_masks_are_refused(measure):
+    for maps, objects, ignore, message in (
+        (MAPS[0], OBJECTS[0], None, r"maps has shape \(6, 7\): pass \[N, H, W\]"),
+        (MAPS[..., None], OBJECTS[..., None], None, r"maps has shape \(12, 6, 7, 1\): pass \[N, H, W\]"),
+        (MAPS, OBJECTS[:1], None, r"objects has shape \(1, 6, 7\): pass \(12, 6, 7\)"),
+        (MAPS, OBJECTS.astype(np.uint8), None, "objects has dtype uint8: pass bool"),  # a code of 2 is no object
+        (MAPS, OBJECTS, IGNORE[:, :5], r"ignore has shape \(12, 5, 7\)"),
+        (MAPS, OBJECTS, IGNORE * 1.0, "ignore has dtype float64: pass bool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(maps, objects, ignore=ignore)
+
+
+def test_masks_without_maps_are_checked_too():
+    with pytest.raises(ValueError, match="objects has dtype int64"):
+        localization.area_share(OBJECTS.astype(int))
+    with pytest.raises(ValueError, match="ignore has shape"):
+        localization.area_share(OBJECTS, ignore=IGNORE[:3])
 
 
 class TestAttributionLocalization:

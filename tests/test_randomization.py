@@ -57,17 +57,18 @@ class TestQuantus:
         values = independent(parameters(), RANDOM, *BATCH, key=key)
         np.testing.assert_allclose(values, EXPECTED["mprt/independent"][:, ::-1], atol=2e-4)
 
-    def test_smooth(self, key):
+    def test_smooth(self, key, monkeypatch):
         """With Quantus's copies: two noisy ones, and the image itself, which is not among ours."""
         noise = jnp.asarray(EXPECTED["noise"])
+        draws = jnp.concatenate([noise, jnp.zeros_like(noise[:1])])
+        monkeypatch.setattr(randomization, "_standard_normal", lambda key, i, shape: draws[i])
         gray = BATCH[0].mean(-1, keepdims=True)
 
-        def smooth(params, x, target, key):
-            copies = jnp.concatenate([x[None] + 0.1 * (x.max() - x.min()) * noise, x[None]])
-            tinted = jax.vmap(lambda x: gradient(lambda x: apply(params, x * TINT[None, None]), x, target))
-            return tinted(copies).mean(0)
+        def explain_gray(params, x, target, key):
+            return gradient(lambda x: apply(params, x * TINT[None, None]), x, target)
 
-        values = run(randomization.parameter_randomization, smooth)(parameters(), RANDOM, gray, BATCH[1], key=key)
+        smooth = run(randomization.smooth_mprt, explain_gray, samples=3, noise=0.1)
+        values = smooth(parameters(), RANDOM, gray, BATCH[1], key=key)
         np.testing.assert_allclose(values, EXPECTED["smooth_mprt"], atol=2e-4)
 
     def test_efficient(self, key):
@@ -154,6 +155,22 @@ class TestParameterRandomization:
         with pytest.raises(ValueError, match="attributions have shape"):
             row = run(randomization.parameter_randomization, lambda p, x, y, k: x[0, 0] * p["b"][0, 0])
             row(PARAMS, OTHERS, SMALL, TARGETS, key=key)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        functools.partial(randomization.parameter_randomization, explain_two_layers, PARAMS, OTHERS),
+        functools.partial(randomization.smooth_mprt, explain_two_layers, PARAMS, OTHERS),
+        functools.partial(randomization.efficient_mprt, explain_two_layers, PARAMS, OTHERS),
+        functools.partial(randomization.random_logit, lambda x, y, k: x, num_classes=2),
+    ],
+)
+def test_images_and_targets_are_checked(metric, key):
+    with pytest.raises(ValueError, match="images has dtype uint8"):
+        metric(np.zeros(SMALL.shape, np.uint8), TARGETS, key=key)
+    with pytest.raises(ValueError, match="targets = 'predicted': pass classes"):
+        metric(SMALL, "predicted", key=key)
 
 
 class TestSmooth:

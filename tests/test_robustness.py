@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reference_network import apply, images, labels, network, parameters, stored
 from scipy.stats import kstest
+from traced import largest
 
 from sdecor.attribution import gradient
 from sdecor.metrics import robustness, stability
@@ -154,6 +155,35 @@ class TestSensitivities:
             robustness.max_sensitivity(quadratic, IMAGES, TARGETS[:2], key=key)
 
 
+INTEGERS = np.zeros(IMAGES.shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        functools.partial(robustness.sensitivities, quadratic),
+        functools.partial(robustness.continuity, quadratic),
+        functools.partial(stability.relative_stabilities, quadratic, lambda x: x[0, 0]),
+    ],
+)
+class TestInputs:
+    def test_integer_images_are_refused(self, metric, key):
+        """Neighbours closer than 1 would be the image itself, and every explanation perfectly robust."""
+        with pytest.raises(ValueError, match="images has dtype uint8"):
+            metric(INTEGERS, TARGETS, key=key)
+
+    def test_targets(self, metric, key):
+        with pytest.raises(ValueError, match="targets = 'predicted': pass classes"):
+            metric(IMAGES, "predicted", key=key)
+        assert jax.tree.leaves(jax.eval_shape(functools.partial(metric, IMAGES, [0, 1, 0], key=key)))[0].shape == (3,)
+
+    def test_memory_is_bounded_by_default(self, metric, key):
+        many = np.resize(IMAGES, (1000, *IMAGES.shape[1:]))
+        targets, keys = np.resize(TARGETS, 1000), jax.random.split(key, 1000)
+        traced = jax.make_jaxpr(metric)(many, targets, key=keys)
+        assert largest(traced.jaxpr) <= 64 * MATRIX[0].size
+
+
 def test_draws_are_uniform_and_symmetric(key):
     draw = np.asarray(symmetric_uniform(key, (101, 99)), np.float64)
     assert draw.shape == (101, 99) and -1 < draw.min() < -0.999 and 0.999 < draw.max() < 1
@@ -258,14 +288,3 @@ class TestStability:
         expected = plain(IMAGES, TARGETS, key=keys)
         chunked = run(metric, quadratic, *functions, samples=4, chunk_size=7)
         np.testing.assert_allclose(chunked(IMAGES[1:], TARGETS[1:], key=keys[1:]), expected[1:], rtol=1e-4)
-
-
-def largest(jaxpr) -> int:
-    """Return the size of the largest array that the equations make."""
-    sizes = [1]
-    for equation in jaxpr.eqns:
-        sizes += [v.aval.size for v in equation.outvars]
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            sizes += [largest(inner)] if hasattr(inner, "eqns") else []
-    return max(sizes)

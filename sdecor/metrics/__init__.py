@@ -47,7 +47,7 @@ from sdecor.metrics.regions import (
     selectivity,
     selectivity_curve,
 )
-from sdecor.metrics.registry import DATASET_METRICS, METRICS, Metric
+from sdecor.metrics.registry import DATASET_METRICS, METRICS, NEEDS, Metric
 from sdecor.metrics.replacement import BASELINES, area_under, baseline_images, replacement_curve
 from sdecor.metrics.road import RoadCurves, road, road_curves
 from sdecor.metrics.robustness import (
@@ -71,6 +71,7 @@ __all__ = [
     "BASELINES",
     "DATASET_METRICS",
     "METRICS",
+    "NEEDS",
     "Metric",
     "RoadCurves",
     "accuracy",

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution import target_score
-from sdecor.checks import check_range
-from sdecor.chunks import divide, map_examples
+from sdecor.checks import check_count
+from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, map_samples
 from sdecor.rng import per_example
-
-Fn = Callable[[jax.Array], jax.Array]
 
 
 def completeness(
@@ -36,7 +35,7 @@ def completeness(
       baseline: the one that the method started from, see `baseline_images`.
       saliency_of: the score that was explained, the "logit", "log_probability" or "probability".
       relative: whether the gap is divided by the size of the rise.
-      chunk_size: network evaluations in flight; it bounds memory. Default: N.
+      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
 
     Returns:
       `Σ φ − (f(x) − f(baseline))`, `[N]` in score units or as a share; 0 is complete. NaN for an attribution that is
@@ -45,13 +44,14 @@ def completeness(
     References:
       Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365, 2017.
     """
-    n = images.shape[0]
-    if attributions.shape[:1] != (n,) or targets.shape != (n,):
+    check_images(images)
+    targets, n = check_classes(images, targets, fn=fn), images.shape[0]
+    if attributions.shape[:1] != (n,):
         raise ValueError(
-            f"images {images.shape}, attributions {attributions.shape} and targets {targets.shape} do not belong "
-            "together: pass [N, H, W, C], [N, …] and [N]"
+            f"images {images.shape} and attributions {attributions.shape} do not belong together: "
+            "pass [N, H, W, C] and [N, …]"
         )
-    examples, _ = divide(n, chunk_size)
+    examples, _ = in_flight(fn, chunk_size, images)
 
     def score(image: jax.Array, target: jax.Array) -> jax.Array:
         return target_score(fn(image).astype(jnp.float32), target, saliency_of=saliency_of)
@@ -96,7 +96,7 @@ def non_sensitivity(
       tolerance: largest value that counts as zero, as a share of the map's largest absolute value.
       score_tolerance: largest root mean square change of the score, in score units, that counts as none.
       saliency_of: the score, "probability", "logit" or "log_probability".
-      chunk_size: network evaluations in flight; it bounds memory. Default: N, one pixel of each image at a time.
+      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
 
     Returns:
       `[N]` in [0, 1], lower is better. NaN for a map of zeros and for one that is not finite.
@@ -105,18 +105,14 @@ def non_sensitivity(
       Nguyen, Rodríguez Martínez, "On Quantitative Aspects of Model Interpretability",
       https://arxiv.org/abs/2007.07584, 2020.
     """
-    check_range("samples", samples, 1)
+    check_count("samples", samples)
+    targets = check_batch(images, maps, targets, fn=fn)
     n, height, width, _ = images.shape
-    if maps.shape != (n, height, width) or targets.shape != (n,):
-        raise ValueError(
-            f"images {images.shape}, maps {maps.shape} and targets {targets.shape} do not belong together: "
-            "pass [N, H, W, C], [N, H, W] and [N]"
-        )
     visited = height * width if pixels is None else pixels
-    check_range("pixels", visited, 1, height * width)
+    check_count("pixels", visited, 1, height * width)
     drawn = isinstance(baseline, str) and baseline == "uniform"
     others = images if drawn else baseline_images(images, baseline)
-    examples, at_once = divide(n, chunk_size)
+    examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image, other, saliency, target, key):
         strength = jnp.abs(saliency.astype(jnp.float32)).ravel()
@@ -168,7 +164,7 @@ def input_invariance(
       targets: classes explained, integers `[N]`.
       key: one key or `[N]` keys, for an explanation that draws; the same for both explanations.
       shift: added to the image, in input units: a number, or anything that broadcasts to `[H, W, C]`.
-      chunk_size: explanations in flight; it bounds memory. Default: N.
+      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
       attributions: `[N, …]`, the explanations of `fn` at `images` if they are known already.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.metrics.replacement import Fn
+from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.rng import per_example
 
 
@@ -27,15 +27,15 @@ def relative_to_random(metric: Callable[..., jax.Array]) -> Callable[..., jax.Ar
         chunk_size: int | None = None,
         **options: Any,
     ) -> jax.Array:
-        n = images.shape[0]
+        targets, n = check_batch(images, maps, targets, fn=fn), images.shape[0]
         values = metric(
             fn,
             _twice(images),
             jnp.concatenate([maps, jnp.ones_like(maps)]),  # equal values are ordered at random
             _twice(targets),
             key=_twice(per_example(key, n)),
-            chunk_size=chunk_size or n,
-            **{name: _twice(value) if hasattr(value, "shape") else value for name, value in options.items()},
+            chunk_size=chunk_size,
+            **{name: _twice(value) if getattr(value, "ndim", 0) else value for name, value in options.items()},
         )
         return values[:n] - values[n:]
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from sdecor.attribution.reduce import reduce
 from sdecor.checks import check_choice
-from sdecor.chunks import divide, map_examples
+from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import check_images, in_flight
 from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
 from sdecor.sorting import average_ranks
 
@@ -32,16 +33,15 @@ def map_maker(
       targets: `[N]`, or whatever `explain_with` takes, `[N, …]`.
       keys: `[N]`.
       reduction: of channels, see `sdecor.attribution.reduce`.
-      chunk_size: explanations in flight; None = N.
+      chunk_size: explanations in flight; None = what the device's memory holds.
     """
-    if images.ndim != 4 or targets.shape[:1] != images.shape[:1]:
-        raise ValueError(f"images {images.shape} and targets {targets.shape}: pass [N, H, W, C] and [N]")
-    examples, _ = divide(images.shape[0], chunk_size)
+    check_images(images)
 
     def maps(params: Any) -> jax.Array:
         def one(*example: jax.Array) -> jax.Array:
             return explain_with(params, *example)
 
+        examples, _ = in_flight(one, chunk_size, images, targets, keys)
         return reduced(map_examples(one, (images, targets, keys), examples), reduction)
 
     return maps

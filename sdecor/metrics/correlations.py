@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count, check_range
+from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import random_ranks
 from sdecor.metrics.replacement import (
-    Fn,
     baseline_images,
-    check_batch,
     fold_sample,
     replaced_scores,
     score_of,
@@ -55,7 +54,7 @@ def faithfulness_correlation(
       baseline: what replaces a pixel, see `baseline_images`.
       blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: N.
+      chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
     Returns:
       Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
@@ -64,11 +63,11 @@ def faithfulness_correlation(
       Bhatt, Weller, Moura, "Evaluating and Aggregating Feature-based Model Explanations",
       https://arxiv.org/abs/2005.00631, 2020.
     """
-    check_batch(images, maps, targets)
-    check_range("samples", samples, 2)
+    targets = check_batch(images, maps, targets, fn=fn)
+    check_count("samples", samples, 2)
     features = maps[0].size
     size = max(1, features // 5) if subset_size is None else subset_size
-    check_range("subset_size", size, 1, features - 1)
+    check_count("subset_size", size, 1, features - 1)
     orders = math.ceil(samples / (features // size))
     windows = [(j * size, (j + 1) * size) for j in range(math.ceil(samples / orders))]
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
@@ -104,8 +103,8 @@ def sensitivity_n_curve(
     Returns:
       `[N, len(shares)]` in [−1, 1].
     """
-    check_batch(images, maps, targets)
-    check_range("samples", samples, 2)
+    targets = check_batch(images, maps, targets, fn=fn)
+    check_count("samples", samples, 2)
     for share in shares:
         check_range("shares", share, 0, 1, low_open=True, high_open=True)
     windows = [max(1, round(share * maps[0].size)) for share in shares]

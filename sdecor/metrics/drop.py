@@ -8,8 +8,9 @@ Values are NaN for a map that is constant or not finite. Every function takes th
 import jax
 import jax.numpy as jnp
 
-from sdecor.chunks import divide, map_examples
-from sdecor.metrics.replacement import Fn, baseline_images, check_batch, map_samples, score_of, varies
+from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import Fn, check_batch, in_flight
+from sdecor.metrics.replacement import baseline_images, map_samples, score_of, varies
 
 
 def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
@@ -63,12 +64,12 @@ def _scores(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the target's score on the image and under the mask, `[N]` each."""
-    check_batch(images, maps, targets)
+    targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
     score = score_of(saliency_of)
-    examples, at_once = divide(images.shape[0], chunk_size)
+    examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image: jax.Array, base: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
         masked = base + weight * (image - base)

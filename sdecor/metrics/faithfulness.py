@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.metrics.chance import relative_to_random
+from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import (
-    Fn,
     area_under,
     baseline_images,
-    check_batch,
     correct,
     defined,
     percentage_counts,
@@ -44,6 +43,7 @@ def insertion_curve(
 
     See `deletion_curve` for the arguments.
     """
+    targets = check_batch(images, maps, targets, fn=fn)
     start = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
     return replacement_curve(fn, start, images, maps, targets, **options)
@@ -69,7 +69,7 @@ def deletion_curve(
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`; the highest values are changed first. Equal values are ordered at random.
-      targets: classes whose score is followed, integers `[N]`; RISE follows the predicted class.
+      targets: classes whose score is followed, integers `[N]`, one for all, or "predicted", which RISE follows.
       key: one key or `[N]` keys, for the order of equal values. With keys that belong to the examples the
         result does not depend on batching.
       steps: the image changes in this many (nearly) equal steps.
@@ -78,7 +78,7 @@ def deletion_curve(
       blur_sigma: of the baseline "blur", in pixels.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
       saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight; it bounds memory. Default: N.
+      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
 
     Returns:
       Scores `[N, steps + 1]`; column j has `round(j·H·W/steps)` pixels changed. NaN for a map of zeros
@@ -87,6 +87,7 @@ def deletion_curve(
     References:
       Petsiuk, Das, Saenko, "RISE", https://arxiv.org/abs/1806.07421, 2018.
     """
+    targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
     return replacement_curve(fn, images, end, maps, targets, **options)
@@ -199,7 +200,7 @@ def masked_accuracy_curve(
       Ismail, Corrada Bravo, Feizi, "Improving Deep Learning Interpretability by Saliency Guided Training",
       https://arxiv.org/abs/2111.14338, 2021.
     """
-    check_batch(images, maps, labels)
+    labels = check_batch(images, maps, labels, field="labels")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     counts = percentage_counts(maps[0].size, percentages)
     places = ranks(jnp.abs(maps), key)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count
+from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.localization import energy_inside
 
 
@@ -37,8 +38,8 @@ def choose_mosaics(
     Raises:
       ValueError: when there are fewer classes than cells, or too few images.
     """
-    check_range("size", size, 2)
-    check_range("count", count, 1)
+    check_count("size", size, 2)
+    check_count("count", count)
     labels, confidences = np.asarray(labels), np.asarray(confidences, np.float64)
     usable = np.flatnonzero(np.asarray(correct, bool) & ~np.isnan(confidences))
     ranked = usable[np.argsort(-confidences[usable], kind="stable")]
@@ -94,6 +95,7 @@ def grid_pointing_game(maps: jax.Array, cells: jax.Array, *, size: int = 2) -> j
     Raises:
       ValueError: when the maps do not divide into cells.
     """
+    check_maps(maps=maps)
     _, height, width = maps.shape
     cell_height, cell_width = _cell(height, width, size)
     row, column = jnp.arange(height) // cell_height, jnp.arange(width) // cell_width

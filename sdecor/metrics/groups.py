@@ -9,12 +9,11 @@ Every function takes the network for one image, `fn: image [H, W, C] -> logits [
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count
+from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import (
-    Fn,
     baseline_images,
-    check_batch,
     fold_sample,
     replaced_scores,
     score_of,
@@ -52,7 +51,7 @@ def faithfulness_estimate(
       Alvarez-Melis, Jaakkola, "Towards Robust Interpretability with Self-Explaining Neural Networks",
       https://arxiv.org/abs/1806.07538, 2018.
     """
-    check_batch(images, maps, targets)
+    targets = check_batch(images, maps, targets, fn=fn)
     windows = _groups(maps, steps)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     places = ranks(maps, key)
@@ -90,8 +89,8 @@ def monotonicity_correlation(
     References:
       Nguyen, Martínez, "On quantitative aspects of model interpretability", https://arxiv.org/abs/2007.07584, 2020.
     """
-    check_batch(images, maps, targets)
-    check_range("samples", samples, 1)
+    targets = check_batch(images, maps, targets, fn=fn)
+    check_count("samples", samples)
     windows = _groups(maps, steps)
     places = ranks(maps, key)
     noisy = isinstance(baseline, str) and baseline == "uniform"
@@ -112,6 +111,6 @@ def _groups(maps: jax.Array, steps: int | None) -> list[tuple[int, int]]:
     """Return the first place and the end of each group of pixels."""
     features = maps[0].size
     steps = features if steps is None else steps
-    check_range("steps", steps, 2, features)
+    check_count("steps", steps, 2, features)
     counts = step_counts(features, steps)
     return list(zip(counts[:-1], counts[1:], strict=True))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.checks import check_range
+from sdecor.metrics.inputs import check_images
 from sdecor.rng import normal, per_example
 
 _MOST_ITERATIONS = 200
@@ -44,7 +45,8 @@ def impute(
 def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 2e-3) -> jax.Array:
     """Return `impute` (same arguments) without noise."""
     check_range("tolerance", tolerance, 0, low_open=True)
-    if images.ndim != 4 or mask.shape != images.shape[:3] or mask.dtype != bool:
+    check_images(images)
+    if mask.shape != images.shape[:3] or mask.dtype != bool:
         raise ValueError(
             f"images {images.shape} and mask {mask.dtype} {mask.shape} do not belong together: "
             "pass [N, H, W, C] and bool [N, H, W]"

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
-from sdecor.chunks import divide, map_examples
+from sdecor.checks import check_choice, check_count
+from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
-from sdecor.metrics.replacement import Fn, baseline_images, check_batch, defined, map_samples, score_of
+from sdecor.metrics.replacement import baseline_images, defined, map_samples, score_of
 from sdecor.rng import normal, per_example
 
 PERTURBATIONS = ("squares", "grid", "noise")
@@ -57,7 +58,7 @@ def infidelity(
         arbitrary units can be compared.
       blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: N.
+      chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
     Returns:
       `[N]`, at least 0, in squared score units; lower is better. NaN for an attribution of zeros or one that is not
@@ -66,11 +67,12 @@ def infidelity(
     References:
       Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392, 2019.
     """
-    check_batch(images, attributions[..., 0] if attributions.ndim == 4 else attributions, targets)
+    own = attributions[..., 0] if getattr(attributions, "ndim", 0) == 4 else attributions
+    targets = check_batch(images, own, targets, fn=fn)
     check_choice("perturbation", perturbation, PERTURBATIONS)
     check_choice("scaling", scaling, SCALINGS)
-    check_range("samples", samples, 1)
-    check_range("patch", patch, 1, min(images.shape[1:3]))
+    check_count("samples", samples)
+    check_count("patch", patch, 1, min(images.shape[1:3]))
     if contributions and perturbation == "noise":
         raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
@@ -80,7 +82,7 @@ def infidelity(
         phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
     perturb, count = _perturbation(perturbation, images.shape[1:], samples, patch, noise)
     score = score_of(saliency_of)
-    examples, at_once = divide(images.shape[0], chunk_size)
+    examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image: jax.Array, base: jax.Array, slope: jax.Array, target: jax.Array, own_key: jax.Array) -> jax.Array:
         def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ that is the whole image, a map without any positive value, a map that is not fin
 import jax
 import jax.numpy as jnp
 
+from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
 
 
@@ -26,6 +27,7 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
       Wang et al., "Score-CAM", https://arxiv.org/abs/1910.01279, 2020.
       Arras et al., "CLEVR-XAI", https://arxiv.org/abs/2003.07258, 2022.
     """
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
     maps = _positive(maps, counted)
     peak = maps.max((-2, -1), keepdims=True)
@@ -63,6 +65,7 @@ def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Ar
 
     NaN where the object is empty or covers everything.
     """
+    check_maps(objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
     share = inside.sum((-2, -1)) / jnp.maximum(counted.sum((-2, -1)), 1)
     return jnp.where(two_sided(inside, counted), share.astype(jnp.float32), jnp.nan)
@@ -89,6 +92,7 @@ def pointing_game(
     References:
       Zhang et al., "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507, 2018.
     """
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
     hits = _dilate(inside, tolerance) & counted
     positive = _positive(maps, counted)

@@ -33,8 +33,8 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Return the object without ignored pixels, and the pixels that count at all, bool `[N, H, W]` each."""
-    counted = jnp.ones_like(objects, bool) if ignore is None else ~ignore.astype(bool)
-    return objects.astype(bool) & counted, counted
+    counted = jnp.ones_like(objects) if ignore is None else ~jnp.asarray(ignore)
+    return objects & counted, counted
 
 
 def two_sided(inside: jax.Array, counted: jax.Array) -> jax.Array:

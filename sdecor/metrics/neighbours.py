@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
-from sdecor.chunks import divide, map_examples
+from sdecor.checks import check_count, check_range
+from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import check_classes, check_images, in_flight
 from sdecor.metrics.replacement import map_samples
 from sdecor.rng import per_example
 
@@ -31,25 +32,26 @@ def over_examples(
     more: tuple[jax.Array, ...] = (),
 ) -> Any:
     """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained."""
-    n = images.shape[0]
+    check_images(images)
+    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     known = () if attributions is None else (attributions,)
-    if images.ndim != 4 or any(array.shape[:1] != (n,) for array in (targets, *known)):
-        shapes = [array.shape for array in (targets, *known)]
-        raise ValueError(f"images {images.shape} and {shapes} do not belong together: pass [N, H, W, C] and [N, …]")
-    examples, at_once = divide(n, chunk_size)
+    if any(array.shape[:1] != images.shape[:1] for array in known):
+        shapes = f"images {images.shape} and attributions {known[0].shape}"
+        raise ValueError(f"{shapes} do not belong together: pass [N, H, W, C] and [N, …]")
+    examples, at_once = in_flight(explain_one, chunk_size, images, targets, keys)
 
     def example(image: jax.Array, target: jax.Array, key: jax.Array, more: tuple, *own: jax.Array) -> Any:
         own = own[0] if own else explain_one(image, target, key)
         return one(image, target, key, own.astype(jnp.float32), at_once, *more)
 
-    return map_examples(example, (images, targets, per_example(key, n), more, *known), examples)
+    return map_examples(example, (images, targets, keys, more, *known), examples)
 
 
 def over_neighbours(
     evaluate: Callable[[jax.Array], Any], image: jax.Array, key: jax.Array, *, samples: int, radius: float, at_once: int
 ) -> Any:
     """Return `evaluate` of `samples` images that differ from `image` by at most `radius`, stacked."""
-    check_range("samples", samples, 1)
+    check_count("samples", samples)
     check_range("radius", radius, 0, low_open=True)
     key = jax.random.fold_in(key, NOISE)
 

@@ -8,14 +8,16 @@ Attributions with channels are reduced to maps (`reduction`), which are then com
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
-from sdecor.chunks import divide, sum_over
+from sdecor.checks import check_count, check_range
+from sdecor.chunks import sum_over
 from sdecor.metrics.compared import likeness, map_maker, reduced
+from sdecor.metrics.inputs import check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
 from sdecor.rng import per_example
@@ -52,7 +54,7 @@ def parameter_randomization(
         alone; "bottom_up", the last l + 1 layers, from the input up.
       similarity: "spearman", "pearson" and "cosine" of the pixels, or "ssim".
       reduction: of channels, see `sdecor.attribution.reduce`.
-      chunk_size: explanations in flight; it bounds memory. Default: N.
+      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
       attributions: `[N, H, W]` or `[N, H, W, C]`, the explanations under `params` if they are known already.
 
     Returns:
@@ -61,7 +63,8 @@ def parameter_randomization(
     References:
       Adebayo et al., "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292, 2018.
     """
-    keys = per_example(key, images.shape[0])
+    check_images(images)
+    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     if layers is None:
         layers = layers_of(explain_with, params, images[0], targets[0], keys[0])
     maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
@@ -92,7 +95,7 @@ def smooth_mprt(
     Args:
       samples: noisy images of each image.
       noise: standard deviation of the normal noise, as a share of the image's range of values.
-      chunk_size: explanations in flight, examples first, then noisy images of each. Default: N.
+      chunk_size: explanations in flight, examples first, then noisy images of each. Default: what memory holds.
 
     The other arguments and the result are those of `parameter_randomization`. Signed attributions are averaged, and
     reduced to a map afterwards.
@@ -100,23 +103,23 @@ def smooth_mprt(
     References:
       Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
     """
-    check_range("samples", samples, 1)
+    check_count("samples", samples)
     check_range("noise", noise, 0)
-    _, at_once = divide(images.shape[0], chunk_size)
+    check_images(images)
+    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
+    examples, at_once = in_flight(partial(explain_with, params), chunk_size, images, targets, keys)
 
     def smooth(params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
         spread = noise * (image.max() - image.min())
-        noise_key = jax.random.fold_in(key, NOISE)
 
         def sample(i: jax.Array) -> jax.Array:
-            uniform = symmetric_uniform(jax.random.fold_in(noise_key, i), image.shape)
-            near = image + (spread * jnp.sqrt(2.0) * jax.lax.erf_inv(uniform)).astype(image.dtype)
+            near = image + (spread * _standard_normal(key, i, image.shape)).astype(image.dtype)
             return explain_with(params, near, target, jax.random.fold_in(key, i)).astype(jnp.float32)
 
         return sum_over(sample, samples, at_once=at_once) / samples
 
     return parameter_randomization(
-        smooth, params, random_params, images, targets, key=key, chunk_size=chunk_size, **options
+        smooth, params, random_params, images, targets, key=keys, chunk_size=examples * at_once, **options
     )
 
 
@@ -144,7 +147,8 @@ def efficient_mprt(
     References:
       Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
     """
-    keys = per_example(key, images.shape[0])
+    check_images(images)
+    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
     if attributions is None:
         states = jax.tree.map(lambda *pair: jnp.stack(pair), params, random_params)
@@ -182,8 +186,9 @@ def random_logit(
     References:
       Sixt, Granz, Landgraf, "When Explanations Lie", https://arxiv.org/abs/1912.09818, 2020.
     """
-    check_range("num_classes", num_classes, 2)
-    keys = per_example(key, images.shape[0])
+    check_count("num_classes", num_classes, 2)
+    check_images(images)
+    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     steps = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, NOISE), (), 1, num_classes))(keys)
     others = (targets + steps) % num_classes
 
@@ -205,10 +210,16 @@ def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:
 
     The bins are equally wide, from the map's smallest to its largest value; a constant map has entropy 0.
     """
-    check_range("bins", bins, 1)
+    check_count("bins", bins)
     rows = maps.astype(jnp.float32).reshape(maps.shape[0], -1)
     low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
     places = ((rows - low) / jnp.where(high > low, high - low, 1) * bins).astype(jnp.int32)
     places = jnp.clip(places, 0, bins - 1)
     shares = jax.vmap(lambda row: jnp.bincount(row, length=bins))(places) / rows.shape[1]
     return jnp.where(jnp.isfinite(rows).all(1), jax.scipy.special.entr(shares).sum(1), jnp.nan)
+
+
+def _standard_normal(key: jax.Array, i: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return the noise of sample i, apart from what the explanation draws."""
+    uniform = symmetric_uniform(jax.random.fold_in(jax.random.fold_in(key, NOISE), i), shape)
+    return jnp.sqrt(2.0) * jax.lax.erf_inv(uniform)

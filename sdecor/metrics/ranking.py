@@ -8,7 +8,8 @@ Equal values are treated alike, never by their place: a constant map scores exac
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count
+from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
 from sdecor.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
 
@@ -28,6 +29,7 @@ def relevance_rank_accuracy(maps: jax.Array, objects: jax.Array, *, ignore: jax.
     References:
       Arras et al., "CLEVR-XAI", https://arxiv.org/abs/2003.07258, 2022.
     """
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, _ = split(objects, ignore)
     return _share_of_top(maps, objects, ignore, inside.sum((-2, -1)))
 
@@ -43,7 +45,8 @@ def top_k_intersection(
     References:
       Theiner et al., "Interpretable Semantic Photo Geolocation", https://arxiv.org/abs/2104.14995, 2021.
     """
-    check_range("k", k, 1)
+    check_count("k", k)
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     _, counted = split(objects, ignore)
     return _share_of_top(maps, objects, ignore, jnp.minimum(k, counted.sum((-2, -1))))
 
@@ -61,6 +64,7 @@ def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = N
     Returns:
       `[N]` in [0, 1], NaN where undefined. The chance level is 0.5.
     """
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
     # A tie counts half in the mean of the two orders that put the object's pixels first and last among equal values.
     first, last = (sort_rows(_keys(maps, counted, bit)) for bit in (~inside, inside))
@@ -80,6 +84,7 @@ def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = 
       `[N]` in (0, 1], NaN where undefined. Every value of the map is tried as the threshold; the lowest keeps all
       pixels, so no map scores less than `area_share`, and a constant one scores just that.
     """
+    check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
     keys = sort_rows(_keys(maps, counted, ~inside))
     labels = keys & 1 == 0
@@ -105,7 +110,7 @@ def _share_of_top(maps: jax.Array, objects: jax.Array, ignore: jax.Array | None,
 
 def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
     """Return int32 keys `[N, H·W]` that ascend as the map descends; `bit` is the lowest, `LAST` stands for ignored."""
-    keys = order_keys(jnp.where(counted, -maps, 0))
+    keys = order_keys(jnp.where(counted, -maps.astype(jnp.float32), 0))  # integers without a sign would wrap around
     size = jnp.where(keys < 0, ~keys, keys)
     # Moving all sizes down together makes room for the bit, which is then sorted with the value and settles ties. Only
     # values 2¹²⁶ times smaller than the largest one become equal.
@@ -115,12 +120,16 @@ def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
 
 def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
     """Return it from the labels `[N, F]` in descending order of the values."""
-    place = jnp.arange(labels.shape[1], dtype=jnp.int32)[None]
+    if labels.shape[1] > 2**24:
+        raise ValueError(f"maps of {labels.shape[1]} pixels: roc_auc takes at most {2**24}, shrink them")
+    place = jnp.arange(labels.shape[1], dtype=jnp.uint32)[None]
     positives = labels.sum(1)
     negatives = counted.sum((-2, -1)) - positives
-    # The mean of the positives' places from two exact sums of integers: a sum in float32 would round every term.
-    high, low = ((labels * part).sum(1) / jnp.maximum(positives, 1) for part in (place // 1024, place % 1024))
-    mean_place = 1024 * high + low
+    # The mean of the positives' places from exact sums of their digits: a sum in float32 would round every term, and
+    # one of 2²⁴ digits of 8 bits is the largest that 32 bits hold.
+    digits = [jnp.where(labels, place >> shift & 0xFF, 0).sum(1, dtype=jnp.uint32) for shift in (16, 8, 0)]
+    high, middle, low = (digit / jnp.maximum(positives, 1) for digit in digits)
+    mean_place = 2**16 * high + 2**8 * middle + low
     negatives_above = mean_place - (positives - 1) / 2
     return 1 - negatives_above / jnp.maximum(negatives, 1)
 

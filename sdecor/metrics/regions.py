@@ -7,17 +7,10 @@ changed together. Every function takes the network for one image, `fn: image [H,
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count
+from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
-from sdecor.metrics.replacement import (
-    Fn,
-    area_under,
-    baseline_images,
-    check_batch,
-    defined,
-    replaced_scores,
-    score_of,
-)
+from sdecor.metrics.replacement import area_under, baseline_images, defined, replaced_scores, score_of
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:
@@ -25,7 +18,7 @@ def grid_segments(height: int, width: int, patch: int) -> jax.Array:
 
     Where the side is no multiple of `patch`, the last patches are smaller.
     """
-    check_range("patch", patch, 1, max(height, width))
+    check_count("patch", patch, 1, max(height, width))
     rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
     return rows[:, None] * (columns[-1] + 1) + columns[None, :]
 
@@ -45,7 +38,7 @@ def region_perturbation_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the target's score while patches are replaced one after the other, in the order of their summed relevance.
+    """Return the target's score while patches are replaced one after the other, in the order of their mean relevance.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
@@ -59,15 +52,18 @@ def region_perturbation_curve(
       baseline: what replaces a patch, see `baseline_images`; noise as published.
       blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: N.
+      chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
     Returns:
       `[N, L + 1]`, NaN for a map of zeros or one that is not finite.
     """
-    check_batch(images, maps, targets)
+    targets = check_batch(images, maps, targets, fn=fn)
     segments, count = _segments(maps, None, None, patch)
+    if regions is not None:
+        check_count("regions", regions)
     last = count if regions is None else min(regions, count)
-    places = _region_places(_sums(maps, segments, count), segments, key, order)
+    # By the mean, as patches cut off by the border sum to less: a plain map would put them last, no random order.
+    places = _region_places(_means(maps, segments, count), segments, key, order)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     score, windows = score_of(saliency_of), list(range(last + 1))
     curves = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
@@ -100,7 +96,7 @@ def selectivity_curve(
     baseline: str | jax.Array = "zero",
     **options,
 ) -> jax.Array:
-    """Return the target's probability while all patches are removed, those of greatest summed relevance first.
+    """Return the target's probability while all patches are removed, those of greatest mean relevance first.
 
     `region_perturbation_curve` with other defaults, `[N, patches + 1]`; for the other arguments see there.
     """
@@ -147,7 +143,7 @@ def irof_curve(
       `f(x_k) / f(x_0)`, `[N, count + 1]`: 1 at first, and constant after an image's last segment. NaN for a map of
       zeros or one that is not finite.
     """
-    check_batch(images, maps, targets)
+    targets = check_batch(images, maps, targets, fn=fn)
     segments, count = _segments(maps, segments, count, patch)
     places = _region_places(_means(maps, segments, count), segments, key, "morf")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)

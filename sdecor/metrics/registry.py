@@ -34,6 +34,19 @@ from sdecor.metrics.stability import (
 )
 from sdecor.metrics.sufficiency import sufficiency
 
+# What metrics are computed from, by name.
+NEEDS = {
+    "model": "the logits or the features",
+    "maps": "the maps",
+    "object": "maps and object masks",
+    "network": "the network, and maps or sums of the attributions over channels",
+    "attributions": "the network and whole attributions, signed and with their channels",
+    "explanation": "the explanation as a function of the image, which is explained again",
+    "parameters": "the explanation as a function of the network's parameters too",
+    "mosaic": "explanations of mosaics of images",
+    "set": "the maps and predictions of many images at once: a value depends on the other images",
+}
+
 
 class Metric(NamedTuple):
     """One measure.
@@ -41,9 +54,7 @@ class Metric(NamedTuple):
     Attributes:
       function: computes it.
       higher_is_better: None = neither direction is.
-      needs: what it is computed from: "model", the logits; "maps"; "object", maps and object masks; "network", maps and
-        the network; "explanation", the explanation as a function of the image; "parameters", as a function of the
-        network's parameters too.
+      needs: what it is computed from, one of `NEEDS`.
       title: what a table calls it.
       description: what it says, in a sentence.
       percent: whether it is a share that is read in per cent.
@@ -96,7 +107,7 @@ METRICS: dict[str, Metric] = {
         best_iou, True, "object", "IoU at the best threshold",
         "Intersection over union of the object and the pixels above the best threshold.", percent=True),
     "grid_pointing_game": Metric(
-        grid_pointing_game, True, "explanation", "Grid pointing game",
+        grid_pointing_game, True, "mosaic", "Grid pointing game",
         "Share of a class's saliency in its own cell of a mosaic of four confidently classified images.", percent=True),
     "gini": Metric(
         gini, True, "maps", "Sparseness (Gini)",
@@ -162,7 +173,7 @@ METRICS: dict[str, Metric] = {
         sensitivity_n, True, "network", "Sensitivity-n",
         "Correlation of attribution and effect over random sets of n pixels, mean over n."),
     "infidelity": Metric(
-        infidelity, False, "network", "Infidelity",
+        infidelity, False, "attributions", "Infidelity",
         "Mean squared error of the attribution, scaled at best, as a linear model of the score around the image."),
     "max_sensitivity": Metric(
         max_sensitivity, False, "explanation", "Max-sensitivity",
@@ -217,10 +228,10 @@ DATASET_METRICS: dict[str, Metric] = {
         energy_inside, True, "object", "Saliency on the object, relative to its area",
         "Mean share of saliency on the object over the object's mean share of the area; 1 is chance."),
     "sufficiency": Metric(
-        sufficiency, True, "maps", "Sufficiency",
+        sufficiency, True, "set", "Sufficiency",
         "Share of images with the same prediction among those with a similar map.", percent=True),
     "consistency": Metric(
-        consistency, True, "maps", "Consistency",
+        consistency, True, "set", "Consistency",
         "Share of images with the same prediction among those whose saliency is in the same place.", percent=True),
     "mean_abs_correlation": Metric(
         feature_diagnostics, False, "model", "Feature correlation",

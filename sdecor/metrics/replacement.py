@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import target_score
-from sdecor.checks import check_choice, check_range
-from sdecor.chunks import divide, map_examples
+from sdecor.checks import check_choice, check_count, check_range
+from sdecor.chunks import map_examples
 from sdecor.gaussian import blur
+from sdecor.metrics.inputs import Fn, check_batch, check_images, in_flight
 from sdecor.metrics.ranks import ranks
 from sdecor.rng import per_example
 
-Fn = Callable[[jax.Array], jax.Array]
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -36,6 +36,7 @@ def baseline_images(
       blur_sigma: of "blur", in pixels.
       key: of "uniform", one key or `[N]` keys.
     """
+    check_images(images)
     if not isinstance(baseline, str):
         baseline = jnp.asarray(baseline, images.dtype)
         if baseline.shape != images.shape:
@@ -69,7 +70,9 @@ def replacement_curve(
     What insertion and deletion are made of: `start` and `end` are images `[N, H, W, C]`; for the other
     arguments and the result see `deletion_curve`.
     """
-    check_batch(start, maps, targets, end)
+    targets = check_batch(start, maps, targets)
+    if end.shape != start.shape:
+        raise ValueError(f"start {start.shape} and end {end.shape} do not belong together: pass [N, H, W, C] twice")
     counts = step_counts(maps[0].size, steps)
     score = score_of(saliency_of)
     places = ranks(maps, key, order=order)
@@ -98,9 +101,9 @@ def replaced_scores(
       windows: the places that are replaced: those before an integer, or from one up to another.
       targets: int `[N]`.
       score: from the logits of one image and its target to a scalar.
-      chunk_size: network evaluations in flight; None = N.
+      chunk_size: network evaluations in flight; None = what the device's memory holds.
     """
-    examples, samples = divide(start.shape[0], chunk_size)
+    examples, samples = in_flight(fn, chunk_size, start)
 
     def one(first: jax.Array, last: jax.Array, place: jax.Array, target: jax.Array) -> jax.Array:
         def scored(window: jax.Array) -> jax.Array:
@@ -146,7 +149,7 @@ def correct(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 def step_counts(features: int, steps: int) -> list[int]:
     """Return how many of the features are changed after 0 … `steps` nearly equal steps."""
-    check_range("steps", steps, 1)
+    check_count("steps", steps)
     return [round(j * features / steps) for j in range(steps + 1)]
 
 
@@ -183,15 +186,3 @@ def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tupl
 def fold_sample(key: jax.Array, n: int, i: jax.Array) -> jax.Array:
     """Return the examples' keys for sample i, apart from those for the order of equal values and for baselines."""
     return jax.vmap(lambda k: jax.random.fold_in(k, i + 2))(per_example(key, n))
-
-
-def check_batch(images: jax.Array, maps: jax.Array, targets: jax.Array, end: jax.Array | None = None) -> None:
-    """Raise `ValueError` unless the arrays are of the same images."""
-    other = images if end is None else end
-    shapes = (images.shape, other.shape, maps.shape, targets.shape)
-    expected = (images.shape, images.shape, images.shape[:3], images.shape[:1])
-    if images.ndim != 4 or shapes != expected:
-        raise ValueError(
-            f"images {images.shape} and {other.shape}, maps {maps.shape} and targets {targets.shape} do not belong "
-            "together: pass [N, H, W, C] twice, [N, H, W] and [N]"
-        )

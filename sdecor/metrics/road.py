@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from sdecor.checks import check_range
 from sdecor.chunks import map_examples
 from sdecor.metrics.imputation import gaussian_noise, linear_imputation
+from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.ranks import ranks
-from sdecor.metrics.replacement import Fn, check_batch, correct, defined, percentage_counts, score_of
+from sdecor.metrics.replacement import correct, defined, percentage_counts, score_of
 from sdecor.rng import per_example
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -50,7 +51,8 @@ def road_curves(
       order: "morf" removes the most relevant pixels, "lerf" the least relevant, "random" any.
       noise: standard deviation of the noise on imputed pixels, in input units.
       tolerance: of the imputation, see `impute`.
-      chunk_size: network evaluations in flight; the imputation always works on the N images. Default: N.
+      chunk_size: network evaluations in flight; the imputation always works on the N images. Default: what
+        the device's memory holds.
 
     Returns:
       `correct` (1 or 0; its mean over examples is the accuracy) and `probability` of the label, `[N, len(percentages)]`
@@ -60,15 +62,14 @@ def road_curves(
       Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
       https://arxiv.org/abs/2202.00449, 2022.
     """
-    check_batch(images, maps, labels)
+    labels = check_batch(images, maps, labels, field="labels")
     for percentage in percentages:
         check_range("percentages", percentage, 0, 100, high_open=True)
-    if chunk_size is not None:
-        check_range("chunk_size", chunk_size, 1)
     check_range("noise", noise, 0)
     places = ranks(maps, key, order=order)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(per_example(key, images.shape[0]))
     disturbance = noise * gaussian_noise(images, keys)
+    at_once, _ = in_flight(fn, chunk_size, images)
     probability = score_of("probability")
 
     def one(image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +80,7 @@ def road_curves(
         mask = places < count
         imputed = linear_imputation(images, mask, tolerance=tolerance)
         imputed = jnp.where(mask[..., None], imputed + disturbance, imputed)
-        return map_examples(one, (imputed, labels), chunk_size)
+        return map_examples(one, (imputed, labels), at_once)
 
     curves = jax.lax.map(at, jnp.asarray(percentage_counts(maps[0].size, percentages), jnp.int32))
     return RoadCurves(*(jnp.where(defined(maps)[:, None], curve.T, jnp.nan) for curve in curves))

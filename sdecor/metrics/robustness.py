@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdecor.checks import check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
 from sdecor.metrics.replacement import baseline_images, map_samples
@@ -49,7 +50,7 @@ def sensitivities(
       radius: the largest change of a pixel's channel, in input units.
       relative: whether `lipschitz` is divided by the norm of the image's explanation, as the sensitivities always are.
         It makes networks comparable whose scores have different scales; the paper's estimate is not divided.
-      chunk_size: explanations in flight; it bounds memory. Default: N, one neighbour of each image at a time.
+      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
       attributions: `[N, ...]`, the explanations of `images` if they are known already, made with the same keys.
 
     Returns:
@@ -164,7 +165,10 @@ def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 6
       Dasgupta, Frost, Moshkovitz, "Framework for Evaluating Faithfulness of Local Explanations",
       https://arxiv.org/abs/2202.00734, 2022.
     """
+    check_count("chunk_size", chunk_size)
     n = codes.shape[0]
+    if jnp.shape(predictions) != (n,):
+        raise ValueError(f"predictions has shape {jnp.shape(predictions)}: pass ({n},), one for each explanation")
     codes = codes.reshape(n, -1)
 
     def one(place: jax.Array) -> jax.Array:

@@ -5,15 +5,13 @@ Changes of explanation, image and features are relative, entry by entry. Neighbo
 `sdecor.metrics.neighbours`, and only those that keep the predicted class count. Lower is better.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sdecor.metrics.inputs import Fn
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
-
-Fn = Callable[[jax.Array], jax.Array]
 
 
 class Stabilities(NamedTuple):
@@ -51,7 +49,7 @@ def relative_stabilities(
       radius: the largest change of a pixel's channel, in input units.
       epsilon: stands in for entries that are exactly 0 where a change is divided by the entry, and is the least
         denominator. Explanations with exact zeros (behind dead units, in cropped maps) score huge values by definition.
-      chunk_size: neighbours in flight, each with its explanation and its forward pass. Default: N.
+      chunk_size: neighbours in flight, each with its explanation and its forward pass. Default: what memory holds.
       attributions: `[N, ...]`, the explanations of `images` if they are known already, made with the same keys.
 
     Returns:

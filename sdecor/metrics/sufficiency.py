@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.checks import check_count, check_range
 from sdecor.chunks import map_examples
+from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.replacement import defined
 
 
@@ -29,7 +30,11 @@ def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0
       https://arxiv.org/abs/2202.00734, 2022.
     """
     check_range("threshold", threshold, 0, 1)
+    check_count("chunk_size", chunk_size)
+    check_maps(maps=maps)
     n = maps.shape[0]
+    if jnp.shape(predictions) != (n,):
+        raise ValueError(f"predictions has shape {jnp.shape(predictions)}: pass ({n},), one for each map")
     valid = defined(maps)
     rows = _standardised(jnp.asarray(maps, jnp.float32).reshape(n, -1), valid)
     places, predictions = jnp.arange(n), jnp.asarray(predictions)

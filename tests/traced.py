@@ -1,0 +1,16 @@
+"""What a traced function would hold in memory, without compiling it."""
+
+from typing import Any
+
+import jax
+
+
+def largest(jaxpr: Any) -> int:
+    """Return the size of the largest array that the equations make, those of inner functions among them."""
+    sizes = [1]
+    for equation in jaxpr.eqns:
+        sizes += [v.aval.size for v in equation.outvars]
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            sizes += [largest(inner)] if hasattr(inner, "eqns") else []
+    return max(sizes)
