@@ -16,6 +16,23 @@ _PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --
 EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in what was asked for, not in the program
 
 
+class _Words(flags.ListParser):
+    """Of a list whose words may have commas in brackets."""
+
+    def __init__(self, split: Callable[[str], list[str]]):
+        super().__init__()
+        self._split = split
+
+    def parse(self, argument: str | list[str] | None) -> list[str]:
+        """Return the words of a command line's argument, or those given as a default."""
+        return self._split(argument) if isinstance(argument, str) else list(argument or ())
+
+
+def define_words(name: str, default: list[str], about: str, split: Callable[[str], list[str]]) -> None:
+    """Define a flag whose value is a list of words, which `split` makes of the command line's text."""
+    flags.DEFINE(_Words(split), name, default, about, serializer=flags.ListSerializer(","))
+
+
 def run(main: Callable[[], None]) -> None:
     """Parse flags, join the job and call `main`; an expected error ends with its message and exit status 1.
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sdecor import build, workdir
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.checks import check_choice
+from sdecor.data.identity import identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,12 @@ def restore(
         "step": int(state.step),
         "parameters": checksums(state.variables),
         "target": target,
+        "data": {
+            **identity(dataset.source(split)),
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "crop": config.augment.size,
+        },
         "seed": 0,
         "saliency_of": options.saliency_of,
         "reduction": "abs_sum",
@@ -118,7 +125,7 @@ def check_comparable(runs: Mapping[str, Run]) -> None:
         data = {name: run.recorded["dataset"][name] for name in ("name", "class_names", "image_shape")}
         settings = {name: value for name, value in run.settings.items() if name not in ("step", "parameters")}
         chosen = {name: run.recorded["config"]["data"][name] for name in ("canvas", "canvas_fit", "channels", "limit")}
-        return {"dataset": data, "settings": settings, "data": chosen, "size": run.config.augment.size}
+        return {"dataset": data, "settings": settings, "data": chosen}
 
     reference, *others = runs
     for name in others:

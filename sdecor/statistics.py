@@ -1,4 +1,4 @@
-"""Confidence intervals by the percentile bootstrap over examples: means, ratios of means, paired differences.
+"""Confidence intervals by the percentile bootstrap over examples: means, ratios, medians, paired differences.
 
 NumPy in float64 on the host. A `Statistic` is any function of sums over examples, so that several of them share one set
 of resamples: 2000 resamples of 50,000 examples and 30 columns take seconds, and the same example is drawn for all of
@@ -6,12 +6,15 @@ them. Everything is deterministic given the seed.
 
 References:
   Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
+  Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279, 2014: the percentiles
+  are widened as Student's t is, without which the intervals of a few examples are too narrow.
 """
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from sdecor.checks import check_range
 
@@ -42,6 +45,23 @@ class Statistic(NamedTuple):
     n: int
     biased: bool = False
     least: float = -np.inf
+
+
+class Median(NamedTuple):
+    """The median of `values [n]`, which are sorted and finite."""
+
+    values: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """The number of examples for which the measure is defined."""
+        return self.values.size
+
+
+def median_of(values: np.ndarray) -> Median:
+    """Return the median of `values [N]` as a statistic; NaN values are left out, and not counted in `n`."""
+    values = np.asarray(values, np.float64)
+    return Median(np.sort(values[~np.isnan(values)]))
 
 
 def mean_of(values: np.ndarray) -> Statistic:
@@ -78,7 +98,7 @@ def difference_of(a: Statistic, b: Statistic) -> Statistic:
 
 
 def bootstrap(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic | Median],
     *,
     n_resamples: int = N_RESAMPLES,
     level: float = 0.95,
@@ -93,31 +113,57 @@ def bootstrap(
       seed: of the draws.
 
     Returns:
-      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval (of a biased
-      statistic: that of draws moved so that their mean is `mean`). With no defined example everything is NaN; with
-      one, the bounds are.
+      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval, widened for few
+      examples (of a biased statistic: that of draws moved so that their mean is `mean`). With no defined example
+      everything is NaN; with one, the bounds are.
     """
     check_range("level", level, 0, 1, low_open=True, high_open=True)
     if not statistics:
         return {}
+    sums = {name: each for name, each in statistics.items() if isinstance(each, Statistic)}
+    found = _of_sums(sums, n_resamples, level, seed) if sums else {}
+    for name, each in statistics.items():
+        if isinstance(each, Median):
+            found[name] = _of_median(each, n_resamples, level, seed)
+    return {name: found[name] for name in statistics}
+
+
+def _of_sums(statistics: Mapping[str, Statistic], n_resamples: int, level: float, seed: int) -> dict[str, Interval]:
     columns = np.concatenate([statistic.columns for statistic in statistics.values()], axis=1)
     resampled = bootstrap_sums(columns, n_resamples=n_resamples, seed=seed)
     totals, intervals, start = columns.sum(0), {}, 0
     for name, statistic in statistics.items():
         place = slice(start, start := start + statistic.columns.shape[1])
         value = float(statistic.function(totals[place])) if statistic.n else np.nan
-        low, high = _percentiles(statistic, value, statistic.function(resampled[:, place]), level)
+        draws = statistic.function(resampled[:, place])
+        draws = draws[~np.isnan(draws)]  # a resample may miss every defined example
+        if statistic.biased and draws.size:
+            draws = draws + (value - draws.mean())
+        low, high = _percentiles(np.maximum(draws, statistic.least), statistic.n, level)
         intervals[name] = Interval(value, low, high, statistic.n)
     return intervals
 
 
-def _percentiles(statistic: Statistic, value: float, draws: np.ndarray, level: float) -> tuple[float, float]:
-    draws = draws[~np.isnan(draws)]  # a resample may miss every defined example
-    if statistic.n < 2 or not draws.size:
+def _of_median(statistic: Median, n_resamples: int, level: float, seed: int) -> Interval:
+    """Draw the medians of resamples without the resamples: the middle ones of n uniform numbers, as places."""
+    values, n = statistic.values, statistic.n
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    rng, lower = np.random.default_rng(seed), (n - 1) // 2
+    places = rng.beta(lower + 1, n - lower, n_resamples)  # the order statistic `lower` of n uniform numbers
+    draws = values[np.minimum((places * n).astype(int), n - 1)]
+    if n % 2 == 0:  # the least of the n/2 above it
+        above = 1 - (1 - places) * rng.random(n_resamples) ** (2 / n)
+        draws = (draws + values[np.minimum((above * n).astype(int), n - 1)]) / 2
+    return Interval(float(np.median(values)), *_percentiles(draws, n, level), n)
+
+
+def _percentiles(draws: np.ndarray, n: int, level: float) -> tuple[float, float]:
+    """Return the percentile interval of the draws; its tails are those of Student's t, and of n rather than n − 1."""
+    if n < 2 or not draws.size:
         return np.nan, np.nan
-    if statistic.biased:
-        draws = draws + (value - draws.mean())
-    low, high = np.quantile(np.maximum(draws, statistic.least), [(1 - level) / 2, (1 + level) / 2])
+    tail = special.ndtr(special.stdtrit(n - 1, (1 - level) / 2) * np.sqrt(n / (n - 1)))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 

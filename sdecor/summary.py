@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sdecor import metrics
-from sdecor.evaluation import RANDOM, Results
-from sdecor.statistics import Statistic, bootstrap, difference_of, mean_of, ratio_of
+from sdecor.evaluation import MEASURES, RANDOM, Results
+from sdecor.metrics.reading import KNOWN, MEDIANS, RELATIVE
+from sdecor.statistics import Interval, Median, Statistic, bootstrap, difference_of, mean_of, median_of, ratio_of
 
 # The level that a meaningless map, or a network that always answers alike, reaches: that of another measure of the same
 # examples, or a constant. Beside these, measures that were taken of a random order have its value.
@@ -18,30 +19,35 @@ _CHANCE: dict[str, str | float] = {
     "pointing_game": "area_share",
     "relevance_rank_accuracy": "area_share",
     "top_k_intersection": "area_share",
-    "best_iou": "area_share",
     "attribution_localization": 1.0,
     "energy_ratio": 1.0,
     "roc_auc": 0.5,
     "grid_pointing_game": 0.25,
 }
 _DIAGNOSTICS = ("mean_abs_correlation", "effective_rank", "mean_std", "dead_features")
-_RELATIVE = "_vs_random"
+# A network that bears masked images well scores high whatever its maps say: of these, only what exceeds a random order,
+# where that was measured, says which run has the better maps.
+_CONFOUNDED = {name for each in MEASURES.values() if each.reference for name in each.gives} | {
+    "average_drop",
+    "average_increase",
+}
+FEWEST = 20  # images below which no difference is called better or worse
 
 
 def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, dict]:
     """Return every measure's mean over the split with its bootstrap interval.
 
     Returns:
-      By key, for measures in `metrics.METRICS` and `metrics.DATASET_METRICS`: `mean`, `low`, `high`, `n` (examples for
+      By key, for measures in `metrics.reading.KNOWN`: `mean`, `low`, `high`, `n` (examples for
       which it is defined), `undefined` (the others), and `chance` where there is such a level, over the same examples.
-      None where there is no value: an undefined measure, or the interval of a feature diagnostic.
+      None where there is no value: an undefined measure, or the interval of a feature diagnostic or of a measure whose
+      values depend on one another. Of heavy-tailed measures `mean` is the median, and `statistic` says so.
     """
     examples, count = _with_relative(results.examples), results.examples["index"].size
     intervals = bootstrap(_statistics(examples), n_resamples=n_resamples, level=level, seed=seed)
     summary = {}
     for key, (mean, low, high, n) in intervals.items():
-        entry = {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, "undefined": count - n}
-        summary[key] = entry | _chance(key, examples)
+        summary[key] = {**_entry(key, mean, low, high, n), "undefined": count - n, **_chance(key, examples)}
     diagnostics = metrics.feature_diagnostics(results.moments)
     for name in _DIAGNOSTICS:
         value = _plain(diagnostics[name])
@@ -58,7 +64,10 @@ def compare(
 
     Returns:
       By key: `mean`, `low`, `high` of the difference over the images where both runs are defined, `n` pairs, and
-      `better`: True or False where the interval excludes 0 and the measure has a better direction, else None.
+      `better`: True or False where the interval excludes 0 and the measure has a better direction, else None. It is
+      None, too, for fewer than 20 pairs; for measures whose values depend on one another; and for those that say as
+      much about how the network bears masked images as about its maps, unless they are relative to a random order. Of
+      heavy-tailed measures the difference is the median of the pairs' differences.
 
     Raises:
       ValueError: when the two were not evaluated on the same images.
@@ -72,14 +81,13 @@ def compare(
     a, b = _jointly_defined(_with_relative(a), _with_relative(b))
     left, right = _statistics(a), _statistics(b)
     paired = {
-        key: mean_of(b[key] - a[key]) if key in a and key in b else difference_of(left[key], right[key])
+        key: _center(key, b[key] - a[key]) if key in a and key in b else difference_of(left[key], right[key])
         for key in left
         if key in right
     }
     intervals = bootstrap(paired, n_resamples=n_resamples, level=level, seed=seed)
     differences = {
-        key: {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, "better": _better(key, low, high)}
-        for key, (mean, low, high, n) in intervals.items()
+        key: {**_entry(key, *interval), "better": _better(key, interval)} for key, interval in intervals.items()
     }
     before, after = (metrics.feature_diagnostics(run.moments) for run in (reference, other))
     for name in _DIAGNOSTICS:
@@ -117,8 +125,8 @@ def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     added = {}
     for key, values in examples.items():
         random = examples.get(f"{RANDOM.key}/{_of(key)}")
-        if random is not None and _of(key) + _RELATIVE in metrics.METRICS and _method(key) != RANDOM.key:
-            added[key + _RELATIVE] = values - random
+        if random is not None and _of(key) + RELATIVE in KNOWN and _method(key) != RANDOM.key:
+            added[key + RELATIVE] = values - random
     return dict(examples) | added
 
 
@@ -126,18 +134,34 @@ def _jointly_defined(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return both with NaN wherever a measure is undefined in either, so that ratios too are over the same images."""
-    both = [key for key in a if key in b and _of(key) in metrics.METRICS | metrics.DATASET_METRICS]
+    both = [key for key in a if key in b and _of(key) in KNOWN]
     gaps = {key: np.isnan(a[key]) | np.isnan(b[key]) for key in both}
     return tuple(dict(run) | {key: np.where(gap, np.nan, run[key]) for key, gap in gaps.items()} for run in (a, b))
 
 
-def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
-    """Return the measures of the network, then those of each method, in the order of `metrics.METRICS`."""
-    statistics = {name: mean_of(examples[name]) for name in metrics.METRICS if name in examples}
+def _center(key: str, values: np.ndarray) -> Statistic | Median:
+    """Return the mean of a measure, or its median."""
+    return (median_of if _of(key) in MEDIANS else mean_of)(values)
+
+
+def _entry(key: str, mean: float, low: float, high: float, n: int) -> dict[str, float | int | str | None]:
+    low, high = (np.nan, np.nan) if _depends_on_others(key) else (low, high)
+    median = {"statistic": "median"} if _of(key) in MEDIANS else {}
+    return {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, **median}
+
+
+def _depends_on_others(key: str) -> bool:
+    """Tell whether an image's value depends on the other images: then no interval is that of independent values."""
+    return KNOWN[_of(key)].needs == "set"
+
+
+def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic | Median]:
+    """Return the measures of the network, then those of each method, in the order of `KNOWN`."""
+    statistics = {name: mean_of(examples[name]) for name in KNOWN if name in examples}
     statistics["calibration_error"] = _calibration(examples["confidence"], examples["accuracy"])
     for method in _methods(examples):
-        keys = [f"{method}/{name}" for name in metrics.METRICS | metrics.DATASET_METRICS]
-        statistics |= {key: mean_of(examples[key]) for key in keys if key in examples}
+        keys = [f"{method}/{name}" for name in KNOWN]
+        statistics |= {key: _center(key, examples[key]) for key in keys if key in examples}
         if f"{method}/energy_inside" in examples:
             inside, area = examples[f"{method}/energy_inside"], examples["area_share"]
             statistics[f"{method}/energy_ratio"] = ratio_of(inside, area)
@@ -160,18 +184,20 @@ def _chance(key: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | N
     name, random = _of(key), f"{RANDOM.key}/{_of(key)}"
     if name == "accuracy":
         return {"chance": float(np.unique(examples["label"], return_counts=True)[1].max() / examples["label"].size)}
-    level = 0.0 if name.endswith(_RELATIVE) else _CHANCE.get(name, random if random in examples else None)
+    level = 0.0 if name.endswith(RELATIVE) else _CHANCE.get(name, random if random in examples else None)
     if isinstance(level, str):
         both = ~np.isnan(examples[key] + examples[level])
         return {"chance": _plain(np.mean(examples[level][both], dtype=np.float64) if both.any() else np.nan)}
     return {} if level is None else {"chance": level}
 
 
-def _better(key: str, low: float, high: float) -> bool | None:
-    direction = (metrics.METRICS | metrics.DATASET_METRICS)[_of(key)].higher_is_better
-    if direction is None or not (low > 0 or high < 0):
+def _better(key: str, interval: Interval) -> bool | None:
+    direction, excludes_zero = KNOWN[_of(key)].higher_is_better, interval.low > 0 or interval.high < 0
+    if direction is None or not excludes_zero or interval.n < FEWEST:
         return None
-    return (low > 0) == direction
+    if _of(key) in _CONFOUNDED or _depends_on_others(key):
+        return None
+    return (interval.low > 0) == direction
 
 
 def _plain(value: float) -> float | None:

@@ -27,7 +27,8 @@ OBJECTS = (RNG.random((COUNT, SIDE + 2, SIDE + 2)) < 0.3).astype(np.uint8)
 OBJECTS[0], OBJECTS[1, :5] = 0, IGNORE
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 QUICK = ("energy_inside", "pointing_game", "gini", "insertion", "deletion")
-IMAGES_OF = {"maps": COUNT, "object": COUNT, "network": 12, "explanation": 5, "parameters": 5, "set": 9, "mosaic": 8}
+IMAGES_OF = {"maps": COUNT, "object": COUNT, "network": 12, "attributions": 12, "explanation": 5}
+IMAGES_OF |= {"parameters": 5, "set": 9, "mosaic": 8}
 
 
 class Source:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from sdecor.attribution import METHODS, smoothgrad
-from sdecor.evaluation import METHOD_PRESETS, METRIC_PRESETS, choose_methods, choose_metrics
+from sdecor.evaluation import METHOD_PRESETS, METRIC_PRESETS, choose_methods, choose_metrics, split_words
 from sdecor.metrics import DATASET_METRICS, METRICS
 
 
@@ -73,3 +73,22 @@ def test_what_is_not_known_is_an_error(words, message):
 def test_unknown_metrics_are_an_error():
     with pytest.raises(ValueError, match="--metrics = 'ginny' is not known; did you mean 'gini'"):
         choose_metrics(["quick", "ginny"])
+
+
+def test_a_list_is_split_at_commas_outside_of_brackets():
+    assert split_words("quick, occlusion:window=(4,4):stride=[2,2],lrp,") == [
+        "quick",
+        "occlusion:window=(4,4):stride=[2,2]",
+        "lrp",
+    ]
+    for text in ("occlusion:window=(4,4", "lrp)", "a)(b"):
+        with pytest.raises(ValueError, match="the brackets of .* do not match"):
+            split_words(text)
+
+
+def test_pairs_are_options_that_compare():
+    for text in ("(4,4)", "[4, 4]"):
+        ((method, _),) = choose_methods([f"occlusion:window={text}"]).values()
+        assert method.settings("logit")["window"] == (4, 4)
+        assert hash(method) and method.key == "occlusion:window=(4, 4)"
+        assert choose_methods([method.key]) == {method.key: (method, True)}

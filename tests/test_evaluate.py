@@ -10,6 +10,8 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
+import evaluate
+import sdecor
 import train
 from sdecor.runs import check_comparable, run_names
 
@@ -84,9 +86,30 @@ def test_missing_run_or_checkpoint_is_one_clear_line(folders, tmp_path):
     assert status == 1 and "no checkpoint of step 5" in output and "Traceback" not in output
 
 
+def test_other_settings_have_files_of_their_own_and_one_run_may_be_reported_elsewhere(folders, tmp_path):
+    ce = f"--workdir={folders / 'ce'}"
+    assert run(ce, "--metrics=gini")[0] == 0
+    before = (folders / "ce" / "evaluation.npz").stat().st_mtime_ns
+    status, output = run(ce, "--split=val", "--target=label", "--metrics=entropy", f"--output={tmp_path / 'page'}")
+    assert status == 0 and f"{tmp_path}/page/report.html" in output, output
+    assert (tmp_path / "page" / "report.html").exists()
+    assert (folders / "ce" / "evaluation-val-label.npz").exists()
+    assert json.loads((folders / "ce" / "evaluation.json").read_text())["settings"]["split"] == "val"
+    status, output = run(ce, "--methods=occlusion:window=(4,4)", "--metrics=entropy")
+    assert status == 0 and "Occlusion (window=(4, 4))" in output, output
+    assert (folders / "ce" / "evaluation.npz").stat().st_mtime_ns > before
+    numbers = json.loads((folders / "ce" / "evaluation.json").read_text())
+    assert numbers["settings"]["split"] == "test"
+    assert {"gradient/gini", "occlusion:window=(4, 4)/entropy"} <= set(numbers["metrics"])
+    assert run(ce, "--metrics=entropy", "--noall_stored")[0] == 0
+    assert "gradient/gini" not in json.loads((folders / "ce" / "evaluation.json").read_text())["metrics"]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--methods=integrated_gradients:steps=1.5", "integrated_gradients:steps=1.5 cannot be taken"),
+        ("--methods=occlusion:window=(4", "brackets of 'occlusion:window=(4' do not match"),
         ("--methods=smothgrad", "did you mean 'smoothgrad'"),
         ("--metrics=roc_auc", "neither object masks nor boxes"),
     ],
@@ -97,12 +120,14 @@ def test_what_cannot_be_evaluated_is_one_clear_line(folders, flag, message):
 
 
 def evaluated(**changes):
-    values = {"curve_steps": 16, "size": None, "canvas": 8, "name": "folder", "step": 1} | changes
+    values = {"curve_steps": 16, "canvas": 8, "name": "folder", "step": 1} | changes
+    seen = {"examples": 9, "labels": "ab", "pixels": "cd", "masks": True, "mean": [0.5], "std": [0.2], "crop": None}
+    seen |= {name: value for name, value in changes.items() if name in seen}
     data = {"canvas": values["canvas"], "canvas_fit": "stretch", "channels": 3, "limit": None}
     return types.SimpleNamespace(
         folder="runs/x",
-        config=ConfigDict({"augment": {"size": values["size"]}}),
-        settings={"curve_steps": values["curve_steps"], "step": values["step"], "parameters": {}},
+        config=ConfigDict(),
+        settings={"curve_steps": values["curve_steps"], "step": values["step"], "parameters": {}, "data": seen},
         recorded={
             "dataset": {"name": values["name"], "class_names": ["a"], "image_shape": [8, 8, 3]},
             "config": {"data": data},
@@ -111,7 +136,11 @@ def evaluated(**changes):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("curve_steps", 8), ("size", 6), ("canvas", 16), ("name", "tiny_imagenet")]
+    ("field", "value"),
+    [
+        *(("curve_steps", 8), ("crop", 6), ("canvas", 16), ("name", "tiny_imagenet"), ("mean", [0.0]), ("std", [1.0])),
+        *(("examples", 8), ("labels", "xy"), ("pixels", "xy"), ("masks", False)),
+    ],
 )
 def test_runs_that_are_not_measured_alike_are_not_compared(field, value):
     check_comparable({"a": evaluated(), "b": evaluated(step=7)})
@@ -123,3 +152,10 @@ def test_runs_are_named_by_method_or_folder(folders):
     assert run_names([str(folders / "ce"), str(folders / "sdecor")]) == ["ce", "sdecor"]
     with pytest.raises(ValueError, match="given twice"):
         run_names([str(folders / "ce"), str(folders / "ce")])
+
+
+def test_numbers_depend_on_the_data_and_the_version():
+    settings = {name: name for name in ("split", "step", "parameters", "target", "seed", "data", "resamples")}
+    found = evaluate.depends_of(types.SimpleNamespace(settings=settings))
+    assert found.pop("sdecor") == sdecor.__version__
+    assert found == {name: name for name in ("split", "step", "parameters", "target", "seed", "data")}

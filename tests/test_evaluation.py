@@ -28,6 +28,7 @@ from sdecor.evaluation import (
     merge,
     nested_order,
     predict,
+    trial,
 )
 from sdecor.rng import example_keys
 
@@ -185,12 +186,18 @@ def test_every_registered_metric_can_be_measured():
     settings = plan.settings()
     assert settings["measures"]["replacement"] == {
         "images": 12,
+        "looks_at": "map",
         "steps": 5,
         "insertion_baseline": "blur",
         "deletion_baseline": "zero",
         "blur_sigma": 5.0,
     }
     assert settings["measures"]["sensitivities"]["radius"] == 0.02
+    looked = {name: each["looks_at"] for name, each in settings["measures"].items()}
+    signed = {name for name, what in looked.items() if what == "signed sum over channels"}
+    assert signed == {"faithfulness_correlation", "faithfulness_estimate", "sensitivity_n", "completeness"}
+    assert looked["infidelity"] == looked["continuity"] == "whole attribution"
+    assert settings["measures"]["completeness"]["baseline"] == "the method's, else zero"
     assert settings["methods"] == {"gradient": {"saliency_of": "logit"}}
 
 
@@ -247,3 +254,53 @@ def test_measures_of_some_examples_join_those_of_all():
     assert np.isnan(joined["lrp/curve"][[0, 2, 3]]).all() and (joined["lrp/curve"][[1, 4]] == 1).all()
     ragged = merge([Results({"index": np.array([i]), **more}, {}) for i, more in ((1, {"x": np.ones(1)}), (0, {}))])
     np.testing.assert_array_equal(ragged.examples["x"], [np.nan, 1])
+
+
+def small_plan(methods, names, **changes):
+    return plan_of(methods, names, side=SIDE, apply=evaluated.apply_fixed, **changes)
+
+
+def test_a_measure_that_refuses_a_method_is_left_out_of_it():
+    """The pairs are tried before anything is evaluated, not hours later."""
+    methods = ["quick", "expected_gradients:samples=2"]
+    plan, notes = small_plan(["quick", "full"], ["gini", "completeness"])
+    assert "expected_gradients/completeness" in plan.refused
+    assert any(note.startswith("measure completeness of expected_gradients is left out: ") for note in notes)
+    parts = plan.all_parts()
+    assert "gradient/completeness" in parts and "expected_gradients/gini" in parts
+    assert "expected_gradients/completeness" not in parts
+    with pytest.raises(ValueError, match="measure completeness of expected_gradients.* cannot be taken"):
+        small_plan(methods, ["completeness"])
+    with pytest.raises(ValueError, match="measure completeness cannot be taken"):
+        small_plan(methods[1:], ["completeness"])
+
+
+@pytest.mark.parametrize("name", ["max_sensitivity", "parameter_randomization", "infidelity"])
+def test_what_explains_again_is_tried_with_every_method(name, monkeypatch):
+    """A method that cannot bear to be called by the measure is found, though it is not the first."""
+    inner = trial.make_measurement
+
+    def refusing(setup, measures, method=None):
+        if method is not None and method.key == "input_x_gradient":
+            return lambda *arguments: (_ for _ in ()).throw(NotImplementedError("not with this method"))
+        return inner(setup, measures, method)
+
+    monkeypatch.setattr(trial, "make_measurement", refusing)
+    with pytest.raises(ValueError, match="of input_x_gradient cannot be taken of this network: not with this method"):
+        small_plan(["gradient", "input_x_gradient"], [name])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "integrated_gradients:steps=1.5",
+            "method integrated_gradients:steps=1.5 cannot be taken of",
+        ),
+        ("integrated_gradients:baseline=None", "method integrated_gradients:baseline=None cannot be taken"),
+        ("occlusion:window=(4,4,4)", "method occlusion:window=.4, 4, 4. cannot be taken"),
+    ],
+)
+def test_options_that_break_a_method_are_a_clear_error(word, message):
+    with pytest.raises(ValueError, match=message):
+        small_plan([word], ["gini"])

@@ -49,11 +49,11 @@ def test_terminal_table_holds_the_numbers_and_marks_only_clear_differences():
 def test_terminal_table_has_a_block_for_the_model_and_one_for_each_method():
     lines = report.terminal_table(SUMMARIES, COMPARISONS).splitlines()
     rule = lines[1]
-    assert set(rule) == {"─"} and len(rule) == max(map(len, lines[:-1]))
+    assert set(rule) == {"─"} and len(rule) == max(map(len, lines[:-2]))
     headings = [after for line, after in zip(lines, lines[1:], strict=False) if line == rule]
-    assert headings == ["Model", "Gradient", "LRP", lines[-1]]
+    assert headings == ["Model", "Gradient", "LRP", lines[-2]]
     ce, sdecor = lines[0].index(" ce ") + 1, lines[0].index("sdecor")
-    rows = [line for line in lines[1:-1] if line != rule and line not in headings]
+    rows = [line for line in lines[1:-2] if line != rule and line not in headings]
     assert [row[ce - 1 : ce + 4] for row in rows] == [" 87.1", " 14.3", " –   ", " 0.50", " 0.50"]
     assert all(row[sdecor - 1] == " " != row[sdecor] for row in rows)
 
@@ -135,3 +135,18 @@ def test_facts_are_written_plainly():
         assert f'<th scope="row">{name}</th><td class="wrap">{value}</td>' in table
     assert plain({"jax": "0.10", "shape": [64, 64]}) == "jax 0.10, shape 64, 64"
     assert plain(1234567) == "1\u202f234\u202f567" and plain(4000) == "4000" and plain(True) == "True"
+
+
+def test_how_many_marks_are_by_chance_is_said():
+    text = report.terminal_table(SUMMARIES, COMPARISONS)
+    assert "of 3 differences, about 1 would exclude 0 though the runs were equal" in text
+    assert "though the runs were equal" not in report.terminal_table(SUMMARIES)
+
+
+def test_measures_relative_to_random_and_medians_have_words():
+    assert title("gradient/road_vs_random") == "ROAD accuracy, relative to random"
+    assert title("gradient/completeness") == "Completeness error, median"
+    keys = ["road_vs_random", "masked_accuracy", "road", "insertion_vs_random", "insertion"]
+    ordered = ["insertion", "insertion_vs_random", "road", "road_vs_random", "masked_accuracy"]
+    assert keys_by_method(keys)[""] == ordered
+    assert format_value("road_vs_random", 0.25) == "25.0 %"

@@ -198,6 +198,13 @@ def test_runs_must_show_the_same_images():
         gallery_data({"a": picture(), "b": picture(label=np.zeros(4, int))}, CLASSES)
 
 
+def test_a_confidence_that_is_no_number_is_sent_as_nothing(tmp_path):
+    run = picture(confidence=np.array([0.25, np.nan, np.inf, 1.0]))
+    images = gallery_data({"ce": run}, CLASSES)["images"]
+    assert [image["runs"][0]["confidence"] for image in images] == [0.25, None, None, 1.0]
+    assert "NaN" not in script_json(images)
+
+
 def test_json_cannot_end_its_script():
     value = {"name": "</script><!--<script>&\u2028"}
     text = script_json(value)
@@ -249,3 +256,28 @@ def test_report_writes_the_page_and_its_figures(runs, tmp_path):
     words = " ".join(Page(next(tmp_path.glob("*.html")).read_text()).words)
     assert ("sdecor <b> against ce" if len(runs) > 1 else "ce on scenes") in words
     assert "scenes · test split · 500 images · explained class: predicted" in words
+
+
+def test_names_are_written_as_they_stand_and_a_network_of_nan_is_reported(tmp_path):
+    """Dollars begin no formula, a leading _ hides no run, and what is no number stops nothing."""
+    names, classes = ["_ce", "cash_$x_{$"], ["cash_$x_{$", "b$", "_c"]
+    maps = {"gradient": np.full((4, 12, 10), np.nan)}
+    broken = picture(confidence=np.full(4, np.nan), maps=maps, signed={}, prediction=np.zeros(4, int))
+    curves = {name: {"gradient/deletion_curve": [0.9, 0.5, 0.1]} for name in names}
+    curves["_ce"]["gradient/deletion_curve_random"] = [0.9, 0.6, 0.3]
+    report.run_report(
+        tmp_path,
+        summaries=dict(zip(names, SUMMARIES.values(), strict=True)),
+        comparisons={names[1]: COMPARISONS["sdecor <b>"]},
+        pictures={names[0]: picture(), names[1]: broken},
+        curves=curves,
+        rows={name: [{"step": k, "split": "train", "loss": 1.0} for k in range(3)] for name in names},
+        configs={run: {"seed": k} for k, run in enumerate(names)},
+        class_names=classes,
+        facts={"data set": "scenes", "split": "test", "target": "predicted"},
+    )
+    data = json.loads(next(s for s in Page((tmp_path / "comparison.html").read_text()).scripts if s.startswith("{")))
+    assert {image["runs"][1]["confidence"] for image in data["images"]} == {None}
+    texts = [text.get_text() for text in report.figure_curves(curves).legends[0].get_texts()]
+    shown = [text.replace(r"\$", "$").strip("\N{ZERO WIDTH SPACE}") for text in texts]
+    assert shown == ["_ce", "_ce, random order", "cash_$x_{$"]

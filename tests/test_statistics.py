@@ -10,6 +10,7 @@ from sdecor.statistics import (
     bootstrap_sums,
     difference_of,
     mean_of,
+    median_of,
     paired_difference,
     ratio_of,
 )
@@ -158,3 +159,45 @@ def test_statistics_share_resamples_so_that_a_difference_to_itself_is_zero():
     found = bootstrap(statistics)
     assert found["zero"][:3] == (0, 0, 0)
     assert found["double"].low == pytest.approx(2 * found["a"].low)
+
+
+@pytest.mark.parametrize("n", [8, 10, 20])
+def test_few_equal_examples_seldom_differ(n):
+    """Of pairs of equal runs, about 1 in 20 may have an interval that excludes 0, also of few images."""
+    rng = np.random.default_rng(n)
+    intervals = [bootstrap_mean(rng.normal(size=n), n_resamples=400) for _ in range(400)]
+    assert np.mean([low > 0 or high < 0 for _, low, high, _ in intervals]) < 0.095
+
+
+@pytest.mark.parametrize("n", [4, 5, 40, 41])
+def test_median_has_the_interval_of_medians_of_resamples(n):
+    values = np.random.default_rng(n).lognormal(sigma=2, size=n)
+    found = bootstrap({"m": median_of(np.append(values, np.nan))}, n_resamples=40_000)["m"]
+    assert found.mean == np.median(values) and found.n == n
+    plain = np.median(np.random.default_rng(1).choice(values, (40_000, n)), axis=1)
+    widened = bootstrap({"m": median_of(values)}, n_resamples=40_000, level=0.5)["m"]
+    for tail in (0.1, 0.3, 0.7, 0.9):
+        drawn = np.quantile(draws_of_median(values), tail)
+        assert np.mean(plain < drawn) <= tail + 0.02 and np.mean(plain <= drawn) >= tail - 0.02
+    assert widened.low <= found.mean <= widened.high
+
+
+def draws_of_median(values: np.ndarray) -> np.ndarray:
+    """Return the draws behind an interval, by asking for many of its ends."""
+    import sdecor.statistics as module
+
+    kept = []
+    inner = module._percentiles
+    module._percentiles = lambda draws, n, level: kept.append(draws) or inner(draws, n, level)
+    try:
+        bootstrap({"m": median_of(values)}, n_resamples=40_000)
+    finally:
+        module._percentiles = inner
+    return kept[0]
+
+
+def test_means_and_medians_are_found_together_and_in_order():
+    values = RNG.normal(size=50)
+    found = bootstrap({"a": median_of(values), "b": mean_of(values), "c": median_of(values[:0])})
+    assert list(found) == ["a", "b", "c"] and found["b"] == bootstrap_mean(values)
+    assert found["c"].n == 0 and np.isnan(found["c"][:3]).all()

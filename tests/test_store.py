@@ -8,6 +8,7 @@ import pytest
 from evaluated import IMAGES_OF, subject
 
 from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, sweep
+from sdecor.evaluation import store as store_module
 
 SETTINGS = {"split": "test", "step": 7}
 
@@ -121,3 +122,55 @@ def test_an_interrupt_keeps_the_methods_that_are_done(tmp_path, done, monkeypatc
 def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
     store = complete(tmp_path, plan_of(["quick"], ["gini"]), writes=False)
     assert store.results is not None and not list(tmp_path.iterdir())
+
+
+def test_evaluations_of_other_names_are_kept_apart(tmp_path, done):
+    plan = plan_of(["quick"], ["gini"])
+    complete(tmp_path, plan)
+    complete(tmp_path, plan, settings=SETTINGS | {"split": "val"}, name="-val")
+    done.clear()
+    complete(tmp_path, plan)
+    complete(tmp_path, plan, settings=SETTINGS | {"split": "val"}, name="-val")
+    assert done == []
+    expected = {f"{kind}{name}.npz" for kind in ("evaluation", "attributions") for name in ("", "-val")}
+    assert {file.name for file in tmp_path.iterdir()} == expected
+
+
+def test_results_of_another_schema_are_not_used(tmp_path, done, monkeypatch):
+    complete(tmp_path, plan_of(["quick"], ["gini"]))
+    done.clear()
+    monkeypatch.setattr(store_module, "SCHEMA", -1)
+    complete(tmp_path, plan_of(["quick"], ["gini"]))
+    assert done == ["predictions", ("gradient", {"gini"}, 4)]
+
+
+def test_what_other_versions_made_is_known(tmp_path):
+    complete(tmp_path, plan_of(["quick"], ["gini"]), versions={"jax": "1", "numpy": "2"})
+    plan = plan_of(["quick"], ["gini", "entropy"])
+    found = complete(tmp_path, plan, versions={"jax": "1", "numpy": "3"})
+    expected = {"predictions": {"numpy": "2"}, "gradient/gini": {"numpy": "2"}}
+    assert found.other_versions(plan.all_parts()) == expected
+    assert complete(tmp_path, plan, versions={"jax": "1", "numpy": "2"}).other_versions(["gradient/gini"]) == {}
+
+
+def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
+    complete(tmp_path, plan_of(["quick", "input_x_gradient"], ["gini", "insertion", "grid_pointing_game"]))
+    later = plan_of(["quick"], ["entropy"], steps=4, images=IMAGES_OF | {"mosaic": 4})
+    found = complete(tmp_path, later)
+    options = {"replacement": {"steps": 4}}
+    everything = later.with_stored(found.parts, options)
+    keys = {"gradient/gini", "gradient/entropy", "input_x_gradient/gini"}  # the others had other settings
+    assert {key for key in everything.select(found.results).examples if "/" in key} == keys
+    assert everything.settings()["methods"].keys() == {"gradient", "input_x_gradient"}
+    assert found.shown(everything) == ["gradient", "input_x_gradient"]
+    same = plan_of(["quick"], ["entropy"]).with_stored(found.parts, {"replacement": {"steps": 3}})
+    again = {key for key in same.select(found.results).examples if "/" in key}
+    assert again - keys >= {"input_x_gradient/insertion", "gradient/deletion_curve", "random/insertion"}
+    assert {"gradient/grid_pointing_game", "input_x_gradient/grid_pointing_game"} < again
+
+
+def test_stored_parts_that_this_version_does_not_know_are_left_alone(tmp_path):
+    plan = plan_of(["quick"], ["gini"])
+    store = complete(tmp_path, plan)
+    unknown = {"magic/gini": store.parts["gradient/gini"], "gradient/magic": store.parts["gradient/gini"]}
+    assert plan.with_stored(store.parts | unknown, {}).all_parts() == plan.all_parts()

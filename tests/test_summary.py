@@ -8,8 +8,9 @@ import pytest
 from evaluated import COUNT, LABELS, QUICK
 
 from sdecor import metrics
-from sdecor.evaluation import RANDOM, Results, extend
-from sdecor.summary import compare, mean_curves, summarise
+from sdecor.evaluation import MEASURES, RANDOM, Results, extend
+from sdecor.metrics.reading import KNOWN, MEDIANS
+from sdecor.summary import FEWEST, compare, mean_curves, summarise
 
 MODEL = {name for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items() if metric.needs == "model"}
 RELATIVE = {"insertion_vs_random", "deletion_vs_random", "energy_ratio"}
@@ -29,7 +30,7 @@ def other() -> Results:
 
 def changed(results: Results, **changes) -> Results:
     """Return results with some arrays replaced; `gradient_x` stands for "gradient/x"."""
-    arrays = {name.replace("gradient_", "gradient/"): values for name, values in changes.items()}
+    arrays = {name.replace("gradient_", "gradient/", 1): values for name, values in changes.items()}
     return Results(results.examples | arrays, results.moments)
 
 
@@ -141,3 +142,61 @@ def test_runs_on_different_images_are_not_compared(reference):
     fewer = {name: x[:20] for name, x in reference.examples.items()}
     with pytest.raises(ValueError, match=r"different images \(21 and 20\)"):
         compare(reference, Results(fewer, reference.moments))
+
+
+RAW = sorted(name for each in MEASURES.values() if each.reference for name in each.gives if name in KNOWN)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_only_what_exceeds_a_random_order_compares_runs(reference, name):
+    """A network that bears masked images better is no better explained."""
+    values = np.linspace(0.2, 0.4, COUNT)
+    better = 1 if KNOWN[name].higher_is_better else -1
+    runs = [
+        changed(reference, **{f"gradient/{name}": values + better * by, f"random/{name}": values}) for by in (0, 0.3)
+    ]
+    found = compare(*runs, n_resamples=50)
+    assert found[f"gradient/{name}"]["better"] is None
+    assert found[f"gradient/{name}_vs_random"]["better"] is True
+    assert found[f"gradient/{name}_vs_random"]["mean"] == pytest.approx(better * 0.3)
+    easier = [changed(run, **{f"random/{name}": values + by}) for run, by in zip(runs, (0, better * 0.3), strict=True)]
+    assert compare(*easier, n_resamples=50)[f"gradient/{name}_vs_random"]["mean"] == pytest.approx(0, abs=1e-9)
+    summary = summarise(runs[0], n_resamples=20)
+    assert summary[f"gradient/{name}_vs_random"]["chance"] == 0
+
+
+def test_nothing_is_marked_of_few_images(reference):
+    rest = reference.examples["cross_entropy"].copy()
+    rest[FEWEST:] = np.nan
+    for undefined, better in ((0, True), (1, None)):
+        values = rest.copy()
+        values[:undefined] = np.nan
+        runs = [changed(reference, cross_entropy=values - by) for by in (0, 1)]
+        assert compare(*runs, n_resamples=50)["cross_entropy"]["better"] is better
+
+
+@pytest.mark.parametrize("name", ["sufficiency", "consistency"])
+def test_values_that_depend_on_one_another_have_no_interval_and_no_mark(reference, name):
+    runs = [changed(reference, **{f"gradient_{name}": np.linspace(0, 0.2, COUNT) + by}) for by in (0, 0.5)]
+    entries = summarise(runs[1], n_resamples=20), compare(*runs, n_resamples=20)
+    for entry in (each[f"gradient/{name}"] for each in entries):
+        assert entry["mean"] is not None and entry["low"] is entry["high"] is None
+    assert entries[1][f"gradient/{name}"]["better"] is None
+
+
+@pytest.mark.parametrize("name", MEDIANS)
+def test_one_image_does_not_decide_a_heavy_tailed_measure(reference, name):
+    values = np.linspace(1, 2, COUNT)
+    values[5] = 1e9
+    run = changed(reference, **{f"gradient_{name}": values})
+    found = summarise(run, n_resamples=200)[f"gradient/{name}"]
+    assert found["statistic"] == "median" and found["mean"] == np.median(values)
+    assert 1 < found["low"] < found["mean"] < found["high"] < 2
+    lower = changed(reference, **{f"gradient_{name}": values - 0.1})
+    difference = compare(run, lower, n_resamples=200)[f"gradient/{name}"]
+    assert difference["mean"] == pytest.approx(-0.1) and difference["better"] is True
+
+
+def test_best_iou_has_no_level_of_chance(reference):
+    run = changed(reference, gradient_best_iou=np.full(COUNT, 0.2))
+    assert "chance" not in summarise(run, n_resamples=10)["gradient/best_iou"]

@@ -149,8 +149,8 @@ def guided_grad_cam(
 ) -> jax.Array:
     """Return guided backpropagation times the upsampled positive part of Grad-CAM.
 
-    Cost: one gradient, and a backward evaluation down to the layer. See `grad_cam` for the arguments; the guided half is
-    of `fn` also where `layer` is a pair.
+    Cost: one gradient, and a backward evaluation down to the layer. See `grad_cam` for the arguments; the guided half
+    is of `fn` also where `layer` is a pair.
 
     Returns:
       Signed `[H, W, C]`, at least float32.

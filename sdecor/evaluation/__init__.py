@@ -12,15 +12,17 @@ from sdecor.evaluation.choices import (
     Method,
     choose_methods,
     choose_metrics,
+    split_words,
 )
 from sdecor.evaluation.device import IGNORE, TARGETS, Setup, make_explanation, make_measurement, make_prediction
 from sdecor.evaluation.explained import measure
 from sdecor.evaluation.measures import MEASURES, Measure, measures_of
 from sdecor.evaluation.mosaics import grid_pointing_game
-from sdecor.evaluation.plan import Plan, make_plan
+from sdecor.evaluation.plan import Plan
 from sdecor.evaluation.results import Results, collect, extend, load, merge, save
 from sdecor.evaluation.store import Store
 from sdecor.evaluation.sweep import Subject, nested_order, predict
+from sdecor.evaluation.trial import make_plan
 
 __all__ = [
     "IGNORE",
@@ -52,4 +54,5 @@ __all__ = [
     "nested_order",
     "predict",
     "save",
+    "split_words",
 ]

@@ -94,6 +94,26 @@ def _random_order(fn: Callable, image: jax.Array, target: jax.Array, *, saliency
 RANDOM = Method("random", _random_order)
 
 
+def split_words(text: str) -> list[str]:
+    """Split a list at its commas, except at those in brackets: "gradient,occlusion:window=(4,4)" is two words.
+
+    Raises:
+      ValueError: where brackets do not match.
+    """
+    words, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    if depth:
+        raise ValueError(f"the brackets of {text!r} do not match: write a list as a,b:option=(1,2)")
+    return [word.strip() for word in words if word.strip()]
+
+
 def choose_methods(words: Iterable[str]) -> dict[str, tuple[Method, bool]]:
     """Return the methods that `words` name: key → the method, and whether it was named itself or by a preset.
 
@@ -155,8 +175,9 @@ def _method(word: str) -> Method:
 
 
 def _value(text: str) -> Any:
-    """Return what the text says as a number, True, False or None, else the text itself."""
+    """Return what the text says as a number, True, False, None or a tuple of these, else the text itself."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+    return tuple(value) if isinstance(value, list) else value  # options are compared and hashed

@@ -8,12 +8,11 @@ import numpy as np
 from sdecor import parallel
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.device import make_explanation, make_measurement
-from sdecor.evaluation.measures import Measure
+from sdecor.evaluation.measures import WHOLE, Measure
 from sdecor.evaluation.results import Results, collect, merge
 from sdecor.evaluation.sweep import Advance, Item, Subject, batches, compiled, gathered, nested_order, real_examples
 
 _CHEAP = ("maps", "object")  # needs of measures that are compiled together
-_AGAIN = ("explanation", "parameters")  # needs of measures that explain again: a program for each method
 
 
 def measure(
@@ -54,9 +53,9 @@ def measure(
             arrays = {name: batch[name] for name in ("index", "weight", "attributions", "maps")}
             kept.append(parallel.unshard(gathered(arrays)))
         without = {name: values for name, values in batch.items() if name != "attributions"}
-        for program, again, limit in programs:
+        for program, whole, limit in programs:
             if start < limit:
-                outputs |= program(subject.variables, batch if again else without, key)
+                outputs |= program(subject.variables, batch if whole else without, key)
         advance(real_examples(item[1]))
         return gathered(outputs), {}
 
@@ -75,7 +74,7 @@ def measure(
 def _programs(
     subject: Subject, method: Method, measures: Sequence[Measure], images: Mapping[str, int]
 ) -> list[tuple[Callable[..., Any], bool, int]]:
-    """Return programs, whether each explains again, and of how many examples it measures.
+    """Return programs, whether each looks at whole attributions, and of how many examples it measures.
 
     The cheap measures are one program; of the others each is one, whatever else is measured.
     """
@@ -84,9 +83,9 @@ def _programs(
     groups += [(each,) for each in measures if each.needs not in (*_CHEAP, "set")]
     programs = []
     for group in groups:
-        again = group[0].needs in _AGAIN
-        program = compiled(make_measurement, subject.setup, group, method if again else None)
-        programs.append((program, again, images[group[0].name]))
+        whole = group[0].needs in WHOLE  # then the program is this method's alone
+        program = compiled(make_measurement, subject.setup, group, method if whole else None)
+        programs.append((program, whole, images[group[0].name]))
     return programs
 
 

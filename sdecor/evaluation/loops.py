@@ -3,6 +3,7 @@
 Each takes a `Context` and its options, and returns arrays whose names `measures.py` lists in the same order.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor import metrics
+from sdecor.attribution.baselines import baseline_image
 from sdecor.evaluation.context import Context
+from sdecor.gaussian import blur
 
 PARAMETER_SEED = 0  # of the random parameters, the same for every image
 
@@ -60,18 +63,32 @@ def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
     return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
 
 
-def completeness(context: Context, **options: Any) -> tuple[jax.Array]:
+def completeness(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
     """Return the size of the completeness gap."""
     batch = (context.images, context.signed, context.targets)
-    return (jnp.abs(metrics.completeness(context.fn, *batch, chunk_size=context.chunk_size, **options)),)
+    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    return (jnp.abs(metrics.completeness(context.fn, *batch, **options)),)
 
 
-def infidelity(context: Context, **options: Any) -> tuple[jax.Array]:
+def infidelity(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
     """Return infidelity; where an attribution has fewer channels than the image, it counts for all of them alike."""
     whole = context.attributions.shape == context.images.shape
     batch = (context.images, context.attributions if whole else context.signed, context.targets)
     options |= {"key": context.keys, "contributions": context.contributions and whole}
-    return (metrics.infidelity(context.fn, *batch, chunk_size=context.chunk_size, **options),)
+    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    return (metrics.infidelity(context.fn, *batch, **options),)
+
+
+def _starts(context: Context, baseline: Any, blur_sigma: float | None) -> jax.Array:
+    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them.
+
+    `blur_sigma` is of the baseline "blur"; None = a quarter of the shorter side, as on the path of blurred images.
+    """
+    images = context.images
+    if baseline == "blur":
+        return blur(images, min(images.shape[1:3]) / 4 if blur_sigma is None else blur_sigma)
+    one = partial(baseline_image, baseline)
+    return jax.vmap(lambda image, key: one(image, key=key))(images, context.explanation_keys)
 
 
 def sensitivities(context: Context, **options: Any) -> tuple[jax.Array, ...]:

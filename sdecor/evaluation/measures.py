@@ -14,8 +14,10 @@ import jax
 
 from sdecor import metrics
 from sdecor.evaluation import loops
+from sdecor.evaluation.choices import Method
 from sdecor.evaluation.context import Context
 
+WHOLE = ("attributions", "explanation", "parameters")  # needs of measures that look at all channels of an attribution
 # Keywords of metrics that are no options: the context fills them in, or they are left to the default.
 _CONTEXT = ("key", "ignore", "chunk_size", "attributions", "contributions", "features_fn")
 _LEFT = ("layers", "segments", "count")
@@ -27,12 +29,13 @@ class Measure(NamedTuple):
     Attributes:
       name: of the metric, or of the loop that several share.
       gives: the names of its arrays: metrics `[n]`, and curves `[n, S]`.
-      needs: as of `metrics.Metric`, or "set": the maps of many examples at once, on the host; or "mosaic": images put
-        together. It decides how many images are measured.
+      needs: as of `metrics.Metric`. It decides how many images are measured.
       function: `function(context, **options)` returns the arrays in the order of `gives`; of a "set" it is
         `function(maps [M, H, W], predictions [M], **options) -> [M]`.
       options: name and value of every option; they are recorded with the numbers.
       reference: whether a random order of pixels is measured too, as the level of chance.
+      signed: whether it looks at the attributions' sum over channels rather than at the maps.
+      follows: names of options whose value is the method's own, where it has them: see `of`.
     """
 
     name: str
@@ -41,6 +44,38 @@ class Measure(NamedTuple):
     function: Callable[..., tuple[jax.Array, ...]]
     options: tuple[tuple[str, Any], ...] = ()
     reference: bool = False
+    signed: bool = False
+    follows: tuple[str, ...] = ()
+
+    @property
+    def looks_at(self) -> str:
+        """What it sees of an attribution, for the record: all of it, its signed sum, or its reduction to a map."""
+        return "whole attribution" if self.needs in WHOLE else "signed sum over channels" if self.signed else "map"
+
+    def of(self, method: Method, saliency_of: str) -> "Measure":
+        """Return the measure with the method's own baseline and score, against which its attribution is to be held.
+
+        Args:
+          method: what explains.
+          saliency_of: stands for the method's own where that is the logit, see `Method.settings`.
+
+        Raises:
+          ValueError: where the method has no single baseline, and the measure needs one.
+        """
+        own, options = method.settings(saliency_of), {}
+        if "saliency_of" in self.follows:
+            options["saliency_of"] = own.get("saliency_of", saliency_of)
+        if "baseline" in self.follows and "baselines" in own and self.name == "completeness":
+            raise ValueError(
+                f"{method.key} draws a baseline for each sample, so its attribution is complete on average only; its "
+                "option with_error tells the sampling error"
+            )
+        if "baseline" in self.follows and "max_sigma" in own:  # the path begins at the blurred image
+            options |= {"baseline": "blur", "blur_sigma": own["max_sigma"]}
+        elif "baseline" in self.follows:
+            default = dict(self.options)["baseline"]
+            options["baseline"] = own.get("baseline", own.get("baselines", default))
+        return self._replace(options=tuple((dict(self.options) | options).items()))
 
     def __call__(self, context: Context) -> dict[str, jax.Array]:
         """Return the arrays of a batch by name."""
@@ -59,7 +94,8 @@ def measures_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) 
 
 
 def _with_options(measure: Measure, options: Mapping[str, Any]) -> Measure:
-    return measure._replace(options=tuple((dict(measure.options) | dict(options)).items()))
+    follows = tuple(name for name in measure.follows if name not in options)
+    return measure._replace(options=tuple((dict(measure.options) | dict(options)).items()), follows=follows)
 
 
 def _call(
@@ -89,14 +125,21 @@ def _usual(name: str) -> Measure:
     for function in _SIGNATURES.get(name, (metric.function,)):
         options |= options_of(function)
     options = tuple((options | _OPTIONS.get(name, {})).items())
-    call = partial(_call, metric.function, metric.needs, name in _SIGNED)
-    return Measure(name, (name,), metric.needs, call, options, name in _REFERENCE)
+    signed = name in _SIGNED
+    call = partial(_call, metric.function, metric.needs, signed)
+    return Measure(name, (name,), metric.needs, call, options, name in _REFERENCE, signed)
 
 
-def _loop(name: str, needs: str, gives: tuple[str, ...], like: Callable[..., Any], **changed: Any) -> Measure:
+def _loop(name: str, gives: tuple[str, ...], like: Callable[..., Any], **changed: Any) -> Measure:
     """Return the measure of a function of `loops` that passes the options of the metric `like` on."""
     options = options_of(like) | changed
-    return Measure(name, gives, needs, getattr(loops, name), tuple(options.items()))
+    return Measure(name, gives, _needs(gives), getattr(loops, name), tuple(options.items()))
+
+
+def _needs(gives: tuple[str, ...]) -> str:
+    """Return what the metrics of a loop need, which is the same of all."""
+    (needs,) = {_KNOWN[name].needs for name in gives if name in _KNOWN}
+    return needs
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -106,6 +149,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in optional if p.name not in _CONTEXT + _LEFT}
 
 
+_KNOWN = metrics.METRICS | metrics.DATASET_METRICS
 _OPTIONS: dict[str, dict[str, Any]] = {
     "attribution_localization": {"weighted": True},
     "aopc_morf": {"order": "morf"},
@@ -132,42 +176,37 @@ _LOOPS = (
     Measure(
         "replacement",
         ("insertion", "deletion", "insertion_curve", "deletion_curve"),
-        "network",
+        _needs(("insertion", "deletion")),
         loops.replacement,
         (("steps", 16), ("insertion_baseline", "blur"), ("deletion_baseline", "zero"), ("blur_sigma", 5.0)),
         reference=True,
     ),
-    _loop("road", "network", ("road", "road_curve"), metrics.road_curves)._replace(reference=True),
-    _loop(
-        "masked_accuracy", "network", ("masked_accuracy", "masked_accuracy_curve"), metrics.masked_accuracy_curve
-    )._replace(reference=True),
-    Measure("top_k_intersection", ("top_k_intersection",), "object", loops.top_k_intersection, (("share", 0.05),)),
-    _loop("completeness", "network", ("completeness",), metrics.completeness, relative=True),
-    # Of the network alone, but with each channel of the attribution, whose number depends on the method.
-    _loop("infidelity", "explanation", ("infidelity",), metrics.infidelity, scaling="optimal"),
-    _loop(
-        "sensitivities",
-        "explanation",
-        ("max_sensitivity", "avg_sensitivity", "local_lipschitz"),
-        metrics.sensitivities,
+    _loop("road", ("road", "road_curve"), metrics.road_curves)._replace(reference=True),
+    _loop("masked_accuracy", ("masked_accuracy", "masked_accuracy_curve"), metrics.masked_accuracy_curve)._replace(
+        reference=True
     ),
+    Measure("top_k_intersection", ("top_k_intersection",), "object", loops.top_k_intersection, (("share", 0.05),)),
+    _loop("completeness", ("completeness",), metrics.completeness, relative=True)._replace(
+        signed=True, follows=("baseline", "saliency_of")
+    ),
+    _loop("infidelity", ("infidelity",), metrics.infidelity, scaling="optimal")._replace(
+        follows=("baseline", "saliency_of")
+    ),
+    _loop("sensitivities", ("max_sensitivity", "avg_sensitivity", "local_lipschitz"), metrics.sensitivities),
     _loop(
         "stabilities",
-        "explanation",
         ("relative_input_stability", "relative_output_stability", "relative_representation_stability"),
         metrics.relative_stabilities,
     ),
-    _loop("random_logit", "explanation", ("random_logit",), metrics.random_logit),
-    _loop("input_invariance", "explanation", ("input_invariance",), metrics.input_invariance),
+    _loop("random_logit", ("random_logit",), metrics.random_logit),
+    _loop("input_invariance", ("input_invariance",), metrics.input_invariance),
     _loop(
         "parameter_randomization",
-        "parameters",
         ("parameter_randomization", "parameter_randomization_layers"),
         metrics.parameter_randomization,
     ),
     _loop(
         "smooth_mprt",
-        "parameters",
         ("smooth_mprt", "smooth_mprt_layers"),
         metrics.smooth_mprt,
         **options_of(metrics.parameter_randomization) | {"samples": 10},

@@ -115,7 +115,13 @@ def extend(everything: Results, part: Results, prefix: str) -> Results:
     return Results(examples, everything.moments)
 
 
-def save(path: Any, results: Results, run: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def save(
+    path: Any,
+    results: Results,
+    run: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    versions: Mapping[str, Any] | None = None,
+) -> None:
     """Write results to an `.npz` file together with what they depend on; a reader never sees half a file.
 
     Args:
@@ -123,11 +129,13 @@ def save(path: Any, results: Results, run: Mapping[str, Any], parts: Mapping[str
       results: what was found.
       run: settings that all of it depends on.
       parts: the settings of each part that is complete.
+      versions: of packages, that each part was made with.
     """
     path = epath.Path(path)
     buffer = io.BytesIO()
     moments = {f"moments/{name}": value for name, value in results.moments.items()}
-    np.savez(buffer, settings=json.dumps({"run": run, "parts": parts}), **results.examples, **moments)
+    settings = json.dumps({"run": run, "parts": parts, "versions": versions or {}})
+    np.savez(buffer, settings=settings, **results.examples, **moments)
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(buffer.getvalue())
     temporary.replace(path)
@@ -135,13 +143,18 @@ def save(path: Any, results: Results, run: Mapping[str, Any], parts: Mapping[str
 
 def load(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any]]:
     """Read results and the settings of their parts; `(None, {})` where there are none with the same `run` settings."""
+    return load_with_versions(path, run)[:2]
+
+
+def load_with_versions(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any], dict[str, Any]]:
+    """Read what `load` does, and the versions that the parts were made with."""
     path = epath.Path(path)
     if not path.exists():
-        return None, {}
+        return None, {}, {}
     with np.load(io.BytesIO(path.read_bytes())) as arrays:
         settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
         if settings.get("run") != run:
-            return None, {}
+            return None, {}, {}
         values = {name: arrays[name] for name in arrays if name != "settings"}
     moments = {name.removeprefix("moments/"): values.pop(name) for name in list(values) if name.startswith("moments/")}
-    return Results(values, moments), settings["parts"]
+    return Results(values, moments), settings["parts"], settings.get("versions", {})

@@ -1,7 +1,7 @@
 """What was found of a run, kept in its folder part by part: only what is missing is ever evaluated."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from etils import epath
@@ -9,14 +9,16 @@ from etils import epath
 from sdecor.evaluation import explained, mosaics, sweep
 from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.plan import Plan, plain
-from sdecor.evaluation.results import Results, extend, load, save
+from sdecor.evaluation.results import Results, extend, load, load_with_versions, save
 from sdecor.evaluation.sweep import Subject
 
 # `progress(what, count)` is a context that gives a function to be told of every few examples done.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]]
 
 
-RESULTS, ATTRIBUTIONS = "evaluation.npz", "attributions.npz"
+# Raised by hand with every change of the program that makes other numbers of the same settings.
+SCHEMA = 2
+PREDICTIONS = "predictions"  # what needs no explanation
 
 
 class Store:
@@ -27,22 +29,49 @@ class Store:
     Attributes:
       results: of all examples; None before the first evaluation.
       attributions: of some examples, `[images, H, W, C]` under the methods' keys; None before the first explanation.
+      parts: settings of each part that is stored, "method/measure".
+      versions: of packages, that each part was made with; "predictions" are one of them.
 
     Args:
       folder: of the run.
-      depends: settings that everything depends on.
+      depends: settings that everything depends on, plain values.
+      name: is put into the names of the two files, so that evaluations of other splits, say, have files of their own.
       images: how many examples' attributions are kept.
+      versions: of what is evaluated with now.
       fresh: evaluate again what is stored.
       writes: whether this process writes.
     """
 
     def __init__(
-        self, folder: Any, depends: Mapping[str, Any], *, images: int = 0, fresh: bool = False, writes: bool = True
+        self,
+        folder: Any,
+        depends: Mapping[str, Any],
+        *,
+        name: str = "",
+        images: int = 0,
+        versions: Mapping[str, str] | None = None,
+        fresh: bool = False,
+        writes: bool = True,
     ):
-        self._folder, self._images, self._fresh, self._writes = epath.Path(folder), images, fresh, writes
-        self._depends, self._of_images = dict(depends), {**depends, "images": images}
-        self.results, self._parts = load(self._folder / RESULTS, self._depends)
-        self.attributions, self._explained = load(self._folder / ATTRIBUTIONS, self._of_images)
+        self._images, self._fresh, self._writes = images, fresh, writes
+        self._files = [epath.Path(folder) / f"{kind}{name}.npz" for kind in ("evaluation", "attributions")]
+        self._depends = {**depends, "schema": SCHEMA}
+        self._of_images, self._now = {**self._depends, "images": images}, dict(versions or {})
+        self.results, self.parts, self.versions = load_with_versions(self._files[0], self._depends)
+        self.attributions, self._explained = load(self._files[1], self._of_images)
+
+    def shown(self, plan: Plan) -> list[str]:
+        """Return the methods of a plan whose attributions of some images are stored."""
+        methods = plan.explained()
+        return [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
+
+    def other_versions(self, parts: Collection[str]) -> dict[str, dict[str, str]]:
+        """Return of the predictions and of `parts` the versions that are not those now, where there are such."""
+        found = {}
+        for part in (PREDICTIONS, *sorted(parts)):
+            others = {name: each for name, each in self.versions.get(part, {}).items() if self._now.get(name) != each}
+            found |= {part: others} if others else {}
+        return found
 
     def complete(self, plan: Plan, subject: Subject, progress: Progress) -> None:
         """Evaluate what the plan comprises and is not stored, and store it method by method."""
@@ -51,13 +80,14 @@ class Store:
                 found = sweep.predict(subject, advance)
             stored = {} if self.results is None else self.results.examples
             self.results = Results(stored | found.examples, found.moments)
+            self.versions[PREDICTIONS] = self._now
             self._save()
         for method in plan.methods.values():
             self._explain(plan, method, subject, progress)
 
     def _explain(self, plan: Plan, method: Method, subject: Subject, progress: Progress) -> None:
-        wanted, options = plan.parts(method), plain(method.settings(plan.setup.saliency_of))
-        missing = {part: each for part, each in wanted.items() if self._fresh or self._parts.get(part) != each[1]}
+        wanted, options = plan.parts(method), _options(plan, method)
+        missing = {part: each for part, each in wanted.items() if self._fresh or self.parts.get(part) != each[1]}
         shown = method.key == RANDOM.key or (not self._fresh and self._explained.get(method.key) == options)
         pictures = 0 if shown else self._images
         images = {measure.name: plan.images[measure.needs] for measure, _ in missing.values()}
@@ -81,7 +111,8 @@ class Store:
             with progress(f"{method.key}, mosaics", images[measure.name]) as advance:
                 found = mosaics.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **given)
             self.results = extend(self.results, found, method.key)
-        self._parts |= {part: settings for part, (_, settings) in missing.items()}
+        self.parts |= {part: settings for part, (_, settings) in missing.items()}
+        self.versions |= dict.fromkeys(missing, self._now)
         if pictures:
             others = {} if self.attributions is None else self.attributions.examples
             own = {"index": attributions.examples["index"], method.key: attributions.examples["attributions"]}
@@ -92,6 +123,11 @@ class Store:
     def _save(self) -> None:
         if not self._writes:
             return
-        save(self._folder / RESULTS, self.results, self._depends, self._parts)
+        save(self._files[0], self.results, self._depends, self.parts, self.versions)
         if self.attributions is not None:
-            save(self._folder / ATTRIBUTIONS, self.attributions, self._of_images, self._explained)
+            save(self._files[1], self.attributions, self._of_images, self._explained)
+
+
+def _options(plan: Plan, method: Method) -> dict[str, Any]:
+    """Return what a method's attributions depend on."""
+    return plain(method.settings(plan.setup.saliency_of))

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdecor import metrics
 from sdecor.report.measures import method_title, split_key
-from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors
+from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors, verbatim
 
 Curves = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -74,11 +74,13 @@ def _lines(axes: Any, curves: Curves, prefix: str, color: Mapping[str, str]) -> 
     for name, run in drawn.items():
         shade = COLORS[list(curves).index(name) % len(COLORS)]
         x = run.get(f"{prefix}_percentages", _percentages(split_key(prefix)[1], len(run[key])))
-        axes.plot(x, run[key], color=shade, linewidth=2, label=name)
+        axes.plot(x, run[key], color=shade, linewidth=2, label=verbatim(name, legend=True))
         if f"{key}_low" in run and f"{key}_high" in run:
             axes.fill_between(x, run[f"{key}_low"], run[f"{key}_high"], color=shade, alpha=0.18, linewidth=0)
         if f"{key}_random" in run and not shared:
-            axes.plot(x, run[f"{key}_random"], color=shade, label=f"{name}, random order", **dotted)
+            axes.plot(
+                x, run[f"{key}_random"], color=shade, label=verbatim(f"{name}, random order", legend=True), **dotted
+            )
     if shared:
         axes.plot(x, randoms[0], color=color["faint"], label="random order", **dotted)
 

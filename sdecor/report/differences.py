@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.report.measures import direction, format_mean, keys_by_method, method_title, split_key, title
-from sdecor.report.style import RIGHT, WRONG, axes_at, dress, legend_below, new_figure, theme_colors
+from sdecor.report.style import RIGHT, WRONG, axes_at, dress, legend_below, new_figure, theme_colors, verbatim
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 _MARKERS = "oDs^vP"
@@ -80,7 +80,7 @@ def _panel(
             if entry and entry["low"] is not None:
                 _interval(axes, color, key, entry, row + shift, marker, with_values)
         if len(comparisons) > 1:
-            axes.plot([], [], marker, color=color["faint"], label=run)
+            axes.plot([], [], marker, color=color["faint"], label=verbatim(run, legend=True))
     axes.axvline(0, color=color["ink"], linewidth=1)
     axes.set_ylim(max(1, len(keys)) - 0.5, -0.5)
 

@@ -65,12 +65,17 @@ def _image(pictures: Pictures, i: int) -> dict[str, Any]:
         "label": int(first["label"][i]),
         "object": None if outline is None else _base64(np.packbits(np.asarray(outline[i], bool)).tobytes()),
         "runs": [
-            {"prediction": int(picture["prediction"][i]), "confidence": round(float(picture["confidence"][i]), 4)}
+            {"prediction": int(picture["prediction"][i]), "confidence": _share(picture["confidence"][i])}
             for picture in pictures.values()
         ],
         "maps": _packed([_of_image(picture["maps"], i) for picture in pictures.values()], signed=False),
         "signed": _packed([_of_image(picture.get("signed", {}), i) for picture in pictures.values()], signed=True),
     }
+
+
+def _share(value: float) -> float | None:
+    """Round a share; None where a network answers no number, which JSON does not know."""
+    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def _of_image(maps: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:

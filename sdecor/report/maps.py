@@ -8,7 +8,7 @@ import numpy as np
 
 from sdecor.report.measures import method_title
 from sdecor.report.shares import common_scale, relative
-from sdecor.report.style import RIGHT, WRONG, axes_at, new_figure, theme_colors
+from sdecor.report.style import RIGHT, WRONG, axes_at, new_figure, theme_colors, verbatim
 
 SEQUENTIAL, DIVERGING = "magma", "berlin"  # perceptually uniform, and black where there is nothing
 _OUTLINE = "#6ff2ff"
@@ -58,7 +58,7 @@ def figure_side_by_side(
             axes = _square(figure, left + (i % columns) * cell, y, cell - 0.06)
             if run is None:
                 _picture(axes, images[i])
-                axes.set_title(_shorten(labels[i]), fontsize=8, color=color["ink"], pad=2.5)
+                axes.set_title(verbatim(_shorten(labels[i])), fontsize=8, color=color["ink"], pad=2.5)
             else:
                 _map(axes, shown[run], SEQUENTIAL, 0, scale)
                 _prediction(axes, run, i, predictions, correct, color)
@@ -70,7 +70,7 @@ def figure_side_by_side(
     _note(figure, left, note + (" · line: the object" if objects is not None else ""), color)
     if title:
         width, height = figure.get_size_inches()
-        figure.text(left / width, 1 - 0.12 / height, title, color=color["ink"], fontsize=12, va="top")
+        figure.text(left / width, 1 - 0.12 / height, verbatim(title), color=color["ink"], fontsize=12, va="top")
     return figure
 
 
@@ -117,7 +117,7 @@ def figure_methods(
                 _outline(axes, objects[i])
             if i == 0:
                 name = "image" if method is None else method_title(method)
-                axes.set_title(_wrap(name), fontsize=8, color=color["ink"], pad=4)
+                axes.set_title(verbatim(_wrap(name)), fontsize=8, color=color["ink"], pad=4)
         if labels is not None:
             _name(figure, left - 0.12, y + cell / 2, labels[i], color)
         if common and maps:
@@ -178,7 +178,7 @@ def _outline(axes: Any, mask: np.ndarray) -> None:
 def _name(figure: Any, x: float, y: float, text: Any, color: Mapping[str, str], *, bold: bool = False) -> None:
     width, height = figure.get_size_inches()
     style = {"ha": "right", "va": "center", "fontsize": 10 if bold else 9, "fontweight": "bold" if bold else "normal"}
-    figure.text(x / width, 1 - y / height, _wrap(_shorten(text, 36), 15), color=color["ink"], **style)
+    figure.text(x / width, 1 - y / height, verbatim(_wrap(_shorten(text, 36), 15)), color=color["ink"], **style)
 
 
 def _note(figure: Any, left: float, text: str, color: Mapping[str, str]) -> None:
@@ -206,4 +206,4 @@ def _prediction(axes, run, i, predictions, correct, color) -> None:
     if predictions is not None:
         words.append(_shorten(predictions[run][i], 16))
     if words:
-        axes.set_title(" ".join(words), fontsize=8, color=shade, pad=2.5, family=["DejaVu Sans"])
+        axes.set_title(verbatim(" ".join(words)), fontsize=8, color=shade, pad=2.5, family=["DejaVu Sans"])

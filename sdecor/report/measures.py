@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdecor.metrics import DATASET_METRICS, METRICS
+from sdecor.metrics.reading import KNOWN, MEDIANS
 
 ARROWS = {True: "↑", False: "↓", None: ""}
-_KNOWN = METRICS | DATASET_METRICS
 _METHOD_TITLES = {
     "deconvnet": "DeconvNet",
     "deeplift": "DeepLIFT",
@@ -37,10 +36,10 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def title(key: str) -> str:
-    """Return a measure's title: the name itself where it is not known."""
+    """Return a measure's title, which says where a median stands for the mean: the name itself where not known."""
     measure = split_key(key)[1]
-    metric = _KNOWN.get(measure)
-    return measure if metric is None else metric.title
+    metric = KNOWN.get(measure)
+    return measure if metric is None else metric.title + (", median" if measure in MEDIANS else "")
 
 
 def method_title(method: str) -> str:
@@ -52,19 +51,19 @@ def method_title(method: str) -> str:
 
 def direction(key: str) -> bool | None:
     """Tell whether more of a measure is better; None where neither is, or the measure is not known."""
-    metric = _KNOWN.get(split_key(key)[1])
+    metric = KNOWN.get(split_key(key)[1])
     return None if metric is None else metric.higher_is_better
 
 
 def description(key: str) -> str:
     """Return what a measure says, in a sentence."""
-    metric = _KNOWN.get(split_key(key)[1])
+    metric = KNOWN.get(split_key(key)[1])
     return "" if metric is None else metric.description
 
 
 def keys_by_method(keys: Iterable[str]) -> dict[str, list[str]]:
     """Group keys: the model's first, under "", then each method's as they come, all in the registry's order."""
-    order = {measure: place for place, measure in enumerate(_KNOWN)}
+    order = {measure: place for place, measure in enumerate(KNOWN)}
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
         groups.setdefault(split_key(key)[0], []).append(key)
@@ -85,7 +84,7 @@ def format_value(
         return "–"
     measure, sign = split_key(key)[1], "+" if signed else ""
     size = abs(value) if size is None else size
-    if measure in _KNOWN and _KNOWN[measure].percent:
+    if measure in KNOWN and KNOWN[measure].percent:
         return _minus(f"{100 * value:{sign}z.1f}") + ("" if not unit else " pp" if signed else " %")
     if size == 0 and not signed:
         return "0"
@@ -131,6 +130,17 @@ def _size(entry: Mapping[str, Any]) -> float | None:
     if not values:
         return None
     return values[0] if values[0] >= 1e-2 else max(values)
+
+
+def expected_by_chance(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Say how many of the differences that have an interval would be marked if there were none; "" without any."""
+    counted = [entry for entries in comparisons.values() for entry in entries.values() if entry.get("low") is not None]
+    if not counted:
+        return ""
+    return (
+        f"Each interval misses the truth once in 20 times: of {len(counted)} differences, about "
+        f"{max(1, round(len(counted) / 20))} would exclude 0 though the runs were equal."
+    )
 
 
 def format_chance(key: str, entries: Sequence[Mapping[str, Any] | None]) -> str:

@@ -7,7 +7,15 @@ from sdecor.report.curves import Curves, figure_curves
 from sdecor.report.gallery import Pictures, gallery_data, script_json
 from sdecor.report.html import document, figure, part, text
 from sdecor.report.html_tables import Entries, configs_table, facts_table, methods_table, plain, runs_table
-from sdecor.report.measures import format_bounds, format_mean, keys_by_method, method_title, split_key, title
+from sdecor.report.measures import (
+    expected_by_chance,
+    format_bounds,
+    format_mean,
+    keys_by_method,
+    method_title,
+    split_key,
+    title,
+)
 from sdecor.report.style import COLORS, THEMES
 
 _CARD = ("calibration_error", "effective_rank")  # on a run's card, beside the accuracy
@@ -146,12 +154,14 @@ def _reading(comparisons: Mapping[str, Any], level: float) -> str:
     words = (
         f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
         "Left out: images for which a measure was not computed or has no answer, such as those without an object. "
-        "Chance is what a meaningless map, or always the most frequent class, would score; for insertion and deletion "
-        "a random order of pixels on the same network, for feature correlation independent features."
+        "Chance is what a meaningless map, or always the most frequent class, would score; for insertion, deletion and "
+        "the like a random order of pixels on the same network, for feature correlation independent features."
     )
     if comparisons:
         words += (
             " Differences are paired: both runs on the same images, resampled together. One is marked better or worse "
-            "only where its interval excludes 0."
+            "only where its interval excludes 0, of at least 20 images; measures that say as much about how a network "
+            "bears masked images as about its maps are marked only relative to a random order. "
+            + expected_by_chance(comparisons)
         )
     return words

@@ -63,11 +63,17 @@ def new_figure(width: float, height: float, color: Mapping[str, str]) -> Any:
     return Figure(figsize=(width, height), facecolor=color["paper"])
 
 
+def verbatim(text: Any, *, legend: bool = False) -> str:
+    """Return text that matplotlib writes as it stands: dollars begin no formula, and in a legend `_` hides no name."""
+    text = str(text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if legend and text.startswith("_") else text
+
+
 def dress(axes: Any, color: Mapping[str, str], title: str, xlabel: str, *, small: bool = False) -> None:
     """Give a panel its title, label, grid and colors."""
     axes.set_facecolor(color["paper"])
-    axes.set_title(title, color=color["ink"], fontsize=9 if small else 11, loc="left", pad=8)
-    axes.set_xlabel(xlabel, color=color["faint"], fontsize=8 if small else 9)
+    axes.set_title(verbatim(title), color=color["ink"], fontsize=9 if small else 11, loc="left", pad=8)
+    axes.set_xlabel(verbatim(xlabel), color=color["faint"], fontsize=8 if small else 9)
     axes.tick_params(colors=color["faint"], labelsize=8, length=0)
     axes.grid(True, color=color["grid"], linewidth=0.8)
     axes.set_axisbelow(True)

@@ -6,6 +6,7 @@ from typing import Any
 from sdecor.report.measures import (
     ARROWS,
     direction,
+    expected_by_chance,
     format_chance,
     format_interval,
     keys_by_method,
@@ -27,7 +28,7 @@ def terminal_table(
 
     Returns:
       Text with a row for each measure: chance level, each run's mean with its interval, the number of images,
-      and each difference, marked `better` or `worse` only where its interval excludes 0.
+      and each difference, marked `better` or `worse` as `summary.compare` says.
     """
     comparisons = comparisons or {}
     runs = list(summaries)
@@ -43,7 +44,14 @@ def terminal_table(
         headed = list(groups) != [""]  # measures of the model alone need no heading
         text += [rule] if not headed else [rule, method_title(method) if method else "Model"]
         text, rest = text + rest[: len(group)], rest[len(group) :]
-    return "\n".join([*text, rule, "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"])
+    note = "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"
+    return "\n".join([*text, rule, note, *_by_chance(comparisons)])
+
+
+def _by_chance(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Say how many marks mean nothing."""
+    found = expected_by_chance(comparisons)
+    return [found] if found else []
 
 
 def _row(key: str, summaries: Mapping[str, Any], comparisons: Mapping[str, Any]) -> list[str]:

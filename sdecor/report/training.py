@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors
+from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors, verbatim
 
 
 def figure_training(
@@ -29,7 +29,7 @@ def figure_training(
                 points = [(r["step"], r[measure]) for r in rows[run] if r.get("split") == split and measure in r]
                 if points:
                     line = {"color": shade, "linestyle": style, "linewidth": width, "alpha": alpha}
-                    axes.plot(*zip(*points, strict=True), label=f"{run}, {split}", **line)
+                    axes.plot(*zip(*points, strict=True), label=verbatim(f"{run}, {split}", legend=True), **line)
         dress(axes, color, measure.replace("_", " ").capitalize(), "step")
     legend_below(figure, color, lay_out=True)
     return figure

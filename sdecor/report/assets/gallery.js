@@ -81,6 +81,8 @@ const drawScale = (state, colors, common) => {
       + (document.querySelector("#g-methods > [hidden]") ? " Methods without a sign are left out." : "");
 };
 
+const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)}\u00a0%`);
+
 const drawImage = (data, state, visible) => {
   const image = data.images[state.image];
   const name = data.classes[image.label];
@@ -94,7 +96,7 @@ const drawImage = (data, state, visible) => {
   const answers = data.runs.map((run, k) => {
     const { prediction, confidence } = image.runs[k];
     const verdict = isRight(image, k) ? ["right", "✓"] : ["wrong", "✗"];
-    return { run, verdict, text: `${data.classes[prediction]} · ${(100 * confidence).toFixed(1)}\u00a0%` };
+    return { run, verdict, text: `${data.classes[prediction]} · ${share(confidence)}` };
   });
   part("answers").replaceChildren(
     ...answers.flatMap(({ run, verdict: [kind, mark], text }) => [
