@@ -1,0 +1,136 @@
+"""Run a sweep, see how far it is, and report what it found.
+
+    python -m sdecor.sweep --config=configs/sweeps/ablation.py --workdir=DIR [--jobs=2] [--only=ce,sgt] [--seeds=0:3]
+    python -m sdecor.sweep --config=… --workdir=DIR --status | --list | --slurm timeout_min=240 gpus_per_node=1 …
+    python -m sdecor.sweep --report DIR
+
+The same command goes on where it was stopped. What is finished is left alone; what failed is tried again.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from sdecor.checks import check_count
+from sdecor.sweep import check, commands, local, plan, record, slurm, source, status
+
+INTERRUPTED = 130
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Do what the command line asks for; an error in what was asked for is one clear message and exit status 1."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    flags = parser().parse_args(words)
+    try:
+        code = run(flags)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SDECOR_TRACEBACK"):
+            raise
+        sys.exit(f"sdecor.sweep: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(code)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Return the exit status: 0 where nothing is left, 130 when stopped, 1 where some runs failed."""
+    if flags.report is not None:
+        from sdecor.sweep import summing_up
+
+        print(summing_up.write(local_folder("--report", flags.report)))
+        return 0
+    if flags.workdir is None:
+        raise ValueError("--workdir is missing: name the folder of the sweep, or give --report DIR")
+    folder = local_folder("--workdir", flags.workdir)
+    jobs = flags.jobs if flags.jobs is not None else len(flags.gpus or "1".split())
+    check_count("--jobs", jobs)
+    if flags.gpus and jobs > len(flags.gpus):
+        raise ValueError(f"--jobs = {jobs} is more than the devices in --gpus: each run has one of its own")
+    sweep = source.load(flags.config, flags.set) if flags.config else source.read(folder)
+    runs = sweep.runs(flags.only, source.parse_seeds(flags.seeds) if flags.seeds else ())
+    if flags.status:
+        print(status.describe(runs, folder, jobs))
+        return 0
+    if flags.list:
+        for each in runs:
+            for stage in commands.STAGES:
+                print(commands.shown(commands.command(each, stage, folder)))
+        return 0
+    if not flags.config:
+        raise ValueError("--config is missing: name a sweep file, for example configs/sweeps/ablation.py")
+    return start(sweep, runs, folder, jobs, flags)
+
+
+def start(
+    sweep: plan.Sweep, runs: Sequence[plan.Run], folder: pathlib.Path, jobs: int, flags: argparse.Namespace
+) -> int:
+    """Check the sweep, then run it here or submit it; return the exit status."""
+    away = flags.slurm is not None
+    # The machine that submits need not have the accelerators.
+    check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
+    source.write(folder, sweep)
+    if away:
+        options = slurm.parse(flags.slurm)
+        submitted = slurm.submit(runs, folder, options, flags.jobs)
+        print(f"submitted {len(submitted)} tasks: {', '.join(each.job_id for each in submitted) or 'nothing is left'}")
+        if options.get("cluster") in ("local", "debug"):
+            for each in submitted:
+                each.wait()
+            print(status.describe(runs, folder))
+        return 0
+    places = [{"CUDA_VISIBLE_DEVICES": name} for name in flags.gpus or ()]
+    went_through = local.run_all(runs, folder, jobs=jobs, environments=places)
+    print(status.describe(runs, folder, jobs))
+    if not went_through:
+        print("stopped; run the same command to go on")
+        return INTERRUPTED
+    finished = all(record.state(folder / each.key, each) == record.FINISHED for each in runs)
+    if finished:
+        print(f"Next: python -m sdecor.sweep --report {folder}")
+    return 0 if finished else 1
+
+
+def local_folder(flag: str, path: str) -> pathlib.Path:
+    """Return the path of a local folder.
+
+    Raises:
+      ValueError: for a remote one, where runs cannot be claimed.
+    """
+    if "://" in path:
+        raise ValueError(f"{flag} = {path!r} is remote: a sweep's folder is local, or shared by the nodes of a cluster")
+    return pathlib.Path(path).absolute()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    known = argparse.ArgumentParser(
+        prog="python -m sdecor.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    known.add_argument("--config", help="sweep file, FILE or FILE:ARGUMENT of its get_config")
+    known.add_argument("--workdir", help="folder of the sweep: a run is in <cell>/seed<k> of it")
+    known.add_argument("--report", metavar="DIR", help="write tables and figures of the sweep in DIR to DIR/report")
+    known.add_argument("--status", action="store_true", help="say what is finished, running, failed and left")
+    known.add_argument("--list", action="store_true", help="print the command lines and run nothing")
+    known.add_argument("--only", type=_names, default=(), metavar="CELL,…", help="these cells alone")
+    known.add_argument("--seeds", metavar="0:3", help="these seeds alone")
+    known.add_argument("--jobs", type=int, help="runs at a time; default 1")
+    known.add_argument("--gpus", type=_names, metavar="0,1,…", help="give each of the runs at a time one of these GPUs")
+    known.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change evaluate.FLAG or config.FIELD"
+    )
+    known.add_argument("--slurm", nargs="*", metavar="NAME=VALUE", help="submit an array; options of submitit")
+    return known
+
+
+def _names(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+if __name__ == "__main__":
+    main()

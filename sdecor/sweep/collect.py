@@ -1,0 +1,149 @@
+"""What the runs of a sweep found, from the files in their folders."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sdecor import workdir
+from sdecor.sweep import check, record
+from sdecor.sweep.inference import Mean, mean_interval
+from sdecor.sweep.plan import Run, Sweep
+
+TIME = "training_seconds"
+OTHERWISE = "evaluated otherwise"
+NOT_RUN = {
+    record.LEFT: "not run", record.STARTED: "not finished", record.RUNNING: "still running", record.FAILED: "failed"
+}  # fmt: skip
+RESULTS = ("cell", "seed", "overrides", "step", "measure", "value", "n")
+
+
+class Result(NamedTuple):
+    """One run: its state ("finished", or one of `NOT_RUN`), and what it found if it is finished.
+
+    `values` are by measure, `counts` the examples behind them and `chances` the level of chance where there is one;
+    `settings` is what the evaluation depends on, `config` the run's by dotted names.
+    """
+
+    run: Run
+    state: str
+    step: int | None = None
+    values: Mapping[str, float | None] = {}
+    counts: Mapping[str, int] = {}
+    chances: Mapping[str, float | None] = {}
+    settings: Mapping[str, Any] = {}
+    config: Mapping[str, Any] = {}
+
+
+def collect(sweep: Sweep, folder: pathlib.Path) -> list[Result]:
+    """Return all runs: those of the sweep, then others that were once run in its folder, which are never dropped."""
+    runs = sweep.runs()
+    known = {run.key for run in runs}
+    former = [_former(path, sweep) for path in sorted(folder.glob(f"*/seed*/{record.RECORD}"))]
+    return [_result(run, folder / run.key) for run in [*runs, *(run for run in former if run.key not in known)]]
+
+
+def cells(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Group results by cell."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.run.cell, []).append(result)
+    return groups
+
+
+def by_seed(results: Sequence[Result], measure: str) -> dict[int, float | None]:
+    """Return a measure of the runs that have it, by seed."""
+    return {result.run.seed: result.values[measure] for result in results if measure in result.values}
+
+
+def measures(results: Sequence[Result]) -> list[str]:
+    """Return every measure that some run has, in the order of the first."""
+    return list(dict.fromkeys(measure for result in results for measure in result.values))
+
+
+def means(results: Sequence[Result]) -> dict[str, dict[str, Mean]]:
+    """Return cell → measure → mean over seeds."""
+    return {
+        cell: {measure: mean_interval(list(by_seed(group, measure).values())) for measure in measures(results)}
+        for cell, group in cells(results).items()
+    }
+
+
+def chances(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Return cell → measure → mean level of chance over seeds, where a measure has one."""
+    found: dict[str, dict[str, float]] = {}
+    for cell, group in cells(results).items():
+        for measure in measures(group):
+            mean = mean_interval([result.chances.get(measure) for result in group]).mean
+            if mean is not None:
+                found.setdefault(cell, {})[measure] = mean
+    return found
+
+
+def unlike(results: Sequence[Result]) -> list[str]:
+    """Name the settings of evaluation in which finished runs differ, with the cells that have each value."""
+    finished = [result for result in results if result.state == record.FINISHED]
+    notes = []
+    for field in sorted({field for result in finished for field in result.settings}):
+        found: dict[str, dict[str, None]] = {}
+        for result in finished:
+            value = json.dumps(result.settings.get(field), ensure_ascii=False)
+            found.setdefault(value, {})[result.run.cell] = None
+        if len(found) > 1:
+            listed = "; ".join(f"{value} in {', '.join(names)}" for value, names in found.items())
+            notes.append(f"{field}: {listed}")
+    return notes
+
+
+def results_csv(results: Sequence[Result]) -> str:
+    """Write a row for each measure of each run; of a run that is not finished, one with its state as the measure."""
+    rows = []
+    for result in results:
+        run = result.run
+        start = [run.cell, run.seed, json.dumps(run.overrides, ensure_ascii=False), result.step]
+        if result.state != record.FINISHED:
+            rows.append([*start, f"({result.state})", None, None])
+        rows += [[*start, measure, value, result.counts.get(measure)] for measure, value in result.values.items()]
+    return to_csv(RESULTS, rows)
+
+
+def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Write rows as CSV; None is empty, and floats are written exactly."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    return buffer.getvalue()
+
+
+def _former(path: pathlib.Path, sweep: Sweep) -> Run:
+    """Return the run of a record, evaluated as the sweep says."""
+    stored = json.loads(path.read_text())
+    return Run(stored["cell"], stored["seed"], stored["config"], stored["overrides"], sweep.evaluate)
+
+
+def _result(run: Run, folder: pathlib.Path) -> Result:
+    state = record.state(folder, run)
+    if state != record.FINISHED:
+        done = record.read(folder).get("done", {})
+        return Result(run, OTHERWISE if state == record.STARTED and "evaluate" in done else NOT_RUN[state])
+    found = json.loads((folder / "evaluation.json").read_text())
+    entries, settings = found["metrics"], found["settings"]
+    seconds = record.training_seconds(folder)
+    return Result(
+        run,
+        state,
+        settings.get("step"),
+        {key: entry["mean"] for key, entry in entries.items()} | ({} if seconds is None else {TIME: seconds}),
+        {key: entry["n"] for key, entry in entries.items()},
+        {key: entry["chance"] for key, entry in entries.items() if "chance" in entry},
+        {name: value for name, value in settings.items() if name not in ("step", "parameters")},
+        check.flat(workdir.read(folder)["config"]),
+    )
+
+
+def in_sweep(sweep: Sweep, run: Run) -> bool:
+    """Tell whether a run is one of the sweep's, rather than one of a former state of its file."""
+    return run.cell in sweep.cells and run.seed in sweep.seeds

@@ -1,0 +1,109 @@
+"""A dry start of every cell, as a process of its own: `python -m sdecor.sweep.dry < request.json > answer.json`.
+
+It parses each cell's flags as train.py does, checks the config, opens the data and builds the model; and parses the
+flags of evaluate.py. The sweep itself stays without JAX, and so without a claim on accelerators that its runs need.
+"""
+
+import contextlib
+import functools
+import json
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from sdecor import build, evaluation, metrics, workdir
+from sdecor.checks import check_choice
+
+
+def main() -> None:
+    """Answer the request on standard input: `configs` by cell, and `errors`, a list of texts."""
+    request = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):  # building a data set may talk
+        answer = answer_to(request)
+    json.dump(answer, sys.stdout)
+
+
+def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the request's `cells` (name → `arguments` and `overrides`), `evaluate` and `tests`."""
+    errors, configs = [], {}
+    for name, cell in request["cells"].items():
+        try:
+            config = read_config(cell["arguments"])
+            check_overrides(config, cell["overrides"])
+            check_start(config)
+            configs[name] = workdir.plain(config)
+        except Exception as error:  # whatever it is, it would stop the run as well
+            errors.append(f"cell {name!r}: {message(error)}")
+    try:
+        check_evaluation(request["evaluate"], request["tests"], request["measures"])
+    except Exception as error:
+        errors.append(f"evaluate: {message(error)}")
+    return {"errors": errors, "configs": configs}
+
+
+def read_config(arguments: Sequence[str]) -> ConfigDict:
+    """Return the config that train.py reads from these arguments."""
+    values, argv = flags.FlagValues(), ["train.py", *arguments]
+    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
+    values(argv)
+    _ = values.config.method  # it is read when it is first used
+    return values.config
+
+
+def check_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless each field has the value that the sweep file gives it."""
+    for field, value in overrides.items():
+        if "." not in field:
+            continue
+        found = functools.reduce(lambda group, name: group[name], field.split("."), config)
+        if workdir.plain(found) != workdir.plain(value):
+            raise ValueError(f"config.{field} = {value!r} was read as {found!r}: give a value of the field's type")
+
+
+def check_start(config: ConfigDict) -> None:
+    """Raise where train.py would before its first step."""
+    build.check_config(config)
+    data = _data(json.dumps(workdir.plain(config.data), sort_keys=True))
+    canvas = tuple(data.image_shape)
+    build.create_model(config, data.num_classes, build.image_size(config, canvas))
+    prepare, _ = build.create_preparation(config, data.mean, data.std)
+    build.check_preparation(prepare, canvas)
+    build.create_schedule(config, len(data.source("train")) * config.train.accumulate // config.train.batch_size)
+
+
+def check_evaluation(arguments: Sequence[str], tests: Sequence[Sequence[str]], measures: Sequence[str]) -> None:
+    """Raise where evaluate.py would before it restores a run, or where a test is of what it does not measure."""
+    script = runpy.run_path("evaluate.py", run_name="evaluate")
+    script["define_flags"]()
+    flags.FLAGS(["evaluate.py", "--workdir=none", *arguments])
+    methods = evaluation.choose_methods(flags.FLAGS.methods)
+    evaluation.choose_metrics(flags.FLAGS.metrics)
+    for key in [*measures, *(test[1] for test in tests)]:
+        method, _, measure = key.rpartition("/")
+        check_choice(f"measure of {key!r}", measure, metrics.METRICS | metrics.DATASET_METRICS)
+        if method:
+            check_choice(f"method of {key!r}", method, methods)
+
+
+def message(error: Exception) -> str:
+    """Return an error's text without a traceback that the config library put into it."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, AttributeError | KeyError):  # quoted twice
+        text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"")
+    return text or type(error).__name__
+
+
+@functools.cache
+def _data(options: str) -> Any:
+    """Open the data set once for all cells that have the same."""
+    return build.create_data(ConfigDict({"data": json.loads(options)}))
+
+
+if __name__ == "__main__":
+    main()

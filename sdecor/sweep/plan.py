@@ -1,0 +1,153 @@
+"""A sweep as plain data: which runs there are, what each overrides, how they are measured, what is compared.
+
+A sweep file has `get_config()` that returns a dictionary, see docs/sweeps.md:
+
+    base       {"config": a config file, "overrides": {field: value}}, for all cells
+    cells      list of (name, overrides); of a cell's overrides and the base's, the cell's hold
+    seeds      a number of seeds, or a list of them
+    evaluate   flags of evaluate.py, {"methods": [...], "metrics": [...], "split": "test", ...}
+    tags       {"references": [cells], "measures": [main measures], "factors": {cell: {factor: value}}}
+    tests      the tests that were decided on beforehand: list of (cell, measure, reference)
+
+A field is the dotted name of one of the config's, "masking.fraction". A name without a dot is a word of the config
+string: {"method": "sgt", "runlocal": True} is FILE:method=sgt,runlocal.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sdecor.checks import check_choice, check_count
+
+ROOT = pathlib.Path(__file__).parent.parent.parent  # where train.py, evaluate.py and configs/ are
+KEYS = ("base", "cells", "seeds", "evaluate", "tags", "tests")
+TAGS = ("references", "measures", "factors")
+REPORT, PLAN, SLURM = "report", "sweep.json", "slurm"  # in the sweep's folder, beside the cells
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]*")
+
+
+class Run(NamedTuple):
+    """One cell with one seed."""
+
+    cell: str
+    seed: int
+    config: str
+    overrides: dict[str, Any]
+    evaluate: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The run's folder within the sweep's."""
+        return f"{self.cell}/seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep, checked.
+
+    Attributes:
+      config: the file of the base config.
+      cells: by name, all overrides.
+      seeds: of each cell.
+      evaluate: flags of evaluate.py.
+      tags: `references`, `measures` and `factors`, for the report.
+      tests: the tests decided on beforehand, (cell, measure, reference).
+    """
+
+    config: str
+    cells: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    evaluate: dict[str, Any]
+    tags: dict[str, Any]
+    tests: tuple[tuple[str, str, str], ...]
+
+    def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
+        """Return the sweep's runs, seed by seed, so that every cell has some early; those chosen where any are.
+
+        Raises:
+          ValueError: when a cell or seed is chosen that the sweep has not.
+        """
+        for cell in only:
+            check_choice("--only", cell, self.cells)
+        for seed in seeds:
+            check_choice("--seeds", seed, self.seeds)
+        return [
+            Run(cell, seed, self.config, overrides, self.evaluate)
+            for seed in self.seeds
+            for cell, overrides in self.cells.items()
+            if (not only or cell in only) and (not seeds or seed in seeds)
+        ]
+
+
+def make(content: Mapping[str, Any]) -> Sweep:
+    """Check what a sweep file returns and put it into order.
+
+    Raises:
+      ValueError: naming the entry and what would be right.
+    """
+    for key in content:
+        check_choice("entry of the sweep", key, KEYS)
+    base = dict(content.get("base", {}))
+    for key in base:
+        check_choice("entry of base", key, ("config", "overrides"))
+    cells = _cells(content.get("cells", ()), dict(base.get("overrides", {})))
+    tags = _tags(content.get("tags", {}), cells)
+    tests = tuple(tuple(test) for test in content.get("tests", ()))
+    for test in tests:
+        if len(test) != 3:
+            raise ValueError(f"tests has {test!r}: a test is (cell, measure, reference)")
+        check_choice(f"cell of the test {test!r}", test[0], cells)
+        check_choice(f"reference of the test {test!r}", test[2], cells)
+        if test[0] == test[2]:
+            raise ValueError(f"tests has {test!r}: a cell is compared with another one")
+    if len(set(tests)) < len(tests):
+        raise ValueError(f"tests has {next(t for t in tests if tests.count(t) > 1)!r} twice: name each test once")
+    config = base.get("config", "configs/default.py")
+    if ":" in config:
+        raise ValueError(f"base.config = {config!r}: name the file alone, and {{'method': …}} among the overrides")
+    return Sweep(config, cells, _seeds(content.get("seeds", 1)), dict(content.get("evaluate", {})), tags, tests)
+
+
+def _cells(given: Sequence[tuple[str, Mapping[str, Any]]], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if not given:
+        raise ValueError("cells is empty: list at least one (name, overrides)")
+    cells: dict[str, dict[str, Any]] = {}
+    for cell in given:
+        if len(cell) != 2 or not isinstance(cell[0], str) or not isinstance(cell[1], Mapping):
+            raise ValueError(f"cells has {cell!r}: a cell is (name, {{field: value}})")
+        name, overrides = cell
+        if not _NAME.fullmatch(name) or name in (REPORT, SLURM, PLAN):
+            raise ValueError(
+                f"cells has the name {name!r}: it is the name of a folder, of letters, digits and _.=+-, "
+                f"and none of {REPORT}, {SLURM} and {PLAN}"
+            )
+        if name in cells:
+            raise ValueError(f"cells has the name {name!r} twice: give each cell a name of its own")
+        cells[name] = base | dict(overrides)
+        if "seed" in cells[name]:
+            raise ValueError(f"the overrides of {name!r} have a seed: list the seeds under seeds")
+    return cells
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, int):
+        check_count("seeds", given)
+        return tuple(range(given))
+    for seed in given:
+        check_count("seeds", seed, 0)
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"seeds = {given!r}: give each seed once, and one at least")
+    return tuple(given)
+
+
+def _tags(given: Mapping[str, Any], cells: Mapping[str, Any]) -> dict[str, Any]:
+    for key in given:
+        check_choice("entry of tags", key, TAGS)
+    for cell in given.get("references", ()):
+        check_choice("tags.references", cell, cells)
+    for cell in given.get("factors", {}):
+        check_choice("cell of tags.factors", cell, cells)
+    kinds = {"references": list, "measures": list, "factors": dict}
+    return {key: kind(given.get(key, ())) for key, kind in kinds.items()}

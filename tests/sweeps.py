@@ -1,0 +1,90 @@
+"""Sweeps for tests: folders of finished runs with known numbers, and stand-ins for train.py and evaluate.py."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from sdecor.sweep import commands, plan, record, source
+
+CELLS = [("ce", {"method": "ce"}), ("sgt", {"method": "sgt"})]
+
+# argv: stage, folder, seconds, whether to fail. Training counts its steps on, and saves when it is asked to stop.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+stage, folder, seconds, fails = sys.argv[1], pathlib.Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
+asked = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: asked.append(number))
+with (folder / "starts").open("a") as file:
+    file.write(f"{stage} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+if fails:
+    sys.exit(f"{stage}: the loss is not finite")
+if stage == "evaluate":
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": {}, "settings": {}}))
+    sys.exit()
+(folder / "config.json").write_text(json.dumps({"config": {"train": {"batch_size": 2}}, "dataset": {}, "versions": {}}))
+rows = folder / "metrics.jsonl"
+first = len(rows.read_text().splitlines()) if rows.exists() else 0
+for step in range(first + 1, 11):
+    time.sleep(seconds / 10)
+    with rows.open("a") as file:
+        file.write(json.dumps({"step": step, "split": "train", "images_per_second": 20.0}) + "\\n")
+    if asked:
+        (folder / "saved").write_text(str(step))
+        sys.exit(130)
+"""
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """Return what a sweep file might."""
+    return {"cells": CELLS, "seeds": 2, "evaluate": {"metrics": ["gini"]}} | changes
+
+
+def stand_in(monkeypatch: Any, *, seconds: float = 0.2, fails: tuple[str, ...] = ()) -> None:
+    """Have sweeps start stand-ins; `fails` are the runs, "cell/seed0", whose training fails."""
+
+    def command(run: plan.Run, stage: str, folder: pathlib.Path) -> list[str]:
+        failing = run.key in fails and stage == "train"
+        return [sys.executable, "-S", "-c", STAND_IN, stage, str(folder / run.key), str(seconds), str(failing)]
+
+    monkeypatch.setattr(commands, "command", command)
+
+
+def starts(folder: pathlib.Path) -> list[str]:
+    """Return the stages that were started in a run's folder, in order."""
+    return [line.split()[0] for line in (folder / "starts").read_text().splitlines()]
+
+
+def finished(
+    folder: pathlib.Path, sweep: plan.Sweep, numbers: dict[str, dict[int, dict[str, float]]], **config: dict[str, Any]
+) -> pathlib.Path:
+    """Write finished runs.
+
+    Args:
+      folder: of the sweep.
+      sweep: the sweep.
+      numbers: cell → seed → measure → value; other runs are left out.
+      **config: cell → fields of the config.
+    """
+    source.write(folder, sweep)
+    for run in sweep.runs():
+        values = numbers.get(run.cell, {}).get(run.seed)
+        if values is None:
+            continue
+        place = folder / run.key
+        place.mkdir(parents=True)
+        record.open_record(place, run)
+        for stage in commands.STAGES:
+            record.add(place, stage, commands.arguments(run, stage), 60.0)
+        fields = {"seed": run.seed, "method": run.cell, "train": {"batch_size": 2}, **config.get(run.cell, {})}
+        write_json(place / "config.json", {"config": fields, "dataset": {}, "versions": {}})
+        entries = {name: {"mean": value, "low": value, "high": value, "n": 100} for name, value in values.items()}
+        write_json(place / "evaluation.json", {"metrics": entries, "settings": {"split": "test", "step": 10}})
+        row = {"step": 10, "split": "train", "images_per_second": 0.5}
+        (place / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value))

@@ -1,0 +1,308 @@
+"""Sweeps: what a sweep file may say, what runs come of it, and that starting again only does what is missing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import sweeps
+
+from sdecor.sweep import __main__ as command_line
+from sdecor.sweep import check, claim, commands, job, local, plan, record, source, status
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": []}, "did you mean 'cells'"),
+        ({"cells": []}, "at least one"),
+        ({"cells": [("ce", {}), ("ce", {})]}, "'ce' twice"),
+        ({"cells": [("a/b", {})]}, "name of a folder"),
+        ({"cells": [("report", {})]}, "none of report"),
+        ({"cells": [("ce", {"seed": 1})]}, "list the seeds"),
+        ({"seeds": 0}, "seeds = 0"),
+        ({"seeds": [1, 1]}, "each seed once"),
+        ({"base": {"conifg": "x"}}, "did you mean 'config'"),
+        ({"base": {"config": "configs/default.py:method=ce"}}, "name the file alone"),
+        ({"tags": {"references": ["sgd"]}}, "did you mean 'sgt'"),
+        ({"tests": [("sgt", "accuracy")]}, r"\(cell, measure, reference\)"),
+        ({"tests": [("sgt", "accuracy", "c")]}, "reference of the test"),
+        ({"tests": [("sgt", "accuracy", "sgt")]}, "another one"),
+        ({"tests": [("sgt", "accuracy", "ce")] * 2}, "twice"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan.make(sweeps.content(**changes))
+
+
+def test_runs_are_all_cells_of_a_seed_then_of_the_next():
+    sweep = plan.make(sweeps.content(base={"overrides": {"method": "ce", "optim.lr": 0.1}}, seeds=[3, 5]))
+    assert [run.key for run in sweep.runs()] == ["ce/seed3", "sgt/seed3", "ce/seed5", "sgt/seed5"]
+    assert sweep.runs()[1].overrides == {"method": "sgt", "optim.lr": 0.1}
+    assert [run.key for run in sweep.runs(["sgt"], [5])] == ["sgt/seed5"]
+    with pytest.raises(ValueError, match="did you mean 'sgt'"):
+        sweep.runs(["sgtt"])
+    with pytest.raises(ValueError, match="--seeds = 4"):
+        sweep.runs((), [4])
+    assert source.parse_seeds("0:3") == (0, 1, 2) and source.parse_seeds("0,2") == (0, 2)
+    with pytest.raises(ValueError, match="0:3"):
+        source.parse_seeds("0-3")
+
+
+def test_command_lines_are_those_of_train_and_evaluate(tmp_path):
+    overrides = {"method": "sgt", "runlocal": True, "model.widths": (4, 8), "log.progress": True}
+    run = plan.Run("sgt", 7, "configs/demo.py", overrides, {"methods": ["gradient", "lrp"], "force": True, "images": 2})
+    train, evaluate = (commands.command(run, stage, tmp_path) for stage in commands.STAGES)
+    assert train[1] == str(ROOT / "train.py") and train[-1] == f"--workdir={tmp_path}/sgt/seed7"
+    assert train[2] == f"--config={ROOT}/configs/demo.py:method=sgt,runlocal"
+    assert {"--config.seed=7", "--config.model.widths=(4, 8)", "--config.log.progress=True"} < set(train)
+    assert evaluate[2:-1] == ["--noprogress", "--methods=gradient,lrp", "--force", "--images=2"]
+
+
+def test_sweep_file_is_read_changed_and_kept(tmp_path):
+    path = tmp_path / "file.py"
+    path.write_text(f"def get_config(which='a'):\n    return {sweeps.content()!r} | {{'seeds': len(which)}}\n")
+    assert source.load(str(path)).seeds == (0,)
+    settings = ("evaluate.split=val", "config.train.epochs=2.0", "evaluate.curve_images=5")
+    sweep = source.load(f"{path}:three", settings)
+    assert sweep.seeds == (0, 1, 2, 3, 4)
+    assert sweep.evaluate == {"metrics": ["gini"], "split": "val", "curve_images": 5}
+    assert all(overrides["train.epochs"] == 2.0 for overrides in sweep.cells.values())
+    source.write(tmp_path / "runs", sweep)
+    assert source.read(tmp_path / "runs") == sweep
+    for setting in ("evaluate", "train.epochs=2", "evaluate.split"):
+        with pytest.raises(ValueError, match="evaluate.FLAG=VALUE"):
+            source.load(str(path), [setting])
+    with pytest.raises(ValueError, match="holds no sweep"):
+        source.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ablation", "smoke"])
+def test_sweep_files_of_the_package_can_be(name):
+    sweep = source.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
+    assert len(sweep.runs()) == len(sweep.cells) * len(sweep.seeds) and sweep.tests
+
+
+def test_grids_and_single_changes():
+    from configs.sweeps import cells
+
+    axes = {"masking.fraction": [0.25, 0.5], "decorrelation.layers": [(), ("a/c", "b")]}
+    assert [name for name, _ in cells.grid(axes)] == [
+        "fraction=0.25_layers=",
+        "fraction=0.25_layers=a-c+b",
+        "fraction=0.5_layers=",
+        "fraction=0.5_layers=a-c+b",
+    ]
+    single = cells.one_factor({"optim.lr": [0.1, 0.2], "masking.order": ["highest"]}, prefix="x", also={"method": "ce"})
+    assert single[0] == ("x_lr=0.1", {"method": "ce", "optim.lr": 0.1}) and len(single) == 3
+    assert set(cells.factors({"optim.lr": [0.1, 0.2]}, prefix="x")) == {"x_lr=0.1", "x_lr=0.2"}
+    assert cells.against(["a", "b"], ["m"], ["a"]) == [("b", "m", "a")]
+
+
+def test_each_run_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monkeypatch, capsys):
+    sweep = plan.make(sweeps.content())
+    sweeps.stand_in(monkeypatch, fails=("ce/seed0",))
+    assert local.run_all(sweep.runs(), tmp_path, jobs=3)
+    states = status.states(sweep.runs(), tmp_path)
+    assert states == {"ce/seed0": "failed", "sgt/seed0": "finished", "ce/seed1": "finished", "sgt/seed1": "finished"}
+    failed = record.read(tmp_path / "ce/seed0")["failed"]
+    assert (failed["stage"], failed["status"]) == ("train", 1) and "not finite" in failed["lines"][-1]
+    text = status.describe(sweep.runs(), tmp_path)
+    assert "3 finished, 0 running, 1 failed, 0 started, 0 left" in text and "not finite" in text
+    sweeps.stand_in(monkeypatch)  # what failed is tried again, what is finished is not
+    assert local.run_all(sweep.runs(), tmp_path)
+    assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "train", "evaluate"]
+    assert sweeps.starts(tmp_path / "sgt/seed1") == ["train", "evaluate"]
+    assert "nothing is left" in capsys.readouterr().out
+
+
+def test_runs_at_a_time_have_devices_of_their_own(tmp_path, monkeypatch):
+    sweeps.stand_in(monkeypatch, seconds=0.5)
+    runs = plan.make(sweeps.content(seeds=1)).runs()
+    assert local.run_all(runs, tmp_path, jobs=2, environments=[{"CUDA_VISIBLE_DEVICES": name} for name in "01"])
+    used = [{line.split()[1] for line in (tmp_path / run.key / "starts").read_text().splitlines()} for run in runs]
+    assert used in ([{"0"}, {"1"}], [{"1"}, {"0"}])
+
+
+def test_other_settings_of_evaluation_evaluate_again(tmp_path, monkeypatch):
+    sweeps.stand_in(monkeypatch, seconds=0.0)
+    only = plan.make(sweeps.content(seeds=1)).runs(["ce"])
+    assert local.run_all(only, tmp_path)
+    again = plan.make(sweeps.content(seeds=1, evaluate={"metrics": ["entropy"]})).runs(["ce"])
+    assert record.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
+    assert local.run_all(again, tmp_path)
+    assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "evaluate", "evaluate"]
+    (tmp_path / "ce/seed0/evaluation.json").unlink()
+    assert record.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
+
+
+DRIVER = """
+import pathlib, sys
+from sdecor.sweep import local, plan
+import sweeps
+class Patch:
+    setattr = staticmethod(setattr)
+sweeps.stand_in(Patch, seconds=float(sys.argv[2]))
+done = local.run_all(plan.make(sweeps.content()).runs(), pathlib.Path(sys.argv[1]))
+sys.exit(0 if done else 130)
+"""
+
+
+def drive(folder: pathlib.Path, seconds: float = 1.0) -> subprocess.Popen:
+    """Start a sweep of stand-ins as a process."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(seconds)], env=env, text=True)
+
+
+def wait_for(path: pathlib.Path, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_two_sweeps_share_the_runs_and_do_none_twice(tmp_path):
+    processes = [drive(tmp_path, 0.4), drive(tmp_path, 0.4)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    for run in plan.make(sweeps.content()).runs():
+        assert sweeps.starts(tmp_path / run.key) == ["train", "evaluate"], run.key
+
+
+def test_killed_sweep_is_continued(tmp_path):
+    process = drive(tmp_path, 3.0)
+    wait_for(tmp_path / "ce/seed0/metrics.jsonl")
+    process.kill()
+    process.wait()
+    if sys.platform == "linux":  # the orphan is asked to save
+        wait_for(tmp_path / "ce/seed0/saved", 10)
+    assert drive(tmp_path, 0.1).wait(60) == 0
+    assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "train", "evaluate"]
+    rows = (tmp_path / "ce/seed0/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 11))
+
+
+def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_LIBC", None)  # as where it cannot be asked to stop
+    sweeps.stand_in(monkeypatch, seconds=1.0)
+    (run, *_) = plan.make(sweeps.content()).runs()
+    started = job.start(run, tmp_path)
+    os.close(started.held.descriptor)  # the sweep died, its child lives
+    assert claim.take(tmp_path / run.key) is None and claim.holder(tmp_path / run.key)["process"] == os.getpid()
+    assert record.state(tmp_path / run.key, run) == "running"
+    started.process.wait(30)
+    assert record.state(tmp_path / run.key, run) == "started"
+    claim.take(tmp_path / run.key).release()
+
+
+def test_interrupt_lets_the_run_save_and_starts_no_other(tmp_path):
+    process = drive(tmp_path, 3.0)
+    wait_for(tmp_path / "ce/seed0/metrics.jsonl")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert (tmp_path / "ce/seed0/saved").exists() and not (tmp_path / "sgt").exists()
+    assert record.read(tmp_path / "ce/seed0")["spent"]["train"] > 0
+
+
+def test_run_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
+    sweeps.stand_in(monkeypatch, seconds=0.0)
+    runs = plan.make(sweeps.content(seeds=1)).runs()
+    held = claim.take(tmp_path / runs[0].key)
+    threading.Timer(1.0, held.release).start()
+    began = time.monotonic()
+    assert local.run_all(runs, tmp_path) and time.monotonic() - began > 1
+    assert set(status.states(runs, tmp_path).values()) == {"finished"}
+
+
+def test_time_left_is_that_of_finished_runs(tmp_path):
+    sweep = plan.make(sweeps.content())
+    sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})  # a minute for each stage
+    runs = sweep.runs()
+    left = [run for run in runs if run.key != "ce/seed0"]
+    assert status.seconds_left(runs, left, tmp_path) == 3 * 120
+    (tmp_path / "ce/seed1").mkdir()
+    (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
+    assert status.seconds_left(runs, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
+    assert "3 left, about 3 min" in status.remaining(runs, tmp_path, jobs=2)
+    assert status.remaining(left, tmp_path / "none") == "3 left; how long is known once one is finished"
+    texts = [status.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
+    assert texts == ["40 s", "12 min", "3 h 20 min", "2 d 4 h"]
+
+
+def test_every_cell_is_checked_before_the_first_run(tmp_path):
+    cells = [
+        ("good", {"method": "ce", "data.limit": 64, "train.batch_size": 8}),
+        ("field", {"method": "ce", "optim.learning_rate": 0.1}),
+        ("value", {"method": "sgt", "masking.fraction": 1.5}),
+        ("word", {"method": "sgdt"}),
+        ("layer", {"method": "decor", "decorrelation.layers": ("stage9",)}),
+    ]
+    sweep = plan.make(
+        {"cells": cells, "evaluate": {"methods": ["smothgrad"]}, "tests": [("good", "gradient/ginni", "field")]}
+    )
+    with pytest.raises(ValueError) as error:
+        check.check(sweep, sweep.runs(), tmp_path, os.environ)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "cell 'field'", "cell 'value'", "cell 'word'", "cell 'layer'", "evaluate"
+    ]  # fmt: skip
+    for line, words in zip(
+        lines, ("learning_rate", "masking.fraction", "method=ce|sgt", "stage9", "'smoothgrad'"), strict=True
+    ):
+        assert words in line
+
+
+def test_same_cells_and_foreign_folders_are_found(tmp_path):
+    configs = {
+        "a": {"seed": 0, "optim": {"lr": 1.0}},
+        "b": {"seed": 0, "optim": {"lr": 1.0}},
+        "c": {"seed": 0, "optim": {"lr": 2.0}},
+    }
+    assert check.same_cells(configs) == ["the cells a, b have the same config: leave all but one out"]
+    sweep = plan.make(sweeps.content(seeds=1))
+    sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})
+    config = json.loads((tmp_path / "ce/seed0/config.json").read_text())["config"]
+    runs = sweep.runs(["ce"])
+    newer = config | {"added": 1, "log": {"every_steps": 3}}
+    assert check.conflicts(runs, tmp_path, {"ce": newer}) == []
+    (found,) = check.conflicts(runs, tmp_path, {"ce": config | {"method": "sgt"}})
+    assert "method = 'ce' there, 'sgt' here" in found
+
+
+def test_command_line_lists_and_refuses(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config=configs/sweeps/smoke.py", f"--workdir={tmp_path}", "--seeds=0:1", "--only=ce"]
+    with pytest.raises(SystemExit) as ended:
+        command_line.main([*arguments, "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and len(lines) == 2 and "train.py" in lines[0] and "evaluate.py" in lines[1]
+    for wrong, message in (
+        (["--config=configs/sweeps/smoke.py"], "--workdir is missing"),
+        (["--config=none.py", f"--workdir={tmp_path}"], "is no file"),
+        ([*arguments, "--only=cee"], "did you mean 'ce'"),
+        (["--config=configs/sweeps/smoke.py", "--workdir=gs://b/x"], "remote"),
+        ([*arguments, "--jobs=0"], "--jobs = 0"),
+        ([*arguments, "--gpus=0,1", "--jobs=3"], "more than the devices"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            command_line.main(wrong)
+
+
+@pytest.mark.full
+def test_smoke_sweep_really(tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
+    start = [sys.executable, "-m", "sdecor.sweep", f"--workdir={tmp_path}", "--config=configs/sweeps/smoke.py"]
+    report = [sys.executable, "-m", "sdecor.sweep", "--report", str(tmp_path)]
+    for command in (start, start, report):
+        process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+        assert process.returncode == 0, process.stdout + process.stderr
+    assert "4 of 4 runs are finished" in process.stdout
+    assert (tmp_path / "report" / "pareto_gradient.pdf").stat().st_size > 0

@@ -1,0 +1,183 @@
+"""The report of a sweep whose runs have known numbers."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import sweeps
+from scipy import stats
+
+from sdecor.sweep import collect, comparisons, figures, plan, record, source, summing_up, tables
+from sdecor.sweep.inference import Mean
+
+GINI = "gradient/gini"
+CE = {0: 0.40, 1: 0.42, 2: 0.41, 3: 0.43}
+SGT = {0: 0.46, 1: 0.48, 2: 0.475}  # seed 3 was not run
+CELLS = [(name, {"method": name}) for name in ("ce", "sgt", "decor", "sdecor")]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A sweep's folder with its report, not to be changed."""
+    folder = make(tmp_path_factory.mktemp("sweep"))
+    text = summing_up.write(folder)
+    assert "8 of 17 runs are finished" in text
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep's folder without a report."""
+    return make(tmp_path)
+
+
+def make(tmp_path):
+    """Four cells × four seeds: ce whole, sgt without one seed, decor failed, sdecor never run; and a former cell."""
+    tests = [("sgt", GINI, "ce"), ("sgt", "accuracy", "ce"), ("sdecor", GINI, "ce")]
+    content = {"cells": CELLS, "seeds": 4, "tests": tests, "tags": {"references": ["ce"]}}
+    former = plan.make({"cells": [("old", {"method": "ce"})], "seeds": 1})
+    numbers = {seed: {"accuracy": 0.8 + 0.01 * seed, GINI: value} for seed, value in CE.items()}
+    sweeps.finished(tmp_path, former, {"old": {0: {"accuracy": 0.5, GINI: 0.3}}})
+    others = {seed: {"accuracy": 0.81 + 0.01 * seed, GINI: value} for seed, value in SGT.items()}
+    sweep = plan.make(content)
+    sweeps.finished(
+        tmp_path,
+        sweep,
+        {"ce": numbers, "sgt": others},
+        ce={"consistency": {"weight": 0.0}},
+        sgt={"consistency": {"weight": 1.0}},
+    )
+    for run in sweep.runs(["decor"], [0, 1]):
+        (tmp_path / run.key).mkdir(parents=True)
+        record.open_record(tmp_path / run.key, run)
+        record.add_failure(tmp_path / run.key, "train", 1, ["the loss is not finite"])
+    return tmp_path
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_number_is_in_the_tables(written):
+    results = rows(written / "report" / "results.csv")
+    (one,) = [row for row in results if (row["cell"], row["seed"], row["measure"]) == ("sgt", "2", GINI)]
+    assert (one["value"], one["n"], one["step"], json.loads(one["overrides"])) == (
+        "0.475",
+        "100",
+        "10",
+        {"method": "sgt"},
+    )
+    (time,) = [row for row in results if (row["cell"], row["seed"], row["measure"]) == ("ce", "0", collect.TIME)]
+    assert float(time["value"]) == 10 * 2 / 0.5  # images over images per second
+    (mean,) = [row for row in rows(written / "report" / "means.csv") if (row["cell"], row["measure"]) == ("ce", GINI)]
+    values = np.array(list(CE.values()))
+    low, high = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values))
+    found = [float(mean[name]) for name in ("mean", "low", "high")]
+    np.testing.assert_allclose(found, [values.mean(), low, high], rtol=1e-12)
+    assert mean["n"] == "4"
+
+
+def test_planned_tests_are_corrected_and_others_marked(written):
+    found = rows(written / "report" / "differences.csv")
+    planned = [row for row in found if row["kind"] == "preregistered"]
+    assert [row["measure"] for row in planned] == [GINI, "accuracy", GINI]
+    gini, accuracy, missing = planned
+    expected = stats.ttest_rel(list(SGT.values()), [CE[seed] for seed in SGT])
+    interval = expected.confidence_interval()
+    numbers = [float(gini[name]) for name in ("p", "low", "high", "difference")]
+    np.testing.assert_allclose(numbers, [expected.pvalue, interval.low, interval.high, 0.185 / 3], rtol=1e-9)
+    assert gini["n"] == "3"  # the seed that sgt lacks is left out
+    # The accuracies differ by 0.01 exactly up to rounding: the least p, times 3 tests; then Gini's times 2.
+    assert float(accuracy["p_holm"]) == pytest.approx(3 * float(accuracy["p"]))
+    assert float(gini["p_holm"]) == pytest.approx(2 * float(gini["p"])) and gini["verdict"] == "better"
+    assert (missing["n"], missing["p"], missing["p_holm"], missing["verdict"]) == ("0", "", "", "not run")
+    others = [row for row in found if row["kind"] == "exploratory"]
+    assert {row["cell"] for row in others} == {"sgt", "decor", "sdecor", "old"}
+    assert ("sgt", GINI) not in {(row["cell"], row["measure"]) for row in others}
+    assert all(not row["p_holm"] for row in others)
+
+
+def test_what_was_not_run_is_listed(written):
+    text = (written / "report" / "report.md").read_text()
+    assert "| sgt | 3 of 4 | seed 3: not run |" in text
+    assert "| decor | 0 of 4 | seed 0, 1: failed; seed 2, 3: not run |" in text
+    assert "| sdecor | 0 of 4 | seed 0, 1, 2, 3: not run |" in text
+    assert "| old | 1 of 1 | no longer in the sweep file |" in text
+    assert "| decor | not run | not run | 0 |" in text
+    states = [row["measure"] for row in rows(written / "report" / "results.csv") if row["cell"] == "decor"]
+    assert states == ["(failed)", "(failed)", "(not run)", "(not run)"]
+
+
+def test_runs_evaluated_otherwise_are_not_mixed_in(folder):
+    stored = json.loads((folder / "sweep.json").read_text())
+    sweeps.write_json(folder / "sweep.json", stored | {"evaluate": {"split": "val"}})
+    results = collect.collect(source.read(folder), folder)
+    assert {result.state for result in results if result.run.cell == "ce"} == {collect.OTHERWISE}
+
+
+def test_runs_not_measured_alike_are_named(folder):
+    path = folder / "sgt/seed0/evaluation.json"
+    found = json.loads(path.read_text())
+    sweeps.write_json(path, found | {"settings": found["settings"] | {"curve_images": 7}})
+    (note,) = collect.unlike(collect.collect(source.read(folder), folder))
+    assert note.startswith("curve_images: ") and "7 in sgt" in note
+    summing_up.write(folder)
+    assert "Not all runs were measured alike" in (folder / "report" / "report.md").read_text()
+
+
+def test_figures_are_drawn_in_three_formats(written):
+    for name in ("pareto_gradient", "sensitivity_consistency_weight"):
+        for kind in ("pdf", "svg", "png"):
+            assert (written / "report" / f"{name}.{kind}").stat().st_size > 0
+    means = collect.means(collect.collect(source.read(written), written))
+    (axes,) = figures.pareto(means)["gradient"].axes
+    assert {text for text in axes.get_legend_handles_labels()[1] if text != "Pareto front"} == {"ce", "sgt", "old"}
+
+
+def test_front_is_what_nothing_beats():
+    points = {"a": (1.0, 5.0), "b": (2.0, 4.0), "c": (2.0, 3.0), "d": (3.0, 1.0), "e": (0.5, 0.5)}
+    assert figures.front(points, higher=True) == ["a", "b", "d"]
+    assert figures.front(points, higher=False) == ["e", "a"]
+
+
+def result(cell, **config):
+    run = plan.Run(cell, 0, "", {}, {})
+    return collect.Result(run, record.FINISHED, values={"accuracy": 0.5}, config={"method": cell, "seed": 0, **config})
+
+
+def test_curves_are_of_cells_that_differ_in_one_field():
+    weight, fraction = "decorrelation.weight", "masking.fraction"
+    results = [
+        result("sgt", **{weight: 0.0, fraction: 0.5, "log.every_steps": 1}),
+        result("small", **{weight: 0.1, fraction: 0.5, "log.every_steps": 2}),
+        result("large", **{weight: 1.0, fraction: 0.5}),
+        result("less", **{weight: 0.1, fraction: 0.25}),
+        result("alone", **{weight: 7.0, fraction: 0.9}),
+    ]
+    found = figures.curves(results)
+    assert set(found) == {weight, fraction}
+    assert [curve.values for curve in found[weight]] == [{0.0: "sgt", 0.1: "small", 1.0: "large"}]
+    assert [curve.values for curve in found[fraction]] == [{0.25: "less", 0.5: "small"}]
+    means = collect.means(results)
+    figure = figures.sensitivity(weight, found[weight], means, ["accuracy"], theme="light")
+    assert figure.axes[0].get_xscale() == "symlog"
+
+
+def test_latex_is_escaped_and_in_booktabs():
+    means = {"a_b": {"accuracy": Mean(0.5, 0.49, 0.51, 3)}, "c": {"accuracy": Mean(None, None, None, 0)}}
+    (table,) = tables.means_tables(means, {"a_b": {"accuracy": 0.1}}, ["accuracy"])
+    text = tables.latex(table)
+    assert r"a\_b & 50.0 $\pm$ 1.0 & 3 \\" in text and r"Accuracy (\%) $\uparrow$" in text
+    assert r"c & not run & 0 \\" in text and r"chance & 10.0 &  \\" in text
+    for word in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert word in text
+
+
+def test_numbers_are_written_with_the_digits_of_their_interval():
+    assert tables.mean_text(GINI, Mean(0.4123, 0.4, 0.4246, 3)) == "0.412 ± 0.012"
+    assert tables.mean_text("accuracy", Mean(0.8, None, None, 1)) == "80.0"
+    assert tables.p_text(0.00001) == "< 0.0001" and tables.p_text(0.0234) == "0.023" and tables.p_text(None) == "–"
+    difference = comparisons.Difference(0.02, 0.01, 0.03, 5, 0.01)
+    assert tables.difference_text("accuracy", difference, difference.mean) == "+2.0 pp"
