@@ -5,31 +5,43 @@
 --methods and --metrics are lists of names and of the presets quick, standard and full; a method may have options:
 --methods=quick,integrated_gradients:steps=20:baseline=blur. Each run gets evaluation.json and report.html in its
 folder. Several runs are compared on the same images: a table of paired differences, and comparison.html in --output.
-What was evaluated before with the same settings is reused, so methods and metrics can be added one by one.
+What was evaluated before with the same settings is reused and shown again, so methods and metrics can be added one by
+one; --noall_stored shows what is asked for alone. Evaluations of another --split, --target or --checkpoint are kept
+apart, in files of their own; evaluation.json and report.html are the latest's.
+
+    python evaluate.py --workdir=runs/ce --export=maps.zarr [--methods=standard] [--dtype=float16] [--reduce=abs_sum]
+
+stores the maps of the whole split instead, see sdecor.export; stopped, it goes on with the same command.
+
+    python evaluate.py --workdir=runs/ce --from_export=maps.zarr [--metrics=standard]
+
+measures those maps, and explains nothing again that is stored; the results are in the run's folder from_export.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 from absl import flags
 from etils import epath
 
-from sdecor import cli, evaluation, logbook, parallel, report, summary, workdir
-from sdecor.attribution import reduce
-from sdecor.data import center_crop
-from sdecor.data.batches import object_mask
-from sdecor.evaluation import Plan, Results, Setup, Store, Subject
+from sdecor import cli, evaluation, export, logbook, parallel, report, workdir
+from sdecor.attribution import REDUCTIONS
+from sdecor.data.batches import evaluation_indices
+from sdecor.evaluation import Plan, Results, Store, stored
+from sdecor.run_plan import IMAGES, depends_of, options_of, plan_of, provenance_of, source_of, subject_of
+from sdecor.run_report import pictures_of, summary_of, write_report
 from sdecor.runs import Run, check_comparable, restore, run_names
 
 FLAGS = flags.FLAGS
-# On how many images measures are taken, by the field that says so, and what those measures need.
-IMAGES = {
-    "map_images": ("maps", "object"),
-    "curve_images": ("network",),
-    "robustness_images": ("explanation", "parameters", "set", "mosaic"),
+USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that no file names
+INTERRUPTED = 130  # exit status of an export that a signal stopped and the same command continues
+EXPORT_SIZES = {
+    "device_batch": "Images that a device gets at a time in an export.",
+    "chunk_rows": "Images of a chunk of an export, a multiple of --device_batch; default: a few megabytes.",
+    "shard_rows": "Images of a file of several chunks, for few large files on remote storage.",
 }
 
 
@@ -37,9 +49,9 @@ def define_flags() -> None:
     """Define the command line."""
     methods, metrics = ", ".join(evaluation.METHOD_PRESETS), ", ".join(evaluation.METRIC_PRESETS)
     flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat to compare.", required=True)
-    flags.DEFINE_string("output", None, "Folder of the comparison; default: the parent of the first workdir.")
-    flags.DEFINE_list("methods", ["quick"], f"Attribution methods, or presets: {methods}.")
-    flags.DEFINE_list("metrics", ["quick"], f"Metrics, or presets: {metrics}.")
+    flags.DEFINE_string("output", None, "Folder of the report; default: that of the run, of several their parent.")
+    cli.define_words("methods", ["quick"], f"Attribution methods, or presets: {methods}.", evaluation.split_words)
+    cli.define_words("metrics", ["quick"], f"Metrics, or presets: {metrics}.", evaluation.split_words)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What to evaluate on.")
     flags.DEFINE_string("checkpoint", "best", "best (by validation accuracy), latest, or a step.")
     flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "The class whose score is explained.")
@@ -52,11 +64,28 @@ def define_flags() -> None:
         flags.DEFINE_integer(name, None, f"Instead of the run's evaluation.{name}.", lower_bound=1)
     flags.DEFINE_bool("progress", True, "Show a progress bar.")
     flags.DEFINE_bool("force", False, "Evaluate again what was evaluated before with the same settings.")
+    flags.DEFINE_bool("all_stored", True, "Show what was evaluated before with the same settings, too.")
+    flags.DEFINE_string("export", None, "Store the maps of all images of the split there, and measure nothing.")
+    flags.DEFINE_enum("dtype", "float32", list(export.DTYPES), "Of exported maps.")
+    flags.DEFINE_enum(
+        "reduce", "abs_sum", [*REDUCTIONS, "none"], "From channels to exported maps; none keeps channels."
+    )
+    flags.DEFINE_float("clip_percentile", 100.0, "Of an image's values, to which float16 and uint8 clip exported maps.")
+    flags.DEFINE_enum("on_error", "stop", list(export.ON_ERROR), "What an export does at an unreadable image.")
+    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How an export that goes on checks what is finished.")
+    for name, what in EXPORT_SIZES.items():
+        flags.DEFINE_integer(name, None, what, lower_bound=1)
+    flags.DEFINE_string("from_export", None, "Measure the maps of this export of the run; by default all its methods.")
+    flags.DEFINE_alias("from-export", "from_export")
 
 
 def main() -> None:
-    """Evaluate the runs that the flags name."""
+    """Evaluate the runs that the flags name, or export the maps of one, or measure exported ones."""
     try:
+        if FLAGS.export is not None:
+            return export_maps(FLAGS.workdir)
+        if FLAGS.from_export is not None:
+            return measure_export(FLAGS.workdir)
         evaluate(FLAGS.workdir)
     except KeyboardInterrupt:
         raise SystemExit("evaluate.py: stopped; finished methods are kept, run the same command to go on") from None
@@ -67,25 +96,100 @@ def evaluate(folders: list[str]) -> None:
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
     runs = dict(zip(run_names(folders), [restore_run(folder) for folder in folders], strict=True))
     check_comparable(runs)
-    plans = {name: plan_of(run, name, methods, metrics) for name, run in runs.items()}
+    plans = {name: planned(run, name, methods, metrics) for name, run in runs.items()}
     stores = {name: complete(run, name, plans[name]) for name, run in runs.items()}
     if not parallel.is_main_process():
         return
+    output = epath.Path(FLAGS.output or (folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent))
+    output.mkdir(parents=True, exist_ok=True)
+    if FLAGS.all_stored:
+        plans = {name: plan.with_stored(stores[name].parts, options_of(runs[name])) for name, plan in plans.items()}
     results = {name: plans[name].select(store.results) for name, store in stores.items()}
-    pictures = {name: pictures_of(run, plans[name], stores[name]) for name, run in runs.items()}
-    summaries = {name: summary_of(run, plans[name], results[name]) for name, run in runs.items()}
-    for name, run in runs.items():
-        write_report(epath.Path(run.folder), {name: run}, plans, results, summaries, pictures)
+    summaries = {name: summary_of(run, plans[name], results[name], store=stores[name]) for name, run in runs.items()}
+    pictures = {
+        name: pictures_of(run, plans[name], stores[name].attributions, results[name], stores[name].shown(plans[name]))
+        for name, run in runs.items()
+    }
     if len(runs) == 1:
         (run,) = runs.values()
+        write_report(output, runs, plans, results, summaries, pictures)
         print(report.terminal_table(summaries))
-        print(f"\nWritten: {run.folder}/evaluation.json, {run.folder}/report.html")
+        print(f"\nWritten: {run.folder}/evaluation.json, {output}/report.html")
         return
-    output = epath.Path(FLAGS.output or epath.Path(folders[0]).parent)
-    output.mkdir(parents=True, exist_ok=True)
+    for name, run in runs.items():
+        write_report(epath.Path(run.folder), {name: run}, plans, results, summaries, pictures)
     comparisons = write_report(output, runs, plans, results, summaries, pictures)
     print(report.terminal_table(summaries, comparisons))
     print(f"\nWritten: {output}/comparison.html, {output}/comparison.json, {output}/saliency.png")
+
+
+def export_maps(folders: list[str]) -> None:
+    """Export the maps of all images of the split."""
+    if len(folders) > 1:
+        raise ValueError("--export takes one --workdir: export the runs one by one, each to a path of its own")
+    if FLAGS["metrics"].present:
+        raise ValueError("--export measures nothing: leave --metrics out")
+    run = restore_run(folders[0])
+    plan = planned(run, folders[0], evaluation.choose_methods(FLAGS.methods), {})
+    sizes = {name: FLAGS[name].value for name in ("chunk_size", *EXPORT_SIZES)}
+    try:
+        done = export.export_split(
+            plan.setup,
+            plan.explained().values(),
+            run.variables,
+            source_of(run),
+            FLAGS.export,
+            dtype=FLAGS.dtype,
+            reduce=None if FLAGS.reduce == "none" else FLAGS.reduce,
+            clip_percentile=FLAGS.clip_percentile,
+            on_error=FLAGS.on_error,
+            provenance=provenance_of(run),
+            options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
+        )
+    except OSError as error:  # of the disk, with what is finished and how to go on
+        raise ValueError(str(error)) from error
+    if parallel.is_main_process():
+        print(done)
+    if not done.complete:
+        raise SystemExit(INTERRUPTED)
+
+
+def measure_export(folders: list[str]) -> None:
+    """Evaluate a run by the maps that were exported of it."""
+    if len(folders) > 1:
+        raise ValueError("--from_export takes one --workdir: an export is of one run")
+    (name,), run, held = run_names(folders), restore_run(folders[0]), export.open(FLAGS.from_export)
+    source = source_of(run)
+    same = {field: run.settings[field] for field in ("target", "saliency_of", "seed")}
+    export.check_same(held, {"provenance": provenance_of(run), **same}, source)
+    words = FLAGS.methods if FLAGS["methods"].present else None
+    methods = export.stored_methods(held, words, run.settings["saliency_of"])
+    maps, about = held.maps(), {"path": held.path, "dtype": held.attributes["dtype"], "sha256": held.digest}
+    reduction = maps.reduction or run.settings["reduction"]
+    run = dataclasses.replace(run, settings=run.settings | {"reduction": reduction, "from_export": about})
+    plan = planned(run, name, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
+    output = epath.Path(FLAGS.output or epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem)
+    output.mkdir(parents=True, exist_ok=True)
+    results = stored.complete(
+        plan,
+        subject_of(run, plan),
+        maps,
+        path=output / "evaluation.npz",
+        depends=depends_of(run) | {"export": held.digest},
+        progress=partial(progress, name),
+        fresh=FLAGS.force,
+        writes=parallel.is_main_process(),
+    )
+    if not parallel.is_main_process():
+        return
+    index, results = evaluation_indices(len(source), FLAGS.images), plan.select(results)
+    shown = {key: held.attribution(key, index) for key in plan.explained()}
+    shown = {key: values[..., None] if values.ndim == 3 else values for key, values in shown.items()}
+    pictures = {name: pictures_of(run, plan, Results({"index": index, **shown}, {}), results)}
+    summaries = {name: summary_of(run, plan, results, output)}
+    write_report(output, {name: run}, {name: plan}, {name: results}, summaries, pictures)
+    print(report.terminal_table(summaries))
+    print(f"\nWritten: {output}/evaluation.json, {output}/report.html")
 
 
 def restore_run(folder: str) -> Run:
@@ -100,34 +204,11 @@ def restore_run(folder: str) -> Run:
     )
 
 
-def plan_of(run: Run, name: str, methods: Mapping[str, Any], metrics: Mapping[str, bool]) -> Plan:
+def planned(
+    run: Run, name: str, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None
+) -> Plan:
     """Return what is evaluated of a run, and say what of a preset is not."""
-    dataset, settings, source = run.dataset, run.settings, run.dataset.source(FLAGS.split)
-    setup = Setup(
-        run.apply,
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
-        size=run.config.augment.size,
-        chunk_size=FLAGS.chunk_size,
-        **{field: settings[field] for field in ("target", "saliency_of", "reduction")},
-    )
-    example = source[0]
-    batch = {"image": example["image"], "label": np.int32(0), "index": np.int32(0), "weight": np.float32(1)}
-    mask = object_mask(example)
-    batch |= {} if mask is None else {"object": mask}
-    counts = {field: min(settings[field] or len(source), len(source)) for field in IMAGES}
-    plan, notes = evaluation.make_plan(
-        setup,
-        methods,
-        metrics,
-        variables=run.variables,
-        batch={field: np.asarray(value)[None] for field, value in batch.items()},
-        images={needs: counts[field] for field, all_needs in IMAGES.items() for needs in all_needs},
-        options={
-            "replacement": {"steps": settings["curve_steps"]},
-            **{name: {"saliency_of": settings["saliency_of"]} for name in ("completeness", "infidelity")},
-        },
-    )
+    plan, notes = plan_of(run, methods, metrics, chunk_size=FLAGS.chunk_size, maps=maps)
     for note in notes if parallel.is_main_process() else ():
         print(f"{name}: {note}")
     return plan
@@ -135,17 +216,16 @@ def plan_of(run: Run, name: str, methods: Mapping[str, Any], metrics: Mapping[st
 
 def complete(run: Run, name: str, plan: Plan) -> Store:
     """Evaluate what is not stored of a run."""
-    settings, config = run.settings, run.config.evaluation
     store = Store(
         run.folder,
-        {field: settings[field] for field in ("split", "step", "parameters", "target", "seed")},
-        images=min(FLAGS.images, len(run.dataset.source(FLAGS.split))),
+        depends_of(run),
+        name="".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL),
+        versions=workdir.versions(),
+        images=min(FLAGS.images, len(source_of(run))),
         fresh=FLAGS.force,
         writes=parallel.is_main_process(),
     )
-    variables = parallel.replicate(run.variables)
-    subject = Subject(plan.setup, variables, run.dataset.source(FLAGS.split), config.batch_size, settings["seed"])
-    store.complete(plan, subject, partial(progress, name))
+    store.complete(plan, subject_of(run, plan), partial(progress, name))
     return store
 
 
@@ -155,71 +235,6 @@ def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]
     shown = FLAGS.progress and parallel.is_main_process()
     with logbook.progress_bar(total=total, initial=0, description=f"{run}: {what}", enabled=shown) as bar:
         yield lambda count: bar.update(min(count, total - bar.n))
-
-
-def summary_of(run: Run, plan: Plan, results: Results) -> dict[str, dict]:
-    """Summarise a run's results and write them to its evaluation.json."""
-    numbers = summary.summarise(results, n_resamples=run.settings["resamples"])
-    content = {
-        "settings": run.settings | plan.settings(),
-        "examples": int(results.examples["index"].size),
-        "metrics": numbers,
-        "versions": workdir.versions(),
-    }
-    workdir.write_json(epath.Path(run.folder) / "evaluation.json", content)
-    return numbers
-
-
-def pictures_of(run: Run, plan: Plan, store: Store) -> dict[str, Any]:
-    """Return some images with their predictions and maps, as the gallery shows them: see `report.run_report`."""
-    source, size = run.dataset.source(FLAGS.split), run.config.augment.size
-    index, examples = store.attributions.examples["index"], store.results.examples
-    chosen = [source[int(i)] for i in index]
-    place = np.searchsorted(examples["index"], index)
-    pictures = {name: examples[name][place] for name in ("label", "prediction", "confidence")}
-    pictures["image"] = center_crop(np.stack([example["image"] for example in chosen]), size)
-    masks = [object_mask(example) for example in chosen]
-    if masks[0] is not None:
-        pictures["object"] = center_crop(np.stack(masks), size) == 1
-    attributions = {key: store.attributions.examples[key] for key in plan.explained()}
-    signed = {key: np.asarray(reduce(values, how="sum")) for key, values in attributions.items()}
-    return pictures | {
-        "maps": {key: np.asarray(reduce(x, how=plan.setup.reduction)) for key, x in attributions.items()},
-        "signed": {key: maps for key, maps in signed.items() if (maps < 0).any()},
-    }
-
-
-def write_report(
-    output: epath.Path,
-    runs: Mapping[str, Run],
-    plans: Mapping[str, Plan],
-    results: Mapping[str, Results],
-    summaries: Mapping[str, dict],
-    pictures: Mapping[str, dict],
-) -> dict[str, dict]:
-    """Write the page and figures of `runs` into `output`; return paired differences to the first."""
-    reference, *others = runs
-    first = runs[reference]
-    resamples = first.settings["resamples"]
-    comparisons = {name: summary.compare(results[reference], results[name], n_resamples=resamples) for name in others}
-    data = first.recorded["dataset"]
-    settings = {name: value for name, value in first.settings.items() if name not in ("parameters", "step")}
-    facts = {"data set": data["name"], **settings, **plans[reference].settings(), "versions": workdir.versions()}
-    facts["checkpoint step"] = {name: run.settings["step"] for name, run in runs.items()}
-    report.run_report(
-        output,
-        summaries={name: summaries[name] for name in runs},
-        comparisons=comparisons,
-        pictures={name: pictures[name] for name in runs},
-        curves={name: plans[name].with_percentages(summary.mean_curves(results[name])) for name in runs},
-        rows={name: logbook.read_rows(run.folder) for name, run in runs.items()},
-        configs={name: run.recorded["config"] for name, run in runs.items()},
-        class_names=data["class_names"],
-        facts={name: value for name, value in facts.items() if value is not None},
-    )
-    if others:
-        workdir.write_json(output / "comparison.json", {"reference": reference, "differences": comparisons})
-    return comparisons
 
 
 if __name__ == "__main__":

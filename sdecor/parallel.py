@@ -85,6 +85,37 @@ def pmap_evaluation(step: Callable, devices: list[jax.Device] | None = None) -> 
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), devices=devices)
 
 
+def pmap_local(step: Callable) -> Callable:
+    """Compile `step(variables, batch, key) -> outputs` for this process's devices alone, whatever other processes do.
+
+    It has no collectives: each device computes its rows as if it were the only one.
+    """
+    return pmap_evaluation(step, devices=jax.local_devices())
+
+
+def put(batch: Any) -> Any:
+    """Start copying the arrays of a batch `[n, …]` to this process's devices, split as `shard` does."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def fetch_ahead(tree: Any) -> None:
+    """Start copying outputs to the host, for `parts` to find there."""
+    for array in jax.tree.leaves(tree):
+        array.copy_to_host_async()
+
+
+def parts(tree: Any) -> list[Any]:
+    """Fetch outputs that have a device axis: for each device of this process a tree of its rows, without joining them.
+
+    On a CPU they are views of what lies on the device.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in leaves]
+    fetched = [[np.asarray(shard.data)[0] for shard in each] for each in shards]
+    return [structure.unflatten(rows) for rows in zip(*fetched, strict=True)]
+
+
 def to_host(tree: Any) -> Any:
     """Fetch the arrays of this process's devices, as NumPy arrays."""
     return jax.tree.map(_local, tree)

@@ -8,7 +8,6 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
 
 PACKAGES = (  # those that may change a result, or the pixels
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
@@ -20,7 +19,7 @@ FREE = (  # fields that may change between starts of a run: they change no param
 )  # fmt: skip
 
 
-def claim(workdir: epath.PathLike, config: ConfigDict, dataset: dict[str, Any], *, write: bool = True) -> None:
+def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
     """Make `workdir` the folder of this run: check that it is of the same config, or write config.json.
 
     A folder in which no step was ever saved is free for another config.
@@ -86,8 +85,7 @@ def write_json(path: epath.PathLike, content: Any) -> None:
 
 def plain(tree: Any) -> Any:
     """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
-    if isinstance(tree, ConfigDict):
-        tree = tree.to_dict()
+    tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
     return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
 
 
@@ -103,6 +101,12 @@ def differing_fields(
         elif a != b and not f"{prefix}{name}".startswith(ignore or ("\0",)):
             differences[prefix + name] = (a, b)
     return differences
+
+
+def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return of a run's config what no later start of it may change."""
+    kept = {name: value for name, value in config.items() if not f"{prefix}{name}".startswith(FREE)}
+    return {name: lasting(x, f"{prefix}{name}.") if isinstance(x, dict) else x for name, x in kept.items()}
 
 
 def versions() -> dict[str, str]:

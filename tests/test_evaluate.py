@@ -10,9 +10,9 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
-import evaluate
 import sdecor
 import train
+from sdecor import run_plan
 from sdecor.runs import check_comparable, run_names
 
 METHODS = ("gradient", "smoothgrad:samples=2")
@@ -86,6 +86,7 @@ def test_missing_run_or_checkpoint_is_one_clear_line(folders, tmp_path):
     assert status == 1 and "no checkpoint of step 5" in output and "Traceback" not in output
 
 
+@pytest.mark.full
 def test_other_settings_have_files_of_their_own_and_one_run_may_be_reported_elsewhere(folders, tmp_path):
     ce = f"--workdir={folders / 'ce'}"
     assert run(ce, "--metrics=gini")[0] == 0
@@ -156,6 +157,6 @@ def test_runs_are_named_by_method_or_folder(folders):
 
 def test_numbers_depend_on_the_data_and_the_version():
     settings = {name: name for name in ("split", "step", "parameters", "target", "seed", "data", "resamples")}
-    found = evaluate.depends_of(types.SimpleNamespace(settings=settings))
+    found = run_plan.depends_of(types.SimpleNamespace(settings=settings))
     assert found.pop("sdecor") == sdecor.__version__
     assert found == {name: name for name in ("split", "step", "parameters", "target", "seed", "data")}

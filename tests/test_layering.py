@@ -35,9 +35,14 @@ MAY_IMPORT = {
     "objective": SMALL | {"losses", "masking", "models"},
     "steps": SMALL | {"losses", "masking", "attribution", "metrics", "models", "optim", "state", "objective"},
     "evaluation": SMALL | {"attribution", "metrics", "data", "parallel"},
+    "export": SMALL | {"attribution", "data", "parallel", "evaluation", "workdir", "interrupt", "logbook", "report"},
+    "sweep": SMALL | {"workdir", "interrupt", "logbook", "report", "metrics", "evaluation", "build"},
     "summary": SMALL | {"metrics", "statistics", "evaluation"},
-    "runs": SMALL | {"build", "checkpoint", "workdir"},
+    "runs": SMALL | {"build", "checkpoint", "workdir", "data"},
     "report": SMALL | {"metrics"},
+    "run_plan": SMALL | {"runs", "evaluation", "data", "parallel", "workdir"},
+    "run_report": SMALL
+    | {"attribution", "data", "evaluation", "logbook", "report", "run_plan", "runs", "summary", "workdir"},
     "build": None,  # reads the config and may use everything
     "__init__": None,
 }
@@ -111,5 +116,25 @@ def test_library_imports_without_data_packages():
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         "import sdecor, sdecor.losses, sdecor.masking, sdecor.models, sdecor.attribution, sdecor.metrics\n"
         "import sdecor.steps, sdecor.state, sdecor.optim, sdecor.parallel, sdecor.data.augment, sdecor.evaluation\n"
+        "import sdecor.export\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_attribution_stands_alone():
+    code = (
+        "import sys\nfor name in ('flax', 'optax', 'orbax', 'chex', 'scipy'): sys.modules[name] = None\n"
+        "import jax, sdecor\nfrom sdecor.attribution import METHODS, explain\n"
+        "explain(lambda x: x.sum((0, 1)), jax.numpy.ones((2, 4, 4, 3)), 'predicted')\n"
+        "assert {name.split('.')[1] for name in sys.modules if name.startswith('sdecor.')} <= "
+        f"{SMALL | {'attribution'}}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_public_names_are_there():
+    import sdecor
+
+    assert all(getattr(sdecor, name) is not None for name in sdecor.__all__) and set(sdecor.__all__) <= set(dir(sdecor))
+    with pytest.raises(AttributeError, match="no attribute 'explian'"):
+        sdecor.explian  # noqa: B018

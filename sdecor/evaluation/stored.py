@@ -1,0 +1,193 @@
+"""Measuring maps that were stored before, in place of explaining: the sweep of `explained`, with its maps read.
+
+What cannot be told from the stored maps is left out with a note, or refused where it was named: see `restrict`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdecor import parallel
+from sdecor.attribution import reduce
+from sdecor.evaluation import explained, sweep
+from sdecor.evaluation.choices import RANDOM, Method
+from sdecor.evaluation.device import Batch, Setup
+from sdecor.evaluation.measures import WHOLE, Measure
+from sdecor.evaluation.plan import Plan
+from sdecor.evaluation.results import Results, collect, extend, load, save
+from sdecor.evaluation.store import SCHEMA, Progress
+from sdecor.evaluation.sweep import Advance, Item, Subject, batches, compiled, gathered, nested_order, real_examples
+
+
+class Maps(NamedTuple):
+    """The stored explanations of a split, one for each example in the order of the split.
+
+    Attributes:
+      read: `(method's key, places in the split int [n]) -> float32 [n, H, W]`, or `[n, H, W, C]` where not reduced.
+      reduction: from channels to a map, see `attribution.REDUCTIONS`; None = the attributions are whole.
+      targets: the classes explained, int `[N]`.
+    """
+
+    read: Callable[[str, np.ndarray], np.ndarray]
+    reduction: str | None
+    targets: np.ndarray
+
+
+def restrict(plan: Plan, metrics: Mapping[str, bool], reduction: str | None) -> tuple[Plan, list[str]]:
+    """Leave out of a plan what stored maps do not tell.
+
+    Args:
+      plan: what is wanted.
+      metrics: as of `choose_metrics`.
+      reduction: of the stored maps, see `Maps`.
+
+    Returns:
+      The plan without those measures, and a line for each of them.
+
+    Raises:
+      ValueError: when one of them was named itself.
+    """
+    chosen, notes = [], []
+    for measure in plan.measures:
+        reason = _missing(measure, reduction)
+        if reason is None:
+            chosen.append(measure)
+        elif any(metrics.get(name, False) for name in measure.gives):
+            raise ValueError(f"--metrics has {measure.name}, which stored maps do not tell: {reason}")
+        else:
+            notes.append(f"measure {measure.name} is left out: {reason}")
+    ordered = any(measure.reference for measure in chosen)
+    methods = {key: method for key, method in plan.methods.items() if ordered or key != RANDOM.key}
+    return plan._replace(measures=tuple(chosen), methods=methods), notes
+
+
+def _missing(measure: Measure, reduction: str | None) -> str | None:
+    """Say what a measure needs that is not stored; None where nothing is missing."""
+    if measure.needs == "mosaic":
+        return "it explains mosaics of images, and maps of the images alone are stored; evaluate without --from_export"
+    if reduction is not None and measure.needs in WHOLE:
+        return (
+            f"it looks at whole attributions, and maps reduced by {reduction!r} are stored; "
+            "export with --reduce=none, or evaluate without --from_export"
+        )
+    if reduction not in (None, "sum") and measure.signed:
+        return (
+            f"it needs the signs of the attributions, and maps reduced by {reduction!r} are stored; "
+            "export with --reduce=sum or --reduce=none, or evaluate without --from_export"
+        )
+    return None
+
+
+def complete(
+    plan: Plan,
+    subject: Subject,
+    maps: Maps,
+    *,
+    path: Any,
+    depends: Mapping[str, Any],
+    progress: Progress,
+    fresh: bool = False,
+    writes: bool = True,
+) -> Results:
+    """Measure the stored maps of a plan's methods, method by method; what is found is kept in a file and reused.
+
+    Args:
+      plan: of `restrict`; its methods are among the stored ones.
+      subject: what is evaluated.
+      maps: the stored explanations.
+      path: of the file.
+      depends: settings that everything depends on, the content of the stored maps among them.
+      progress: see `evaluation.store`.
+      fresh: measure again what is in the file.
+      writes: whether this process writes.
+    """
+    depends = {**depends, "schema": SCHEMA}
+    results, parts = load(path, depends)
+    if results is None or fresh:
+        with progress("predictions", len(subject.source)) as advance:
+            results, parts = sweep.predict(subject, advance), {}
+    # Of a tie, another device may predict the other class: what the maps explain is what counts.
+    results = Results(results.examples | {"target": np.asarray(maps.targets, np.int32)}, results.moments)
+    for method in plan.methods.values():
+        missing = {part: each for part, each in plan.parts(method).items() if parts.get(part) != each[1]}
+        if not missing:
+            continue
+        measures = [measure for measure, _ in missing.values()]
+        images = {measure.name: plan.images[measure.needs] for measure in measures}
+        with progress(method.key, max(images.values())) as advance:
+            given = {"images": images, "predicted": results, "advance": advance}
+            if method.key == RANDOM.key:
+                found, _ = explained.measure(subject, method, measures, **given)
+            else:
+                found = measure_stored(subject, method, measures, maps, **given)
+        results = extend(results, found, method.key)
+        parts |= {part: settings for part, (_, settings) in missing.items()}
+        if writes:
+            save(path, results, depends, parts)
+    return results
+
+
+def measure_stored(
+    subject: Subject,
+    method: Method,
+    measures: Sequence[Measure],
+    maps: Maps,
+    *,
+    images: Mapping[str, int],
+    predicted: Results,
+    advance: Advance = lambda done: None,
+) -> Results:
+    """Measure one method's stored maps; `explained.measure` without the explaining, with the same arguments.
+
+    Returns:
+      Values of the examples measured.
+    """
+    programs, sets = explained._programs(subject, method, measures, images), [m for m in measures if m.needs == "set"]
+    keep, targets, kept, key = max((images[m.name] for m in sets), default=0), maps.targets, [], subject.key()
+
+    def step(item: Item) -> Any:
+        start, batch = item
+        places = np.maximum(batch["index"], 0)  # padding has none, and no weight either
+        batch = parallel.shard(batch | {"target": np.asarray(targets[places], np.int32)})
+        outputs = {name: batch[name] for name in ("index", "weight")}
+        batch |= _arrays(subject, maps, maps.read(method.key, places), key)
+        if start < keep:
+            kept.append(parallel.unshard(gathered({name: batch[name] for name in ("index", "weight", "maps")})))
+        without = {name: values for name, values in batch.items() if name != "attributions"}
+        for program, whole, limit in programs:
+            if start < limit:
+                outputs |= program(subject.variables, batch if whole else without, key)
+        advance(real_examples(item[1]))
+        return gathered(outputs), {}
+
+    order = nested_order(len(subject.source), set(images.values()))
+    found = collect(step, batches(subject, subject.source, order))
+    for each in sets:
+        found = explained._of_set(each, found, explained._first(kept, order[: images[each.name]]), predicted)
+    for each in measures:  # a measure's last batch may hold more examples than it is to measure
+        beyond = ~np.isin(found.examples["index"], order[: images[each.name]])
+        for name in each.gives:
+            found.examples[name][beyond] = np.nan
+    return found
+
+
+def _arrays(subject: Subject, maps: Maps, values: np.ndarray, key: jax.Array) -> Batch:
+    """Return what an explanation of the batch gives, on the devices."""
+    values = parallel.shard(np.asarray(values, np.float32))
+    if maps.reduction is None:
+        program = compiled(make_reduction, subject.setup)
+        return {"attributions": values} | program(subject.variables, {"attributions": values}, key)
+    # Without signs there is no measure that looks at them, see `restrict`; one that did would be undefined.
+    return {"maps": values, "signed": values if maps.reduction == "sum" else np.full_like(values, np.nan)}
+
+
+def make_reduction(setup: Setup) -> Callable[[Any, Batch, jax.Array], Batch]:
+    """Return `reduce_batch(variables, batch, key) -> arrays`, the `maps` and `signed` of `attributions`."""
+
+    def reduce_batch(variables: Any, batch: Batch, key: jax.Array) -> Batch:
+        how = {"maps": setup.reduction, "signed": "sum"}
+        return {name: reduce(batch["attributions"], how=each) for name, each in how.items()}
+
+    return reduce_batch

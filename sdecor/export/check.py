@@ -1,0 +1,93 @@
+"""Whether an export on disk is what was written: its ranges against their records, and the files of its end."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from sdecor.checks import check_choice
+from sdecor.export.files import LocalFiles, RemoteFiles, open_files
+from sdecor.export.finish import IDS, SKIPPED, Found, expected_starts
+from sdecor.export.group import COPY, copy_bytes, layout_of, read_group
+from sdecor.export.layout import METADATA, Layout, array_metadata, metadata_bytes
+from sdecor.export.records import damage, keys_of, read_record, starts
+
+CHECKS = ("checksums", "sizes")
+READERS = 4  # files read at a time
+
+Files = LocalFiles | RemoteFiles
+
+
+def problems(path: epath.PathLike, check: str = "checksums") -> list[str]:
+    """Return what is wrong with the export at `path`, empty where every file is whole.
+
+    Args:
+      path: of the export, complete or not; what is not exported yet is no problem.
+      check: "checksums" reads every byte, "sizes" only looks at the sizes.
+
+    Raises:
+      ValueError: when there is no export.
+    """
+    check_choice("check", check, CHECKS)
+    files = open_files(path)
+    group = read_group(files)
+    if group is None:
+        raise ValueError(f"path = {str(path)!r} holds no export")
+    there = starts(files)
+    by_range = damaged_ranges(files, layout_of(group), there, content=check == "checksums")
+    found = [problem for listed in by_range.values() for problem in listed]
+    found += _other(files, METADATA, [metadata_bytes(group)])
+    return found + (damaged_end(files, group) if group["attributes"].get("complete") and not found else [])
+
+
+def damaged_ranges(
+    files: Files, layout: Layout, begins: Iterable[int], *, content: bool = True
+) -> dict[int, list[str]]:
+    """Return what is wrong with the recorded ranges from `begins`, by range; whole ones are left out."""
+
+    def look(start: int) -> list[str]:
+        try:
+            record = read_record(files, start)
+        except ValueError as error:
+            return [str(error)]
+        return [] if record is None else damage(files, keys_of(layout, start), record, content=content)
+
+    begins = list(begins)
+    with ThreadPoolExecutor(READERS) as readers:
+        return {start: found for start, found in zip(begins, readers.map(look, begins), strict=True) if found}
+
+
+def damaged_end(files: Files, group: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the rest of a complete export whose recorded ranges are whole."""
+    layout, num_examples = layout_of(group), group["attributes"]["num_examples"]
+    there = set(starts(files))
+    found = [
+        f"the record of the range from {start} is missing"
+        for start in expected_starts(layout, num_examples)
+        if start not in there
+    ]
+    if found:
+        return found
+    told = Found(files)
+    found += _other(files, IDS, told.id_lines())
+    found += _other(files, SKIPPED, told.skipped_lines()) if told.skipped else []
+    for spec in layout.arrays:
+        content = metadata_bytes(array_metadata(spec, layout, num_examples))
+        found += _other(files, f"{spec.name}/{METADATA}", [content])
+    found += _other(files, METADATA, [metadata_bytes(group)]) + _other(files, COPY, [copy_bytes(layout)])
+    if told.totals != group["attributes"].get("totals"):
+        found.append(f"{files.name(METADATA)} has other totals than the records")
+    return found
+
+
+def _other(files: Files, key: str, lines: Iterable[bytes]) -> list[str]:
+    """Return a line of text unless a file holds `lines`."""
+    expected = hashlib.sha256()
+    for line in lines:
+        expected.update(line)
+    actual = files.digest(key)
+    if actual is not None and actual.sha256 == expected.hexdigest():
+        return []
+    return [f"{files.name(key)} is {'missing' if actual is None else 'damaged'}"]

@@ -1,0 +1,179 @@
+"""The device part of an export: predicting a batch, explaining it by each method, and encoding the maps.
+
+Each method is a compiled program of its own, so that its maps depend on no other method. A device always gets the same
+number of examples, and there are no collectives: what is computed for an example depends neither on the number of
+devices nor on that of processes.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdecor import parallel
+from sdecor.attribution import REDUCTIONS, SALIENCY_OF, explain, reduce, target_score
+from sdecor.checks import check_choice, check_range
+from sdecor.chunks import default_chunk_size, map_examples
+from sdecor.evaluation import Method
+from sdecor.evaluation.device import EXPLANATION, TARGETS
+from sdecor.export.encode import DTYPES, encode
+from sdecor.rng import example_keys
+
+Batch = dict[str, jax.Array]
+_COMPARED_WITH_ZERO = ("input_x_gradient",)  # contributions whose method offers no completeness error
+
+
+class Task(NamedTuple):
+    """What is computed of each example.
+
+    Attributes:
+      images_of: from images `[n, H, W, C]` as they are read to those that the network takes, floating point.
+      fn_of: from the variables to the network for one image, `image [H, W, C] -> logits [K]`.
+      methods: what explains, by the names of the arrays.
+      logits_of: the network for a batch, `(variables, images [n, H, W, C]) -> logits [n, K]`; None = `fn_of` lifted.
+      target: whose score is explained: the "predicted" class, the "label", or a class.
+      saliency_of: what is explained by methods whose own choice is the logit.
+      reduction: from channels to a map; None = channels are kept.
+      dtype: that maps are stored in.
+      clip_percentile: see `encode`.
+      chunk_size: network evaluations in flight on a device.
+    """
+
+    images_of: Callable[[jax.Array], jax.Array]
+    fn_of: Callable[[Any], Callable[[jax.Array], jax.Array]]
+    methods: Mapping[str, Method]
+    logits_of: Callable[[Any, jax.Array], jax.Array] | None = None
+    target: str | int = "predicted"
+    saliency_of: str = "logit"
+    reduction: str | None = "abs_sum"
+    dtype: str = "float32"
+    clip_percentile: float = 100.0
+    chunk_size: int = 1
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a task: what predicts, and what explains by each method."""
+
+    predict: Callable[[Any, Batch, jax.Array], Batch]
+    explain: dict[str, Callable[[Any, Batch, jax.Array], tuple[Batch, jax.Array]]]
+
+    def __call__(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, dict[str, jax.Array]]:
+        """Dispatch all programs for a batch: return the arrays to be stored, and the counts `[…, n, 3]` by method."""
+        predicted = self.predict(variables, batch, key)
+        batch = batch | {"target": predicted["target"]}
+        arrays, counts = dict(predicted), {}
+        for name, program in self.explain.items():
+            found, counts[name] = program(variables, batch, key)
+            arrays |= found
+        return arrays, counts
+
+
+def compiled(task: Task) -> Programs:
+    """Return the task's programs, compiled for this process's devices when they are first called."""
+    explaining = {name: parallel.pmap_local(make_explanation(task, name)) for name in task.methods}
+    return Programs(parallel.pmap_local(make_prediction(task)), explaining)
+
+
+def check(task: Task) -> None:
+    """Raise `ValueError` for a choice that is not known."""
+    if not isinstance(task.target, int):
+        check_choice("target", task.target, TARGETS)
+    check_choice("saliency_of", task.saliency_of, SALIENCY_OF)
+    check_choice("reduce", task.reduction, (*REDUCTIONS, None))
+    check_choice("dtype", task.dtype, DTYPES)
+    check_range("clip_percentile", task.clip_percentile, 0, 100, low_open=True)
+
+
+def make_prediction(task: Task) -> Callable[[Any, Batch, jax.Array], Batch]:
+    """Return `predict(variables, batch, key) -> arrays`: `logits`, `prediction` and `target`."""
+
+    def predict(variables: Any, batch: Batch, key: jax.Array) -> Batch:
+        images = task.images_of(batch["image"])
+        if task.logits_of is None:
+            logits = map_examples(task.fn_of(variables), (images,), task.chunk_size)
+        else:
+            logits = task.logits_of(variables, images)
+        logits = logits.astype(jnp.float32)
+        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        known = {"predicted": prediction, "label": batch["label"]}
+        target = known[task.target] if isinstance(task.target, str) else jnp.full_like(prediction, task.target)
+        return {"logits": logits, "prediction": prediction, "target": target}
+
+    return predict
+
+
+def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array], tuple[Batch, jax.Array]]:
+    """Return `explain_batch(variables, batch, key) -> (arrays, counts)` of the method stored as `name`.
+
+    Explanations are those of an evaluation, of which each example's randomness follows from its index.
+    """
+    method = task.methods[name]
+    settings = method.settings(task.saliency_of) | ({"with_error": True} if _offers_error(method) else {})
+
+    def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+        images, fn = task.images_of(batch["image"]), task.fn_of(variables)
+        found = explain(
+            fn,
+            images,
+            batch["target"],
+            method=method.function,
+            chunk_size=task.chunk_size,
+            key=example_keys(key, EXPLANATION, batch["index"]),
+            **settings,
+        )
+        attributions, error = found if _offers_error(method) else (found, None)
+        if _compared_with_zero(method):
+            error = _error(task, fn, images, batch["target"], attributions, settings["saliency_of"])
+        maps = attributions if task.reduction is None else reduce(attributions, how=task.reduction)
+        stored, scale, counts = encode(maps, task.dtype, signed=is_signed(task), clip_percentile=task.clip_percentile)
+        arrays = {name: stored, scale_name(name): scale, error_name(name): error}
+        return {key: value for key, value in arrays.items() if value is not None}, counts
+
+    return explain_batch
+
+
+def _error(
+    task: Task, fn: Callable, images: jax.Array, targets: jax.Array, attributions: jax.Array, saliency_of: str
+) -> jax.Array:
+    """Return what the attributions' sums differ by from the rise of the score from an image of zeros."""
+
+    def rise(image: jax.Array, target: jax.Array) -> jax.Array:
+        score = partial(target_score, target=target, saliency_of=saliency_of)
+        return score(fn(image)) - score(fn(jnp.zeros_like(image)))
+
+    rises = map_examples(rise, (images, targets), task.chunk_size)
+    return attributions.astype(jnp.float32).sum((1, 2, 3)) - rises.astype(jnp.float32)
+
+
+def even_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, n: int, most: int | None) -> int:
+    """Return the evaluations in flight: `most`, or as many as fit, and no more than divide `n` examples well."""
+    if most is None:
+        example = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *shape), dtype))
+        image = jax.ShapeDtypeStruct(example.shape[1:], example.dtype)
+        most = default_chunk_size(lambda variables, image: task.fn_of(variables)(image), variables, image)
+    check_range("chunk_size", most, 1)
+    groups = -(-n // most)
+    return most if groups == 1 else -(-n // groups)  # a rest would be compiled once more
+
+
+def is_signed(task: Task) -> bool:
+    return task.reduction is None or not task.reduction.startswith("abs")
+
+
+def _offers_error(method: Method) -> bool:
+    return "with_error" in inspect.signature(method.function).parameters
+
+
+def _compared_with_zero(method: Method) -> bool:
+    return method.key.split(":")[0] in _COMPARED_WITH_ZERO
+
+
+def scale_name(name: str) -> str:
+    return f"{name}_scale"
+
+
+def error_name(name: str) -> str:
+    return f"{name}_completeness_error"

@@ -1,0 +1,141 @@
+"""Exporting the explanations of any function."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.extend import core
+
+from sdecor import jaxpr
+from sdecor.evaluation import Method, choose_methods
+from sdecor.export.device import Task
+from sdecor.export.feed import reader_of
+from sdecor.export.plan import Options
+from sdecor.export.run import Summary, run
+from sdecor.export.specs import named
+
+Fn = Callable[[jax.Array], jax.Array]
+
+
+def export(
+    fn: Fn,
+    data: Any,
+    path: epath.PathLike,
+    *,
+    methods: Sequence[str | Method] = ("gradient",),
+    target: str | int = "predicted",
+    saliency_of: str = "logit",
+    dtype: str = "float32",
+    reduce: str | None = "abs_sum",
+    clip_percentile: float = 100.0,
+    device_batch: int | None = None,
+    chunk_size: int | None = None,
+    chunk_rows: int | None = None,
+    shard_rows: int | None = None,
+    seed: int = 0,
+    on_error: str = "stop",
+    check: str = "checksums",
+    provenance: Any = None,
+    names: Sequence[str] | None = None,
+    num_examples: int | None = None,
+    progress: bool | Callable[[int], Any] = True,
+) -> Summary:
+    """Explain every example of `data` by each method and store maps, predictions and labels as a Zarr group.
+
+    Started again with the same arguments, it goes on where it was stopped, whatever stopped it; a finished export is
+    left as it is. All local devices are used and, in a job of several processes that all call this with the same data,
+    each exports a part. The stored bytes depend on neither.
+
+    Args:
+      fn: the network, `image [H, W, C] float32 -> logits [K]`, in evaluation mode. Its parameters (the arrays that it
+        closes over) are part of what an export is recognised by.
+      data: a Source: `len`, `[i]` a dict with `image` `[H, W, C]` and maybe `label`, and maybe `.name(i)`. Or an
+        iterable of batches, dicts with `image` `[n, H, W, C]` of any n and maybe `label` and `id` (numbers or text)
+        `[n]`; it has to yield the same examples in the same order at each start.
+      path: a local folder or `gs://…`, by habit ending in `.zarr`.
+      methods: what `evaluation.choose_methods` takes, or `evaluation.Method`s.
+      target: whose score is explained: "predicted", "label", or a class.
+      saliency_of: what is explained by methods whose own choice is the logit: see `attribution.SALIENCY_OF`.
+      dtype: maps are stored as "float32", or divided by a scale of each example as "float16" or "uint8".
+      reduce: from channels to a map, see `attribution.REDUCTIONS`; None keeps the channels.
+      clip_percentile: in float16 and uint8, the percentile of an example's absolute values to which larger ones are
+        clipped. How many were is counted.
+      device_batch: examples that a device gets at a time.
+      chunk_size: network evaluations in flight on a device; by default what its memory holds.
+      chunk_rows: examples of a chunk, a multiple of `device_batch`; by default a few megabytes.
+      shard_rows: examples of a file of several chunks (fewer and larger files, for remote storage); None = of one.
+      seed: of all that methods draw; a draw belongs to its example.
+      on_error: "stop" at an example that cannot be read, or "skip" it: its maps are NaN, and skipped.jsonl names it.
+      check: how finished work is checked when the export goes on: by "checksums" of all bytes, or "sizes" alone.
+      provenance: plain JSON that is stored with the maps, and has to be the same when the export goes on.
+      names: of the examples, instead of the Source's or the `id`s.
+      num_examples: of an iterable, where it is known.
+      progress: whether to show a progress bar, or a function that is told how many more examples were computed.
+
+    Returns:
+      What was done, also when Ctrl-C or SIGTERM stopped it.
+
+    Raises:
+      ValueError: for a choice that is not known, an example that cannot be read, a path that holds something else or
+        another export (naming what differs), or one that another job is writing.
+      StorageError: when it cannot be written; what is finished is kept.
+    """
+    reader = reader_of(data, on_error=on_error, names=names, count=num_examples)
+    variables, fn_of = hoisted(fn, reader.shape)
+    task = Task(
+        images_of=lambda images: images.astype(jnp.float32),
+        fn_of=fn_of,
+        methods=named(methods_of(methods)),
+        target=target,
+        saliency_of=saliency_of,
+        reduction=reduce,
+        dtype=dtype,
+        clip_percentile=clip_percentile,
+    )
+    options = Options(device_batch, chunk_size, chunk_rows, shard_rows, seed, check, progress)
+    provenance = {"parameters": _digest(variables), "given": provenance}
+    return run(task, variables, reader, path, provenance=provenance, options=options)
+
+
+def methods_of(methods: Sequence[str | Method]) -> list[Method]:
+    """Return the methods that are named, or given."""
+    found: dict[str, Method] = {}
+    for method in methods:
+        named = [method] if isinstance(method, Method) else [each for each, _ in choose_methods([method]).values()]
+        found |= {each.key: each for each in named}
+    if not found:
+        raise ValueError("methods is empty: name at least one")
+    return list(found.values())
+
+
+def hoisted(fn: Fn, shape: tuple[int, ...]) -> tuple[list[jax.Array], Callable[[Any], Fn]]:
+    """Return the arrays that `fn` closes over, and the function from these to `fn`.
+
+    As arguments of the compiled programs they are shared by these; as constants, each would hold a copy.
+    """
+
+    def as_usual(equation: Any, inputs: list[jax.Array], scope: str) -> None:
+        return None
+
+    # Interpreted, what is compiled inside of `fn` is entered, and its constants come to the surface too.
+    closed = jax.make_jaxpr(jaxpr.interpret(fn, as_usual))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    logits = closed.out_avals[0].shape if len(closed.out_avals) == 1 else None
+    if logits is None or len(logits) != 1:
+        raise ValueError(f"fn returned shape {logits}: it must map one image {shape} to logits [K], with no batch axis")
+
+    def fn_of(variables: Any) -> Fn:
+        own = core.ClosedJaxpr(closed.jaxpr, variables)
+        return lambda image: jaxpr.run(own, [image], as_usual)[0]
+
+    return list(closed.consts), fn_of
+
+
+def _digest(arrays: Sequence[jax.Array]) -> str:
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()

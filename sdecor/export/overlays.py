@@ -1,0 +1,95 @@
+"""Pictures of an export: attribution maps in color over their images in gray."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sdecor.export.pictures import pictures
+from sdecor.export.reader import Export
+from sdecor.report.gallery import color_table
+from sdecor.report.shares import brightest, relative
+
+LONGEST = 256  # pixels: smaller pictures are enlarged by a whole factor
+STRONGEST = 0.85  # opacity of the most salient pixels
+
+
+def overlays(
+    export: Export,
+    source: Any,
+    directory: epath.PathLike,
+    *,
+    examples: Sequence[int],
+    methods: Sequence[str] | None = None,
+) -> list[epath.Path]:
+    """Write a PNG of each example and method: see `overlay`.
+
+    Args:
+      export: what is drawn.
+      source: of the images.
+      directory: of the files `<place>_<method's array>.png`, local or remote; made where missing.
+      examples: places in the export.
+      methods: their keys; None = all.
+
+    Returns:
+      The files written; an example whose map is undefined (zeros, or not finite) has none.
+
+    Raises:
+      ValueError: for an unknown method or place, or images that are not those exported.
+    """
+    directory, written = epath.Path(directory), []
+    names = {method: export.name_of(method) for method in methods or export.methods}
+    directory.mkdir(parents=True, exist_ok=True)
+    for place in export.places(examples):
+        (image,) = pictures(export, source, [place]).images
+        for method, name in names.items():
+            values = export.attribution(method, int(place))
+            drawn = overlay(image, values.sum(-1) if values.ndim == 3 else values)
+            if drawn is not None:
+                written.append(directory / f"{place:06d}_{name}.png")
+                written[-1].write_bytes(_png(drawn))
+    return written
+
+
+def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+    """Draw a map over its image; the more of the map's saliency a pixel has, the less of the image is seen.
+
+    Args:
+      image: uint8 `[H, W, C]`, or floats of any range.
+      values: `[H, W]`. A map ≥ 0 goes from dark to bright; one with signs is red where it speaks for the class
+        explained and blue where against. As in reports, the brightest pixels are saturated.
+
+    Returns:
+      uint8 `[h, w, 3]`, enlarged by a whole factor where it is small; None where the map is zeros, or not finite.
+    """
+    signed = bool((values < 0).any())
+    share = relative(values, signed=signed)
+    if np.isnan(share).any():
+        return None
+    level = np.clip(share / (brightest(share) or np.abs(share).max()), -1, 1)
+    colors = color_table("coolwarm" if signed else "magma")
+    table = np.frombuffer(bytes.fromhex(colors), np.uint8).reshape(256, 3)
+    color = table[np.rint(127.5 + 127.5 * level if signed else 255 * level).astype(int)]
+    opacity = STRONGEST * np.abs(level)[..., None]
+    mixed = (1 - opacity) * _gray(image) + opacity * color
+    factor = max(1, LONGEST // max(values.shape))
+    return np.rint(mixed).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+
+
+def _gray(image: np.ndarray) -> np.ndarray:
+    """Return the channels' mean, 0 … 255, `[H, W, 1]`; floats are stretched to that range."""
+    pixels = np.asarray(image, np.float64)
+    if image.dtype != np.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = 255 * (pixels - low) / (high - low or 1)
+    return pixels.mean(-1, keepdims=True)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""How an export is computed and cut into ranges: settled when it begins, and the same whenever it goes on."""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdecor import parallel, workdir
+from sdecor.checks import check_choice, check_range
+from sdecor.evaluation.plan import plain
+from sdecor.export import device
+from sdecor.export.blocks import Reader
+from sdecor.export.differences import filled
+from sdecor.export.layout import ArraySpec, Layout
+from sdecor.export.specs import specs
+
+CHECKS = ("checksums", "sizes")
+DEVICE_BATCH = 64
+_RANGE_BYTES = 16 * 2**20  # of a range's arrays together, before compression
+_MOST_ROWS = 4096
+_FEWEST_RANGES = 16  # that data of a known number are cut into, so that a stop loses little
+
+
+class Options(NamedTuple):
+    """How an export is computed and stored; None: as it was begun with, or a default. See `export`."""
+
+    device_batch: int | None = None
+    chunk_size: int | None = None
+    chunk_rows: int | None = None
+    shard_rows: int | None = None
+    seed: int = 0
+    check: str = "checksums"
+    progress: bool | Callable[[int], Any] = True
+
+
+def make_plan(
+    task: device.Task, variables: Any, reader: Reader, provenance: Any, options: Options, found: Mapping[str, Any]
+) -> tuple[device.Task, Layout]:
+    """Settle what was left open.
+
+    Args:
+      task: its chunk size is settled here.
+      variables: the network's, arrays or shapes.
+      reader: of the data.
+      provenance: plain JSON to be stored.
+      options: see `Options`.
+      found: attributes of the export that goes on; empty for a new one.
+
+    Returns:
+      The task and the layout.
+
+    Raises:
+      ValueError: for a choice that is not known or out of range, or a method that refuses the network.
+    """
+    device.check(task)
+    check_choice("check", options.check, CHECKS)
+    given = {name: getattr(options, name) for name in ("device_batch", "chunk_size", "chunk_rows", "shard_rows")}
+    for name, value in given.items():
+        if value is not None:
+            check_range(name, value, 1)
+    given = {name: found.get(name) if value is None else value for name, value in given.items()}
+    size = given["device_batch"] or min(DEVICE_BATCH, reader.count or DEVICE_BATCH)
+    most = device.even_chunk_size(task, variables, reader.shape, reader.dtype, size, given["chunk_size"])
+    # Processes might find different amounts of memory.
+    task = task._replace(chunk_size=int(parallel.gather(np.array([most])).min()))
+    reader = reader._replace(fingerprint=filled(reader.fingerprint, found.get("data")))
+    arrays = specs(task, variables, reader.shape, reader.dtype, size)
+    rows = given["chunk_rows"] or _default_rows(arrays, size, reader.count, given["shard_rows"])
+    layout = Layout(arrays, rows, given["shard_rows"], _attributes(task, arrays, reader, provenance, options, size))
+    _check_divisible(layout, size)
+    return task, layout
+
+
+def _attributes(
+    task: device.Task, arrays: tuple[ArraySpec, ...], reader: Reader, provenance: Any, options: Options, size: int
+) -> dict[str, Any]:
+    """Return what an export is recognised by: nothing that may differ from start to start."""
+    image = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *reader.shape), reader.dtype))
+    (logits,) = [array for array in arrays if array.name == "logits"]
+    versions = workdir.versions() | {"tensorstore": importlib.metadata.version("tensorstore")}
+    attributes = {
+        "methods": {method.key: name for name, method in task.methods.items()},
+        **{name: getattr(task, name) for name in ("target", "saliency_of", "reduction", "dtype", "clip_percentile")},
+        **{"seed": options.seed, "device_batch": size, "chunk_size": task.chunk_size},
+        **{"image_shape": image.shape[1:], "num_classes": logits.tail[0]},
+        **{"data": reader.fingerprint, "provenance": provenance},
+        "versions": versions | {"device": jax.local_devices()[0].device_kind},
+    }
+    return plain(attributes)
+
+
+def _default_rows(arrays: tuple[ArraySpec, ...], size: int, count: int | None, shard_rows: int | None) -> int:
+    if shard_rows is not None:
+        return size
+    row = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.tail)) for array in arrays)
+    most = min(_MOST_ROWS, _RANGE_BYTES // row, count // _FEWEST_RANGES if count else _MOST_ROWS)
+    return max(1, most // size) * size
+
+
+def _check_divisible(layout: Layout, size: int) -> None:
+    sharded = layout.shard_rows is not None
+    parts = {"device_batch": size} | ({"chunk_rows": layout.chunk_rows} if sharded else {})
+    field = "shard_rows" if sharded else "chunk_rows"
+    for name, part in parts.items():
+        if layout.range_rows % part:
+            right = -(-layout.range_rows // part) * part
+            raise ValueError(
+                f"{field} = {layout.range_rows} is not a multiple of {name} = {part}: use one, such as {right}"
+            )

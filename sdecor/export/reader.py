@@ -1,0 +1,206 @@
+"""Reading an export: maps rescaled to float32, and beside them what was predicted and which class was explained."""
+
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sdecor.checks import check_choice
+from sdecor.evaluation.stored import Maps
+from sdecor.export import check
+from sdecor.export.arrays import Arrays
+from sdecor.export.encode import decode
+from sdecor.export.files import open_files
+from sdecor.export.finish import IDS, SKIPPED
+from sdecor.export.group import layout_of, read_group
+from sdecor.export.records import read_records
+
+Index = int | slice | np.ndarray | list[int]
+
+
+def open(path: epath.PathLike) -> "Export":
+    """Open an export, finished or not, local or remote.
+
+    Raises:
+      ValueError: when there is no export at `path`.
+    """
+    return Export(path)
+
+
+class Export:
+    """An export, opened for reading. A place is a number in `0 … len(export)−1`, in the order of the data.
+
+    Attributes:
+      path: where it lies.
+      attributes: of the root group: what was exported, from which run and data, with which settings.
+      arrays: what is stored, `ArraySpec`s by name.
+      methods: the attributes of the methods' arrays, by the methods' keys.
+      complete: whether the export is finished.
+      ranges: `(start, stop)` of what is there; of a finished export all of it.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = os.fspath(path)
+        self._files = open_files(self.path)
+        group = read_group(self._files)
+        if group is None:
+            raise ValueError(f"{self.path} holds no export: give the folder that the export was written to")
+        self.attributes: dict[str, Any] = group["attributes"]
+        self.arrays = {spec.name: spec for spec in layout_of(group).arrays}
+        self.methods = {s.attributes["method"]: s.attributes for s in self.arrays.values() if "method" in s.attributes}
+        self._name_of = {s.attributes["method"]: s.name for s in self.arrays.values() if "method" in s.attributes}
+        self.complete = bool(self.attributes.get("complete"))
+        self.ranges = self._ranges()
+        self._arrays = Arrays(self.path)
+
+    def _ranges(self) -> tuple[tuple[int, int], ...]:
+        if self.complete:
+            return ((0, self.attributes["num_examples"]),)
+        found: list[tuple[int, int]] = []
+        for record in read_records(self._files):
+            touches = found and found[-1][1] == record["start"]
+            found.append((found.pop()[0] if touches else record["start"], record["stop"]))
+        return tuple(found)
+
+    def __len__(self) -> int:
+        known = self.attributes["num_examples"]
+        return max((stop for _, stop in self.ranges), default=0) if known is None else known
+
+    def __repr__(self) -> str:
+        there = "complete" if self.complete else f"{sum(stop - start for start, stop in self.ranges)} there"
+        return f"Export({self.path!r}, {len(self)} examples, {there}, methods {list(self.methods)})"
+
+    def attribution(self, method: str, index: Index = slice(None)) -> np.ndarray:
+        """Return maps `[H, W]` of one place or `[n, H, W]` of several; where channels were kept, `[…, C]`. float32.
+
+        An example that was skipped is NaN. One whose explanation was not finite is too; stored in float32, as it was.
+
+        Args:
+          method: its key, or the name of its array.
+          index: a place, a slice, or places in any order.
+
+        Raises:
+          ValueError: for a method that was not exported, or places that are not there yet.
+        """
+        name = self.name_of(method)
+        encoding, stored = self.arrays[name].attributes["encoding"], self.read(name, index)
+        scale = None if encoding["scale"] is None else self.read(encoding["scale"], index)
+        return decode(stored, scale, encoding["dtype"], encoding["zero_point"])
+
+    def name_of(self, method: str) -> str:
+        """Return the name of a method's array, for its key or that name itself.
+
+        Raises:
+          ValueError: for a method that was not exported.
+        """
+        if method in self._name_of.values():
+            return method
+        check_choice("method", method, self.methods)
+        return self._name_of[method]
+
+    def read(self, name: str, index: Index = slice(None)) -> np.ndarray:
+        """Return entries of the array `name` as they are stored.
+
+        Raises:
+          ValueError: for an unknown array, or places that are not there yet.
+        """
+        check_choice("array", name, self.arrays)
+        places = np.arange(len(self))[index]
+        self._check_there(np.atleast_1d(places))
+        return self._arrays.read(name, places)
+
+    def _check_there(self, places: np.ndarray) -> None:
+        if self.complete:
+            return
+        there = np.zeros(len(self), bool)
+        for start, stop in self.ranges:
+            there[start:stop] = True
+        if not there[places].all():
+            held = ", ".join(f"{start}…{stop - 1}" for start, stop in self.ranges) or "none"
+            raise ValueError(
+                f"{self.path} is not finished: example {places[~there[places]][0]} is not there yet, of {len(self)} "
+                f"there are {held}. Run the export's command again to finish it"
+            )
+
+    def places(self, chosen: Index | None = None) -> np.ndarray:
+        """Return the places that are meant, int64 `[n]`: all, or those `chosen`, ascending and each once.
+
+        Raises:
+          ValueError: for a place that there is not.
+        """
+        try:
+            places = np.unique(np.arange(len(self))[slice(None) if chosen is None else chosen])
+        except IndexError as error:
+            raise ValueError(f"{self.path} has examples 0…{len(self) - 1}: {error}") from error
+        if not places.size:
+            raise ValueError(f"no example is chosen of {self.path}: name some of 0…{len(self) - 1}")
+        return places
+
+    @property
+    def label(self) -> np.ndarray:
+        """The right classes, int32 `[N]`; −1 = unknown."""
+        return self.read("label")
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """The predicted classes, int32 `[N]`."""
+        return self.read("prediction")
+
+    @property
+    def target(self) -> np.ndarray:
+        """The classes explained, int32 `[N]`."""
+        return self.read("target")
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The network's outputs, float32 `[N, K]`."""
+        return self.read("logits")
+
+    def completeness_error(self, method: str) -> np.ndarray:
+        """Return what the attributions' sums differ by from the rise of the score from the baseline, float32 `[N]`."""
+        name = self.arrays[self.name_of(method)].attributes.get("completeness_error")
+        if name is None:
+            raise ValueError(f"method = {method!r} has no completeness error: it gives no shares of the score")
+        return self.read(name)
+
+    @functools.cached_property
+    def names(self) -> dict[int, str]:
+        """The examples' names in the data, by place; of an unfinished export those that are there."""
+        if self.complete:
+            return {each["example_id"]: each["name"] for each in self._lines(IDS)}
+        found = ((record["start"], record["names"]) for record in read_records(self._files))
+        return {start + row: name for start, names in found for row, name in enumerate(names)}
+
+    @functools.cached_property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What could not be read and was skipped: `index` (its place), `name` and `error` of each example."""
+        if self.complete:
+            return self._lines(SKIPPED)
+        return [each for record in read_records(self._files) for each in record.get("skipped", ())]
+
+    def _lines(self, key: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self._files.read(key) or b"").splitlines()]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checksums of all that is stored: equal for equal exports."""
+        content = [[record["start"], record["files"]] for record in read_records(self._files)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> list[str]:
+        """Read every byte again and return what is wrong, a line for each problem; empty = it is whole."""
+        return check.problems(self.path)
+
+    def maps(self) -> Maps:
+        """Return the maps as `evaluation.stored` measures them.
+
+        Raises:
+          ValueError: when the export is not finished.
+        """
+        if not self.complete:
+            raise ValueError(f"{self.path} is not finished: run the export's command again to finish it")
+        return Maps(self.attribution, self.attributes["reduction"], self.target)

@@ -1,0 +1,162 @@
+"""What can go wrong on the way: a full disk, damage behind its back, two exports into one path."""
+
+import contextlib
+import pathlib
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
+
+import export_program
+import numpy as np
+import pytest
+
+from sdecor import export
+
+OPTIONS = export_program.OPTIONS | {"chunk_rows": 4}
+COUNT = export_program.COUNT
+
+
+class Source(export_program.Source):
+    """Names become longer and longer, and so do the records."""
+
+    def __init__(self):
+        super().__init__(pause=0)
+
+    def name(self, index: int) -> str:
+        return f"{index} " + "long " * (4 * index)
+
+
+def run(path: pathlib.Path, **changes) -> export.Summary:
+    return export.export(export_program.network, Source(), path, **OPTIONS | changes)
+
+
+def tree(path: pathlib.Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("whole") / "out.zarr"
+    assert run(path).complete
+    return tree(path)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def check_told(error: BaseException, path: pathlib.Path, reason: str) -> int:
+    """Check what is said of a failed write; return how many examples are told to be finished."""
+    told = re.search(rf"could not read or write {path}.*{reason}\. (\d+) of {COUNT} examples are finished", str(error))
+    assert told and "free space and run the same command" in str(error), error
+    assert not list(path.rglob("*.partial")) and not (path / ".sdecor/lock").exists()
+    return int(told[1])
+
+
+def test_a_file_that_cannot_grow_keeps_what_is_finished(whole, tmp_path):
+    path, limit = tmp_path / "out.zarr", len(whole[".sdecor/ranges/000000000132.json"]) - 1
+    with largest_file(limit), pytest.raises(export.StorageError) as error:
+        run(path)
+    finished = check_told(error.value, path, "File too large")
+    assert 0 < finished < COUNT and finished == 4 * len(list(path.glob(".sdecor/ranges/*.json")))
+    again = run(path)
+    assert again.complete and again.computed == COUNT - finished
+    assert tree(path) == whole
+
+
+def test_a_full_disk_keeps_what_is_finished(whole, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        with pytest.raises(export.StorageError) as error:
+            run(disk / "out.zarr")
+        finished = check_told(error.value, disk / "out.zarr", "No space left on device")
+        assert 0 < finished < COUNT
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        again = run(disk / "out.zarr")
+        assert again.complete and again.computed == COUNT - finished
+        assert tree(disk / "out.zarr") == whole
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_damage_is_found_and_only_that_is_computed_anew(whole, tmp_path, caplog, finished):
+    path, damaged, rest = tmp_path / "out.zarr", {"gradient/c.3.0.0": "cut", "logits/c.20.0": "flipped"}, 0
+    for name, content in whole.items():
+        later = name.startswith(".sdecor/ranges/") and int(name.split("/")[-1].removesuffix(".json")) >= 120
+        rest += later and not finished
+        if finished or not (later or name.endswith("ids.jsonl")):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    if not finished:
+        group = path / "zarr.json"
+        text = re.sub(r'"totals": \{.*?\n  \},\n|,\n  "totals": .*?\n  \}', "", group.read_text(), flags=re.DOTALL)
+        group.write_text(text.replace('"complete": true', '"complete": false'))
+    for name, how in damaged.items():
+        content = bytearray((path / name).read_bytes())
+        content[len(content) // 2] ^= 8
+        (path / name).write_bytes(content[:-1] if how == "cut" else content)
+    problems = export.open(path).check()
+    assert len(problems) == 2 and all(name in "\n".join(problems) for name in damaged)
+    assert "bytes instead of" in problems[0] and "another checksum" in problems[1]
+    done = run(path)
+    assert done.complete and done.computed == 8 + (30 if not finished else 0)
+    assert all(name in caplog.text for name in damaged) and "examples from 12 to 15 are computed anew" in caplog.text
+    assert tree(path) == whole and not export.open(path).check()
+
+
+def test_the_second_export_into_a_path_is_refused_and_the_first_unharmed(whole, tmp_path):
+    path, told = tmp_path / "out.zarr", []
+
+    def second(done: int) -> None:
+        if not told or len(told) == 5:
+            with pytest.raises(ValueError, match=f"{path} is being exported to by .*wait for it, or give another"):
+                run(path)
+        told.append(done)
+
+    assert run(path, progress=second).complete and len(told) > 5
+    assert tree(path) == whole
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    (tmp_path / "out.zarr").mkdir()
+    (tmp_path / "out.zarr/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something else than an export .thesis.tex.: give another path"):
+        run(tmp_path / "out.zarr")
+    assert tree(tmp_path / "out.zarr") == {"thesis.tex": b"years of work"}
+
+
+def test_images_that_become_readable_or_unreadable_are_the_same_data(whole, tmp_path):
+    """An export that is stopped by a broken image goes on when that is repaired."""
+
+    class Broken(Source):
+        def __init__(self, *broken: int):
+            super().__init__()
+            self.broken = {*broken}
+
+        def __getitem__(self, index: int) -> dict:
+            if index in self.broken:
+                raise OSError("cut short")
+            return super().__getitem__(index)
+
+    path, most = tmp_path / "out.zarr", range(100, COUNT)
+    with pytest.raises(ValueError, match="example 100. cannot be read"):
+        export.export(export_program.network, Broken(*most), path, **OPTIONS)
+    assert export.export(export_program.network, Broken(*range(60)), path, **OPTIONS, on_error="skip").complete
+    assert run(path).complete and tree(path) == whole
+    changed = Source()
+    changed.images = np.where(np.arange(COUNT)[:, None, None, None] > 60, changed.images + 1, changed.images)
+    with pytest.raises(ValueError, match=r"data\.images\.\d+ and \d+ images more: "):
+        export.export(export_program.network, changed, path, **OPTIONS)
