@@ -104,7 +104,7 @@ def test_killed_at_random_moments(start, undisturbed, tmp_path, layout):
         assert tree(path) == expected
         if len(kills) >= KILLS:
             break
-    assert {0} < {*kills} and len({*kills}) > 5, kills  # before the first range, and in many places
+    assert {0} < {*kills} and len({*kills}) > 3, kills  # before the first range, and in many places
 
 
 @pytest.mark.full
