@@ -1,8 +1,8 @@
 """Convolutions whose input gradient is an ordinary convolution.
 
 JAX writes the input gradient of a convolution with the kernel's two feature axes exchanged in place. Inside a loop,
-XLA's CPU compiler then leaves its fast path, and a gradient costs up to 2.8 times as much (docs/benchmarks.md). Written
-with a kernel that is really transposed, it costs the same inside and outside.
+XLA's CPU compiler then leaves its fast path, and a gradient costs about three times as much (docs/benchmarks.md).
+Written with a kernel that is really transposed, it costs the same inside and outside.
 """
 
 from collections.abc import Callable
