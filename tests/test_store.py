@@ -169,6 +169,13 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     assert {"gradient/grid_pointing_game", "input_x_gradient/grid_pointing_game"} < again
 
 
+def test_stored_methods_need_not_bear_new_measures(tmp_path):
+    complete(tmp_path, plan_of(["expected_gradients:samples=2"], ["gini"]))
+    later = plan_of(["quick"], ["completeness"])  # which refuses expected gradients
+    everything = later.with_stored(complete(tmp_path, later).parts, {})
+    assert {*everything.all_parts()} == {"expected_gradients:samples=2/gini", "gradient/completeness"}
+
+
 def test_stored_parts_that_this_version_does_not_know_are_left_alone(tmp_path):
     plan = plan_of(["quick"], ["gini"])
     store = complete(tmp_path, plan)

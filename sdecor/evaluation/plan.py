@@ -99,9 +99,11 @@ class Plan(NamedTuple):
             if method and settings in [mine for _, mine in one.parts(method).values()]:
                 methods[key], measures[name] = method, measure
         shown = (*self.shown, *(name for each in measures.values() for name in each.gives))
+        missing = {f"{key}/{name}" for key in methods for name in measures} - {*stored}
         plan = self._replace(methods=methods, measures=tuple(measures.values()), shown=shown)
-        other = {part for part, settings in plan.all_parts().items() if stored.get(part) != settings}
-        return plan._replace(refused=self.refused | other)
+        plan = plan._replace(refused=self.refused | missing)  # before the others' settings: some pairs have none
+        other = {part for part, settings in plan.all_parts().items() if stored[part] != settings}
+        return plan._replace(refused=plan.refused | other)
 
 
 def _method_of(key: str) -> Method | None:
