@@ -2,7 +2,7 @@
 
     python train.py --config=configs/demo.py:method=sdecor --workdir=runs/demo/sdecor
 
-Measured (seed 0, two CPU cores): about 40 s for ce and 80 s for sdecor; test accuracy 80.5 % and 82.2 %.
+Measured (seed 0, two CPU cores): about 40 s for ce and 80 s for sdecor; test accuracy 80.7 % and 81.2 %.
 """
 
 from ml_collections import ConfigDict
