@@ -30,7 +30,7 @@ from sdecor import parallel  # noqa: E402
 from sdecor.evaluation import Setup, choose_methods  # noqa: E402
 from sdecor.evaluation.device import images_of, network  # noqa: E402
 from sdecor.export import Options, export_split  # noqa: E402
-from sdecor.export.device import Task, compiled, even_chunk_size  # noqa: E402
+from sdecor.export.device import Task, compiled, fitting_chunk_size  # noqa: E402
 from sdecor.export.specs import named  # noqa: E402
 from sdecor.models import create_model  # noqa: E402
 
@@ -121,8 +121,8 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> None:
         dtype=options.dtype,
     )
     shape, n = (options.size, options.size, 3), options.device_batch * jax.local_device_count()
-    most = even_chunk_size(task, variables, shape, np.uint8, options.device_batch, options.chunk_size)
-    programs = compiled(task._replace(chunk_size=most))
+    chunk_size = options.chunk_size or fitting_chunk_size(task, variables, shape, np.uint8)
+    programs = compiled(task._replace(chunk_size=chunk_size))
     source = Memory(n, options.size)
     batch = {"image": np.stack([source[i]["image"] for i in range(n)]), "label": source.labels}
     batch = parallel.put(batch | {"index": np.arange(n, dtype=np.int32)})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from sdecor import parallel
+from sdecor.failure import as_one_line
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
@@ -34,10 +35,7 @@ def define_words(name: str, default: list[str], about: str, split: Callable[[str
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse flags, join the job and call `main`; an expected error ends with its message and exit status 1.
-
-    SDECOR_TRACEBACK=1 in the environment shows where an error was raised.
-    """
+    """Parse flags, join the job and call `main`; an expected error ends as `as_one_line` says."""
 
     def started(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -50,12 +48,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
-    try:
+    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error), _message):
         return action()
-    except (*EXPECTED, *extra, flags.Error) as error:
-        if os.environ.get("SDECOR_TRACEBACK"):
-            raise
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {_message(error)}")
 
 
 def _message(error: Exception) -> str:

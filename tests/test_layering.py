@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting"}  # what any part may use
+SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest"}  # what any part may use
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "chunks": {"checks", "jaxpr"},
     "jaxpr": set(),
     "sorting": set(),
-    "cli": {"parallel"},
+    "failure": set(),
+    "digest": set(),
+    "cli": {"parallel", "failure"},
     "losses": SMALL,
     "masking": SMALL,
     "attribution": SMALL,

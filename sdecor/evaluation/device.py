@@ -164,9 +164,6 @@ def network(setup: Setup, variables: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def chunk_size_of(setup: Setup, fn: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
-    """Return the evaluations in flight: the setup's, or as many as fit, and no more than divide the batch well."""
+    """Return the evaluations in flight: the setup's, or as many as fit."""
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-    most = default_chunk_size(fn, image) if setup.chunk_size is None else setup.chunk_size
-    n = images.shape[0]
-    groups = -(-n // most)
-    return most if groups == 1 else -(-n // groups)  # a rest would be compiled once more
+    return default_chunk_size(fn, image) if setup.chunk_size is None else setup.chunk_size

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdecor import parallel
 from sdecor.evaluation.choices import Method
-from sdecor.evaluation.device import make_explanation, make_measurement
+from sdecor.evaluation.device import Batch, make_explanation, make_measurement
 from sdecor.evaluation.measures import WHOLE, Measure
 from sdecor.evaluation.results import Results, collect, merge
 from sdecor.evaluation.sweep import Advance, Item, Subject, batches, compiled, gathered, nested_order, real_examples
@@ -24,6 +25,7 @@ def measure(
     predicted: Results,
     pictures: int = 0,
     advance: Advance = lambda done: None,
+    explain: Callable[[Batch], Batch] | None = None,
 ) -> tuple[Results, Results]:
     """Explain examples by one method and measure the explanations.
 
@@ -35,11 +37,13 @@ def measure(
       predicted: as of `predict`.
       pictures: the number of examples whose attributions are returned too.
       advance: is told how many examples were done.
+      explain: gives the explanations of a batch on the devices, as of `make_explanation`; None = the method.
 
     Returns:
       Values of the examples measured, and `attributions` `[pictures, H, W, C]`.
     """
-    explain, key = compiled(make_explanation, subject.setup, method), subject.key()
+    key = subject.key()
+    explain = explain or _explaining(subject, method, key)
     programs, sets = _programs(subject, method, measures, images), [each for each in measures if each.needs == "set"]
     keep = max(pictures, *(images[each.name] for each in sets), 0)
     targets, kept = predicted.examples["target"], []
@@ -48,9 +52,9 @@ def measure(
         start, batch = item
         batch = parallel.shard(batch | {"target": targets[batch["index"]]})
         outputs = {name: batch[name] for name in ("index", "weight")}
-        batch |= explain(subject.variables, batch, key)
+        batch |= explain(batch)
         if start < keep:
-            arrays = {name: batch[name] for name in ("index", "weight", "attributions", "maps")}
+            arrays = {name: batch[name] for name in ("index", "weight", "attributions", "maps") if name in batch}
             kept.append(parallel.unshard(gathered(arrays)))
         without = {name: values for name, values in batch.items() if name != "attributions"}
         for program, whole, limit in programs:
@@ -69,6 +73,11 @@ def measure(
             found.examples[name][beyond] = np.nan
     shown = _first(kept, order[:pictures]) if pictures else {}
     return found, Results({name: shown[name] for name in ("index", "attributions") if shown}, {})
+
+
+def _explaining(subject: Subject, method: Method, key: jax.Array) -> Callable[[Batch], Batch]:
+    program = compiled(make_explanation, subject.setup, method)
+    return lambda batch: program(subject.variables, batch, key)
 
 
 def _programs(

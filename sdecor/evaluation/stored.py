@@ -16,9 +16,9 @@ from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.device import Batch, Setup
 from sdecor.evaluation.measures import WHOLE, Measure
 from sdecor.evaluation.plan import Plan
-from sdecor.evaluation.results import Results, collect, extend, load, save
+from sdecor.evaluation.results import Results, extend, load, save
 from sdecor.evaluation.store import SCHEMA, Progress
-from sdecor.evaluation.sweep import Advance, Item, Subject, batches, compiled, gathered, nested_order, real_examples
+from sdecor.evaluation.sweep import Advance, Subject, compiled
 
 
 class Maps(NamedTuple):
@@ -144,38 +144,21 @@ def measure_stored(
     Returns:
       Values of the examples measured.
     """
-    programs, sets = explained._programs(subject, method, measures, images), [m for m in measures if m.needs == "set"]
-    keep, targets, kept, key = max((images[m.name] for m in sets), default=0), maps.targets, [], subject.key()
+    key = subject.key()
 
-    def step(item: Item) -> Any:
-        start, batch = item
+    def read(batch: Batch) -> Batch:
         places = np.maximum(batch["index"], 0)  # padding has none, and no weight either
-        batch = parallel.shard(batch | {"target": np.asarray(targets[places], np.int32)})
-        outputs = {name: batch[name] for name in ("index", "weight")}
-        batch |= _arrays(subject, maps, maps.read(method.key, places), key)
-        if start < keep:
-            kept.append(parallel.unshard(gathered({name: batch[name] for name in ("index", "weight", "maps")})))
-        without = {name: values for name, values in batch.items() if name != "attributions"}
-        for program, whole, limit in programs:
-            if start < limit:
-                outputs |= program(subject.variables, batch if whole else without, key)
-        advance(real_examples(item[1]))
-        return gathered(outputs), {}
+        values = np.asarray(maps.read(method.key, places.reshape(-1)), np.float32)
+        return _arrays(subject, maps, parallel.shard(values), key)
 
-    order = nested_order(len(subject.source), set(images.values()))
-    found = collect(step, batches(subject, subject.source, order))
-    for each in sets:
-        found = explained._of_set(each, found, explained._first(kept, order[: images[each.name]]), predicted)
-    for each in measures:  # a measure's last batch may hold more examples than it is to measure
-        beyond = ~np.isin(found.examples["index"], order[: images[each.name]])
-        for name in each.gives:
-            found.examples[name][beyond] = np.nan
+    found, _ = explained.measure(
+        subject, method, measures, images=images, predicted=predicted, advance=advance, explain=read
+    )
     return found
 
 
 def _arrays(subject: Subject, maps: Maps, values: np.ndarray, key: jax.Array) -> Batch:
-    """Return what an explanation of the batch gives, on the devices."""
-    values = parallel.shard(np.asarray(values, np.float32))
+    """Return what an explanation of the batch gives, of the stored `values` `[devices, n, …]`."""
     if maps.reduction is None:
         program = compiled(make_reduction, subject.setup)
         return {"attributions": values} | program(subject.variables, {"attributions": values}, key)

@@ -15,17 +15,14 @@ from sdecor.export import pictures, reader
 from sdecor.export.hdf5 import to_hdf5
 from sdecor.export.npz import to_npz
 from sdecor.export.overlays import overlays
+from sdecor.failure import as_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for; an error in what was asked for is one line and exit status 1."""
     flags = _parser().parse_args(arguments)
-    try:
+    with as_one_line("sdecor.export", (ValueError, OSError)):
         status = run(flags)
-    except (ValueError, OSError) as error:
-        if os.environ.get("SDECOR_TRACEBACK"):
-            raise
-        sys.exit(f"sdecor.export: {error}")
     sys.exit(status)
 
 

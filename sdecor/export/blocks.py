@@ -4,8 +4,7 @@ A *block* is what one device gets at a time: at most `size` examples, never of t
 for each device. What is missing, in a last block or for a last device, repeats an example that is there.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,11 +80,3 @@ def checked_images(images: np.ndarray, what: str) -> np.ndarray:
             f"{what} has images of shape {images.shape}: they should be [H, W, C], or batches [n, H, W, C]"
         )
     return images if images.dtype in _KEPT else images.astype(np.float32)
-
-
-def digest(parts: Iterable[Any]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else f"{part.dtype} {part.shape} ".encode() + part.tobytes()
-        found.update(len(data).to_bytes(8, "little") + data)
-    return found.hexdigest()

@@ -148,15 +148,11 @@ def _error(
     return attributions.astype(jnp.float32).sum((1, 2, 3)) - rises.astype(jnp.float32)
 
 
-def even_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, n: int, most: int | None) -> int:
-    """Return the evaluations in flight: `most`, or as many as fit, and no more than divide `n` examples well."""
-    if most is None:
-        example = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *shape), dtype))
-        image = jax.ShapeDtypeStruct(example.shape[1:], example.dtype)
-        most = default_chunk_size(lambda variables, image: task.fn_of(variables)(image), variables, image)
-    check_range("chunk_size", most, 1)
-    groups = -(-n // most)
-    return most if groups == 1 else -(-n // groups)  # a rest would be compiled once more
+def fitting_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any) -> int:
+    """Return how many evaluations in flight a device's memory holds, of images `shape` as they are read."""
+    example = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *shape), dtype))
+    image = jax.ShapeDtypeStruct(example.shape[1:], example.dtype)
+    return default_chunk_size(lambda variables, image: task.fn_of(variables)(image), variables, image)
 
 
 def is_signed(task: Task) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sdecor.checks import check_choice
-from sdecor.export.blocks import UNKNOWN, Block, FeedBatch, Reader, checked_images, digest, empty_arrays, feed_batch
+from sdecor.digest import digest
+from sdecor.export.blocks import UNKNOWN, Block, FeedBatch, Reader, checked_images, empty_arrays, feed_batch
 from sdecor.export.indexed import reader_of_source
 
 ON_ERROR = ("stop", "skip")
@@ -34,7 +35,7 @@ def _batches(batches: Iterable[Any], names: Any, count: int | None) -> Reader:
     except StopIteration:
         raise ValueError("data is empty: there is nothing to export") from None
     image = checked_images(np.asarray(first["image"]), "data")
-    known = {"size": count, "first_image": digest([np.ascontiguousarray(image[0])])}
+    known = {"size": count, "first_image": digest([image[0]])}
 
     def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[FeedBatch]:
         cut = _cut(itertools.chain([first], iterator), image.shape[1:], image.dtype, names, wanted, size, devices)

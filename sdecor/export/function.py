@@ -1,16 +1,15 @@
 """Exporting the explanations of any function."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.extend import core
 
 from sdecor import jaxpr
+from sdecor.digest import digest
 from sdecor.evaluation import Method, choose_methods
 from sdecor.export.device import Task
 from sdecor.export.feed import reader_of
@@ -97,7 +96,7 @@ def export(
         clip_percentile=clip_percentile,
     )
     options = Options(device_batch, chunk_size, chunk_rows, shard_rows, seed, check, progress)
-    provenance = {"parameters": _digest(variables), "given": provenance}
+    provenance = {"parameters": digest(variables), "given": provenance}
     return run(task, variables, reader, path, provenance=provenance, options=options)
 
 
@@ -132,10 +131,3 @@ def hoisted(fn: Fn, shape: tuple[int, ...]) -> tuple[list[jax.Array], Callable[[
         return lambda image: jaxpr.run(own, [image], as_usual)[0]
 
     return list(closed.consts), fn_of
-
-
-def _digest(arrays: Sequence[jax.Array]) -> str:
-    found = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        found.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
-    return found.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdecor.data.batches import evaluation_indices
+from sdecor.digest import digest
 from sdecor.export.blocks import (
     UNKNOWN,
     Block,
@@ -17,7 +18,6 @@ from sdecor.export.blocks import (
     Reader,
     Skipped,
     checked_images,
-    digest,
     empty_arrays,
     feed_batch,
 )
@@ -91,7 +91,7 @@ def _images(source: Any, n: int) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for index in map(int, evaluation_indices(n, _IMAGES)):
         try:
-            found[f"{index}"] = digest([np.asarray(source[index]["image"])])
+            found[f"{index}"] = digest([source[index]["image"]])
         except Exception:  # what is wrong with it is told when its turn comes
             found[f"{index}"] = None
     return found

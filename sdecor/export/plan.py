@@ -62,9 +62,9 @@ def make_plan(
             check_range(name, value, 1)
     given = {name: found.get(name) if value is None else value for name, value in given.items()}
     size = given["device_batch"] or min(DEVICE_BATCH, reader.count or DEVICE_BATCH)
-    most = device.even_chunk_size(task, variables, reader.shape, reader.dtype, size, given["chunk_size"])
+    fitting = given["chunk_size"] or device.fitting_chunk_size(task, variables, reader.shape, reader.dtype)
     # Processes might find different amounts of memory.
-    task = task._replace(chunk_size=int(parallel.gather(np.array([most])).min()))
+    task = task._replace(chunk_size=int(parallel.gather(np.array([fitting])).min()))
     reader = reader._replace(fingerprint=filled(reader.fingerprint, found.get("data")))
     arrays = specs(task, variables, reader.shape, reader.dtype, size)
     rows = given["chunk_rows"] or _default_rows(arrays, size, reader.count, given["shard_rows"])

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from sdecor.checks import check_count
+from sdecor.failure import as_one_line
 from sdecor.sweep import check, commands, local, plan, record, slurm, source, status
 
 INTERRUPTED = 130
@@ -25,11 +26,8 @@ def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     flags = parser().parse_args(words)
     try:
-        code = run(flags)
-    except (ValueError, OSError) as error:
-        if os.environ.get("SDECOR_TRACEBACK"):
-            raise
-        sys.exit(f"sdecor.sweep: {error}")
+        with as_one_line("sdecor.sweep", (ValueError, OSError)):
+            code = run(flags)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(code)

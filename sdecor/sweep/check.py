@@ -64,7 +64,7 @@ def same_cells(configs: Mapping[str, Any]) -> list[str]:
     """Name cells with the same config: the same numbers would be there twice."""
     found: dict[str, list[str]] = {}
     for name, config in configs.items():
-        kept = {field: value for field, value in flat(config).items() if not field.startswith(workdir.FREE)}
+        kept = flat(workdir.lasting(config))
         found.setdefault(json.dumps(kept | {"seed": None}, sort_keys=True), []).append(name)
     return [
         f"the cells {', '.join(names)} have the same config: leave all but one out"
@@ -86,11 +86,9 @@ def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, A
         there, here = flat(workdir.read(place)["config"]), flat(configs[run.cell] | {"seed": run.seed})
         done = record.is_done(place, run, "train")
         differing = [
-            f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
-            for name in sorted({*there, *here})
-            if there.get(name) != here.get(name)
-            and not name.startswith(workdir.FREE)
-            and not (done and (name not in there or name not in here))
+            f"{name} = {old!r} there, {new!r} here"
+            for name, (old, new) in workdir.differing_fields(there, here, ignore=workdir.FREE).items()
+            if not (done and (name not in there or name not in here))
         ]
         if differing:
             errors.append(f"{place} holds a run of another config: {'; '.join(differing)}. Name the cell otherwise")
