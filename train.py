@@ -1,16 +1,19 @@
 """Train a network with SaliencyDecor or one of its ablations.
 
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10 [--config.optim.lr=0.1 …]
+    python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
 
 Started again with the same command, a run continues exactly where its last checkpoint is. The loop's order is fixed:
-input, step, the previous step's metrics, and where due validation and then a checkpoint.
+input, step, the previous step's metrics, and where due validation and then a checkpoint. Replicas are runs that differ
+in numbers alone, trained by one program (docs/sweeps.md); each has a folder like any run's, DIR/seed=0, DIR/strong.
 """
 
 import contextlib
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,30 +22,44 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, cli, logbook, parallel, steps, workdir
-from sdecor.checkpoint import Checkpoints
-from sdecor.data import create_loader, evaluation_batches, load_in_memory
+from sdecor import build, cli, inputs, logbook, parallel, replicas, rng, stacked, steps, workdir
+from sdecor.checkpoint import Checkpoints, restore_together
 from sdecor.interrupt import Interrupt
+from sdecor.logbook import Logbook
 from sdecor.losses import white_floor
+from sdecor.record import Member, Record
 from sdecor.state import TrainState
+from sdecor.validation import Validate, create_validation
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, FILE or FILE:CHOICES.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
+_REPLICA = flags.DEFINE_multi_string(
+    "replica", [], "[NAME:]FIELD=NUMBER,…: a replica; repeat to train several at once."
+)
 
-SHOWN = ("loss", "consistency", "decorrelation", "accuracy")  # in the progress bar
+SHOWN = ("loss", "consistency", "decorrelation", "gradient_penalty", "accuracy")  # in the progress bar
 INTERRUPTED = 130  # exit status of a run that a signal stopped and the same command continues
+PARTLY = 3  # exit status when replicas are finished apart from some that were given up
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything the loop needs beside the state, built from the config."""
+    """Everything the loop needs beside the state, built from the config.
 
-    config: ConfigDict
-    workdir: str
+    With replicas, what the loop passes between these functions has a leading axis, `[R]`.
+    """
+
+    config: ConfigDict  # of replicas, what they have in common
+    members: tuple[Member, ...]
+    replicas: int | None  # None where the only member is a run of its own
     schedule: build.Schedule
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     batches: Callable[[int], Iterator[Any]]  # device batches from a step on
-    validate: Callable[[TrainState, Interrupt], dict[str, float] | None]
+    validate: Validate
+
+
+class PartlyFinished(FloatingPointError):
+    """Replicas are finished apart from some that were given up."""
 
 
 def main() -> None:
@@ -54,180 +71,229 @@ def main() -> None:
     except OSError as error:  # raised when the config is first read
         raise ValueError(f"--config: {error}") from error
     try:
-        finished = train(_CONFIG.value, _WORKDIR.value)
+        finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
     except KeyboardInterrupt:
         raise SystemExit("train.py: stopped; nothing saved is lost, run the same command to go on") from None
+    except PartlyFinished as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        raise SystemExit(PARTLY) from None
     if not finished:
         raise SystemExit(INTERRUPTED)
 
 
-def train(config: ConfigDict, folder: str) -> bool:
+def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> bool:
     """Train the run of `config` in `folder`, from its last checkpoint; return False when it was interrupted.
+
+    Args:
+      config: of the run; of replicas, what they have in common.
+      folder: of the run; of replicas, where their folders are.
+      chosen: the replicas; none for a run of its own.
 
     Raises:
       ValueError: for a config that cannot work, or a folder of another run.
-      FloatingPointError: when the loss or its gradient is not finite.
+      FloatingPointError: when the loss or its gradient is not finite, of all replicas.
+      PartlyFinished: when they were not of some replicas, once the others are finished.
     """
-    run, state = build_run(config, folder)
-    log = config.log
-    with Interrupt(processes=jax.process_count()) as interrupt, Checkpoints(folder) as checkpoints:
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, position = restored
-            _check_position(position, state, config)
-        start = int(state.step)
-        say(_opening(run, state))
-        with logbook.Logbook(
-            folder, step=start, tensorboard=log.tensorboard, enabled=parallel.is_main_process()
-        ) as book:
-            finished = loop(run, state, checkpoints, book, interrupt)
-        checkpoints.manager.wait_until_finished()
-        best = checkpoints.best_step()
-    say(_closing(run, finished, best))
+    failures = {each.name: _former_failure(f"{folder}/{each.name}") for each in chosen}
+    left = [each for each in chosen if not failures[each.name]]
+    if chosen and not left:
+        raise FloatingPointError(_listed(failures))
+    run, state = build_run(config, folder, left)
+    with Interrupt(processes=jax.process_count()) as interrupt, contextlib.ExitStack() as files:
+        checkpoints = [files.enter_context(Checkpoints(member.folder)) for member in run.members]
+        state = restore(run, state, checkpoints)
+        parallel.say(_opening(run, state, folder))
+        options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
+        records = [
+            Record(member, saved, files.enter_context(Logbook(member.folder, step=int(state.step), **options)))
+            for member, saved in zip(run.members, checkpoints, strict=True)
+        ]
+        finished = loop(run, state, records, interrupt)
+        for saved in checkpoints:
+            saved.manager.wait_until_finished()
+        for record in records:
+            if not record.failure:
+                parallel.say(record.closing(finished))
+    failures |= {record.member.name: record.failure for record in records}
+    if finished and any(failures.values()):
+        raise PartlyFinished(_listed(failures))
     return finished
 
 
-def build_run(config: ConfigDict, folder: str) -> tuple[Run, TrainState]:
-    """Check the config, open the data and claim the folder; return the run and its state before the first step."""
+def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> tuple[Run, TrainState]:
+    """Check the config, open the data and claim the folders; return the run and its state before the first step."""
     build.check_config(config)
+    configs = build.create_replicas(config, chosen) if chosen else [config]
+    folders = [f"{folder}/{replica.name}" for replica in chosen] or [folder]
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
     model = build.create_model(config, dataset.num_classes, image_shape)
     prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
     build.check_preparation(prepare, canvas)
-    loader = create_loader(
+    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
+    loaders = inputs.create_loaders(
         dataset.source("train"),
+        [own.seed for own in configs],
         batch_size=config.train.batch_size // config.train.accumulate,
-        seed=config.seed,
         kind=config.data.loader,
         memory_limit_mb=config.data.memory_limit_mb,
         num_workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    schedule = build.create_schedule(config, loader.steps_per_epoch)
+    schedule = build.create_schedule(config, loaders[0].steps_per_epoch)
     learning_rate = build.create_learning_rate(config, schedule)
-    state = build.create_state(config, model, image_shape)
-    _warn_small_batch(config, model, state, image_shape)
+    seeds = [own.seed for own in configs] if chosen else config.seed
+    state = build.create_state(config, model, image_shape, seeds)
+    _warn_small_batch(config, model, image_shape)
     # Every process checks, and raises alike; one writes.
-    workdir.claim(folder, config, dataset.info(), write=parallel.is_main_process())
+    for own, place in zip(configs, folders, strict=True):
+        workdir.claim(place, own, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
     step = partial(
         steps.train_step,
-        objective=build.create_objective(config),
+        objective=build.create_objective(configs[0]),
         prepare=prepare,
         schedule=learning_rate,
         ema_decay=config.optim.ema_decay,
         accumulate=config.train.accumulate,
         axis_name=parallel.AXIS,
     )
-    hyper = parallel.replicate(build.create_hyper(config, schedule.steps_per_epoch))
-    key = parallel.replicate(jax.random.fold_in(jax.random.key(config.seed), 1))
-    compiled = parallel.pmap_step(step)
+    hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
+    hyper = parallel.replicate(stacked.stack(hypers) if chosen else hypers[0])
+    key = parallel.replicate(rng.run_key(seeds, 1))
+    compiled = parallel.pmap_step(stacked.lift(step) if chosen else step)
     run = Run(
         config=config,
-        workdir=folder,
+        members=tuple(map(Member, [each.name for each in chosen] or [""], folders, [own.seed for own in configs])),
+        replicas=len(chosen) or None,
         schedule=schedule,
         train_step=lambda state, batch: compiled(state, batch, hyper, key),
-        batches=partial(_step_batches, config, loader),
-        validate=_validation(config, _validation_source(dataset, loader), model, prepare_evaluation),
+        batches=(
+            partial(inputs.stacked_batches, loaders, **sizes)
+            if chosen
+            else partial(inputs.step_batches, loaders[0], **sizes)
+        ),
+        validate=create_validation(
+            model.apply,
+            prepare_evaluation,
+            inputs.validation_source(dataset.source("val"), loaders[0]),
+            batch_size=config.evaluation.batch_size,
+            stacked=bool(chosen),
+        ),
     )
     return run, state
 
 
-def loop(run: Run, state: TrainState, checkpoints: Checkpoints, book: logbook.Logbook, interrupt: Interrupt) -> bool:
+def restore(run: Run, state: TrainState, checkpoints: Sequence[Checkpoints]) -> TrainState:
+    """Return the state to go on from: that of the last checkpoint which all members have, or `state`.
+
+    Raises:
+      ValueError: when the input's position, a function of step and seed, is not this run's.
+    """
+    if run.replicas is None:
+        found = [checkpoints[0].restore(state)]
+    else:
+        saved = {member.name: each for member, each in zip(run.members, checkpoints, strict=True)}
+        found = restore_together(saved, parallel.replicate(stacked.unstack_state(state)[0]))
+    if None in found:
+        return state
+    for (own, position), member in zip(found, run.members, strict=True):
+        expected = {"step": int(own.step), "seed": member.seed}
+        if position != expected:
+            raise ValueError(
+                f"{member.folder}: the checkpoint's input position is {position}, this run's is {expected}"
+            )
+    states = [own for own, _ in found]
+    return states[0] if run.replicas is None else parallel.replicate(stacked.stack_states(states))
+
+
+def loop(run: Run, state: TrainState, records: Sequence[Record], interrupt: Interrupt) -> bool:
     """Train from `state` to the last step; return False when interrupted, with everything saved."""
     start, total, config = int(state.step), run.schedule.total, run.config
-    stop = partial(_should_stop, checkpoints, interrupt, config.log.every_steps)
-    if _is_due(start, run.schedule.eval_every, total) and not checkpoints.has_metrics(start):
+    stop = partial(_should_stop, records[0].checkpoints, interrupt, config.log.every_steps)
+    validated = all(record.checkpoints.has_metrics(start) for record in records)
+    if _is_due(start, run.schedule.eval_every, total) and not validated:
         # The run was stopped before or in the middle of this validation.
-        if not conclude(run, state, start, checkpoints, book, interrupt, validate=True):
+        if not conclude(run, state, start, records, interrupt, validate=True):
             return False
+    images = config.train.batch_size * len(records)
     bar = logbook.progress_bar(
-        total=total * config.train.batch_size,
-        initial=start * config.train.batch_size,
-        description=config.method,
+        total=total * images,
+        initial=start * images,
+        description=_title(run),
         enabled=config.log.progress and parallel.is_main_process(),
     )
-    record = partial(_record, run, checkpoints, book, bar, (time.perf_counter(), start))
+    note = partial(_note, run, records, bar, (time.perf_counter(), start))
     with bar, contextlib.closing(run.batches(start)) as batches:
         previous = None
         for step in range(start + 1, total + 1):
             state, terms = run.train_step(state, next(batches))
             if previous is not None:
-                record(*previous)  # while the device works on this step
+                note(*previous)  # while the device works on this step
             previous = (step, terms)
             validate = _is_due(step, run.schedule.eval_every, total)
             stopping = stop(step)
             if validate or stopping or _is_due(step, run.schedule.checkpoint_every, total):
-                record(*previous)
+                note(*previous)
                 previous = None
-                concluded = conclude(
-                    run, state, step, checkpoints, book, interrupt, validate=validate and not stopping
-                )
+                concluded = conclude(run, state, step, records, interrupt, validate=validate and not stopping)
                 if stopping or not concluded:
                     return False
     return True
 
 
 def conclude(
-    run: Run,
-    state: TrainState,
-    step: int,
-    checkpoints: Checkpoints,
-    book: logbook.Logbook,
-    interrupt: Interrupt,
-    *,
-    validate: bool,
+    run: Run, state: TrainState, step: int, records: Sequence[Record], interrupt: Interrupt, *, validate: bool
 ) -> bool:
-    """Validate where asked to and save a checkpoint; return False when interrupted during validation."""
-    metrics = run.validate(state, interrupt) if validate else None
-    if metrics is not None:
-        book.write(step, "val", metrics)
-    book.flush()
-    checkpoints.save(state, position={"step": step, "seed": run.config.seed}, metrics=metrics)
-    return metrics is not None or not validate
+    """Validate where asked to and save checkpoints; return False when interrupted during validation."""
+    found = run.validate(state, interrupt) if validate else None
+    metrics = [None] * len(records) if found is None else stacked.rows(found, run.replicas)
+    for record, values in zip(records, metrics, strict=True):
+        if values is not None and not record.failure:
+            record.book.write(step, "val", values)
+        record.book.flush()
+    for record in records:  # so that a kill leaves no replica more than one checkpoint behind another
+        record.checkpoints.manager.wait_until_finished()
+    states = [state] if run.replicas is None else stacked.unstack_state(state)
+    for record, own, values in zip(records, states, metrics, strict=True):
+        record.save(own if run.replicas is None else parallel.replicate(own), step, values)
+        if jax.process_count() > 1:  # orbax's barriers do not tell one replica's checkpoint from another's
+            record.checkpoints.manager.wait_until_finished()
+    return found is not None or not validate
 
 
-def say(text: str) -> None:
-    """Print in the main process only."""
-    if parallel.is_main_process():
-        print(text, flush=True)
-
-
-def _record(
-    run: Run,
-    checkpoints: Checkpoints,
-    book: logbook.Logbook,
-    bar: Any,
-    began: tuple[float, int],
-    step: int,
-    terms: dict[str, jax.Array],
+def _note(
+    run: Run, records: Sequence[Record], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, stop the run unless loss and gradient are finite, and log them where due."""
-    terms = {name: float(value) for name, value in parallel.to_host(terms).items()}
-    if not (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
-        book.write(step, "train", terms)
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        good = max((s for s in checkpoints.steps() if s < step), default=None)
-        where = "there is no earlier checkpoint" if good is None else f"the last good checkpoint is of step {good}"
-        raise FloatingPointError(
-            f"the loss or its gradient is not finite at step {step} ({listed}); {where} in {run.workdir}"
-        )
-    bar.update(run.config.train.batch_size)
-    bar.set_postfix_str(logbook.describe(terms, SHOWN), refresh=False)
+    """Fetch a step's terms, give up what has a loss or gradient that is not finite, and log the rest where due."""
+    rows = stacked.rows(parallel.to_host(terms), run.replicas)
+    for record, row in zip(records, rows, strict=True):
+        record.check(step, row)
+    going = [(record, row) for record, row in zip(records, rows, strict=True) if not record.failure]
+    if not going:
+        raise FloatingPointError(_listed({record.member.name: record.failure for record in records}))
+    images = run.config.train.batch_size * len(records)
+    bar.update(images)
+    means = {name: np.mean([row[name] for _, row in going]) for name in SHOWN if name in rows[0]}
+    bar.set_postfix_str(logbook.describe(means, SHOWN), refresh=False)
     if _is_due(step, run.config.log.every_steps, run.schedule.total):
         time_at_start, start = began
-        rate = (step - start) * run.config.train.batch_size / (time.perf_counter() - time_at_start)
-        book.write(step, "train", terms | {"images_per_second": rate})
+        rate = (step - start) * images / (time.perf_counter() - time_at_start)
+        for record, row in going:
+            record.book.write(step, "train", row | {"images_per_second": rate})
 
 
-def _check_position(position: dict[str, Any], state: TrainState, config: ConfigDict) -> None:
-    """The input's position is a function of step and seed; both are in the checkpoint and must be this run's."""
-    expected = {"step": int(state.step), "seed": config.seed}
-    if position != expected:
-        raise ValueError(f"the checkpoint's input position is {position}, this run's is {expected}")
+def _former_failure(folder: str) -> str:
+    step = replicas.failed_at(logbook.read_rows(folder))
+    return "" if step is None else f"given up at step {step} by an earlier start; see {folder}/metrics.jsonl"
+
+
+def _listed(failures: dict[str, str]) -> str:
+    listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
+    what = f"{len(listed)} of {len(failures)} replicas were given up, and stay so until their folders are removed:"
+    return "\n".join([what, *listed])
 
 
 def _is_due(step: int, every: int | None, total: int) -> bool:
@@ -243,63 +309,13 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
     return preempted or (step % poll_every == 0 and parallel.any_process(bool(interrupt)))
 
 
-def _step_batches(config: ConfigDict, loader: Any, start: int) -> Iterator[Any]:
-    """Yield what each step from `start` on takes: its micro-batches, spread over the devices."""
-    accumulate = config.train.accumulate
-    size = config.train.batch_size // accumulate
-    with contextlib.closing(loader.iterate(start * accumulate)) as batches:
-        while True:
-            micro = [next(batches) for _ in range(accumulate)]
-            for i, batch in enumerate(micro):
-                # Positions count through the step's micro-batches, so that no two examples draw alike.
-                batch["position"] = batch["position"] + np.int32(i * size)
-            yield parallel.shard_micro_batches(micro)
-
-
-def _validation_source(dataset: Any, loader: Any) -> Any:
-    """Open the validation split, decoded once where the training split is."""
-    source = dataset.source("val")
-    return load_in_memory(source, objects=False) if loader.kind == "memory" else source
-
-
-def _validation(config: ConfigDict, source: Any, model: Any, prepare: Callable) -> Callable:
-    """Return `(state, interrupt) -> metrics` over the validation split, None when interrupted."""
-
-    def step(variables: Any, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        return steps.evaluation_step(model.apply, variables, prepare(batch["image"]), batch)
-
-    compiled = parallel.pmap_evaluation(step)
-    key = parallel.replicate(jax.random.key(0))
-
-    def validate(state: TrainState, interrupt: Interrupt) -> dict[str, float] | None:
-        batches = evaluation_batches(
-            source,
-            batch_size=parallel.round_up(config.evaluation.batch_size),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        sums: dict[str, float] = {}
-        for batch in batches:
-            batch = {name: batch[name] for name in ("image", "label", "weight")}
-            outputs = parallel.to_host(compiled(state.variables, parallel.shard(batch), key))
-            for name, value in outputs.items():
-                sums[name] = sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
-            if interrupt and jax.process_count() == 1:
-                return None
-        sums = {name: float(np.sum(parallel.gather(np.array([value])))) for name, value in sums.items()}
-        count = sums.pop("count")
-        return {"accuracy": sums["correct"] / count, "cross_entropy": sums["cross_entropy"] / count}
-
-    return validate
-
-
-def _warn_small_batch(config: ConfigDict, model: Any, state: TrainState, image_shape: tuple[int, int, int]) -> None:
+def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, int, int]) -> None:
     """Warn where the batch is too small for its covariance to mean much."""
     if config.decorrelation.weight == 0:
         return
     n = config.train.batch_size // config.train.accumulate
     images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
-    _, features = jax.eval_shape(partial(model.apply, train=False), state.variables, images)
+    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
     for layer in jax.tree.leaves(features):
         samples = n if config.decorrelation.spatial == "pool" else math.prod(layer.shape[:-1])
         width = layer.shape[-1]
@@ -312,25 +328,19 @@ def _warn_small_batch(config: ConfigDict, model: Any, state: TrainState, image_s
             )  # fmt: skip
 
 
-def _opening(run: Run, state: TrainState) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def _title(run: Run) -> str:
+    return run.config.method if run.replicas is None else f"{run.config.method} × {run.replicas}"
+
+
+def _opening(run: Run, state: TrainState, folder: str) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // (run.replicas or 1)
     config, schedule, start = run.config, run.schedule, int(state.step)
     begin = f"continuing at step {start}" if start else "starting"
     return (
-        f"{config.method} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
+        f"{_title(run)} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s) · {begin} of {schedule.total} "
-        f"({schedule.steps_per_epoch} an epoch) · {run.workdir}"
+        f"({schedule.steps_per_epoch} an epoch) · {folder}"
     )
-
-
-def _closing(run: Run, finished: bool, best: int | None) -> str:
-    if not finished:
-        return f"Interrupted; the state is saved in {run.workdir}. Run the same command to continue."
-    rows = [row for row in logbook.read_rows(run.workdir) if row["split"] == "val"]
-    scores = {row["step"]: row["accuracy"] for row in rows}
-    named = {"best": best, "last": max(scores, default=None)}
-    shown = ", ".join(f"{scores[step]:.1%} at step {step} ({name})" for name, step in named.items() if step in scores)
-    return f"Finished. Validation accuracy: {shown}. Next: python evaluate.py --workdir={run.workdir}"
 
 
 if __name__ == "__main__":

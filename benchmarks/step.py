@@ -39,6 +39,7 @@ HYPER = dict.fromkeys(steps.HYPER, np.float32(0)) | {
     "learning_rate": np.float32(1e-3),
     "consist_weight": np.float32(1),
     "decor_weight": np.float32(0.1),
+    "gradient_penalty_weight": np.float32(0.1),
     "mask_fraction": np.float32(0.5),
 }
 
@@ -64,6 +65,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "ce": (CE, nothing),
         "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
         "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
+        "gradpen": (dataclasses.replace(CE, gradient_penalty=True), nothing),
         "sdecor (shared)": (SDECOR, nothing),
         "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
         "sdecor (eval)": (dataclasses.replace(SDECOR, forward="eval"), nothing),

@@ -5,20 +5,21 @@
 The default is the embedded data set `digit_scenes` and the small CNN, small enough for two CPU cores. The other
 files in this folder are short differences over this one. The string after the colon chooses
 
-    method=ce|sgt|decor|sdecor   which terms the loss has (docs/method.md)
-    model=NAME                   any name in sdecor.models.MODELS
-    runlocal                     shrink everything to about a minute at a desk
+    method=ce|sgt|decor|sdecor|gradpen   which terms the loss has (docs/method.md)
+    model=NAME                           any name in sdecor.models.MODELS
+    runlocal                             shrink everything to about a minute at a desk
 
 and every field can be changed on the command line: `--config.optim.lr=0.01`.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-METHODS = {  # name: (consistency weight, decorrelation weight), as multiples of the weights below
-    "ce": (0.0, 0.0),
-    "sgt": (1.0, 0.0),
-    "decor": (0.0, 1.0),
-    "sdecor": (1.0, 1.0),
+METHODS = {  # name: weights of (consistency, decorrelation, gradient penalty), as multiples of the weights below
+    "ce": (0.0, 0.0, 0.0),
+    "sgt": (1.0, 0.0, 0.0),
+    "decor": (0.0, 1.0, 0.0),
+    "sdecor": (1.0, 1.0, 0.0),
+    "gradpen": (0.0, 0.0, 1.0),
 }
 
 
@@ -99,12 +100,18 @@ def base() -> ConfigDict:
     config.decorrelation = decorrelation = ConfigDict()
     decorrelation.weight = 0.1
     decorrelation.ramp_epochs = 0.0  # linear from 0
-    decorrelation.form = "covariance"  # correlation, decov or whitening
+    decorrelation.form = "covariance"  # correlation, decov, whitening, cosine or density
     decorrelation.layers = ()  # module paths; () => what enters the last linear layer
     decorrelation.spatial = "pool"  # maps [N, H, W, D]: averaged over space, or positions as samples
+    decorrelation.rectify = False  # ReLU first: a layer before one then stands for what comes after it
     decorrelation.variance_weight = 0.0  # of VICReg's hinge on small standard deviations
     decorrelation.epsilon = config_dict.placeholder(float)  # of correlation and whitening; None => the form's own
     decorrelation.iterations = 20  # of Newton–Schulz, for whitening
+
+    config.gradient_penalty = gradient_penalty = ConfigDict()
+    gradient_penalty.weight = 0.1  # of the input gradient's squared norm, over pixels and channels; method gradpen only
+    gradient_penalty.ramp_epochs = 0.0  # linear from 0
+    gradient_penalty.of = "cross_entropy"  # double backpropagation; log_probabilities (RRR) or the true class's logit
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 200  # over all devices; changes no result
@@ -139,9 +146,10 @@ def choose(config: ConfigDict, arg: str = "") -> ConfigDict:
                 f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
                 f"method={'|'.join(METHODS)}, model=NAME and runlocal"
             )
-    consist, decor = METHODS[config.method]
+    consist, decor, gradpen = METHODS[config.method]
     config.consistency.weight *= consist
     config.decorrelation.weight *= decor
+    config.gradient_penalty.weight *= gradpen
     if decor == 0:
         config.decorrelation.variance_weight = 0.0
     if any(name == "runlocal" for name, _, _ in words):

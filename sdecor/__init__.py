@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "explain": "attribution",
     "fill": "masking",
     "frozen_statistics": "models",
+    "gradient_penalty": "losses",
     "least_salient": "masking",
 }
 

@@ -1,8 +1,10 @@
 """From a config to the objects of a run. Below this file and train.py, evaluate.py there are only plain values."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import getitem
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from sdecor import attribution, losses, masking, models, objective, optim, parallel, state
+from sdecor import attribution, losses, masking, models, objective, optim, parallel, replicas, rng, state
 from sdecor.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
 
@@ -74,7 +76,11 @@ def _check_method(config: ConfigDict) -> None:
     decor = config.decorrelation
     check_range("config.decorrelation.weight", decor.weight, 0)
     check_range("config.decorrelation.variance_weight", decor.variance_weight, 0)
-    weights = {"consistency": config.consistency.weight, "decorrelation": max(decor.weight, decor.variance_weight)}
+    weights = {
+        "consistency": config.consistency.weight,
+        "decorrelation": max(decor.weight, decor.variance_weight),
+        "gradient_penalty": config.gradient_penalty.weight,
+    }
     for (group, weight), has_term in zip(weights.items(), objective.METHODS[config.method], strict=True):
         check_range(f"config.{group}.weight", weight, 0)
         check_range(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
@@ -101,6 +107,7 @@ def _check_terms(config: ConfigDict) -> None:
     check_choice("config.decorrelation.spatial", decor.spatial, losses.SPATIALS)
     check_range("config.decorrelation.iterations", decor.iterations, 1)
     _check_if_set("config.decorrelation.epsilon", decor.epsilon, 0)
+    check_choice("config.gradient_penalty.of", config.gradient_penalty.of, losses.PENALTY_OF)
 
 
 def _check_input(config: ConfigDict) -> None:
@@ -186,11 +193,38 @@ def create_model(
     return models.Tap(model, layers=layers)
 
 
-def create_state(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> state.TrainState:
-    """Initialise the config's model and optimizer, on the local devices."""
+def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> list[ConfigDict]:
+    """Return the config of each replica, checked: the run that it would be by itself.
+
+    Raises:
+      ValueError: naming the replica, for an impossible value, or a weight that is 0 in some replicas alone.
+    """
+    configs = []
+    for replica in chosen:
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(replica.overrides)
+        try:
+            check_config(own)
+        except ValueError as error:
+            raise ValueError(f"replica {replica.name}: {error}") from error
+        configs.append(own)
+    for field in replicas.WEIGHTS:
+        weights = [functools.reduce(getitem, field.split("."), own) for own in configs]
+        if min(weights) == 0 < max(weights):
+            raise ValueError(
+                f"config.{field} is 0 in some replicas and above 0 in others ({weights}): a term of weight 0 is not "
+                "computed, so train those without it by a command of their own"
+            )
+    return configs
+
+
+def create_state(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], seeds: Sequence[int] | None = None
+) -> state.TrainState:
+    """Initialise the config's model and optimizer, on the local devices; for several seeds, the replicas' state."""
     optimizer = config.optim
     tx = optim.create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    key = rng.run_key(config.seed if seeds is None else seeds, 0)
     ema = optimizer.ema_decay is not None
     return parallel.replicate(state.create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
 
@@ -201,6 +235,7 @@ def create_objective(config: ConfigDict) -> objective.Objective:
     return objective.Objective(
         consistency=consistency.weight > 0,
         decorrelation=decor.weight > 0,
+        gradient_penalty=config.gradient_penalty.weight > 0,
         label_smoothing=config.train.label_smoothing,
         direction=consistency.direction,
         stop_gradient=consistency.stop_gradient,
@@ -212,9 +247,11 @@ def create_objective(config: ConfigDict) -> objective.Objective:
         forward=masks.forward,
         form=decor.form,
         spatial=decor.spatial,
+        rectify=decor.rectify,
         variance=decor.variance_weight > 0,
         epsilon=decor.epsilon,
         iterations=decor.iterations,
+        penalty_of=config.gradient_penalty.of,
     )
 
 
@@ -228,6 +265,8 @@ def create_hyper(config: ConfigDict, steps_per_epoch: int) -> dict[str, np.ndarr
         "decor_weight": config.decorrelation.weight,
         "decor_ramp": config.decorrelation.ramp_epochs * steps_per_epoch,
         "variance_weight": config.decorrelation.variance_weight,
+        "gradient_penalty_weight": config.gradient_penalty.weight,
+        "gradient_penalty_ramp": config.gradient_penalty.ramp_epochs * steps_per_epoch,
         "mask_fraction": config.masking.fraction,
         "mask_ramp": config.masking.ramp_epochs * steps_per_epoch,
     }

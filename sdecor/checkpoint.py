@@ -4,6 +4,7 @@ Orbax writes and rotates them; the checksums are ours, because bytes that flip o
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -13,7 +14,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from sdecor import parallel
+from sdecor import parallel, replicas
 from sdecor.state import TrainState
 
 BEST_BY = "accuracy"  # of the validation split
@@ -77,6 +78,11 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta))
         self.manager.save(step, args=args, metrics=metrics, force=True)
 
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, which will be written again."""
+        for later in [each for each in self.steps() if each > step]:
+            self.manager.delete(later)
+
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
         """Read a checkpoint into a state like `state`, verified, and return it with the input's position.
 
@@ -116,6 +122,36 @@ class Checkpoints:
         if wrong:
             raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
         return state.replace(**tree), found.meta["position"]
+
+
+def restore_together(
+    saved: Mapping[str, Checkpoints], state: TrainState
+) -> list[tuple[TrainState, dict[str, Any]] | None]:
+    """Read the last checkpoints of one step that all replicas have, whole; later ones are removed.
+
+    Args:
+      saved: the replicas' checkpoints, by name.
+      state: a state as of `Checkpoints.restore`.
+
+    Returns:
+      What `Checkpoints.restore` returns, for each; None for each where they start anew.
+
+    Raises:
+      ValueError: when there are some but none whole, or the replicas were not trained together.
+    """
+    common = replicas.common_steps({name: each.steps() for name, each in saved.items()})
+    found, start = [None] * len(saved), 0
+    for step in common:
+        try:
+            found, start = [each.restore(state, step) for each in saved.values()], step
+            break
+        except ValueError as error:
+            logging.warning("%s", error)
+    if common and not start:
+        raise ValueError(f"no checkpoint that the replicas have in common is whole, of the steps {common}")
+    for each in saved.values():
+        each.drop_after(start)
+    return found
 
 
 def _check_finite(params: Any, step: int) -> None:

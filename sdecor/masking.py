@@ -83,14 +83,7 @@ def least_salient(
     threshold = kth_smallest(order, k)[:, None]
     below, tied = order < threshold, order == threshold
     missing = k - jnp.sum(below, axis=1, dtype=jnp.int32)
-    # Where values are distinct the tie is one position and needs no draw: the branch then costs nothing.
-    # Both branches agree there, so an example's mask still does not depend on its batch.
-    mask = below | jax.lax.cond(
-        jnp.any(jnp.sum(tied, axis=1, dtype=jnp.int32) > missing),
-        lambda: _choose_tied(keys, tied, missing),
-        lambda: tied & (missing > 0)[:, None],
-    )
-    return mask.reshape(saliency.shape)
+    return (below | _choose_where_tied(keys, tied, missing)).reshape(saliency.shape)
 
 
 def fill(
@@ -149,6 +142,26 @@ def _number_masked(fraction: jax.Array | float, positions: int) -> jax.Array:
     a, b = millionths // 1000, millionths % 1000
     c, d = divmod(positions, 1000)
     return a * c + (a * d + b * c + b * d // 1000 + 1) // 1000
+
+
+@jax.custom_batching.custom_vmap
+def _choose_where_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Array:
+    """Choose `missing [N]` of the tied positions `[N, P]`, drawing only where there is a choice."""
+    # Where values are distinct the tie is one position and needs no draw: the branch then costs nothing.
+    # Both branches agree there, so an example's mask still does not depend on its batch.
+    return jax.lax.cond(
+        jnp.any(jnp.sum(tied, axis=1, dtype=jnp.int32) > missing),
+        lambda: _choose_tied(keys, tied, missing),
+        lambda: tied & (missing > 0)[:, None],
+    )
+
+
+@_choose_where_tied.def_vmap
+def _choose_in_all(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
+    """Take all batches as one, for under `vmap` itself both branches of a condition are computed."""
+    full = [x if has else jnp.broadcast_to(x[None], (size, *x.shape)) for x, has in zip(arrays, batched, strict=True)]
+    merged = _choose_where_tied(*(x.reshape(-1, *x.shape[2:]) for x in full))
+    return merged.reshape(size, -1, merged.shape[-1]), True
 
 
 def _choose_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Array:

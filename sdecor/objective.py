@@ -1,4 +1,4 @@
-"""The method: classification, consistency under masking and decorrelation, and their joint gradient.
+"""The method: classification, consistency under masking, decorrelation, gradient penalty; their joint gradient.
 
 The clean forward is made once and pulled back twice: to the images for the saliency that places the mask, and to
 the parameters for the loss. See docs/method.md for the mathematics.
@@ -19,11 +19,12 @@ from sdecor.models import frozen_statistics, record_statistics
 Terms = dict[str, jax.Array]
 FORWARDS = ("shared", "frozen", "eval")
 SALIENCY_OF = ("logit", "log_probability")
-METHODS = {  # name → whether it has the terms (consistency, decorrelation)
-    "ce": (False, False),
-    "sgt": (True, False),
-    "decor": (False, True),
-    "sdecor": (True, True),
+METHODS = {  # name → whether it has the terms (consistency, decorrelation, gradient penalty)
+    "ce": (False, False, False),
+    "sgt": (True, False, False),
+    "decor": (False, True, False),
+    "sdecor": (True, True, False),
+    "gradpen": (False, False, True),
 }
 
 
@@ -33,6 +34,7 @@ class Objective:
 
     consistency: bool = True  # whether the masked forward is made at all
     decorrelation: bool = True
+    gradient_penalty: bool = False  # whether the input gradient is differentiated again
     label_smoothing: float = 0.0
     direction: str = "clean_masked"
     stop_gradient: bool = False
@@ -44,9 +46,11 @@ class Objective:
     forward: str = "shared"
     form: str = "covariance"
     spatial: str = "pool"
+    rectify: bool = False
     variance: bool = False
     epsilon: float | None = None
     iterations: int = 20
+    penalty_of: str = "cross_entropy"
 
 
 def apply_model(
@@ -77,15 +81,19 @@ def loss_and_gradients(
 ) -> tuple[Any, Any, Terms]:
     """Return the loss's gradients, the clean forward's running statistics and the named terms.
 
-    The clean forward is linearised once; its pull-back serves the saliency and the loss.
+    The clean forward is linearised once, with the penalty on its input gradient where that is a term; its pull-back
+    serves the saliency and the loss.
     """
     clean = partial(forward, dropout_key=dropout_keys[0])
-    outputs, pull_back, (batch_stats, record) = jax.vjp(
-        partial(_recorded, clean, objective.forward == "frozen"), params, images, has_aux=True
+    recorded = partial(_recorded, clean, objective.forward == "frozen")
+    (outputs, penalties), pull_back, (batch_stats, record) = jax.vjp(
+        partial(_penalised, recorded, labels=labels, objective=objective), params, images, has_aux=True
     )
     masked_logits, masked_pull_back = None, None
     if objective.consistency:
-        linear = {"outputs": outputs, "pull_back": pull_back, "record": record}
+        no_penalty = jax.tree.map(jnp.zeros_like, penalties)
+        of_outputs = lambda cotangent: pull_back((cotangent, no_penalty))  # noqa: E731
+        linear = {"outputs": outputs, "pull_back": of_outputs, "record": record}
         gradient = saliency(partial(clean, params), images, labels, objective=objective, **linear)
         ranking = masking.rank_saliency(gradient, rank_by=objective.rank_by)
         mask = masking.least_salient(tie_keys, ranking, fraction=values["mask_fraction"], highest=highest)
@@ -97,10 +105,10 @@ def loss_and_gradients(
 
         masked_logits, masked_pull_back = jax.vjp(masked_forward, params)
     loss = partial(loss_fn, labels=labels, values=values, objective=objective, axis_name=axis_name)
-    cotangents, terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(outputs, masked_logits)
-    grads, _ = pull_back(cotangents[0])
+    cotangents, terms = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(outputs, penalties, masked_logits)
+    grads, _ = pull_back(cotangents[:2])
     if objective.consistency:
-        (masked_grads,) = masked_pull_back(cotangents[1])
+        (masked_grads,) = masked_pull_back(cotangents[2])
         grads = jax.tree.map(jnp.add, grads, masked_grads)
     return grads, batch_stats, terms
 
@@ -110,6 +118,27 @@ def _recorded(forward: Callable, record: bool, params: Any, images: jax.Array) -
     with record_statistics() if record else contextlib.nullcontext({}) as found:
         outputs, batch_stats = forward(params, images)
     return outputs, (batch_stats, found)
+
+
+def _penalised(
+    forward: Callable, params: Any, images: jax.Array, *, labels: jax.Array, objective: Objective
+) -> tuple[tuple[Any, jax.Array | None], Any]:
+    """Apply `forward`, which returns `(outputs, others)`; beside its outputs return the gradient penalties `[N]`.
+
+    One function of the parameters gives both, so that one backward pass serves the loss and the penalty.
+    """
+    if not objective.gradient_penalty:
+        outputs, others = forward(params, images)
+        return (outputs, None), others
+
+    def logits_first(images: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, others = forward(params, images)
+        return outputs[0], (outputs, others)
+
+    penalties, (outputs, others) = losses.gradient_penalty(
+        logits_first, images, labels, of=objective.penalty_of, label_smoothing=objective.label_smoothing
+    )
+    return (outputs, penalties), others
 
 
 def saliency(
@@ -156,6 +185,7 @@ def _true_class(outputs: tuple[jax.Array, Any], *, labels: jax.Array, saliency_o
 
 def loss_fn(
     outputs: tuple[jax.Array, Any],
+    penalties: jax.Array | None,
     masked_logits: jax.Array | None,
     *,
     labels: jax.Array,
@@ -166,6 +196,7 @@ def loss_fn(
     """Return the total loss of the model's outputs, and its named terms before weighting."""
     logits, features = outputs
     layers = jax.tree.leaves(features)
+    layers = [jax.nn.relu(layer) for layer in layers] if objective.rectify else layers
     classification = losses.classification(logits, labels, label_smoothing=objective.label_smoothing)
     terms = {"classification": jnp.mean(classification)}
     total = terms["classification"]
@@ -183,6 +214,9 @@ def loss_fn(
         hinge = partial(losses.variance_hinge, axis_name=axis_name, spatial=objective.spatial)
         terms["variance"] = sum(map(hinge, layers)) / len(layers)
         total += values["variance_weight"] * terms["variance"]
+    if objective.gradient_penalty:
+        terms["gradient_penalty"] = jnp.mean(penalties)
+        total += values["gradient_penalty_weight"] * terms["gradient_penalty"]
     scale = partial(losses.feature_scale, axis_name=axis_name, spatial=objective.spatial)
     terms["feature_scale"] = sum(map(scale, layers)) / len(layers)
     terms["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=jnp.float32)

@@ -30,6 +30,12 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Print in the main process only."""
+    if is_main_process():
+        print(text, flush=True)
+
+
 def check_batch_size(field: str, batch_size: int, accumulate: int = 1) -> None:
     """Raise `ValueError` unless every device of every process gets the same whole number of examples."""
     check_range(field, batch_size, 1)

@@ -36,13 +36,16 @@ def create_train_state(
     image_shape: tuple[int, int, int],
     ema: bool = False,
 ) -> TrainState:
-    """Initialise `model` for images of `image_shape` (H, W, C) and return the state before the first step."""
+    """Initialise `model` for images of `image_shape` (H, W, C) and return the state before the first step.
 
-    def create() -> TrainState:
+    With keys `[R]` it is the state of R replicas: each array has a leading axis `[R]`, apart from the step.
+    """
+
+    def create(key: jax.Array) -> TrainState:
         images = jax.numpy.zeros((1, *image_shape))
         variables = model.init({"params": key}, images, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        state = TrainState.create(
+        return TrainState.create(
             apply_fn=model.apply,
             params=params,
             tx=tx,
@@ -50,7 +53,7 @@ def create_train_state(
             ema_params=jax.tree.map(jax.numpy.copy, params) if ema else None,
             ema_batch_stats=jax.tree.map(jax.numpy.copy, batch_stats) if ema else None,
         )
-        # A Python 0 would be weakly typed, and a state read from a checkpoint another type: a second compilation.
-        return state.replace(step=jax.numpy.zeros((), jax.numpy.int32))
 
-    return jax.jit(create)()
+    state = jax.jit(lambda: jax.vmap(create)(key) if key.ndim else create(key))()
+    # A Python 0 would be weakly typed, and a state read from a checkpoint another type: a second compilation.
+    return state.replace(step=jax.numpy.zeros((), jax.numpy.int32))

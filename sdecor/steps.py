@@ -24,6 +24,8 @@ HYPER = (  # what `hyper` holds: float32 scalars; the ramps are in steps
     "decor_weight",
     "decor_ramp",
     "variance_weight",
+    "gradient_penalty_weight",
+    "gradient_penalty_ramp",
     "mask_fraction",
     "mask_ramp",
 )
@@ -86,6 +88,7 @@ def scheduled(hyper: Terms, step: jax.Array, schedule: optax.Schedule) -> Terms:
         "consist_weight": hyper["consist_weight"] * ramp(hyper["consist_ramp"]),
         "decor_weight": hyper["decor_weight"] * ramp(hyper["decor_ramp"]),
         "variance_weight": hyper["variance_weight"] * ramp(hyper["decor_ramp"]),
+        "gradient_penalty_weight": hyper["gradient_penalty_weight"] * ramp(hyper["gradient_penalty_ramp"]),
         "mask_fraction": hyper["mask_fraction"] * ramp(hyper["mask_ramp"]),
     }
 
@@ -97,6 +100,7 @@ def _logged(values: Terms, objective: Objective) -> Terms:
         "mask_fraction": objective.consistency,
         "decor_weight": objective.decorrelation,
         "variance_weight": objective.variance,
+        "gradient_penalty_weight": objective.gradient_penalty,
     }
     return {name: values[name] for name, is_used in used.items() if is_used}
 

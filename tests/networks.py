@@ -25,6 +25,8 @@ HYPER = {
     "decor_weight": 0.5,
     "decor_ramp": 0.0,
     "variance_weight": 0.0,
+    "gradient_penalty_weight": 0.0,
+    "gradient_penalty_ramp": 0.0,
     "mask_fraction": 0.5,
     "mask_ramp": 0.0,
 }
@@ -74,14 +76,18 @@ def make_step(objective: method.Objective, *, axis_name: str | None = None, prep
     )
 
 
-def pmapped(step, devices: int):
-    """Return `(state, batch, hyper, key) -> (state, terms)` on so many devices, with host values in and out."""
+def pmapped(step, devices: int, axis: int = 0):
+    """Return `(state, batch, hyper, key) -> (state, terms)` on so many devices, with host values in and out.
+
+    A batch's examples are along `axis`: 1 after that of replicas.
+    """
     chosen = jax.local_devices()[:devices]
     compiled = parallel.pmap_step(step, chosen)
 
     def run(state, batch, values, key):
         state, values, key = (parallel.replicate(tree, chosen) for tree in (state, values, key))
-        return jax.device_get(compiled(state, parallel.shard(batch, devices), values, key))
+        sharded = jax.tree.map(lambda x: np.stack(np.split(x, devices, axis)), batch)
+        return jax.device_get(compiled(state, sharded, values, key))
 
     return run
 

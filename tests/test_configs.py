@@ -16,7 +16,15 @@ NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob(
 def test_every_config_is_possible_and_documented(name):
     module = importlib.import_module(f"configs.{name}")
     assert "python train.py --config=configs/" in module.__doc__
-    arguments = ("", "method=ce", "method=sdecor,runlocal", "model=cnn,runlocal", "model=vit_ti", "model=vgg16")
+    arguments = (
+        "",
+        "method=ce",
+        "method=gradpen",
+        "method=sdecor,runlocal",
+        "model=cnn,runlocal",
+        "model=vit_ti",
+        "model=vgg16",
+    )
     for arg in arguments:
         config = module.get_config(arg)
         build.check_config(config)
@@ -26,13 +34,20 @@ def test_every_config_is_possible_and_documented(name):
         build.create_learning_rate(config, schedule)
 
 
-def test_methods_are_cells_of_two_weights():
+def test_methods_are_which_terms_the_loss_has():
     cells = {}
     for method in default.METHODS:
         config = default.get_config(f"method={method}")
         objective = build.create_objective(config)
-        cells[method] = (objective.consistency, objective.decorrelation)
-    assert cells == {"ce": (False, False), "sgt": (True, False), "decor": (False, True), "sdecor": (True, True)}
+        build.check_config(config)
+        cells[method] = (objective.consistency, objective.decorrelation, objective.gradient_penalty)
+    assert cells == {
+        "ce": (False, False, False),
+        "sgt": (True, False, False),
+        "decor": (False, True, False),
+        "sdecor": (True, True, False),
+        "gradpen": (False, False, True),
+    }
 
 
 def test_config_string_chooses_model_and_shrinks():
@@ -42,7 +57,7 @@ def test_config_string_chooses_model_and_shrinks():
 
 @pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model="])
 def test_unknown_config_string_says_what_is_right(arg):
-    with pytest.raises(ValueError, match=re.escape("method=ce|sgt|decor|sdecor")):
+    with pytest.raises(ValueError, match=re.escape("method=ce|sgt|decor|sdecor|gradpen")):
         default.get_config(arg)
 
 
@@ -62,6 +77,10 @@ IMPOSSIBLE = [
     ("decorrelation.form", "covarianse", "did you mean 'covariance'"),
     ("decorrelation.weight", -1.0, "decorrelation.weight"),
     ("consistency.weight", 0.0, "contradicts config.method = 'sdecor'"),
+    ("gradient_penalty.weight", 0.1, "contradicts config.method = 'sdecor', where it is 0"),
+    ("gradient_penalty.weight", -0.1, r"\[0, inf\)"),
+    ("gradient_penalty.ramp_epochs", -1.0, r"\[0, inf\)"),
+    ("gradient_penalty.of", "cross_entrpy", "did you mean 'cross_entropy'"),
     ("optim.momentum", 1.0, "momentum"),
     ("optim.clip_norm", 0.0, "clip_norm"),
     ("optim.lr", float("inf"), "optim.lr"),
@@ -92,6 +111,14 @@ def test_impossible_value_names_field_value_and_what_is_right(field, value, hint
     with pytest.raises(ValueError, match=hint) as error:
         build.check_config(config)
     assert field in str(error.value) and repr(value) in str(error.value).replace("= 100 ", "100 ")
+
+
+@pytest.mark.parametrize("field", ["consistency.weight", "decorrelation.weight", "decorrelation.variance_weight"])
+def test_gradient_penalty_stands_alone(field):
+    config = default.get_config("method=gradpen")
+    config.update_from_flattened_dict({field: 0.5})
+    with pytest.raises(ValueError, match="contradicts config.method = 'gradpen', where it is 0"):
+        build.check_config(config)
 
 
 def test_unknown_layer_lists_the_known_ones():

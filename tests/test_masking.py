@@ -246,3 +246,14 @@ def test_wrong_fills_are_named(key, images, mask):
         masking.fill(key, images, mask, how="blur", blur_sigma=0.0)
     with pytest.raises(AssertionError):
         masking.fill(key, images, mask[:, :5])
+
+
+def test_several_batches_at_once_are_masked_as_each_alone(key):
+    """Under `vmap`, with ties in one of the batches alone and a fraction of their own."""
+    saliency = jax.random.normal(key, (3, 4, 5, 6)).at[1].set(0.0)
+    keys, fractions = jax.random.split(key, 3), jnp.array([0.5, 0.3, 0.0])
+    many = jax.vmap(lambda key, x, share: least_salient(key, x, fraction=share))
+    one = [least_salient(keys[i], saliency[i], fraction=fractions[i]) for i in range(3)]
+    np.testing.assert_array_equal(many(keys, saliency, fractions), np.stack(one))
+    shared = jax.vmap(lambda x: least_salient(key, x, fraction=0.5))(saliency)
+    np.testing.assert_array_equal(shared[1], least_salient(key, saliency[1], fraction=0.5))

@@ -37,13 +37,13 @@ def fixed_masks(monkeypatch):
 
 
 @functools.cache
-def one_step(form: str, forward: str, devices: int):
+def one_step(objective: Objective, devices: int):
     """A step of SGD whose change of the parameters is the gradient, where each term of the loss counts."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
-    step = networks.make_step(Objective(form=form, forward=forward, variance=True), axis_name=parallel.AXIS)
+    step = networks.make_step(objective, axis_name=parallel.AXIS)
     state = networks.loud_state(model, tx=optim.create_optimizer("sgd", momentum=0.0))
     before = jax.tree.map(np.array, state.params)  # a copy: the step donates its state
-    weights = {"decor_weight": 4.0, "variance_weight": 4.0, "consist_weight": 10.0}
+    weights = {"decor_weight": 4.0, "variance_weight": 4.0, "consist_weight": 10.0, "gradient_penalty_weight": 0.5}
     values = networks.hyper(learning_rate=1.0, weight_decay=0.0, **weights)
     new, terms = networks.pmapped(step, devices)(state, networks.tiny_batch(), values, jax.random.key(0))
     return jax.tree.map(np.subtract, before, new.params), new.batch_stats, terms
@@ -64,12 +64,24 @@ def on_devices(*cases):
     on_devices(("covariance", "shared"), ("correlation", "frozen"), ("decov", "eval"), ("whitening", "shared")),
 )
 def test_step_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
-    (grads, batch_stats, terms), many = one_step(form, forward, 1), one_step(form, forward, devices)
-    for name in ("consistency", "decorrelation", "variance"):
+    objective = Objective(form=form, forward=forward, variance=True)
+    steps_agree(objective, devices, counting=("consistency", "decorrelation", "variance"))
+
+
+def steps_agree(objective: Objective, devices: int, counting: tuple[str, ...]) -> None:
+    (grads, batch_stats, terms), many = one_step(objective, 1), one_step(objective, devices)
+    for name in counting:
         assert terms[name] > 0.02, f"{name} hardly counts"
     leaves_near(many[0], grads, 2e-5)
     leaves_close(many[1], batch_stats, rtol=1e-5, atol=1e-6)
     leaves_close(many[2], terms, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("of", "devices"), on_devices(("cross_entropy",), ("log_probabilities",), ("logit",)))
+def test_penalised_step_is_the_same_on_any_number_of_devices(of, devices):
+    """The input gradient crosses the devices through BatchNorm, and is differentiated again."""
+    objective = Objective(consistency=False, decorrelation=False, gradient_penalty=True, penalty_of=of)
+    steps_agree(objective, devices, counting=("gradient_penalty",))
 
 
 @functools.cache
@@ -141,15 +153,13 @@ def test_micro_batches_hold_the_same_examples_on_any_number_of_devices():
 
 
 def test_ramps_and_schedule():
-    values = {
-        step: steps.scheduled(
-            networks.hyper(decor_ramp=10, mask_ramp=4, learning_rate=2.0), jnp.int32(step), lambda s: 0.5
-        )
-        for step in (0, 5, 20)
-    }
+    ramps = {"decor_ramp": 10, "mask_ramp": 4, "gradient_penalty_ramp": 20}
+    hyper = networks.hyper(gradient_penalty_weight=0.4, learning_rate=2.0, **ramps)
+    values = {step: steps.scheduled(hyper, jnp.int32(step), lambda s: 0.5) for step in (0, 5, 20)}
     assert [float(values[s]["decor_weight"]) for s in (0, 5, 20)] == [0.0, 0.25, 0.5]
     assert [float(values[s]["mask_fraction"]) for s in (0, 5, 20)] == [0.0, 0.5, 0.5]
     assert [float(values[s]["consist_weight"]) for s in (0, 5, 20)] == [1.0, 1.0, 1.0]
+    assert [float(values[s]["gradient_penalty_weight"]) for s in (0, 5, 20)] == pytest.approx([0.0, 0.1, 0.4])
     assert float(values[0]["learning_rate"]) == 1.0
 
 

@@ -194,7 +194,7 @@ def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
     sweeps.stand_in(monkeypatch, seconds=1.0)
     (run, *_) = plan.make(sweeps.content()).runs()
     started = job.start(run, tmp_path)
-    os.close(started.held.descriptor)  # the sweep died, its child lives
+    os.close(started.held[0].descriptor)  # the sweep died, its child lives
     assert claim.take(tmp_path / run.key) is None and claim.holder(tmp_path / run.key)["process"] == os.getpid()
     assert record.state(tmp_path / run.key, run) == "running"
     started.process.wait(30)

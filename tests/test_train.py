@@ -12,7 +12,8 @@ import pytest
 import runs
 
 import train
-from sdecor import logbook, parallel, workdir
+from sdecor import inputs, logbook, parallel, workdir
+from sdecor import runs as trained
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.interrupt import Interrupt
 
@@ -56,12 +57,23 @@ def test_run_writes_its_record(undisturbed):
     assert list((undisturbed / "tensorboard").glob("events.*"))
 
 
+def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
+    config = runs.tiny_config(images, method="gradpen", **{"train.epochs": 1.0})
+    assert train.train(config, str(tmp_path))
+    *_, last = [row for row in logbook.read_rows(tmp_path) if row["split"] == "train"]
+    assert last["gradient_penalty"] > 0 and last["gradient_penalty_weight"] == pytest.approx(0.1)
+    assert last["loss"] == pytest.approx(last["classification"] + 0.1 * last["gradient_penalty"], rel=1e-5)
+    recorded = workdir.read(tmp_path)
+    restored = trained.restore(str(tmp_path))
+    del recorded["config"]["gradient_penalty"]  # as before there was this group
+    workdir.write_json(tmp_path / "config.json", recorded)
+    assert trained.restore(str(tmp_path)).settings == restored.settings
+
+
 def interrupt_at(monkeypatch, step):
     """Make the loop believe that Ctrl-C came during `step`."""
     stop = train._should_stop
-    monkeypatch.setattr(
-        train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments)
-    )
+    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
 
 
 @pytest.mark.parametrize("step", [1, 6, 12])  # the first, one with a validation due, the last
@@ -76,10 +88,10 @@ def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkey
 
 
 def test_validation_cut_off_by_a_signal_is_made_up_for(images, undisturbed, tmp_path, monkeypatch):
-    original = train._validation
+    original = train.create_validation
 
-    def validation(config, *arguments):
-        validate = original(config, *arguments)
+    def validation(*arguments, **options):
+        validate = original(*arguments, **options)
 
         def cut_off(state, interrupt):
             interrupt.signal = signal.SIGTERM
@@ -88,7 +100,7 @@ def test_validation_cut_off_by_a_signal_is_made_up_for(images, undisturbed, tmp_
         return cut_off
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_validation", validation)
+        patch.setattr(train, "create_validation", validation)
         assert not train.train(runs.tiny_config(images), str(tmp_path))
     assert not [row for row in logbook.read_rows(tmp_path) if row["split"] == "val"]
     assert train.train(runs.tiny_config(images), str(tmp_path))
@@ -149,9 +161,8 @@ def test_logbook_drops_what_will_be_written_again_and_a_torn_line(tmp_path):
     ]  # fmt: skip
 
 
-def test_gradient_accumulation_draws_apart(images):
+def test_gradient_accumulation_draws_apart():
     """Positions count through the micro-batches of a step: no two of its examples draw alike."""
-    config = runs.tiny_config(images, **{"train.batch_size": 16, "train.accumulate": 2})
     loader = [{"position": np.arange(8, dtype=np.int32), "image": np.zeros((8, 2, 2, 3), np.uint8)} for _ in range(2)]
 
     class Loader:
@@ -159,7 +170,7 @@ def test_gradient_accumulation_draws_apart(images):
             assert start == 6
             return (dict(batch) for batch in loader)
 
-    batch = next(train._step_batches(config, Loader(), 3))
+    batch = next(inputs.step_batches(Loader(), 3, batch_size=16, accumulate=2))
     assert sorted(batch["position"].ravel()) == list(range(16))
     assert batch["image"].shape[:2] == (jax.local_device_count(), 2)
 
@@ -187,9 +198,9 @@ def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["--config=configs/default.py", "--config.optim.lrr=1"], "Did you mean \"lr\""),
+        (["--config=configs/default.py", "--config.optim.lrr=1"], 'Did you mean "lr"'),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor"),
+        (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
         (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
         (["--config=configs/default.py", "--processes=2"], "--coordinator"),
         ([], "--config is missing"),

@@ -1,6 +1,7 @@
 """The order of training examples: a pure function of (seed, step), so that a resumed run needs only its step."""
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,18 +30,23 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     change, and does not promise it of `Generator.permutation`: a run can be resumed under another NumPy.
 
     Returns:
-      Read-only int64 `[n]`. The last few orders are kept, because every step of an epoch asks for the same one.
+      Read-only int64 `[n]`. The last orders of each seed are kept, because every step of an epoch asks for the same
+      one, and replicas with seeds of their own ask in turn.
     """
     check_range("seed", seed, 0, 2**64 - 1)
     check_range("epoch", epoch, 0)
-    return _epoch_order(int(seed), int(epoch), int(n))
+    return _orders(int(seed), int(n))(int(epoch))
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    draws = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
-    order = np.argsort(draws, kind="stable")
-    order.flags.writeable = False  # the cache hands out the same array again
+@functools.lru_cache(maxsize=128)
+def _orders(seed: int, n: int) -> Callable[[int], np.ndarray]:
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        draws = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+        found = np.argsort(draws, kind="stable")
+        found.flags.writeable = False  # the cache hands out the same array again
+        return found
+
     return order
 
 

@@ -1,4 +1,4 @@
-"""The terms of the training loss: classification, consistency under masking, and feature decorrelation.
+"""The terms of the training loss: classification, consistency under masking, decorrelation, gradient penalty.
 
 Conventions: a loss takes arrays and returns arrays, per example where the mathematics allows; means over the batch and
 coefficients belong to the caller. Decorrelation is a statistic of the *global* batch and returns a scalar: inside
@@ -17,16 +17,19 @@ from sdecor.losses.features import (
     whitening,
     whitening_residual,
 )
+from sdecor.losses.gradients import PENALTY_OF, gradient_penalty
 from sdecor.losses.predictions import DIRECTIONS, classification, consistency
 
 __all__ = [
     "DIRECTIONS",
     "FORMS",
+    "PENALTY_OF",
     "SPATIALS",
     "classification",
     "consistency",
     "decorrelation",
     "feature_scale",
+    "gradient_penalty",
     "sample_count",
     "variance_hinge",
     "white_floor",

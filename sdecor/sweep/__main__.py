@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from sdecor.checks import check_count
 from sdecor.failure import as_one_line
-from sdecor.sweep import check, commands, local, plan, record, slurm, source, status
+from sdecor.sweep import check, commands, groups, local, plan, record, slurm, source, status
 
 INTERRUPTED = 130
 
@@ -47,6 +47,9 @@ def run(flags: argparse.Namespace) -> int:
     check_count("--jobs", jobs)
     if flags.gpus and jobs > len(flags.gpus):
         raise ValueError(f"--jobs = {jobs} is more than the devices in --gpus: each run has one of its own")
+    check_count("--replicas", flags.replicas)
+    if flags.replicas > 1 and flags.slurm is not None:
+        raise ValueError("--replicas is for this machine: a task of --slurm is one run")
     sweep = source.load(flags.config, flags.set) if flags.config else source.read(folder)
     runs = sweep.runs(flags.only, source.parse_seeds(flags.seeds) if flags.seeds else ())
     if flags.status:
@@ -68,7 +71,7 @@ def start(
     """Check the sweep, then run it here or submit it; return the exit status."""
     away = flags.slurm is not None
     # The machine that submits need not have the accelerators.
-    check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
+    configs = check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
     source.write(folder, sweep)
     if away:
         options = slurm.parse(flags.slurm)
@@ -80,7 +83,8 @@ def start(
             print(status.describe(runs, folder))
         return 0
     places = [{"CUDA_VISIBLE_DEVICES": name} for name in flags.gpus or ()]
-    went_through = local.run_all(runs, folder, jobs=jobs, environments=places)
+    grouped = groups.together(runs, folder, configs, flags.replicas)
+    went_through = local.run_all(runs, folder, jobs=jobs, environments=places, grouped=grouped)
     print(status.describe(runs, folder, jobs))
     if not went_through:
         print("stopped; run the same command to go on")
@@ -118,6 +122,9 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--only", type=_names, default=(), metavar="CELL,…", help="these cells alone")
     known.add_argument("--seeds", metavar="0:3", help="these seeds alone")
     known.add_argument("--jobs", type=int, help="runs at a time; default 1")
+    known.add_argument(
+        "--replicas", type=int, default=1, metavar="R", help="train up to R runs that differ in numbers alone at once"
+    )
     known.add_argument("--gpus", type=_names, metavar="0,1,…", help="give each of the runs at a time one of these GPUs")
     known.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change evaluate.FLAG or config.FIELD"

@@ -12,7 +12,7 @@ from sdecor.sweep import commands, record
 from sdecor.sweep.plan import ROOT, Run, Sweep
 
 
-def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: Mapping[str, str]) -> None:
+def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Start every cell dry and compare what it would train with what is in its folders.
 
     Args:
@@ -20,6 +20,9 @@ def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: 
       runs: those that will be started.
       folder: the sweep's.
       environment: of the processes.
+
+    Returns:
+      The config of each of their cells.
 
     Raises:
       ValueError: naming all that is wrong: of a cell's config, of the flags of evaluate.py, of a folder that holds
@@ -32,6 +35,7 @@ def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: 
     ]
     if errors:
         raise ValueError("nothing was started:\n" + "\n".join(f"  {error}" for error in errors))
+    return answer["configs"]
 
 
 def dry_start(sweep: Sweep, runs: Sequence[Run], environment: Mapping[str, str]) -> dict[str, Any]:

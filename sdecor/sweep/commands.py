@@ -22,6 +22,12 @@ def command(run: Run, stage: str, folder: pathlib.Path) -> list[str]:
     return [sys.executable, str(ROOT / f"{stage}.py"), *arguments(run, stage), f"--workdir={folder / run.key}"]
 
 
+def together(run: Run, replicas: Sequence[str], folder: pathlib.Path) -> list[str]:
+    """Return the command line that trains several runs at once: `run` and the `replicas` that differ from it."""
+    chosen = [f"--replica={replica}" for replica in replicas]
+    return [sys.executable, str(ROOT / "train.py"), *train_arguments(run), *chosen, f"--workdir={folder}"]
+
+
 def train_arguments(run: Run) -> list[str]:
     """Return the arguments of train.py: the config with its words, then its fields."""
     words = [_word(name, value) for name, value in run.overrides.items() if "." not in name]

@@ -1,4 +1,7 @@
-"""One run on its way: train.py and then evaluate.py, each as a process of its own, watched without waiting."""
+"""One run on its way: train.py and then evaluate.py, each as a process of its own, watched without waiting.
+
+A group of replicas is trained by one process; its runs are then evaluated each by itself.
+"""
 
 import contextlib
 import ctypes
@@ -11,23 +14,26 @@ import sys
 import time
 from collections.abc import Mapping
 
-from sdecor.sweep import claim, commands, record
+from sdecor import logbook, replicas
+from sdecor.sweep import claim, commands, groups, record
+from sdecor.sweep.groups import Group
 from sdecor.sweep.plan import ROOT, Run
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 INTERRUPTED = 130  # exit status of train.py when a signal stopped it and its state is saved
+PARTLY = 3  # exit status of train.py when replicas are finished apart from some that were given up
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass
 class Job:
-    """A claimed run.
+    """A claimed run, or a claimed group of runs that are trained at once.
 
     Attributes:
-      run: which.
-      folder: the run's.
-      held: the claim.
+      group: which.
+      root: the sweep's folder.
+      held: the claims.
       stages: those still to do; the first is the one at work.
       slot: environment variables of its processes.
       process: at work; None once the job has ended.
@@ -37,9 +43,9 @@ class Job:
       log_start: where the process's lines begin in the log.
     """
 
-    run: Run
-    folder: pathlib.Path
-    held: claim.Claim
+    group: Group
+    root: pathlib.Path
+    held: list[claim.Claim]
     stages: list[str]
     slot: Mapping[str, str]
     process: subprocess.Popen | None = None
@@ -47,6 +53,11 @@ class Job:
     stopping: bool = False
     began: float = 0.0
     log_start: int = 0
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder with the log: the run's, or that of the group's first."""
+        return self.root / self.group.runs[0].key
 
 
 def start(
@@ -60,12 +71,31 @@ def start(
       environment: variables for its processes, beside this process's own.
       tries: how often to try the claim.
     """
-    folder = sweep_folder / run.key
-    held = claim.take(folder, tries=tries)
-    if held is None:
+    return start_group(Group((run,)), sweep_folder, environment, tries=tries)
+
+
+def start_group(
+    group: Group, sweep_folder: pathlib.Path, environment: Mapping[str, str] | None = None, *, tries: int = 1
+) -> Job | None:
+    """Claim the runs of a group that nobody holds, and start training those that are not trained yet; see `start`.
+
+    What is left of a group may be a single run, which is then evaluated as well; None when all are held.
+    """
+    taken = [(run, claim.take(sweep_folder / run.key, tries=tries)) for run in group.runs]
+    claimed = [(run, held) for run, held in taken if held is not None]
+    if not claimed:
         return None
-    record.open_record(folder, run)
-    job = Job(run, folder, held, record.missing_stages(folder, run), environment or {})
+    # Another sweep may have trained some of them meanwhile.
+    chosen = [each for each in claimed if not record.is_done(sweep_folder / each[0].key, each[0], "train")]
+    chosen = chosen or claimed[:1]
+    for each in claimed:
+        if each not in chosen:
+            each[1].release()
+    runs, held = [run for run, _ in chosen], [held for _, held in chosen]
+    for run in runs:
+        record.open_record(sweep_folder / run.key, run)
+    stages = ["train"] if len(runs) > 1 else record.missing_stages(sweep_folder / runs[0].key, runs[0])
+    job = Job(group.of(runs), sweep_folder, held, stages, environment or {})
     _go_on(job)
     return job
 
@@ -97,7 +127,10 @@ def _go_on(job: Job) -> None:
     if not job.stages or job.stopping:
         _end(job, STOPPED if job.stages else FINISHED)
         return
-    command = commands.command(job.run, job.stages[0], job.folder.parent.parent)
+    command = groups.command(job.group, job.stages[0], job.root)
+    for run in job.group.runs[1:]:
+        with (job.root / run.key / record.LOG).open("a") as log:
+            log.write(f"\ntrained together with {job.group.runs[0].key}: see {job.folder / record.LOG}\n")
     with (job.folder / record.LOG).open("ab") as log:
         log.write(f"\n$ {commands.shown(command)}\n".encode())
         log.flush()
@@ -111,7 +144,7 @@ def _go_on(job: Job) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=(job.held.descriptor,),
+            pass_fds=[held.descriptor for held in job.held],
             preexec_fn=_prepare,
         )
 
@@ -125,22 +158,35 @@ def _prepare() -> None:
 
 
 def _ended(job: Job, status: int) -> None:
-    stage, seconds = job.stages[0], time.monotonic() - job.began
+    stage, seconds = job.stages[0], (time.monotonic() - job.began) / len(job.group.runs)
+    stopped = job.stopping or (stage == "train" and status == INTERRUPTED)
+    failed = [] if status == 0 or stopped else _failed(job, status)
+    for run in job.group.runs:
+        folder = job.root / run.key
+        if stopped and status != 0:
+            record.add_time(folder, stage, seconds)
+        elif run not in failed:
+            record.add(folder, stage, commands.arguments(run, stage), seconds)
+        else:
+            lines = record.tail(job.folder / record.LOG, start=job.log_start)
+            if status < 0:
+                lines.append(f"{stage}.py was killed by {signal.Signals(-status).name}")
+            record.add_failure(folder, stage, status, lines)
     if status == 0:
-        record.add(job.folder, stage, commands.arguments(job.run, stage), seconds)
         job.stages.pop(0)
         _go_on(job)
-    elif job.stopping or (stage == "train" and status == INTERRUPTED):
-        record.add_time(job.folder, stage, seconds)
-        _end(job, STOPPED)
     else:
-        lines = record.tail(job.folder / record.LOG, start=job.log_start)
-        if status < 0:
-            lines.append(f"{stage}.py was killed by {signal.Signals(-status).name}")
-        record.add_failure(job.folder, stage, status, lines)
-        _end(job, FAILED)
+        _end(job, STOPPED if stopped else FAILED)
+
+
+def _failed(job: Job, status: int) -> list[Run]:
+    """Return which runs failed: of replicas perhaps some alone."""
+    if status != PARTLY or len(job.group.runs) == 1:
+        return list(job.group.runs)
+    return [run for run in job.group.runs if replicas.failed_at(logbook.read_rows(job.root / run.key)) is not None]
 
 
 def _end(job: Job, outcome: str) -> None:
     job.process, job.outcome = None, outcome
-    job.held.release()
+    for held in job.held:
+        held.release()

@@ -6,14 +6,20 @@ import time
 from collections.abc import Mapping, Sequence
 
 from sdecor.interrupt import Interrupt
-from sdecor.sweep import job, record, status
+from sdecor.sweep import groups, job, record, status
+from sdecor.sweep.groups import Group
 from sdecor.sweep.plan import Run
 
 _PAUSE, _LOOK_AGAIN = 0.2, 5.0  # seconds between looks at processes, and at runs that other sweeps hold
 
 
 def run_all(
-    runs: Sequence[Run], folder: pathlib.Path, *, jobs: int = 1, environments: Sequence[Mapping[str, str]] = ()
+    runs: Sequence[Run],
+    folder: pathlib.Path,
+    *,
+    jobs: int = 1,
+    environments: Sequence[Mapping[str, str]] = (),
+    grouped: Sequence[Group] | None = None,
 ) -> bool:
     """Run what is not finished; print what happens.
 
@@ -25,12 +31,14 @@ def run_all(
       folder: the sweep's.
       jobs: processes at a time.
       environments: variables for each place in which a process runs, for example which devices it may use.
+      grouped: the runs in groups that are trained at once; None = each by itself.
 
     Returns:
       False when a signal stopped it.
     """
-    left = collections.deque(run for run in runs if record.missing_stages(folder / run.key, run))
-    print(f"{len(runs) - len(left)} of {len(runs)} runs are finished, {len(left)} to do · {folder}", flush=True)
+    to_do = [run for run in runs if record.missing_stages(folder / run.key, run)]
+    left = collections.deque(groups.singly(to_do) if grouped is None else grouped)
+    print(f"{len(runs) - len(to_do)} of {len(runs)} runs are finished, {len(to_do)} to do · {folder}", flush=True)
     free = collections.deque(environments or [{}] * jobs)
     began, active, waiting, look = time.time(), [], False, 0.0
     with Interrupt() as interrupt:
@@ -41,19 +49,22 @@ def run_all(
                 all_ours = _fill(left, active, free, folder, jobs, began)
                 look = 0.0 if all_ours else time.monotonic() + _LOOK_AGAIN
                 if not all_ours and not active and left and not waiting:
-                    print(f"waiting for {len(left)} runs that other processes have: {_names(left)}", flush=True)
+                    held = [run for group in left for run in group.runs]
+                    print(f"waiting for {len(held)} runs that other processes have: {_names(held)}", flush=True)
                     waiting = True
             for each in [each for each in active if job.poll(each)]:
                 active.remove(each)
                 free.append(each.slot)
                 look = 0.0
+                if len(each.group.runs) > 1 and each.outcome != job.STOPPED:  # to be evaluated each by itself
+                    left.extendleft(reversed(groups.singly(each.group.runs)))
                 _tell(each, runs, folder, jobs)
             time.sleep(_PAUSE)
     return not interrupt
 
 
 def _fill(
-    left: collections.deque[Run],
+    left: collections.deque[Group],
     active: list[job.Job],
     free: collections.deque[Mapping[str, str]],
     folder: pathlib.Path,
@@ -63,17 +74,20 @@ def _fill(
     """Start runs in free places; return False where another process holds one that might have been started."""
     held_elsewhere = []
     while left and len(active) < jobs and not any(each.stopping for each in active):
-        run = left.popleft()
-        if _is_settled(run, folder, began):
+        group = left.popleft()
+        group = group.of([run for run in group.runs if not _is_settled(run, folder, began)])
+        if not group.runs:
             continue
-        started = job.start(run, folder, free[0])
+        started = job.start_group(group, folder, free[0])
+        others = [run for run in group.runs if started is None or run not in started.group.runs]
+        if others:
+            held_elsewhere.append(group.of(others))
         if started is None:
-            held_elsewhere.append(run)
             continue
         free.popleft()
         active.append(started)
         if started.stages:
-            print(f"{run.key}: {_doing(started)}", flush=True)
+            print(f"{_names(started.group.runs)}: {_doing(started)}", flush=True)
     left.extendleft(reversed(held_elsewhere))
     return not held_elsewhere
 
@@ -96,16 +110,21 @@ def _pass_on(active: Sequence[job.Job]) -> None:
     for each in asked:
         job.stop(each)
     if asked:
-        print(f"stopping: {_names([each.run for each in asked])} will save and end; again to stop at once", flush=True)
+        names = _names([run for each in asked for run in each.group.runs])
+        print(f"stopping: {names} will save and end; again to stop at once", flush=True)
 
 
 def _tell(each: job.Job, runs: Sequence[Run], folder: pathlib.Path, jobs: int) -> None:
-    if each.outcome == job.FAILED:
-        failed = record.read(each.folder)["failed"]
-        last = failed["lines"][-1] if failed["lines"] else "it wrote nothing"
-        print(f"{each.run.key}: {failed['stage']}.py failed: {last}", flush=True)
-    else:
-        print(f"{each.run.key}: {each.outcome} · {status.remaining(runs, folder, jobs)}", flush=True)
+    if each.outcome != job.FAILED:
+        trained = len(each.group.runs) > 1 and each.outcome == job.FINISHED
+        outcome = "trained" if trained else each.outcome
+        print(f"{_names(each.group.runs)}: {outcome} · {status.remaining(runs, folder, jobs)}", flush=True)
+        return
+    for run in each.group.runs:
+        failed = record.read(folder / run.key).get("failed")
+        if failed is not None:
+            last = failed["lines"][-1] if failed["lines"] else "it wrote nothing"
+            print(f"{run.key}: {failed['stage']}.py failed: {last}", flush=True)
 
 
 def _names(runs: Sequence[Run]) -> str:

@@ -1,0 +1,65 @@
+"""The penalty on input gradients: how far a small change of the image can move what the network says of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from sdecor.checks import check_choice
+from sdecor.losses.predictions import classification
+
+PENALTY_OF = ("cross_entropy", "log_probabilities", "logit")
+
+
+def gradient_penalty(
+    forward: Callable[[jax.Array], tuple[jax.Array, Any]],
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    of: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, Any]:
+    """Squared norm of each example's input gradient, to be differentiated again: double backpropagation.
+
+    The gradient is that of the batch's sum, so it does not depend on the batch's size. Where train-mode BatchNorm
+    couples the examples it has each image's effect on the others, of all devices if BatchNorm combines over them.
+
+    Args:
+      forward: `images -> (logits [N, K], others)`; what else it finds is returned from the same forward.
+      images: `[N, ...]`, in the model's normalised input space.
+      labels: class indices, int `[N]`, in [0, K).
+      of: what is differentiated: "cross_entropy", as trained on; "log_probabilities", summed over the classes; or
+        "logit", of the true class.
+      label_smoothing: of the cross-entropy, as for `classification`.
+
+    Returns:
+      `(penalties [N], others)`, penalties float32, ≥ 0, summed over all pixels and channels.
+
+    Raises:
+      ValueError: for an unknown `of`.
+
+    References:
+      Drucker & LeCun, Improving generalization performance using double backpropagation, 1992,
+      https://doi.org/10.1109/72.165600 (cross_entropy, there of a squared error). Ross et al., Right for the Right
+      Reasons, 2017, https://arxiv.org/abs/1703.03717 (log_probabilities, all pixels of which count without
+      annotations). Ross & Doshi-Velez, Improving the Adversarial Robustness and Interpretability of Deep Neural
+      Networks by Regularizing their Input Gradients, 2018, https://arxiv.org/abs/1711.09404.
+    """
+    check_choice("of", of, PENALTY_OF)
+    chex.assert_type([images, labels], [float, int])
+    chex.assert_rank(labels, 1)
+
+    def total(images: jax.Array) -> tuple[jax.Array, Any]:
+        logits, others = forward(images)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if of == "cross_entropy":
+            return jnp.sum(classification(logits, labels, label_smoothing=label_smoothing)), others
+        if of == "log_probabilities":
+            return jnp.sum(jax.nn.log_softmax(logits)), others
+        return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1)), others
+
+    gradient, others = jax.grad(total, has_aux=True)(images)
+    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return jnp.sum(gradient**2, axis=tuple(range(1, images.ndim))), others

@@ -1,0 +1,73 @@
+"""What a run writes while it trains: rows, checkpoints, and whether it was given up."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from sdecor import parallel, replicas
+from sdecor.checkpoint import Checkpoints
+from sdecor.logbook import Logbook, read_rows
+from sdecor.state import TrainState
+
+
+class Member(NamedTuple):
+    """One of the runs that a program trains: a run of its own, which has no name, or a replica."""
+
+    name: str
+    folder: str
+    seed: int
+
+
+@dataclasses.dataclass
+class Record:
+    """The open files of a member; `failure` says why it was given up, if it was."""
+
+    member: Member
+    checkpoints: Checkpoints
+    book: Logbook
+    failure: str = ""
+
+    def check(self, step: int, terms: dict[str, float]) -> None:
+        """Give the member up unless its loss and gradient are finite; see `give_up`."""
+        if self.failure or (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
+            return
+        self.book.write(step, "train", terms)
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        self.give_up(step, f"the loss or its gradient is not finite at step {step} ({listed})")
+
+    def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
+        """Write a checkpoint, with the validation result if there is one, unless the member was given up."""
+        if self.failure:
+            return
+        try:
+            self.checkpoints.save(state, position={"step": step, "seed": self.member.seed}, metrics=metrics)
+        except FloatingPointError as error:
+            self.give_up(step, str(error))
+
+    def give_up(self, step: int, why: str) -> None:
+        """Stop a run of its own; mark a replica, so that the others go on without it.
+
+        Raises:
+          FloatingPointError: for a run of its own.
+        """
+        good = max((saved for saved in self.checkpoints.steps() if saved < step), default=None)
+        where = "there is no earlier checkpoint" if good is None else f"the last good checkpoint is of step {good}"
+        self.failure = f"{why}; {where} in {self.member.folder}"
+        if not self.member.name:
+            raise FloatingPointError(self.failure)
+        self.book.write(step, replicas.FAILED, {})
+        self.book.flush()
+        parallel.say(f"{self.member.name} is given up: {self.failure}")
+
+    def closing(self, finished: bool) -> str:
+        """Say how the run ended."""
+        folder, best = self.member.folder, self.checkpoints.best_step()
+        if not finished:
+            return f"Interrupted; the state is saved in {folder}. Run the same command to continue."
+        rows = [row for row in read_rows(folder) if row["split"] == "val"]
+        scores = {row["step"]: row["accuracy"] for row in rows}
+        named = {"best": best, "last": max(scores, default=None)}
+        shown = ", ".join(
+            f"{scores[step]:.1%} at step {step} ({name})" for name, step in named.items() if step in scores
+        )
+        return f"Finished. Validation accuracy: {shown}. Next: python evaluate.py --workdir={folder}"

@@ -1,0 +1,314 @@
+"""Replicas: each is its own single run, on any number of devices, resumed or not; what cannot be one is refused."""
+
+import functools
+import os
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import runs
+
+import train
+from sdecor import build, logbook, masking, optim, parallel, replicas, rng, stacked, steps, workdir
+from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.objective import Objective
+from sdecor.state import create_train_state
+
+TEXTS = ("a:seed=0", "b:seed=1,optim.lr=0.01,decorrelation.weight=0.5", "c:seed=0,masking.fraction=0.25")
+SEEDS = (0, 1, 1)
+HYPERS = (
+    {},
+    {"learning_rate": 0.03, "weight_decay": 0.1, "consist_ramp": 2.0},
+    {"decor_weight": 4.0, "mask_fraction": 0.2, "mask_ramp": 3.0, "variance_weight": 1.0},
+)
+
+
+@pytest.fixture
+def fixed_masks(monkeypatch):
+    """Masking is discontinuous: here the mask depends on the key alone."""
+    least_salient = masking.least_salient
+    constant = lambda key, saliency, **options: least_salient(key, jnp.zeros_like(saliency), **options)  # noqa: E731
+    monkeypatch.setattr(masking, "least_salient", constant)
+
+
+def first_steps(devices: int, chosen: list[int] | None, count: int = 3):
+    """The states and terms of the first steps; `chosen` replicas at once, or one by itself where it is a number."""
+    model = networks.tiny_model(axis_name=parallel.AXIS)
+    step = networks.make_step(Objective(variance=True), axis_name=parallel.AXIS)
+    together = isinstance(chosen, list)
+    tx = optim.create_optimizer("sgd")
+    seeds = [SEEDS[i] for i in chosen] if together else SEEDS[chosen]
+    state = create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=networks.SHAPE)
+    values = [networks.hyper(**{"variance_weight": 0.1} | HYPERS[i]) for i in (chosen if together else [chosen])]
+    key = rng.run_key(seeds, 1)
+    run = networks.pmapped(stacked.lift(step) if together else step, devices, axis=1 if together else 0)
+    terms = []
+    for number in range(count):
+        batches = [networks.tiny_batch(seed=10 * number + i) for i in (chosen if together else [chosen])]
+        batch = stacked.stack(batches) if together else batches[0]
+        state, found = run(state, batch, stacked.stack(values) if together else values[0], key)
+        terms.append(found)
+    return state, terms
+
+
+def near(a, b, share=2e-5):
+    """Compare trees, each array relative to its largest value."""
+    for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
+        atol = share * max(float(np.abs(y).max()), 1e-3)
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+@functools.cache
+def alone(index: int):
+    return first_steps(1, index)
+
+
+@pytest.mark.parametrize(
+    "devices", [1, 8, pytest.param(2, marks=pytest.mark.full), pytest.param(4, marks=pytest.mark.full)]
+)
+def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
+    state, terms = first_steps(devices, [0, 1, 2])
+    for index, own in enumerate(stacked.unstack_state(state)):
+        single, single_terms = alone(index)
+        assert own.step == single.step == 3
+        near((own.params, own.opt_state), (single.params, single.opt_state))
+        near(own.batch_stats, single.batch_stats)
+        for together, one in zip(terms, single_terms, strict=True):
+            near({name: value[index] for name, value in together.items()}, one, 1e-4)
+
+
+def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
+    sdecor = runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
+    gradpen, changed = runs.tiny_config(tmp_path, method="gradpen"), set()
+    for field in set(replicas.FIELDS) - {"seed"}:
+        config = gradpen if field.startswith("gradient_penalty") else sdecor
+        before = build.create_hyper(config, 10)
+        (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
+        after = build.create_hyper(own, 10)
+        found = {name for name in after if after[name] != before[name]}
+        assert found, field
+        changed |= found
+    assert changed == set(steps.HYPER)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["seed"], "FIELD=NUMBER"),
+        (["optim.momentum=0.5"], "what a replica can have of its own.*'optim.lr'"),
+        (["sed=1"], "did you mean 'seed'"),
+        (["seed=1.5"], "seed=1.5.*whole number"),
+        (["optim.lr=fast"], "should be a number"),
+        (["optim.lr=True"], "is out of range"),
+        (["seed=1", "seed=1"], "same name"),
+        (["a:seed=1", "b:seed=1"], "a and b have the same fields"),
+        (["../a:seed=1"], "folder below"),
+        (["/a:seed=1"], "folder below"),
+    ],
+)
+def test_what_cannot_be_a_replica_is_refused(texts, message):
+    with pytest.raises(ValueError, match=message):
+        replicas.parse(texts)
+
+
+def test_impossible_values_name_the_replica(tmp_path):
+    config = runs.tiny_config(tmp_path)
+    with pytest.raises(ValueError, match=r"replica a: config.masking.fraction = 1.5"):
+        build.create_replicas(config, replicas.parse(["a:masking.fraction=1.5"]))
+    with pytest.raises(ValueError, match="variance_weight is 0 in some replicas"):
+        build.create_replicas(config, replicas.parse(["seed=0", "decorrelation.variance_weight=0.1"]))
+    with pytest.raises(ValueError, match="replica a: config.decorrelation.weight = 0.0 contradicts"):
+        build.create_replicas(config, replicas.parse(["a:decorrelation.weight=0"]))
+
+
+def test_names_and_texts():
+    found = replicas.parse(["seed=1,optim.lr=1e-3", "cell/seed0:seed=0"])
+    assert [each.name for each in found] == ["seed=1_optim.lr=1e-3", "cell/seed0"]
+    assert replicas.parse(map(replicas.text, found)) == found
+
+
+def test_steps_in_common():
+    assert replicas.common_steps({"a": [], "b": []}) == []
+    assert replicas.common_steps({"a": [3], "b": []}) == []  # killed while the first checkpoints were written
+    assert replicas.common_steps({"a": [2, 4, 6], "b": [2, 4]}) == [4, 2]
+    with pytest.raises(ValueError, match="a: 6; b: 2"):
+        replicas.common_steps({"a": [2, 4, 6], "b": [2]})
+    with pytest.raises(ValueError, match="a: 4; b: 0"):
+        replicas.common_steps({"a": [2, 4], "b": []})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return runs.draw_images(tmp_path_factory.mktemp("images") / "data")
+
+
+def tiny(images, **changes):
+    return runs.tiny_config(images, **{"train.batch_size": 8, "log.tensorboard": False} | changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert train.train(tiny(images), str(folder), replicas.parse(TEXTS))
+    return folder
+
+
+def final(folder):
+    """Each replica's last state, by its checksums, and its rows."""
+    found = {}
+    for name in "abc":
+        with Checkpoints(folder / name, create=False) as checkpoints:
+            meta = checkpoints.manager.restore(checkpoints.steps()[-1]).meta
+        rows = [{n: v for n, v in row.items() if n != "images_per_second"} for row in logbook.read_rows(folder / name)]
+        found[name] = (meta["step"], meta["position"], meta["checksums"], rows)
+    return found
+
+
+def test_each_folder_is_that_of_a_single_run(images, undisturbed, tmp_path):
+    (single,) = build.create_replicas(tiny(images), replicas.parse(TEXTS[1:2]))
+    assert train.train(single, str(tmp_path))
+    assert workdir.read(tmp_path)["config"] == workdir.read(undisturbed / "b")["config"]
+    one, other = (
+        {(row["step"], row["split"]): row for row in logbook.read_rows(place)}
+        for place in (tmp_path, undisturbed / "b")
+    )
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        assert row.keys() == other[key].keys()
+        if key[0] <= 3 and key[1] == "train":
+            assert other[key]["loss"] == pytest.approx(row["loss"], rel=2e-3)
+        if key[1] == "val":
+            assert other[key]["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=0.02)
+    assert train.train(single, str(undisturbed / "b"))  # a replica's folder is continued by a single run
+
+
+def test_restored_as_evaluation_restores(undisturbed):
+    from sdecor import runs as trained
+
+    found = {name: trained.restore(str(undisturbed / name), split="val") for name in "abc"}
+    rows = {name: logbook.read_rows(undisturbed / name) for name in "abc"}
+    for name, run in found.items():
+        scores = {row["step"]: row["accuracy"] for row in rows[name] if row["split"] == "val"}
+        assert scores[run.settings["step"]] == max(scores.values())
+        example = run.dataset.source("val")[0]["image"]
+        logits, _ = run.apply(run.variables, np.zeros((1, *example.shape), np.float32))
+        assert np.isfinite(logits).all()
+    assert checksums(found["a"].variables) != checksums(found["b"].variables)
+
+
+def stop_at(monkeypatch, step):
+    stop = train._should_stop
+    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(6, marks=pytest.mark.full)])
+def test_interrupted_replicas_continue_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        assert not train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
+    assert train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
+    assert f"continuing at step {step} of 12" in capsys.readouterr().out
+    assert final(tmp_path) == final(undisturbed)
+
+
+@pytest.mark.parametrize("before", [pytest.param(0, marks=pytest.mark.full), 4])
+def test_killed_between_two_checkpoints_of_a_step(images, undisturbed, tmp_path, monkeypatch, before):
+    """The first replica has a checkpoint that the others lack: all go on from the one before, or anew."""
+    save = Checkpoints.save
+
+    class Killed(Exception):
+        pass
+
+    def dies(self, state, **options):
+        if int(state.step) > before and self.directory.parent.name != "a":
+            raise Killed
+        save(self, state, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", dies)
+        with pytest.raises(Killed):
+            train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
+    assert train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
+    assert final(tmp_path) == final(undisturbed)
+
+
+def test_failed_replica_is_given_up_and_the_others_go_on(images, tmp_path, capsys):
+    config = tiny(images, method="ce", **{"optim.name": "sgd", "model.norm": "none"})
+    texts = ["good:seed=0", "bad:optim.lr=1e30", "also:seed=1"]
+    for _ in range(2):  # started again, what failed stays so
+        with pytest.raises(FloatingPointError, match=r"(?s)1 of 3 replicas were given up.*bad: .* at step \d") as error:
+            train.train(config, str(tmp_path), replicas.parse(texts))
+        assert str(tmp_path / "bad") in str(error.value)
+    text = capsys.readouterr().out
+    assert "bad is given up: the loss or its gradient is not finite at step" in text and "classification" in text
+    for name in ("good", "also"):
+        rows = logbook.read_rows(tmp_path / name)
+        assert rows[-1]["step"] == 12 and all(np.isfinite(row["loss"]) for row in rows if row["split"] == "train")
+    (single,) = build.create_replicas(config, replicas.parse(["seed=1"]))
+    assert train.train(single, str(tmp_path / "single"))
+    for row, other in zip(*(logbook.read_rows(tmp_path / name) for name in ("also", "single")), strict=True):
+        if row["split"] == "val":
+            assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
+    with pytest.raises(FloatingPointError, match="not finite"):  # by itself it is tried again
+        train.train(build.create_replicas(config, replicas.parse(texts[1:2]))[0], str(tmp_path / "bad"))
+
+
+def test_folder_of_another_config_is_refused(images, undisturbed):
+    texts = [TEXTS[0].replace("seed=0", "seed=7"), *TEXTS[1:]]
+    with pytest.raises(ValueError, match=r"(?s)another config.*seed: 0 there, 7 here"):
+        train.train(tiny(images), str(undisturbed), replicas.parse(texts))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lines", [3, 7, 11])
+def test_killed_process_continues_exactly(images, tmp_path, lines):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    flags = [f"--replica={text}" for text in TEXTS]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = runs.start(runs.command(images, whole, *flags), env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    process = runs.start(runs.command(images, broken, *flags), env)
+    while process.poll() is None:
+        if len(logbook.read_rows(broken / "b")) >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    process = runs.start(runs.command(images, broken, *flags), env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert final(broken) == final(whole)
+
+
+@pytest.mark.full
+def test_two_processes_train_and_resume_as_one(images, tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "4"}
+    flags = [f"--replica={text}" for text in TEXTS]
+    for attempt in range(2):
+        port = f"--coordinator=127.0.0.1:{20000 + (os.getpid() + 7 * attempt) % 20000}"
+        pair = [
+            runs.start(runs.command(images, tmp_path / "two", *flags, port, "--processes=2", f"--process={i}"), env)
+            for i in range(2)
+        ]
+        outputs = [process.communicate(timeout=400)[0] for process in pair]
+        assert [process.returncode for process in pair] == [0, 0], outputs
+        if attempt == 0:  # as if killed between the replicas' last checkpoints
+            shutil.rmtree(tmp_path / "two" / "b" / "checkpoints" / "12")
+        else:
+            assert "continuing at step 10 of 12" in outputs[0]
+    one = runs.start(runs.command(images, tmp_path / "one", *flags), env | {"JAX_NUM_CPU_DEVICES": "8"})
+    output, _ = one.communicate(timeout=300)
+    assert one.returncode == 0, output
+    for name in "abc":
+        rows = [
+            [row for row in logbook.read_rows(tmp_path / n / name) if row["split"] == "val"] for n in ("one", "two")
+        ]
+        for row, same in zip(*rows, strict=True):
+            assert same["step"] == row["step"]
+            assert same["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-3)

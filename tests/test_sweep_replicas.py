@@ -1,0 +1,180 @@
+"""Sweeps that train several runs by one program: which ones, and that each is then a run like any other."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import sweeps
+
+from sdecor import logbook, workdir
+from sdecor.sweep import __main__ as command_line
+from sdecor.sweep import claim, commands, groups, local, plan, record, status
+
+ROOT = pathlib.Path(__file__).parent.parent
+CELLS = [
+    ("ce", {"method": "ce"}),
+    ("sgt", {"method": "sgt"}),
+    ("low", {"method": "sgt", "masking.fraction": 0.25}),
+    ("fill", {"method": "sgt", "masking.fill": "zero"}),
+    ("points", {"method": "ce", "evaluation.curve_steps": 4}),  # which evaluation reads from the run's folder
+]
+
+# argv: the status to end with, whether the last replica fails, folders. A step is a row in each of them.
+STAND_IN = """
+import json, pathlib, sys
+status, fails, folders = int(sys.argv[1]), sys.argv[2] == "True", [pathlib.Path(name) for name in sys.argv[3:]]
+for folder in folders:
+    with (folder / "starts").open("a") as file:
+        file.write("together\\n")
+    rows = [{"step": 1, "split": "train", "images_per_second": 2.0}]
+    rows += [{"step": 2, "split": "failed"}] if fails and folder == folders[-1] else []
+    (folder / "config.json").write_text(json.dumps({"config": {"train": {"batch_size": 2}}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+print("the last words")
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def sweep():
+    return plan.make(sweeps.content(cells=CELLS))
+
+
+@pytest.fixture
+def configs():
+    """What a dry start finds."""
+    from configs import default
+
+    found = {}
+    for name, overrides in CELLS:
+        config = default.get_config(f"method={overrides['method']}")
+        config.update_from_flattened_dict({field: value for field, value in overrides.items() if "." in field})
+        found[name] = workdir.plain(config)
+    return found
+
+
+def keys(found):
+    return [[run.key for run in group.runs] for group in found]
+
+
+def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path):
+    found = groups.together(sweep.runs(), tmp_path, configs, 3)
+    assert keys(found) == [
+        ["ce/seed0", "ce/seed1"],
+        ["sgt/seed0", "low/seed0", "sgt/seed1"],
+        ["fill/seed0", "fill/seed1"],
+        ["points/seed0", "points/seed1"],
+        ["low/seed1"],
+    ]
+    assert found[0].replicas["ce/seed1"] == "ce/seed1:seed=1"  # with what differs within the group
+    assert found[1].replicas["low/seed0"] == "low/seed0:seed=0,masking.fraction=0.25"
+    assert keys(groups.together(sweep.runs(), tmp_path, configs, 1)) == [[run.key] for run in sweep.runs()]
+    command = groups.command(found[1], "train", tmp_path)
+    assert command[1:3] == [str(ROOT / "train.py"), f"--config={ROOT}/configs/default.py:method=sgt"]
+    assert command[-4:] == [
+        *(f"--replica={key}:seed={key[-1]},masking.fraction={fraction}"
+          for key, fraction in (("sgt/seed0", 0.5), ("low/seed0", 0.25), ("sgt/seed1", 0.5))),
+        f"--workdir={tmp_path}",
+    ]  # fmt: skip
+    assert groups.command(found[4], "train", tmp_path)[-1] == f"--workdir={tmp_path}/low/seed1"
+
+
+def test_what_is_trained_given_up_or_at_another_step_is_apart(sweep, configs, tmp_path):
+    runs = sweep.runs(["sgt", "low"])
+    for step in (2, 4):
+        (tmp_path / "sgt/seed0/checkpoints" / str(step)).mkdir(parents=True)
+    (tmp_path / "low/seed0").mkdir(parents=True)
+    record.add(tmp_path / "low/seed0", "train", [], 1.0)
+    (tmp_path / "sgt/seed1").mkdir()
+    (tmp_path / "sgt/seed1/metrics.jsonl").write_text('{"step": 3, "split": "failed"}\n')
+    found = groups.together(runs, tmp_path, configs, 4)
+    assert keys(found) == [["sgt/seed0"], ["low/seed0"], ["sgt/seed1"], ["low/seed1"]]
+
+
+def stand_in(monkeypatch, *, code: int = 0, fails: bool = False):
+    sweeps.stand_in(monkeypatch, seconds=0.0)
+
+    def together(run, replicas, folder):
+        places = [str(folder / replica.partition(":")[0]) for replica in replicas]
+        return [sys.executable, "-S", "-c", STAND_IN, str(code), str(fails), *places]
+
+    monkeypatch.setattr(commands, "together", together)
+
+
+def starts(folder, runs):
+    return {run.key: sweeps.starts(folder / run.key) for run in runs}
+
+
+def test_trained_at_once_and_evaluated_each(sweep, configs, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    runs = sweep.runs(["ce"])
+    assert local.run_all(runs, tmp_path, grouped=groups.together(runs, tmp_path, configs, 2))
+    assert all(stages == ["together", "evaluate"] for stages in starts(tmp_path, runs).values())
+    assert set(status.states(runs, tmp_path).values()) == {"finished"}
+    done = [record.read(tmp_path / run.key)["done"]["train"] for run in runs]
+    assert done[1]["arguments"] == commands.arguments(runs[1], "train")
+    assert "trained together with ce/seed0" in (tmp_path / "ce/seed1/sweep.log").read_text()
+
+
+@pytest.mark.parametrize(("code", "failed"), [(3, ["ce/seed1"]), (1, ["ce/seed0", "ce/seed1"])])
+def test_failed_replicas_are_recorded_and_tried_again_alone(sweep, configs, tmp_path, monkeypatch, code, failed):
+    stand_in(monkeypatch, code=code, fails=code == 3)
+    runs = sweep.runs(["ce"])
+    assert local.run_all(runs, tmp_path, grouped=groups.together(runs, tmp_path, configs, 2))
+    states = status.states(runs, tmp_path)
+    assert [key for key, state in states.items() if state == "failed"] == failed
+    assert record.read(tmp_path / "ce/seed1")["failed"]["lines"][-1] == "the last words"
+    again = groups.together(runs, tmp_path, configs, 2)
+    assert len(again) == (2 if code == 3 else 1)
+    stand_in(monkeypatch)
+    assert local.run_all(runs, tmp_path, grouped=again)
+    assert set(status.states(runs, tmp_path).values()) == {"finished"}
+    assert starts(tmp_path, runs)["ce/seed1"] == ["together", *(["train"] if code == 3 else ["together"]), "evaluate"]
+
+
+def test_what_another_sweep_holds_is_left_out_of_the_group(sweep, configs, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
+    runs = sweep.runs(["sgt", "low"])
+    held = claim.take(tmp_path / runs[0].key)
+    grouped = groups.together(runs, tmp_path, configs, 4)
+    still_held = [held]
+    monkeypatch.setattr(local, "_tell", lambda *arguments: still_held and still_held.pop().release())
+    assert local.run_all(runs, tmp_path, grouped=grouped)
+    found = starts(tmp_path, runs)
+    assert found.pop(runs[0].key) == ["train", "evaluate"]
+    assert all(stages == ["together", "evaluate"] for stages in found.values())
+
+
+def test_not_with_slurm(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config=configs/sweeps/smoke.py", f"--workdir={tmp_path}"]
+    for wrong, message in ((["--replicas=2", "--slurm"], "a task of --slurm is one run"), (["--replicas=0"], "= 0")):
+        with pytest.raises(SystemExit, match=message):
+            command_line.main([*arguments, *wrong])
+
+
+@pytest.mark.full
+def test_smoke_sweep_really(tmp_path):
+    """The same sweep together and in turn: the same steps, and about the same numbers."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
+    start = [sys.executable, "-m", "sdecor.sweep", "--config=configs/sweeps/smoke.py"]
+    for name, extra in (("together", ["--replicas=2"]), ("in_turn", [])):
+        process = subprocess.run(
+            [*start, f"--workdir={tmp_path / name}", *extra], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+    for run in plan.make(sweeps.content(cells=[("ce", {}), ("sgt_fraction=0.5", {})])).runs():
+        one, other = (tmp_path / name / run.key for name in ("together", "in_turn"))
+        assert workdir.read(one) == workdir.read(other)
+        rows = [[row for row in logbook.read_rows(place) if row["split"] == "val"] for place in (one, other)]
+        for row, same in zip(*rows, strict=True):
+            assert row["step"] == same["step"]
+            assert row["cross_entropy"] == pytest.approx(same["cross_entropy"], rel=0.01)
+        ginis = [
+            json.loads((place / "evaluation.json").read_text())["metrics"]["gradient/gini"] for place in (one, other)
+        ]
+        assert ginis[0]["mean"] == pytest.approx(ginis[1]["mean"], rel=0.05)
