@@ -73,25 +73,34 @@ def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> ja
     return jnp.sum(jnp.where(jnp.eye(products.shape[0], dtype=bool), 0.0, products) ** 2)
 
 
-def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float) -> jax.Array:
-    """Centre the samples and give each feature length 1, so that `XᵀX` is the correlation; constant features give 0."""
-    centred = _centre_live(samples, axis_name)
-    scale = _power_of_two(_peak(centred, axis_name))
-    centred = centred / scale
-    squares = total(jnp.sum(centred**2, axis=0, keepdims=True), axis_name)
+def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 0.0) -> jax.Array:
+    """Give each feature length 1, so that `XᵀX` are the cosines, of centred samples the correlations; 0 stays 0."""
+    scale = _power_of_two(_peak(samples, axis_name))
+    scaled = samples / scale
+    squares = total(jnp.sum(scaled**2, axis=0, keepdims=True), axis_name)
     live = squares > 0
     if epsilon:
         scale = jnp.where(live, scale, 0.0)
         scale = jnp.maximum(scale / jnp.maximum(jnp.max(scale), _TINY), 1e-15)
         squares = squares + epsilon * jnp.mean(squares * scale**2) / scale**2
-    return centred * jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+    return scaled * jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+
+
+def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return `(E h)² / E h²` in [0, 1] of each feature `[D]`; 0 where it is 0 throughout."""
+    n = count(samples, axis_name)
+    scaled = samples / _power_of_two(_peak(samples, axis_name))
+    mean = total(jnp.sum(scaled / n, axis=0), axis_name)
+    square = total(jnp.sum(scaled**2 / n, axis=0), axis_name)
+    live = square > 0
+    return jnp.where(live, mean**2 / jnp.where(live, square, 1.0), 0.0)
 
 
 def whiten(
     samples: jax.Array, axis_name: str | None, *, epsilon: float, iterations: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the centred samples, and these whitened by the symmetric (ZCA) root of their covariance, as constants."""
-    centred = _centre_live(samples, axis_name)
+    centred = centre_live(samples, axis_name)
     scaled = jax.lax.stop_gradient(centred)
     scaled = scaled / _power_of_two(jnp.max(_peak(scaled, axis_name)))
     root = inverse_root(covariance(scaled, axis_name), epsilon=epsilon, iterations=iterations)
@@ -144,7 +153,7 @@ def _power_of_two(peak: jax.Array) -> jax.Array:
     return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.frexp(peak)[1] - 1), 1.0)
 
 
-def _centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
+def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
     """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
     centred = centre(samples, axis_name)
     noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)

@@ -12,7 +12,7 @@ import numpy as np
 from sdecor.checks import check_choice, check_range
 from sdecor.losses import batch
 
-FORMS = ("covariance", "correlation", "decov", "whitening")
+FORMS = ("covariance", "correlation", "decov", "whitening", "cosine", "density")
 
 _ROOT_EPSILON = 1e-6
 
@@ -38,13 +38,20 @@ def decorrelation(
     - "whitening": `1/(ND) ‖Hc − Hc W‖²` with `W = C^-½`; no gradient flows through the target `Hc W`, which makes the
       gradient that of `mean_i (σ_i − 1)²` over the standard deviations along the principal axes, times (N − 1)/N.
 
+    Two are of the features themselves, not of what is left without their mean; they are meant for what comes after a
+    ReLU, by positions, where they count how many features are active at a time (docs/theory.md):
+
+    - "cosine": `1/(D(D−1)) Σ_{i≠j} cos_ij²` with the cosines of the features as vectors over samples; in [0, 1].
+    - "density": `1/D Σ_i (E h_i)² / E h_i²`, the part of the cosines which no correlation can lower: of an on-off
+      feature the share of samples on which it is on; in [0, 1]. Features that are 0 throughout count as 0.
+
     Args:
       features: `[N, D]`, or maps `[N, T, D]` or `[N, H, W, D]`.
       form: one of `FORMS`.
       axis_name: mapped axis to combine statistics over; None means this batch alone.
       spatial: for maps, "pool" (mean over positions) or "positions" (each position is a sample).
       gram: work on the `[N, N]` side instead of the `[D, D]` side; the value is the same up to rounding. None chooses
-        the cheaper one, `[N, N]` where N < D. "whitening" has the `[D, D]` side alone.
+        the cheaper one, `[N, N]` where N < D. "whitening" and "density" have no such choice.
       epsilon: "correlation": added to each variance, relative to the mean variance; damps nearly constant features
         and ends the freedom from scale (default 0). "whitening": added to the covariance's diagonal, relative to its
         Frobenius norm (default 1e-6, the least that keeps a rank-deficient batch stable). Others: unused.
@@ -52,28 +59,36 @@ def decorrelation(
         a factor 1.5; `whitening` also returns what is left.
 
     Returns:
-      Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "correlation" and "whitening" and their gradients are finite
-      up to |features| = 1e37 (the value of "whitening" is capped there), the others up to 1e8.
+      Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "covariance" and "decov" and their gradients are finite up to
+      |features| = 1e8, the others up to 1e37 (the value of "whitening" is capped there).
 
     Raises:
-      ValueError: for an unknown `form` or `spatial`, `gram` with "whitening", or a negative `epsilon`.
+      ValueError: for an unknown `form` or `spatial`, `gram` with "whitening" or "density", or a negative `epsilon`.
 
     References:
       Bardes et al., VICReg, 2022, https://arxiv.org/abs/2105.04906 (covariance). Cogswell et al., Reducing Overfitting
       in Deep Networks by Decorrelating Representations, 2016, https://arxiv.org/abs/1511.06068 (decov). Huang et al.,
-      Iterative Normalization, 2019, https://arxiv.org/abs/1904.03441 (Newton-Schulz whitening of a batch).
+      Iterative Normalization, 2019, https://arxiv.org/abs/1904.03441 (Newton-Schulz whitening of a batch). Treves &
+      Rolls, What determines the capacity of autoassociative memories in the brain?, 1991,
+      https://doi.org/10.1088/0954-898X_2_4_004 (density, there called sparseness).
     """
     check_choice("form", form, FORMS)
     if epsilon is not None:
         check_range("epsilon", epsilon, 0.0)
+    if gram and form in ("whitening", "density"):
+        raise ValueError(f"gram = True is not possible with form = {form!r}: leave it None")
     if form == "whitening":
-        if gram:
-            raise ValueError("gram = True is not possible with form = 'whitening': leave it None")
         return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[0]
     samples = batch.as_samples(features, spatial)
     count, width = batch.count(samples, axis_name), samples.shape[-1]
     gram = count < width if gram is None else gram
+    if form == "density":
+        return (count > 1) * jnp.mean(batch.densities(samples, axis_name))
+    if form == "cosine":
+        unit = batch.unit_columns(samples, axis_name)
+        return (count > 1) * batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
     if form == "correlation":
+        samples = batch.centre_live(samples, axis_name)
         unit = batch.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
         return batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
     centred = batch.centre(samples, axis_name)
@@ -170,7 +185,7 @@ def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
     """Expected `decorrelation` of `n` samples of `width` independent Gaussian features of unit variance.
 
     What a perfect network still scores: `(D−1)/(N−1)` for "covariance", `1/(N−1)` for "correlation",
-    `D(D−1)(N−1)/(2N²)` for "decov". For "whitening" the limit of large N and D at their ratio (Marchenko–Pastur),
+    `D(D−1)(N−1)/(2N²)` for "decov", `1/N` for "cosine" and "density". For "whitening" the limit of large N and D at their ratio (Marchenko–Pastur),
     which is some 5 % low at D = 16.
     """
     check_choice("form", form, FORMS)
@@ -182,6 +197,8 @@ def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
         return 1 / (n - 1) if width > 1 else 0.0
     if form == "decov":
         return width * (width - 1) * (n - 1) / (2 * n**2)
+    if form == "density" or form == "cosine":
+        return 1 / n if form == "density" or width > 1 else 0.0
     # The density 2 sin²θ / (π x) over θ in (0, π) of the non-zero variances x = 1 + γ + 2 √γ cos θ, by midpoints.
     angles, ratio = (np.arange(4096) + 0.5) * np.pi / 4096, width / (n - 1)
     variances = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angles)
