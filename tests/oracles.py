@@ -21,6 +21,12 @@ def zca(h: np.ndarray) -> np.ndarray:
 def decorrelation(h: np.ndarray, form: str) -> float:
     """Evaluate a decorrelation form by its definition."""
     n, d = h.shape
+    if form in ("cosine", "density"):
+        squares = [float(np.sum(h[:, i] ** 2)) for i in range(d)]
+        if form == "density":
+            return sum(np.sum(h[:, i]) ** 2 / (n * squares[i]) for i in range(d) if squares[i] > 0) / d
+        pairs = [(i, j) for i in range(d) for j in range(d) if i != j and squares[i] * squares[j] > 0]
+        return sum(float(h[:, i] @ h[:, j]) ** 2 / (squares[i] * squares[j]) for i, j in pairs) / (d * (d - 1))
     if form == "whitening":
         centred = h - h.mean(axis=0)
         return float(np.sum((centred - centred @ zca(h)) ** 2) / (n * d))

@@ -10,7 +10,9 @@ import pytest
 
 from sdecor import losses
 
-PAIRWISE = ("covariance", "correlation", "decov")
+CENTRED = ("covariance", "correlation", "decov", "whitening")
+PAIRWISE = ("covariance", "correlation", "decov", "cosine")
+assert {*CENTRED, *PAIRWISE, "density"} == set(losses.FORMS)
 value_and_grad = jax.jit(
     lambda features, **options: jax.value_and_grad(lambda h: losses.decorrelation(h, **options))(features),
     static_argnames=("form", "gram", "spatial", "epsilon"),
@@ -38,8 +40,9 @@ def test_value_follows_the_definition(form, shape):
     np.testing.assert_allclose(value_and_grad(h, form=form, iterations=40)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", PAIRWISE)
-@pytest.mark.parametrize("gram", [False, True])
+@pytest.mark.parametrize(
+    "form, gram", [*((form, gram) for form in PAIRWISE for gram in (False, True)), ("density", None)]
+)
 @pytest.mark.parametrize("shape", [(16, 6), (5, 8)])
 def test_gradient_equals_finite_differences(form, gram, shape):
     h = correlated(*shape)
@@ -92,10 +95,29 @@ def test_closed_form_of_two_equal_features():
     assert value_and_grad(h, form="decov")[0] == pytest.approx((5 / 4) ** 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("form", PAIRWISE)
+@pytest.mark.parametrize("form", ["covariance", "correlation", "decov"])
 def test_uncorrelated_features_score_zero(form):
     h = np.float32([[1, 2], [1, -2], [-1, 2], [-1, -2]]) + 3
     assert value_and_grad(h, form=form)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_on_off_features_score_by_how_often_they_are_on():
+    h = np.float32([[1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]])  # on in a quarter, a quarter, all, none
+    assert value_and_grad(h, form="density")[0] == pytest.approx((0.25 + 0.25 + 1 + 0) / 4, rel=1e-6)
+    # The first two never meet; each has the cosine ½ with the third, and pairs count twice.
+    assert value_and_grad(h, form="cosine")[0] == pytest.approx(2 * 2 * 0.25 / 12, rel=1e-6)
+
+
+def test_cosines_follow_from_correlations_and_densities():
+    h = np.abs(correlated(64)).astype(np.float64)
+    density = h.mean(0) ** 2 / (h**2).mean(0)
+    r = np.corrcoef(h.T)
+    expected = r * np.sqrt(np.outer(1 - density, 1 - density)) + np.sqrt(np.outer(density, density))
+    off_diagonal = expected[~np.eye(6, dtype=bool)]
+    np.testing.assert_allclose(
+        value_and_grad(h.astype(np.float32), form="cosine")[0], np.mean(off_diagonal**2), rtol=1e-5
+    )
+    np.testing.assert_allclose(value_and_grad(h.astype(np.float32), form="density")[0], density.mean(), rtol=1e-5)
 
 
 def test_correlation_epsilon_is_relative_to_the_mean_variance():
@@ -124,7 +146,7 @@ def test_one_sample_gives_zero(form):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("form", losses.FORMS)
+@pytest.mark.parametrize("form", CENTRED)
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4, 1e8])
 def test_constant_features_change_nothing_and_get_no_gradient(form, constant):
     h = correlated(37, 4)
@@ -146,7 +168,17 @@ def test_rounding_noise_on_a_constant_is_not_blown_up(form, constant):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("form", losses.FORMS)
+@pytest.mark.parametrize("form", ["cosine", "density"])
+def test_features_that_are_never_on_get_no_gradient(form):
+    h = np.abs(correlated(37, 4))
+    value, gradient = value_and_grad(np.pad(h, [(0, 0), (0, 2)]), form=form)
+    share = {"cosine": 12 / 30, "density": 4 / 6}[form]
+    np.testing.assert_allclose(value, share * oracles.decorrelation(h.astype(np.float64), form), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[:, 4:], 0.0)
+
+
+@pytest.mark.parametrize("form", CENTRED)
 def test_all_features_constant(form):
     value, gradient = value_and_grad(np.full((7, 3), 0.3, np.float32), form=form)
     assert value == 0.0
@@ -171,13 +203,13 @@ def test_scale_dependent_forms_are_finite_at_1e8(form, gram):
     np.testing.assert_allclose(value, variance**2 * {"covariance": 511, "decov": 512 * 511 / 2}[form], rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["correlation", "whitening"])
+@pytest.mark.parametrize("form", ["correlation", "whitening", "cosine", "density"])
 @pytest.mark.parametrize("scale", [1e-20, 1e8, 1e30, 1e37])
 def test_rescaled_forms_are_finite_at_any_scale(form, scale):
     h = (correlated().astype(np.float64) * scale).astype(np.float32)
     value, gradient = value_and_grad(h, form=form)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    if form == "correlation":
+    if form != "whitening":
         np.testing.assert_allclose(value, oracles.decorrelation(correlated().astype(np.float64), form), rtol=1e-4)
     else:
         centred = h.astype(np.float64) - h.mean(0, dtype=np.float64)
@@ -217,6 +249,13 @@ def test_correlation_is_free_of_scale_and_shift():
     np.testing.assert_allclose(
         value_and_grad(moved, form="correlation")[0], value_and_grad(h, form="correlation")[0], rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("form", ["cosine", "density"])
+def test_uncentred_forms_are_free_of_the_features_scales(form):
+    h = correlated()
+    scaled = h * np.logspace(-6, 6, 6, dtype=np.float32)
+    np.testing.assert_allclose(value_and_grad(scaled, form=form)[0], value_and_grad(h, form=form)[0], rtol=1e-4)
 
 
 def test_whitening_does_not_change_under_rotation_and_its_gradient_rotates():
@@ -311,7 +350,7 @@ def test_white_floor_of_the_covariance_form_is_its_formula():
 
 # Devices
 
-CASES = [(form, gram) for form in PAIRWISE for gram in (False, True)] + [("whitening", None)]
+CASES = [(form, gram) for form in PAIRWISE for gram in (False, True)] + [("whitening", None), ("density", None)]
 
 
 def network(params: dict, x: jax.Array) -> jax.Array:
@@ -326,7 +365,7 @@ def global_batch() -> tuple[dict, np.ndarray]:
 
 
 def losses_and_gradients(params: dict, x: jax.Array, *, axis_name: str | None) -> dict:
-    """Return the loss and the gradients of every form (in one program, which compiles faster than seven)."""
+    """Return the loss and the gradients of every form (in one program, which compiles faster than one for each)."""
 
     def loss(params: dict, form: str, gram: bool | None) -> jax.Array:
         h = network(params, x)
@@ -394,8 +433,9 @@ def test_wrong_arguments_are_named():
         losses.decorrelation(h, form="covarience")
     with pytest.raises(ValueError, match="spatial = 'all'.*pool.*positions"):
         losses.decorrelation(h, spatial="all")
-    with pytest.raises(ValueError, match="gram"):
-        losses.decorrelation(h, form="whitening", gram=True)
+    for form in ("whitening", "density"):
+        with pytest.raises(ValueError, match=f"gram = True is not possible with form = '{form}'"):
+            losses.decorrelation(h, form=form, gram=True)
     with pytest.raises(ValueError, match="epsilon"):
         losses.decorrelation(h, form="correlation", epsilon=-1.0)
     with pytest.raises(ValueError, match=r"features has shape \(16,\)"):

@@ -11,7 +11,7 @@ import oracles
 import pytest
 
 from sdecor import masking, models
-from sdecor.objective import FORWARDS, Objective
+from sdecor.objective import FORWARDS, Objective, loss_fn
 
 SMALL = (4, 5, 3)
 
@@ -197,6 +197,30 @@ def test_tapped_layers_are_averaged(tapped, spatial):
     np.testing.assert_allclose(terms["decorrelation_floor"], np.mean(floors), rtol=1e-5)
     np.testing.assert_allclose(terms["loss"], value, rtol=1e-5)
     leaves_close(grads, expected, rtol=1e-4)
+
+
+def test_rectified_layers_are_those_behind_a_relu():
+    """What the terms see is the layer's ReLU, and what was cut off gets no gradient."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 3
+    maps = {name: rng.normal(size=(8, 2, 3, width)).astype(np.float32) for name, width in (("a", 4), ("b", 5))}
+    values = {"decor_weight": 1.0, "variance_weight": 1.0}
+
+    def loss(features, **options):
+        objective = Objective(consistency=False, variance=True, form="density", spatial="positions", **options)
+        settings = {"labels": labels, "values": values, "objective": objective, "axis_name": None}
+        return loss_fn((logits, features), None, None, **settings)
+
+    (_, terms), gradients = jax.value_and_grad(lambda f: loss(f, rectify=True), has_aux=True)(maps)
+    rectified = {name: np.maximum(x, 0) for name, x in maps.items()}
+    samples = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in rectified.values()]
+    expected = [np.mean(x.mean(0) ** 2 / (x**2).mean(0)) for x in samples]
+    np.testing.assert_allclose(terms["decorrelation"], np.mean(expected), rtol=1e-5)
+    for name, value in loss(rectified)[1].items():
+        np.testing.assert_allclose(terms[name], value, rtol=1e-6, err_msg=name)
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient[maps[name] < 0], 0.0)
+        assert np.abs(gradient).max() > 0
 
 
 def covariance_term(samples):

@@ -49,6 +49,13 @@ def centre(samples: jax.Array, axis_name: str | None) -> jax.Array:
     return samples - mean(samples)
 
 
+def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
+    centred = centre(samples, axis_name)
+    noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
+    return jnp.where(_peak(centred, axis_name) > jnp.maximum(noise, _TINY), centred, 0.0)
+
+
 def covariance(centred: jax.Array, axis_name: str | None) -> jax.Array:
     """Return the covariance `[D, D]` over N − 1 of centred samples."""
     products = jnp.matmul(centred.T, centred, precision="highest")
@@ -151,10 +158,3 @@ def _peak(samples: jax.Array, axis_name: str | None) -> jax.Array:
 def _power_of_two(peak: jax.Array) -> jax.Array:
     """Return the largest power of two that is at most `peak`, or 1 where `peak` is next to nothing."""
     return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.frexp(peak)[1] - 1), 1.0)
-
-
-def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
-    centred = centre(samples, axis_name)
-    noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
-    return jnp.where(_peak(centred, axis_name) > jnp.maximum(noise, _TINY), centred, 0.0)

@@ -185,8 +185,8 @@ def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
     """Expected `decorrelation` of `n` samples of `width` independent Gaussian features of unit variance.
 
     What a perfect network still scores: `(D−1)/(N−1)` for "covariance", `1/(N−1)` for "correlation",
-    `D(D−1)(N−1)/(2N²)` for "decov", `1/N` for "cosine" and "density". For "whitening" the limit of large N and D at their ratio (Marchenko–Pastur),
-    which is some 5 % low at D = 16.
+    `D(D−1)(N−1)/(2N²)` for "decov", `1/N` for "cosine" and "density". For "whitening" the limit of large N and D at
+    their ratio (Marchenko–Pastur), which is some 5 % low at D = 16.
     """
     check_choice("form", form, FORMS)
     if n <= 1 or width < 1:
