@@ -101,7 +101,7 @@ def base() -> ConfigDict:
     decorrelation.weight = 0.1
     decorrelation.ramp_epochs = 0.0  # linear from 0
     decorrelation.form = "covariance"  # correlation, decov, whitening, cosine or density
-    decorrelation.layers = ()  # module paths; () => what enters the last linear layer
+    decorrelation.layers = ()  # module paths or patterns such as "norm*"; () => what enters the last linear layer
     decorrelation.spatial = "pool"  # maps [N, H, W, D]: averaged over space, or positions as samples
     decorrelation.rectify = False  # ReLU first: a layer before one then stands for what comes after it
     decorrelation.variance_weight = 0.0  # of VICReg's hinge on small standard deviations

@@ -1,6 +1,7 @@
 """From a config to the objects of a run. Below this file and train.py, evaluate.py there are only plain values."""
 
 import dataclasses
+import fnmatch
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -188,9 +189,16 @@ def create_model(
     if not layers or not tapped:
         return model
     known = models.layer_names(model, image_shape)
-    for layer in layers:
-        check_choice("config.decorrelation.layers", layer, known)
-    return models.Tap(model, layers=layers)
+    found = [name for pattern in layers for name in _matches(pattern, known)]
+    return models.Tap(model, layers=tuple(dict.fromkeys(found)))
+
+
+def _matches(pattern: str, known: Sequence[str]) -> list[str]:
+    """Return the layers that a name or a pattern such as "norm*" or "stage4/*" means; a `*` also stands for a slash."""
+    found = fnmatch.filter(known, pattern)
+    if not found:
+        check_choice("config.decorrelation.layers", pattern, known)
+    return found
 
 
 def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> list[ConfigDict]:

@@ -131,6 +131,17 @@ def test_unknown_layer_lists_the_known_ones():
     assert known[0] in str(error.value)
 
 
+def test_layers_may_be_patterns():
+    config = default.get_config("model=resnet18")
+    config.model.stem = "cifar"
+    for patterns, expected in {
+        ("stage1/*/norm1", "stage1/block1/norm1"): ("stage1/block1/norm1", "stage1/block2/norm1"),
+        ("norm*",): ("norm_stem",),
+    }.items():
+        config.decorrelation.layers = patterns
+        assert set(build.create_model(config, 10, (32, 32, 3)).layers) == set(expected)
+
+
 def test_option_of_another_model_is_an_error():
     config = default.get_config()
     config.model.stem = "cifar"
