@@ -1,0 +1,233 @@
+"""The study of docs/evidence.md: which methods sharpen gradient saliency, and at what price.
+
+    python -m sdecor.sweep --config=configs/sweeps/evidence.py:PART --workdir=runs/evidence/PART
+    python -m sdecor.sweep --report runs/evidence/PART
+
+PART is one of `PARTS`. Parts on photographs need the 20 classes of Tiny ImageNet that the study names:
+`--set config.data.path=tiny-imagenet-200`. `tuning_*`, `forms` and `factors` look at the validation split alone;
+`methods_*`, which are preregistered, at the test split.
+"""
+
+from configs.sweeps import cells
+
+Cell = tuple[str, dict]
+
+PRIMARY = [
+    "accuracy",
+    "gradient/energy_inside",
+    "gradient/insertion_vs_random",
+    "gradient/gini",
+    "gradient/max_sensitivity",
+]
+SCENES = {"config": "configs/default.py", "overrides": {"train.epochs": 6.0}}
+PHOTOGRAPHS = {
+    "config": "configs/tiny_imagenet.py",
+    "overrides": {"data.path": "tiny-imagenet-200", "train.epochs": 10.0},
+}
+DENSITY = {  # of what comes out of every ReLU of the small CNN, by positions
+    "decorrelation.form": "density",
+    "decorrelation.layers": ("norm0", "norm1", "norm2"),
+    "decorrelation.rectify": True,
+    "decorrelation.spatial": "positions",
+}
+VALIDATION = {
+    "methods": ["gradient"],
+    "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
+    "split": "val",
+    "curve_images": 500,
+    "robustness_images": 100,
+    "images": 4,
+}
+TEST = VALIDATION | {"split": "test", "images": 8}
+
+
+def ce(**also: object) -> dict:
+    """Return the overrides of cross-entropy."""
+    return {"method": "ce"} | also
+
+
+def sgt(consistency: float, **also: object) -> dict:
+    """Return the overrides of Saliency-Guided Training."""
+    return {"method": "sgt", "consistency.weight": consistency} | also
+
+
+def decor(weight: float, features: dict | None = None, **also: object) -> dict:
+    """Return the overrides of decorrelation alone, of the features' density unless other `features` are named."""
+    return {"method": "decor", "decorrelation.weight": weight} | (DENSITY if features is None else features) | also
+
+
+def sdecor(consistency: float, weight: float, features: dict | None = None, **also: object) -> dict:
+    """Return the overrides of masked consistency and decorrelation."""
+    return sgt(consistency, method="sdecor") | decor(weight, features, method="sdecor") | also
+
+
+def gradpen(weight: float) -> dict:
+    """Return the overrides of the penalty on the input gradient."""
+    return {"method": "gradpen", "gradient_penalty.weight": weight}
+
+
+def _ramp(epochs: float) -> dict:
+    """Return the overrides that raise the weight of consistency through the whole training."""
+    return {"consistency.ramp_epochs": epochs}
+
+
+def _tuning_photographs() -> list[Cell]:
+    ramp = _ramp(10.0)
+    variants = {
+        "stop_gradient": {"consistency.stop_gradient": True},
+        "fraction_0.25": {"masking.fraction": 0.25},
+        "blur": {"masking.fill": "blur"},
+    }
+    return [
+        ("ce", ce()),
+        *((f"sgt_{w}", sgt(w)) for w in (0.03, 0.1, 0.3, 1.0, 3.0)),
+        *((f"sgt_{w}_ramp", sgt(w, **ramp)) for w in (0.3, 1.0)),
+        *((f"decor_{w}", decor(w)) for w in (0.3, 1.0, 2.0, 4.0, 8.0)),
+        *((f"sdecor_{c}_{w}", sdecor(c, w)) for c, w in ((0.1, 0.3), (0.1, 1.0), (0.3, 1.0), (0.3, 3.0), (1.0, 1.0))),
+        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramp)) for c, w in ((0.3, 1.0), (1.0, 1.0))),
+        *((f"sdecor_0.3_1.0_{name}", sdecor(0.3, 1.0, **also)) for name, also in variants.items()),
+        ("sgt_1.0_blur", sgt(1.0, **{"masking.fill": "blur"})),
+        ("sdecor_1.0_1.0_blur", sdecor(1.0, 1.0, **{"masking.fill": "blur"})),
+        *((f"gradpen_{w}", gradpen(w)) for w in (0.003, 0.01, 0.03, 0.1, 0.3)),
+        *((f"other_covariance_{w}", decor(w, {})) for w in (1.0, 10.0)),
+    ]
+
+
+def _tuning_scenes() -> list[Cell]:
+    ramp = _ramp(6.0)
+    return [
+        ("ce", ce()),
+        *((f"sgt_{w}_ramp", sgt(w, **ramp)) for w in (0.3, 1.0, 3.0)),
+        *((f"decor_{w}", decor(w)) for w in (0.3, 1.0, 3.0)),
+        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramp)) for c, w in ((0.3, 1.0), (1.0, 1.0), (1.0, 3.0))),
+        *((f"gradpen_{w}", gradpen(w)) for w in (0.01, 0.03, 0.1)),
+    ]
+
+
+# What `python -m studies.choose` chose on the validation split, by the rule of docs/evidence.md.
+CHOSEN = {
+    "scenes": {
+        "sgt": sgt(3.0, **_ramp(6.0)),
+        "decor": decor(3.0),
+        "sdecor": sdecor(1.0, 3.0, **_ramp(6.0)),
+        "gradpen": gradpen(0.1),
+    },
+    "photographs": {
+        "sgt": sgt(0.3),
+        "decor": decor(2.0),
+        "sdecor": sdecor(1.0, 1.0, **{"masking.fill": "blur"}),
+        "gradpen": gradpen(0.03),
+    },
+}
+
+
+def _methods(data: str, epochs: float) -> list[Cell]:
+    """Return the methods, and cross-entropy for 7/3 of the epochs: as many forwards and backwards as sdecor has."""
+    long = ("ce_equal_compute", ce(**{"train.epochs": epochs * 7 / 3}))
+    return [("ce", ce()), *CHOSEN[data].items(), long]
+
+
+# Tier 2, on photographs. Of the last features, averaged over space, or by positions before or after a ReLU.
+POOLED = {"decorrelation.layers": ("norm2",), "decorrelation.spatial": "pool", "decorrelation.rectify": True}
+
+
+def _form(form: str, layers: tuple[str, ...] = (), *, before: bool = False) -> dict:
+    if not layers:
+        return {"decorrelation.form": form}
+    where = {"decorrelation.layers": layers, "decorrelation.spatial": "positions", "decorrelation.rectify": not before}
+    return {"decorrelation.form": form} | where
+
+
+def _forms() -> list[Cell]:
+    forms = {
+        "covariance_0.1": (0.1, _form("covariance")),
+        "covariance_1": (1.0, _form("covariance")),
+        "covariance_10": (10.0, _form("covariance")),
+        "correlation_1": (1.0, _form("correlation")),
+        "decov_0.01": (0.01, _form("decov")),
+        "whitening_1": (1.0, _form("whitening")),
+        "last_covariance_0.1": (0.1, _form("covariance", ("norm2",))),
+        "last_correlation_1": (1.0, _form("correlation", ("norm2",))),
+        "before_correlation_1": (1.0, _form("correlation", ("norm2",), before=True)),
+        "last_cosine_1": (1.0, _form("cosine", ("norm2",))),
+        "last_density_1": (1.0, _form("density", ("norm2",))),
+        "first_density_1": (1.0, _form("density", ("norm0",))),
+        "middle_density_1": (1.0, _form("density", ("norm1",))),
+        "all_correlation_1": (1.0, _form("correlation", ("norm*",))),
+        "all_cosine_1": (1.0, _form("cosine", ("norm*",))),
+        "all_density_0.3": (0.3, DENSITY),
+        "all_density_1": (1.0, DENSITY),
+        "all_density_3": (3.0, DENSITY),
+    }
+    alone = ("covariance_1", "correlation_1", "whitening_1", "all_density_1")
+    forwards = {f"all_density_1_{how}": {"masking.forward": how} for how in ("frozen", "eval")}
+    return [
+        ("ce", ce()),
+        ("sgt", sgt(TIER2)),
+        *((f"sdecor_{name}", sdecor(TIER2, weight, features)) for name, (weight, features) in forms.items()),
+        *((f"decor_{name}", decor(*forms[name])) for name in alone),
+        *((f"sdecor_{name}", sdecor(TIER2, 1.0, **also)) for name, also in forwards.items()),
+    ]
+
+
+# Tier 3, on scenes: one thing at a time.
+FACTORS = {
+    "masking.fraction": [0.1, 0.25, 0.75],
+    "masking.fill": ["mean", "zero", "blur"],
+    "masking.rank_by": ["signed"],
+    "masking.saliency_of": ["log_probability"],
+    "masking.order": ["highest", "alternate"],
+    "masking.ramp_epochs": [3.0],
+    "masking.forward": ["frozen", "eval"],
+    "consistency.stop_gradient": [True],
+    "consistency.direction": ["masked_clean"],
+    "consistency.ramp_epochs": [0.0],
+    "decorrelation.ramp_epochs": [3.0],
+    "decorrelation.variance_weight": [0.1],
+}
+
+
+def _factors() -> list[Cell]:
+    default = CHOSEN["scenes"]["sdecor"]
+    varied = [
+        cell
+        for field, values in FACTORS.items()
+        for cell in cells.one_factor({field: values}, prefix=f"sdecor_{field.partition('.')[0]}", also=default)
+    ]
+    return [("ce", ce()), ("sdecor", default), *varied]
+
+
+TIER2 = 0.3  # weight of consistency, without a ramp
+_TESTS = cells.against(["sdecor"], PRIMARY, ["ce", "sgt"])
+
+
+def _sweep(base: dict, found: list[Cell], seeds: int, evaluate: dict, references: list[str], **also: object) -> dict:
+    tags = {"references": references, "measures": PRIMARY}
+    return {"base": base, "cells": found, "seeds": seeds, "evaluate": evaluate, "tags": tags, "tests": []} | also
+
+
+def _shorter(base: dict, epochs: float) -> dict:
+    return base | {"overrides": base["overrides"] | {"train.epochs": epochs}}
+
+
+PARTS = {
+    "tuning_scenes": lambda: _sweep(SCENES, _tuning_scenes(), 1, VALIDATION, ["ce"]),
+    "tuning_photographs": lambda: _sweep(PHOTOGRAPHS, _tuning_photographs(), 2, VALIDATION, ["ce"]),
+    "methods_scenes": lambda: _sweep(SCENES, _methods("scenes", 6.0), 5, TEST, ["ce", "sgt"], tests=_TESTS),
+    "methods_photographs": lambda: _sweep(
+        PHOTOGRAPHS, _methods("photographs", 10.0), 5, TEST, ["ce", "sgt"], tests=_TESTS
+    ),
+    "forms": lambda: _sweep(_shorter(PHOTOGRAPHS, 5.0), _forms(), 3, VALIDATION, ["ce", "sgt"]),
+    "factors": lambda: _sweep(_shorter(SCENES, 3.0), _factors(), 3, VALIDATION, ["ce", "sdecor"]),
+}
+
+
+def get_config(part: str = "methods_scenes") -> dict:
+    """Return a part of the study (docs/sweeps.md).
+
+    Raises:
+      ValueError: for a part that there is not.
+    """
+    if part not in PARTS:
+        raise ValueError(f"evidence.py:{part} is no part of the study: name one of {', '.join(PARTS)}")
+    return PARTS[part]()

@@ -1,0 +1,124 @@
+"""The tables and the figure of docs/evidence.md, from the results.csv of its sweeps.
+
+    python -m studies.evidence [--results=docs/evidence] [--out=docs]
+
+Prints Markdown; writes evidence.png. Holm's correction is over the preregistered tests of both data sets together.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from configs.sweeps.evidence import PRIMARY
+from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
+from sdecor.sweep import tables
+from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
+from sdecor.sweep.inference import Mean, holm, mean_interval, paired_difference
+from studies.choose import Values, read
+
+DATA = {"scenes": "methods_scenes", "photographs": "methods_photographs"}
+METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "decor", "sdecor")
+REFERENCES = ("ce", "sgt")
+EXPLORED = {"forms": ("ce", "sgt"), "factors": ("sdecor",)}  # tiers 2 and 3: their references
+
+
+def planned(found: dict[str, Values]) -> dict[str, list[Comparison]]:
+    """Return the preregistered comparisons of sdecor by data set, corrected over all of them."""
+    tests = [
+        (data, compare(PLANNED, values, "sdecor", measure, reference))
+        for data, values in found.items()
+        for reference in REFERENCES
+        for measure in PRIMARY
+    ]
+    corrected = holm([test.difference.p for _, test in tests])
+    by_data: dict[str, list[Comparison]] = {data: [] for data in found}
+    for (data, test), p in zip(tests, corrected, strict=True):
+        by_data[data].append(test._replace(p_holm=p))
+    return by_data
+
+
+def compare(kind: str, values: Values, cell: str, measure: str, reference: str) -> Comparison:
+    """Compare two cells in a measure, paired over seeds."""
+    one, other = (values.get(name, {}).get(measure, {}) for name in (cell, reference))
+    return Comparison(kind, cell, measure, reference, paired_difference(one, other))
+
+
+def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:
+    """Return cell → measure → mean over seeds with its interval."""
+    return {
+        cell: {key: mean_interval(list(seeds.values())) for key, seeds in values[cell].items()}
+        for cell in cells
+        if cell in values
+    }
+
+
+def pages(found: dict[str, Values]) -> Iterator[str]:
+    """Yield the tables of the preregistered part: tests, primary measures, all others, differences."""
+    count = sum(len(tests) for tests in planned(found).values())
+    for data, tests in planned(found).items():
+        caption = f"Preregistered, {data}: paired t-tests over seeds, p corrected by Holm over {count} tests."
+        yield tables.markdown(tables.comparison_table(tests, caption, planned=True))
+    for data, values in found.items():
+        known = list(dict.fromkeys(key for each in values.values() for key in each))
+        yield f"## {data}"
+        yield tables.markdown(tables.main_table(means(values, METHODS), {}, PRIMARY))
+        yield differences(values, REFERENCES, METHODS)
+        rest = [key for key in known if key not in PRIMARY]
+        yield from map(tables.markdown, tables.means_tables(means(values, METHODS), {}, rest))
+
+
+def differences(values: Values, references: Sequence[str], cells: Sequence[str]) -> str:
+    """Return the table of exploratory comparisons in the primary measures: each cell against each reference."""
+    headings = [tables.heading(key) for key in PRIMARY]
+    rows = []
+    for reference in references:
+        for cell in cells:
+            found = [compare(EXPLORATORY, values, cell, key, reference) for key in PRIMARY]
+            if cell == reference or not any(each.difference.n for each in found):
+                continue
+            shown = [tables.mean_text(each.measure, Mean(*each.difference[:4])) for each in found]
+            marks = ["" if each.difference.p is None or each.difference.p >= 0.05 else "*" for each in found]
+            entries = [text + mark for text, mark in zip(shown, marks, strict=True)]
+            rows.append([f"{cell} − {reference}", *entries, str(max(each.difference.n for each in found))])
+    caption = "Paired differences over seeds ± half the width of the 95 % interval; * p < 0.05, not corrected."
+    return tables.markdown(tables.Table(caption, ["", *headings, "n"], rows))
+
+
+def draw(found: dict[str, Values], path: pathlib.Path) -> None:
+    """Draw the paired differences of the methods to cross-entropy in the primary measures, a row for each data set."""
+    color = theme_colors("light")
+    figure = new_figure(2.45 * len(PRIMARY), 2.5 * len(found) + 0.3, color)
+    places = figure.subplots(len(found), len(PRIMARY), squeeze=False)
+    for row, (data, values) in zip(places, found.items(), strict=True):
+        for axes, measure in zip(row, PRIMARY, strict=True):
+            axes.axvline(0, color=color["faint"], linewidth=1)
+            for place, method in enumerate(METHODS[1:]):
+                d = compare(EXPLORATORY, values, method, measure, "ce").difference
+                if d.n > 1:
+                    error = [[d.mean - d.low], [d.high - d.mean]]
+                    style = {"color": COLORS[place], "fmt": "o", "markersize": 5, "capsize": 2.5}
+                    axes.errorbar(d.mean, -place, xerr=error, label=method.replace("_", " "), **style)
+            axes.set_yticks([])
+            axes.margins(y=0.15)
+            dress(axes, color, tables.heading(measure).replace(" (%)", ""), f"{data}: difference to ce", small=True)
+    legend_below(figure, color, lay_out=True)
+    save_figure(figure, path, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("docs/evidence"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
+    options = parser.parse_args(arguments)
+    found = {data: read(options.results / f"{name}.csv") for data, name in DATA.items()}
+    print("\n\n".join(pages(found)))
+    for name, references in EXPLORED.items():
+        if (options.results / f"{name}.csv").exists():
+            values = read(options.results / f"{name}.csv")
+            print(f"\n## {name}\n\n{tables.markdown(tables.main_table(means(values, list(values)), {}, PRIMARY))}")
+            print(f"\n{differences(values, references, list(values))}")
+    draw(found, options.out / "evidence.png")
+
+
+if __name__ == "__main__":
+    main()
