@@ -39,7 +39,6 @@ _REPLICA = flags.DEFINE_multi_string(
 
 SHOWN = ("loss", "consistency", "decorrelation", "gradient_penalty", "accuracy")  # in the progress bar
 INTERRUPTED = 130  # exit status of a run that a signal stopped and the same command continues
-PARTLY = 3  # exit status when replicas are finished apart from some that were given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def main() -> None:
         raise SystemExit("train.py: stopped; nothing saved is lost, run the same command to go on") from None
     except PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
-        raise SystemExit(PARTLY) from None
+        raise SystemExit(replicas.PARTLY) from None
     if not finished:
         raise SystemExit(INTERRUPTED)
 
@@ -94,7 +93,8 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
       FloatingPointError: when the loss or its gradient is not finite, of all replicas.
       PartlyFinished: when they were not of some replicas, once the others are finished.
     """
-    failures = {each.name: _former_failure(f"{folder}/{each.name}") for each in chosen}
+    build.check_config(config)
+    failures = _former_failures(config, folder, chosen) if chosen else {}
     left = [each for each in chosen if not failures[each.name]]
     if chosen and not left:
         raise FloatingPointError(_listed(failures))
@@ -122,7 +122,6 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
 
 def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> tuple[Run, TrainState]:
     """Check the config, open the data and claim the folders; return the run and its state before the first step."""
-    build.check_config(config)
     configs = build.create_replicas(config, chosen) if chosen else [config]
     folders = [f"{folder}/{replica.name}" for replica in chosen] or [folder]
     dataset = build.create_data(config)
@@ -196,7 +195,8 @@ def restore(run: Run, state: TrainState, checkpoints: Sequence[Checkpoints]) -> 
         found = [checkpoints[0].restore(state)]
     else:
         saved = {member.name: each for member, each in zip(run.members, checkpoints, strict=True)}
-        found = restore_together(saved, parallel.replicate(stacked.unstack_state(state)[0]))
+        begun = [member.name for member in run.members if logbook.read_rows(member.folder)]
+        found = restore_together(saved, parallel.replicate(stacked.unstack_state(state)[0]), begun=begun)
     if None in found:
         return state
     for (own, position), member in zip(found, run.members, strict=True):
@@ -285,14 +285,23 @@ def _note(
             record.book.write(step, "train", row | {"images_per_second": rate})
 
 
-def _former_failure(folder: str) -> str:
-    step = replicas.failed_at(logbook.read_rows(folder))
-    return "" if step is None else f"given up at step {step} by an earlier start; see {folder}/metrics.jsonl"
+def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica]) -> dict[str, str]:
+    """Say of each replica whether it was given up before, in a run of the same config."""
+    failures = {}
+    for replica, own in zip(chosen, build.create_replicas(config, chosen), strict=True):
+        place = f"{folder}/{replica.name}"
+        step = replicas.failed_at(logbook.read_rows(place))
+        same = step is not None and not workdir.differing_fields(
+            workdir.read(place)["config"], workdir.plain(own), ignore=workdir.FREE
+        )
+        said = f"given up at step {step} by an earlier start; see {place}/metrics.jsonl"
+        failures[replica.name] = said if same else ""
+    return failures
 
 
 def _listed(failures: dict[str, str]) -> str:
     listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
-    what = f"{len(listed)} of {len(failures)} replicas were given up, and stay so until their folders are removed:"
+    what = f"{len(listed)} of {len(failures)} replicas were given up; start these again by commands of their own:"
     return "\n".join([what, *listed])
 
 
@@ -311,7 +320,7 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
 
 def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, int, int]) -> None:
     """Warn where the batch is too small for its covariance to mean much."""
-    if config.decorrelation.weight == 0:
+    if config.decorrelation.weight == 0 or config.decorrelation.form == "density":  # one feature at a time
         return
     n = config.train.batch_size // config.train.accumulate
     images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
@@ -322,7 +331,7 @@ def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, in
         if samples < 2 * width:
             floor = white_floor(samples, width, form=config.decorrelation.form)
             logging.warning(
-                "decorrelation of %d features from %d samples: perfectly white features would score %s; "
+                "decorrelation of %d features from %d samples: white features of mean 0 would score %s; "
                 "use at least %d samples (config.train.batch_size / config.train.accumulate)",
                 width, samples, f"{floor:.3g}", 2 * width,
             )  # fmt: skip

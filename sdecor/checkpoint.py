@@ -4,7 +4,7 @@ Orbax writes and rotates them; the checksums are ours, because bytes that flip o
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Self
 
 import jax
@@ -125,13 +125,14 @@ class Checkpoints:
 
 
 def restore_together(
-    saved: Mapping[str, Checkpoints], state: TrainState
+    saved: Mapping[str, Checkpoints], state: TrainState, *, begun: Container[str]
 ) -> list[tuple[TrainState, dict[str, Any]] | None]:
     """Read the last checkpoints of one step that all replicas have, whole; later ones are removed.
 
     Args:
       saved: the replicas' checkpoints, by name.
       state: a state as of `Checkpoints.restore`.
+      begun: as of `replicas.common_steps`.
 
     Returns:
       What `Checkpoints.restore` returns, for each; None for each where they start anew.
@@ -139,7 +140,7 @@ def restore_together(
     Raises:
       ValueError: when there are some but none whole, or the replicas were not trained together.
     """
-    common = replicas.common_steps({name: each.steps() for name, each in saved.items()})
+    common = replicas.common_steps({name: each.steps() for name, each in saved.items()}, begun)
     found, start = [None] * len(saved), 0
     for step in common:
         try:

@@ -224,16 +224,17 @@ def loss_fn(
 
 
 def _decorrelation_terms(layers: list[jax.Array], *, objective: Objective, axis_name: str | None) -> Terms:
-    """The decorrelation term averaged over layers, what white features would score, and from how many samples."""
+    """The decorrelation term averaged over layers, from how many samples, and what white features would score.
+
+    What comes out of a ReLU is never white, and the uncentred forms are for that, so the last is for the others alone.
+    """
     options = {"axis_name": axis_name, "spatial": objective.spatial}
     samples = [losses.sample_count(layer, **options) for layer in layers]
-    floors = [
-        losses.white_floor(n, layer.shape[-1], form=objective.form) for n, layer in zip(samples, layers, strict=True)
-    ]
-    terms = {
-        "decorrelation_floor": jnp.float32(sum(floors) / len(floors)),
-        "decorrelation_samples": jnp.float32(min(samples)),
-    }
+    terms = {"decorrelation_samples": jnp.float32(min(samples))}
+    if objective.form in losses.CENTRED and not objective.rectify:
+        widths = [layer.shape[-1] for layer in layers]
+        floors = [losses.white_floor(n, width, form=objective.form) for n, width in zip(samples, widths, strict=True)]
+        terms["decorrelation_floor"] = jnp.float32(sum(floors) / len(floors))
     options |= {"epsilon": objective.epsilon, "iterations": objective.iterations}
     if objective.form == "whitening":
         found = [losses.whitening(layer, **options) for layer in layers]

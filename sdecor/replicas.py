@@ -5,8 +5,9 @@ differ is what enters the compiled step as a value: the seed, and the numbers of
 """
 
 import ast
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.checks import check_choice, check_count, check_range
@@ -28,6 +29,7 @@ FIELDS = (
     "optim.lr",
     "optim.weight_decay",
 )
+PARTLY = 3  # exit status of train.py when replicas are finished apart from some that were given up
 FAILED = "failed"  # the split of the row in metrics.jsonl that says at which step a replica was given up
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
@@ -53,6 +55,10 @@ def parse(texts: Iterable[str]) -> tuple[Replica, ...]:
         twice = [replica.name for replica in found if values.count(getattr(replica, attribute)) > 1]
         if twice:
             raise ValueError(f"--replica: {' and '.join(twice)} have the same {what}: let each have its own")
+    for outer in found:
+        inner = [replica.name for replica in found if replica.name.startswith(f"{outer.name}/")]
+        if inner:
+            raise ValueError(f"--replica: {inner[0]} would lie within the folder of the run {outer.name}: rename one")
     return found
 
 
@@ -64,6 +70,8 @@ def _parse(text: str) -> Replica:
         if not equals:
             raise ValueError(f"--replica={text!r}: {part!r} should be FIELD=NUMBER, for example seed=1")
         check_choice(f"field of --replica={text!r} (what a replica can have of its own)", field, FIELDS)
+        if field in overrides:
+            raise ValueError(f"--replica={text!r} has {field} twice: name it once")
         overrides[field] = _number(f"{field} of --replica={text!r}", field, value)
     name = name if colon else fields.replace(",", "_")
     if not _NAME.fullmatch(name):
@@ -79,8 +87,8 @@ def _number(what: str, field: str, text: str) -> float:
     if field == "seed":
         check_count(what, value, 0)
         return value
-    if isinstance(value, str):
-        raise ValueError(f"{what} is {text!r}: it should be a number")
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{what} is {text!r}: it should be a number, and finite")
     check_range(what, value)
     return float(value)
 
@@ -100,20 +108,23 @@ def common(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {name: fields[name] > 0 for name in WEIGHTS}
 
 
-def common_steps(saved: Mapping[str, Sequence[int]]) -> list[int]:
+def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> list[int]:
     """Return the steps from which all replicas can go on, latest first; empty where they start anew.
 
     They are saved together, one after the other, so that a kill leaves some of them one checkpoint ahead.
 
     Args:
       saved: name → steps that have a checkpoint.
+      begun: the names of those that were trained before, with a checkpoint or killed before their first.
 
     Raises:
-      ValueError: when more than the last checkpoint of a replica would be lost: they were not trained together.
+      ValueError: when more than the last checkpoint of a replica would be lost, or one was never begun where others
+        have a checkpoint: they were not trained together.
     """
     steps = sorted(set.intersection(*map(set, saved.values())), reverse=True)
     last = steps[0] if steps else 0
-    if any(sum(step > last for step in each) > 1 for each in saved.values()):
+    behind = any(saved.values()) and not all(each or name in begun for name, each in saved.items())
+    if behind or any(sum(step > last for step in each) > 1 for each in saved.values()):
         listed = "; ".join(f"{name}: {max(each, default=0)}" for name, each in saved.items())
         raise ValueError(
             f"the replicas are at different steps ({listed}) and have no recent checkpoint in common: train those at "

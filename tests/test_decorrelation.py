@@ -10,7 +10,7 @@ import pytest
 
 from sdecor import losses
 
-CENTRED = ("covariance", "correlation", "decov", "whitening")
+CENTRED = losses.CENTRED
 PAIRWISE = ("covariance", "correlation", "decov", "cosine")
 assert {*CENTRED, *PAIRWISE, "density"} == set(losses.FORMS)
 value_and_grad = jax.jit(

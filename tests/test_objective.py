@@ -216,6 +216,7 @@ def test_rectified_layers_are_those_behind_a_relu():
     samples = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in rectified.values()]
     expected = [np.mean(x.mean(0) ** 2 / (x**2).mean(0)) for x in samples]
     np.testing.assert_allclose(terms["decorrelation"], np.mean(expected), rtol=1e-5)
+    assert "decorrelation_floor" not in terms
     for name, value in loss(rectified)[1].items():
         np.testing.assert_allclose(terms[name], value, rtol=1e-6, err_msg=name)
     for name, gradient in gradients.items():

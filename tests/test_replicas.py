@@ -109,6 +109,9 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
         (["a:seed=1", "b:seed=1"], "a and b have the same fields"),
         (["../a:seed=1"], "folder below"),
         (["/a:seed=1"], "folder below"),
+        (["seed=0,seed=1"], "has seed twice"),
+        (["a:seed=1", "a/b:seed=2"], "a/b would lie within the folder of the run a"),
+        (["optim.lr=1e999"], "a number, and finite"),
     ],
 )
 def test_what_cannot_be_a_replica_is_refused(texts, message):
@@ -133,13 +136,15 @@ def test_names_and_texts():
 
 
 def test_steps_in_common():
-    assert replicas.common_steps({"a": [], "b": []}) == []
-    assert replicas.common_steps({"a": [3], "b": []}) == []  # killed while the first checkpoints were written
-    assert replicas.common_steps({"a": [2, 4, 6], "b": [2, 4]}) == [4, 2]
+    assert replicas.common_steps({"a": [], "b": []}, "") == []
+    assert replicas.common_steps({"a": [3], "b": []}, "b") == []  # killed while the first checkpoints were written
+    assert replicas.common_steps({"a": [2, 4, 6], "b": [2, 4]}, "ab") == [4, 2]
+    with pytest.raises(ValueError, match="a: 3; b: 0"):  # b is new
+        replicas.common_steps({"a": [3], "b": []}, "a")
     with pytest.raises(ValueError, match="a: 6; b: 2"):
-        replicas.common_steps({"a": [2, 4, 6], "b": [2]})
+        replicas.common_steps({"a": [2, 4, 6], "b": [2]}, "ab")
     with pytest.raises(ValueError, match="a: 4; b: 0"):
-        replicas.common_steps({"a": [2, 4], "b": []})
+        replicas.common_steps({"a": [2, 4], "b": []}, "ab")
 
 
 @pytest.fixture(scope="module")

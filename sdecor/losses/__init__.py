@@ -8,6 +8,7 @@ Everything is computed in float32 at least, whatever the dtype of the arguments.
 
 from sdecor.losses.batch import SPATIALS
 from sdecor.losses.features import (
+    CENTRED,
     FORMS,
     decorrelation,
     feature_scale,
@@ -21,6 +22,7 @@ from sdecor.losses.gradients import PENALTY_OF, gradient_penalty
 from sdecor.losses.predictions import DIRECTIONS, classification, consistency
 
 __all__ = [
+    "CENTRED",
     "DIRECTIONS",
     "FORMS",
     "PENALTY_OF",

@@ -12,7 +12,8 @@ import numpy as np
 from sdecor.checks import check_choice, check_range
 from sdecor.losses import batch
 
-FORMS = ("covariance", "correlation", "decov", "whitening", "cosine", "density")
+CENTRED = ("covariance", "correlation", "decov", "whitening")
+FORMS = (*CENTRED, "cosine", "density")
 
 _ROOT_EPSILON = 1e-6
 
@@ -39,11 +40,12 @@ def decorrelation(
       gradient that of `mean_i (σ_i − 1)²` over the standard deviations along the principal axes, times (N − 1)/N.
 
     Two are of the features themselves, not of what is left without their mean; they are meant for what comes after a
-    ReLU, by positions, where they count how many features are active at a time (docs/theory.md):
+    ReLU, by positions, where they say how many features are active at a time (docs/theory.md):
 
     - "cosine": `1/(D(D−1)) Σ_{i≠j} cos_ij²` with the cosines of the features as vectors over samples; in [0, 1].
-    - "density": `1/D Σ_i (E h_i)² / E h_i²`, the part of the cosines which no correlation can lower: of an on-off
-      feature the share of samples on which it is on; in [0, 1]. Features that are 0 throughout count as 0.
+    - "density": `1/D Σ_i (E h_i)² / E h_i²`, of an on-off feature the share of samples on which it is on; in [0, 1].
+      The cosine of uncorrelated features is the root of the product of their densities. Features that are 0 throughout
+      count as 0.
 
     Args:
       features: `[N, D]`, or maps `[N, T, D]` or `[N, H, W, D]`.

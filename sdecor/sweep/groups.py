@@ -29,7 +29,7 @@ def singly(runs: Sequence[Run]) -> list[Group]:
 def together(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, Any], size: int) -> list[Group]:
     """Put up to `size` runs into a group, in the order of the runs, where they can be trained at once.
 
-    A run that is trained, or that was given up in an earlier group, is by itself.
+    A run that is trained, or whose training failed or was given up in an earlier group, is by itself.
 
     Args:
       runs: of the sweep.
@@ -41,7 +41,10 @@ def together(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, An
     open_groups: dict[str, list[Run]] = {}
     for run in runs:
         place = folder / run.key
-        alone = record.is_done(place, run, "train") or replicas.failed_at(logbook.read_rows(place)) is not None
+        failed = record.read(place).get("failed", {}).get("stage") == "train"
+        alone = (
+            failed or record.is_done(place, run, "train") or replicas.failed_at(logbook.read_rows(place)) is not None
+        )
         kind = _kind(configs[run.cell])
         group = open_groups.get(kind)
         if alone or group is None or len(group) >= size or not _at_the_same_step([*group, run], folder):
@@ -59,10 +62,13 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 
 def _at_the_same_step(runs: Sequence[Run], folder: pathlib.Path) -> bool:
-    places = {run.key: folder / run.key / "checkpoints" for run in runs}
-    saved = {key: [int(path.name) for path in place.glob("*") if path.name.isdigit()] for key, place in places.items()}
+    saved = {
+        run.key: [int(path.name) for path in (folder / run.key / "checkpoints").glob("*") if path.name.isdigit()]
+        for run in runs
+    }
+    begun = [run.key for run in runs if logbook.read_rows(folder / run.key)]
     try:
-        replicas.common_steps(saved)
+        replicas.common_steps(saved, begun)
     except ValueError:
         return False
     return True

@@ -21,7 +21,6 @@ from sdecor.sweep.plan import ROOT, Run
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 INTERRUPTED = 130  # exit status of train.py when a signal stopped it and its state is saved
-PARTLY = 3  # exit status of train.py when replicas are finished apart from some that were given up
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -181,7 +180,7 @@ def _ended(job: Job, status: int) -> None:
 
 def _failed(job: Job, status: int) -> list[Run]:
     """Return which runs failed: of replicas perhaps some alone."""
-    if status != PARTLY or len(job.group.runs) == 1:
+    if status != replicas.PARTLY or len(job.group.runs) == 1:
         return list(job.group.runs)
     return [run for run in job.group.runs if replicas.failed_at(logbook.read_rows(job.root / run.key)) is not None]
 
