@@ -269,6 +269,20 @@ def test_folder_of_another_config_is_refused(images, undisturbed):
         train.train(tiny(images), str(undisturbed), replicas.parse(texts))
 
 
+def test_a_new_replica_beside_others_is_refused_and_costs_them_nothing(images, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "runs")
+    places = [tmp_path / "runs" / name / "checkpoints" for name in "abc"]
+    for place in places:
+        for step in place.iterdir():
+            if step.name.isdigit() and step.name != "12":
+                shutil.rmtree(step)
+    rows = [logbook.read_rows(place.parent) for place in places]
+    with pytest.raises(ValueError, match="different steps .*a: 12; .*new: 0"):
+        train.train(tiny(images), str(tmp_path / "runs"), replicas.parse([*TEXTS, "new:seed=5"]))
+    assert all((place / "12").is_dir() for place in places)
+    assert [logbook.read_rows(place.parent) for place in places] == rows
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("lines", [3, 7, 11])
 def test_killed_process_continues_exactly(images, tmp_path, lines):
