@@ -60,6 +60,8 @@ def pages(found: dict[str, Values]) -> Iterator[str]:
         yield tables.markdown(tables.comparison_table(tests, caption, planned=True))
     for data, values in found.items():
         known = list(dict.fromkeys(key for each in values.values() for key in each))
+        if not known:
+            continue
         yield f"## {data}"
         yield tables.markdown(tables.main_table(means(values, METHODS), {}, PRIMARY))
         yield differences(values, REFERENCES, METHODS)
@@ -110,14 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("docs/evidence"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
     options = parser.parse_args(arguments)
-    found = {data: read(options.results / f"{name}.csv") for data, name in DATA.items()}
+    files = {data: options.results / f"{name}.csv" for data, name in DATA.items()}
+    found = {data: read(file) if file.exists() else {} for data, file in files.items()}  # what is not there was not run
     print("\n\n".join(pages(found)))
     for name, references in EXPLORED.items():
         if (options.results / f"{name}.csv").exists():
             values = read(options.results / f"{name}.csv")
             print(f"\n## {name}\n\n{tables.markdown(tables.main_table(means(values, list(values)), {}, PRIMARY))}")
             print(f"\n{differences(values, references, list(values))}")
-    draw(found, options.out / "evidence.png")
+    draw({data: values for data, values in found.items() if values}, options.out / "evidence.png")
 
 
 if __name__ == "__main__":
