@@ -9,16 +9,9 @@ PART is one of `PARTS`. Parts on photographs need the 20 classes of Tiny ImageNe
 """
 
 from configs.sweeps import cells
+from configs.sweeps.ablation import PRIMARY
 
 Cell = tuple[str, dict]
-
-PRIMARY = [
-    "accuracy",
-    "gradient/energy_inside",
-    "gradient/insertion_vs_random",
-    "gradient/gini",
-    "gradient/max_sensitivity",
-]
 SCENES = {"config": "configs/default.py", "overrides": {"train.epochs": 6.0}}
 PHOTOGRAPHS = {
     "config": "configs/tiny_imagenet.py",
