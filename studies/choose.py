@@ -17,6 +17,7 @@ import numpy as np
 
 from configs.sweeps.evidence import PRIMARY
 from sdecor.report.measures import direction
+from sdecor.sweep.inference import paired_difference
 
 REFERENCE, MARGIN = "ce", 0.02 + 1e-9  # of rounding
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -35,7 +36,10 @@ def read(path: pathlib.Path) -> dict[str, dict[str, dict[int, float]]]:
 def gains(values: Values) -> dict[str, dict[str, float]]:
     """Return cell → primary measure → mean gain over the reference, positive where it is better."""
     return {
-        cell: {key: (1 if direction(key) else -1) * _difference(found[key], values[REFERENCE][key]) for key in PRIMARY}
+        cell: {
+            key: (1 if direction(key) else -1) * paired_difference(found[key], values[REFERENCE][key]).mean
+            for key in PRIMARY
+        }
         for cell, found in values.items()
     }
 
@@ -57,10 +61,6 @@ def choose(gained: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         allowed = [cell for cell in cells if gained[cell]["accuracy"] >= -MARGIN]
         chosen[method] = max(allowed, key=scored.get) if allowed else max(cells, key=lambda c: gained[c]["accuracy"])
     return chosen
-
-
-def _difference(values: Mapping[int, float], reference: Mapping[int, float]) -> float:
-    return float(np.mean([values[seed] - reference[seed] for seed in values if seed in reference]))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -86,16 +86,9 @@ def densities(samples: jax.Array) -> jax.Array:
 def penalise(penalty: str, features: jax.Array, labels: jax.Array) -> jax.Array:
     """Return a penalty on features `[N, D]` or `[N, T, D]`.
 
-    "cosine" is the mean squared uncentred cosine over pairs, "density" the mean density, "within" the "correlation"
-    about the means of the classes; the others are those of `sdecor.losses`.
+    "within" is the "correlation" about the means of the classes; the others are those of `sdecor.losses`.
     """
     samples = features.reshape(-1, features.shape[-1])
-    if penalty == "density":
-        return densities(samples).mean()
-    if penalty == "cosine":
-        width = samples.shape[-1]
-        off_diagonal = jnp.where(jnp.eye(width, dtype=bool), 0.0, cosines(samples))
-        return (off_diagonal**2).sum() / (width * (width - 1))
     if penalty == "within":
         members = jax.nn.one_hot(jnp.repeat(labels, len(samples) // len(labels)), CLASSES)
         means = members.T @ samples / members.sum(0)[:, None]

@@ -120,10 +120,7 @@ def _methods(data: str, epochs: float) -> list[Cell]:
     return [("ce", ce()), *CHOSEN[data].items(), long]
 
 
-# Tier 2, on photographs. Of the last features, averaged over space, or by positions before or after a ReLU.
-POOLED = {"decorrelation.layers": ("norm2",), "decorrelation.spatial": "pool", "decorrelation.rectify": True}
-
-
+# Tier 2, on photographs: what enters the classifier, or layers by positions before or after their ReLU.
 def _form(form: str, layers: tuple[str, ...] = (), *, before: bool = False) -> dict:
     if not layers:
         return {"decorrelation.form": form}
