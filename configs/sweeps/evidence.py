@@ -178,7 +178,7 @@ FACTORS = {
 
 
 def _factors() -> list[Cell]:
-    default = CHOSEN["scenes"]["sdecor"]
+    default = sdecor(1.0, 3.0, **_ramp(3.0))  # what was chosen for scenes, its ramp as long as this training
     varied = [
         cell
         for field, values in FACTORS.items()
