@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.batch_size = 512
     config.train.epochs = 100.0
     config.consistency.weight = 1.0
+    config.consistency.ramp_epochs = 0.0
     config.masking.fraction = 0.5
     config.masking.rank_by = "signed"
     config.masking.saliency_of = "log_probability"

@@ -18,6 +18,7 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
+    default.spare(config)
     config.data.name = "tiny_imagenet"
     config.data.canvas = 32
     config.augment.flip = True

@@ -171,7 +171,7 @@ def create_data(config: ConfigDict) -> Any:
 def create_model(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], *, tapped: bool = True
 ) -> nn.Module:
-    """Build the config's model, tapped where other layers than the last are decorrelated.
+    """Build the config's model, tapped where the loss decorrelates other layers than the last.
 
     With `tapped=False` it returns the features that enter the last layer in any case, from the same parameters: what
     evaluation compares runs by.
@@ -185,12 +185,16 @@ def create_model(
     model = models.create_model(
         config.model.name, num_classes=num_classes, dtype=config.model.dtype, axis_name=parallel.AXIS, **options
     )
-    layers = tuple(config.decorrelation.layers)
-    if not layers or not tapped:
+    decor = config.decorrelation
+    if not decor.layers or not tapped or max(decor.weight, decor.variance_weight) == 0:
         return model
     known = models.layer_names(model, image_shape)
-    found = [name for pattern in layers for name in _matches(pattern, known)]
-    return models.Tap(model, layers=tuple(dict.fromkeys(found)))
+    layers = [
+        layer
+        for name in decor.layers
+        for layer in (model.activations if name == "activations" else _matches(name, known))
+    ]
+    return models.Tap(model, layers=tuple(dict.fromkeys(layers)))
 
 
 def _matches(pattern: str, known: Sequence[str]) -> list[str]:

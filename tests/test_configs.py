@@ -142,6 +142,32 @@ def test_layers_may_be_patterns():
         assert build.create_model(config, 10, (32, 32, 3)).layers == expected
 
 
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_default_decorrelates_all_activations_of_every_model(name):
+    config = default.get_config(f"model={name}")
+    model = build.create_model(config, 10, (32, 32, 3))
+    assert model.layers == model.module.activations
+
+
+@pytest.mark.parametrize("method", ["ce", "sgt", "gradpen"])
+def test_a_model_is_tapped_only_for_decorrelation(method):
+    assert isinstance(build.create_model(default.get_config(f"method={method}"), 10, (32, 32, 3)), models.SmallCNN)
+
+
+@pytest.mark.parametrize("form", default.FORMS)
+def test_other_forms_are_of_what_enters_the_last_layer(form):
+    config = default.get_config(f"method=sdecor,form={form}")
+    build.check_config(config)
+    assert config.decorrelation.form == form
+    assert isinstance(build.create_model(config, 10, (32, 32, 3)), models.SmallCNN)
+    assert default.get_config(f"method=ce,form={form}").decorrelation.weight == 0
+
+
+def test_ramps_of_a_short_run_end_with_it():
+    config = default.get_config("runlocal")
+    assert config.consistency.ramp_epochs == config.train.epochs
+
+
 def test_option_of_another_model_is_an_error():
     config = default.get_config()
     config.model.stem = "cifar"

@@ -2,12 +2,13 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdecor.models import MODELS, create_model
+from sdecor.models import MODELS, Tap, create_model
 from sdecor.models.layers import max_pool_2x2
 
 # (model, classes, image shape, options, parameters): torchvision for VGG-16 and ResNets, timm for ViT, the
@@ -81,6 +82,40 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(name):
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     assert (features.shape, features.dtype) == ((2, WIDTHS[name]), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        *((name, {}) for name in MODELS),
+        ("cnn", {"norm": "none", "widths": (4, 6)}),
+        ("resnet18", {"stem": "cifar"}),
+        ("vgg16", {"head": "imagenet"}),
+    ],
+)
+def test_activations_are_what_the_relus_see(name, options, monkeypatch):
+    seen = []
+
+    def recorded(function):
+        def call(x, **arguments):
+            seen.append((x, function(x, **arguments)))
+            return seen[-1][1]
+
+        return call
+
+    for function in ("relu", "gelu"):
+        monkeypatch.setattr(nn, function, recorded(getattr(nn, function)))
+    image_shape, small = SMALL.get(name, ((32, 32, 3), {}))
+    model = create_model(name, num_classes=3, **small, **options)
+
+    def check(images):
+        (_, tapped), _ = Tap(model, model.activations).init_with_output(jax.random.key(0), images)
+        assert tuple(tapped) == model.activations and len(seen) == len(tapped)
+        for (before, after), output in zip(seen, tapped.values(), strict=True):
+            assert output is before or output is after
+        return images
+
+    jax.eval_shape(check, jnp.zeros((2, *image_shape)))
 
 
 def test_every_model_has_a_width_here():

@@ -21,7 +21,7 @@ PRIMARY = [
 def get_config() -> dict:
     """Return the sweep (docs/sweeps.md)."""
     return {
-        "base": {"config": "configs/default.py", "overrides": {"train.epochs": 6.0}},
+        "base": {"config": "configs/default.py", "overrides": {"train.epochs": 6.0, "consistency.ramp_epochs": 6.0}},
         "cells": [(method, {"method": method}) for method in METHODS],
         "seeds": 5,
         "evaluate": {

@@ -12,10 +12,18 @@ from configs.sweeps import cells
 from configs.sweeps.ablation import PRIMARY
 
 Cell = tuple[str, dict]
-SCENES = {"config": "configs/default.py", "overrides": {"train.epochs": 6.0}}
+BEFORE = {  # the defaults that the study began with, and from which its cells differ
+    "consistency.ramp_epochs": 0.0,
+    "masking.fill": "uniform",
+    "decorrelation.form": "covariance",
+    "decorrelation.layers": (),
+    "decorrelation.spatial": "pool",
+    "decorrelation.rectify": False,
+}
+SCENES = {"config": "configs/default.py", "overrides": BEFORE | {"train.epochs": 6.0}}
 PHOTOGRAPHS = {
     "config": "configs/tiny_imagenet.py",
-    "overrides": {"data.path": "tiny-imagenet-200", "train.epochs": 10.0},
+    "overrides": BEFORE | {"data.path": "tiny-imagenet-200", "train.epochs": 10.0},
 }
 DENSITY = {  # of what comes out of every ReLU of the small CNN, by positions
     "decorrelation.form": "density",

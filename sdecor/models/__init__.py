@@ -1,6 +1,7 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
-`features` is what enters the last linear layer, before dropout where there is any. `create_model` builds one by
+`features` is what enters the last linear layer, before dropout where there is any; `module.activations` names the
+layers whose outputs go through a ReLU (of a transformer's perceptrons: through a GELU). `create_model` builds one by
 name; `Tap` gives the outputs of named layers of any Linen module; `frozen_statistics` makes the batch statistics of
 any module constants of the pull-back.
 """

@@ -61,6 +61,12 @@ class SmallCNN(nn.Module):
         check_choice("stem_stride", self.stem_stride, (1, 2))
         super().__post_init__()
 
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a ReLU, in order."""
+        layer = "conv" if self.norm == "none" else "norm"
+        return tuple(f"{layer}{index}" for index in range(len(self.widths)))
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=self.stem_stride * 2 ** (len(self.widths) - 1))
@@ -120,6 +126,11 @@ class MnistNet(nn.Module):
         for rate in self.dropout:
             check_range("dropout", rate, 0, 1, high_open=True)
         super().__post_init__()
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a ReLU, in order."""
+        return ("conv0", "conv1", "hidden")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:

@@ -91,6 +91,17 @@ class ResNet(nn.Module):
         check_choice("stem", self.stem, ("imagenet", "cifar"))
         super().__post_init__()
 
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a ReLU, in order; a block's own output has been through one."""
+        inner = ("norm1", "norm2") if self.bottleneck else ("norm1",)
+        names = ["norm_stem"]
+        for stage, blocks in enumerate(self.blocks, start=1):
+            for block in range(1, blocks + 1):
+                path = f"stage{stage}/block{block}"
+                names += [*(f"{path}/{norm}" for norm in inner), path]
+        return tuple(names)
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=1)

@@ -45,6 +45,12 @@ class VGG16(nn.Module):
         check_range("dropout", self.dropout, 0, 1, high_open=True)
         super().__post_init__()
 
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a ReLU, in order."""
+        norms = [f"norm{stage}_{n}" for stage, widths in enumerate(STAGES, 1) for n in range(1, len(widths) + 1)]
+        return (*norms, *(("hidden1", "hidden2") if self.head == "imagenet" else ()))
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=32)

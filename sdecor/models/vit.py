@@ -76,6 +76,11 @@ class ViT(nn.Module):
         check_range("dropout", self.dropout, 0, 1, high_open=True)
         super().__post_init__()
 
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a GELU, in order."""
+        return tuple(f"block{index}/mlp1" for index in range(1, self.depth + 1))
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=self.patch_size)

@@ -86,6 +86,12 @@ class WideResNet(nn.Module):
         check_range("dropout", self.dropout, 0, 1, high_open=True)
         super().__post_init__()
 
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The layers whose outputs go through a ReLU, in order."""
+        blocks = [f"stage{stage}/block{n}" for stage in (1, 2, 3) for n in range(1, (self.depth - 4) // 6 + 1)]
+        return (*(f"{block}/{norm}" for block in blocks for norm in ("norm1", "norm2")), "norm")
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=1)
