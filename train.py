@@ -26,7 +26,7 @@ from sdecor import build, cli, inputs, logbook, parallel, replicas, rng, stacked
 from sdecor.checkpoint import Checkpoints, restore_together
 from sdecor.interrupt import Interrupt
 from sdecor.logbook import Logbook
-from sdecor.losses import white_floor
+from sdecor.losses import CENTRED, white_floor
 from sdecor.record import Member, Record
 from sdecor.state import TrainState
 from sdecor.validation import Validate, create_validation
@@ -319,17 +319,18 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
 
 
 def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, int, int]) -> None:
-    """Warn where the batch is too small for its covariance to mean much."""
-    if config.decorrelation.weight == 0 or config.decorrelation.form == "density":  # one feature at a time
+    """Warn where the batch is too small for its covariance to mean much; of centred forms, which alone have a floor."""
+    decor = config.decorrelation
+    if decor.weight == 0 or decor.rectify or decor.form not in CENTRED:
         return
     n = config.train.batch_size // config.train.accumulate
     images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
     (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
     for layer in jax.tree.leaves(features):
-        samples = n if config.decorrelation.spatial == "pool" else math.prod(layer.shape[:-1])
+        samples = n if decor.spatial == "pool" else math.prod(layer.shape[:-1])
         width = layer.shape[-1]
         if samples < 2 * width:
-            floor = white_floor(samples, width, form=config.decorrelation.form)
+            floor = white_floor(samples, width, form=decor.form)
             logging.warning(
                 "decorrelation of %d features from %d samples: white features of mean 0 would score %s; "
                 "use at least %d samples (config.train.batch_size / config.train.accumulate)",

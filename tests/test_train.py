@@ -51,8 +51,8 @@ def test_run_writes_its_record(undisturbed):
     assert steps == list(range(1, 13))
     assert [row["step"] for row in rows if row["split"] == "val"] == [3, 6, 9, 12]
     last = [row for row in rows if row["split"] == "train"][-1]
-    for name in ("loss", "classification", "consistency", "decorrelation", "decorrelation_floor", "feature_scale",
-                 "gradient_norm", "accuracy", "learning_rate"):  # fmt: skip
+    for name in ("loss", "classification", "consistency", "decorrelation", "decorrelation_samples",
+                 "feature_scale", "gradient_norm", "accuracy", "learning_rate"):  # fmt: skip
         assert np.isfinite(last[name]), name
     assert list((undisturbed / "tensorboard").glob("events.*"))
 

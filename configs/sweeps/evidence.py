@@ -123,9 +123,17 @@ CHOSEN = {
 
 
 def _methods(data: str, epochs: float) -> list[Cell]:
-    """Return the methods, and cross-entropy for 7/3 of the epochs: as many forwards and backwards as sdecor has."""
-    long = ("ce_equal_compute", ce(**{"train.epochs": epochs * 7 / 3}))
-    return [("ce", ce()), *CHOSEN[data].items(), long]
+    """Return the methods, then cross-entropy, sgt and sdecor of 7/3 of the epochs.
+
+    In that time cross-entropy makes as many forwards and backwards as sdecor in the epochs of the others.
+    """
+    longer = {"train.epochs": epochs * 7 / 3}
+    found = [("ce", ce()), *CHOSEN[data].items(), ("ce_equal_compute", ce(**longer))]
+    for method in ("sgt", "sdecor"):
+        chosen = CHOSEN[data][method]
+        ramp = _ramp(longer["train.epochs"]) if "consistency.ramp_epochs" in chosen else {}
+        found.append((f"{method}_longer", chosen | longer | ramp))
+    return found
 
 
 # Tier 2, on photographs: what enters the classifier, or layers by positions before or after their ReLU.
