@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from configs.sweeps.evidence import PRIMARY
+from sdecor.report.measures import format_value
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
 from sdecor.sweep import tables
 from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
@@ -19,6 +20,14 @@ from studies.choose import Values, read
 DATA = {"scenes": "methods_scenes", "photographs": "methods_photographs"}
 METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "decor", "sdecor")
 REFERENCES = ("ce", "sgt")
+LONGER = ("ce_equal_compute", "sgt_longer", "sdecor_longer")  # cells of the same length; the first is the reference
+SMOOTH, PATH = "smoothgrad:samples=16", "integrated_gradients:steps=16"
+SECONDARY = (
+    *("calibration_error", "mean_abs_correlation", "effective_rank"),
+    *(f"gradient/{name}" for name in ("deletion_vs_random", "road_vs_random", "grid_pointing_game")),
+    "gradient/parameter_randomization",
+    *(f"{method}/{key.partition('/')[2]}" for method in (SMOOTH, PATH) for key in PRIMARY[1:4]),
+)
 EXPLORED = {"forms": ("ce", "sgt"), "factors": ("sdecor",)}  # tiers 2 and 3: their references
 
 
@@ -53,7 +62,7 @@ def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:
 
 
 def pages(found: dict[str, Values]) -> Iterator[str]:
-    """Yield the tables of the preregistered part: tests, primary measures, all others, differences."""
+    """Yield the tables of the preregistered part: tests, primary measures, differences, secondary ones, all others."""
     count = sum(len(tests) for tests in planned(found).values())
     for data, tests in planned(found).items():
         caption = f"Preregistered, {data}: paired t-tests over seeds, p corrected by Holm over {count} tests."
@@ -63,10 +72,33 @@ def pages(found: dict[str, Values]) -> Iterator[str]:
         if not known:
             continue
         yield f"## {data}"
-        yield tables.markdown(tables.main_table(means(values, METHODS), {}, PRIMARY))
+        yield tables.markdown(tables.main_table(means(values, METHODS + LONGER[1:]), {}, PRIMARY))
         yield differences(values, REFERENCES, METHODS)
-        rest = [key for key in known if key not in PRIMARY]
+        yield differences(values, LONGER[:1], LONGER)
+        yield tables.markdown(secondary(values, f"Secondary measures, {data}"))
+        rest = [key for key in known if key not in PRIMARY + list(SECONDARY)]
         yield from map(tables.markdown, tables.means_tables(means(values, METHODS), {}, rest))
+
+
+def secondary(values: Values, caption: str) -> tables.Table:
+    """Return the table of secondary measures: means of the methods, then what sdecor differs by."""
+    cells = [method for method in METHODS if method in values]
+    rows = []
+    for key in SECONDARY:
+        entries = [mean_interval(list(values[cell].get(key, {}).values())) for cell in cells]
+        if any(entry.n for entry in entries):
+            texts = [format_value(key, entry.mean, unit=False) for entry in entries]
+            rows.append([tables.heading(key, with_method=True), *texts])
+            rows[-1] += [_marked(compare(EXPLORATORY, values, "sdecor", key, reference)) for reference in REFERENCES]
+    header = ["", *cells, *(f"sdecor − {reference}" for reference in REFERENCES)]
+    return tables.Table(f"{caption}: means; differences as above.", header, rows)
+
+
+def _marked(comparison: Comparison) -> str:
+    """Write a difference ± half the width of its interval, with a star where it is resolved, not corrected."""
+    found = comparison.difference
+    text = tables.mean_text(comparison.measure, Mean(*found[:4]))
+    return text + ("" if found.p is None or found.p >= 0.05 else "*")
 
 
 def differences(values: Values, references: Sequence[str], cells: Sequence[str]) -> str:
@@ -78,10 +110,10 @@ def differences(values: Values, references: Sequence[str], cells: Sequence[str])
             found = [compare(EXPLORATORY, values, cell, key, reference) for key in PRIMARY]
             if cell == reference or not any(each.difference.n for each in found):
                 continue
-            shown = [tables.mean_text(each.measure, Mean(*each.difference[:4])) for each in found]
-            marks = ["" if each.difference.p is None or each.difference.p >= 0.05 else "*" for each in found]
-            entries = [text + mark for text, mark in zip(shown, marks, strict=True)]
-            rows.append([f"{cell} − {reference}", *entries, str(max(each.difference.n for each in found))])
+            count = max(each.difference.n for each in found)
+            rows.append([f"{cell} − {reference}", *map(_marked, found), str(count)])
+    if not rows:
+        return ""
     caption = "Paired differences over seeds ± half the width of the 95 % interval; * p < 0.05, not corrected."
     return tables.markdown(tables.Table(caption, ["", *headings, "n"], rows))
 
@@ -114,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     files = {data: options.results / f"{name}.csv" for data, name in DATA.items()}
     found = {data: read(file) if file.exists() else {} for data, file in files.items()}  # what is not there was not run
-    print("\n\n".join(pages(found)))
+    print("\n\n".join(filter(None, pages(found))))
     for name, references in EXPLORED.items():
         if (options.results / f"{name}.csv").exists():
             values = read(options.results / f"{name}.csv")

@@ -10,6 +10,7 @@ PART is one of `PARTS`. Parts on photographs need the 20 classes of Tiny ImageNe
 
 from configs.sweeps import cells
 from configs.sweeps.ablation import PRIMARY
+from configs.sweeps.methods import DENSITY, ce, decor, gradpen, ramp, sdecor, sgt
 
 Cell = tuple[str, dict]
 BEFORE = {  # the defaults that the study began with, and from which its cells differ
@@ -25,12 +26,6 @@ PHOTOGRAPHS = {
     "config": "configs/tiny_imagenet.py",
     "overrides": BEFORE | {"data.path": "tiny-imagenet-200", "train.epochs": 10.0},
 }
-DENSITY = {  # of what comes out of every ReLU of the small CNN, by positions
-    "decorrelation.form": "density",
-    "decorrelation.layers": ("norm0", "norm1", "norm2"),
-    "decorrelation.rectify": True,
-    "decorrelation.spatial": "positions",
-}
 VALIDATION = {
     "methods": ["gradient"],
     "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
@@ -42,38 +37,8 @@ VALIDATION = {
 TEST = VALIDATION | {"split": "test", "images": 8}
 
 
-def ce(**also: object) -> dict:
-    """Return the overrides of cross-entropy."""
-    return {"method": "ce"} | also
-
-
-def sgt(consistency: float, **also: object) -> dict:
-    """Return the overrides of Saliency-Guided Training."""
-    return {"method": "sgt", "consistency.weight": consistency} | also
-
-
-def decor(weight: float, features: dict | None = None, **also: object) -> dict:
-    """Return the overrides of decorrelation alone, of the features' density unless other `features` are named."""
-    return {"method": "decor", "decorrelation.weight": weight} | (DENSITY if features is None else features) | also
-
-
-def sdecor(consistency: float, weight: float, features: dict | None = None, **also: object) -> dict:
-    """Return the overrides of masked consistency and decorrelation."""
-    return sgt(consistency, method="sdecor") | decor(weight, features, method="sdecor") | also
-
-
-def gradpen(weight: float) -> dict:
-    """Return the overrides of the penalty on the input gradient."""
-    return {"method": "gradpen", "gradient_penalty.weight": weight}
-
-
-def _ramp(epochs: float) -> dict:
-    """Return the overrides that raise the weight of consistency through the whole training."""
-    return {"consistency.ramp_epochs": epochs}
-
-
 def _tuning_photographs() -> list[Cell]:
-    ramp = _ramp(10.0)
+    ramped = ramp(10.0)
     variants = {
         "stop_gradient": {"consistency.stop_gradient": True},
         "fraction_0.25": {"masking.fraction": 0.25},
@@ -82,10 +47,10 @@ def _tuning_photographs() -> list[Cell]:
     return [
         ("ce", ce()),
         *((f"sgt_{w}", sgt(w)) for w in (0.03, 0.1, 0.3, 1.0, 3.0)),
-        *((f"sgt_{w}_ramp", sgt(w, **ramp)) for w in (0.3, 1.0)),
+        *((f"sgt_{w}_ramp", sgt(w, **ramped)) for w in (0.3, 1.0)),
         *((f"decor_{w}", decor(w)) for w in (0.3, 1.0, 2.0, 4.0, 8.0)),
         *((f"sdecor_{c}_{w}", sdecor(c, w)) for c, w in ((0.1, 0.3), (0.1, 1.0), (0.3, 1.0), (0.3, 3.0), (1.0, 1.0))),
-        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramp)) for c, w in ((0.3, 1.0), (1.0, 1.0))),
+        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramped)) for c, w in ((0.3, 1.0), (1.0, 1.0))),
         *((f"sdecor_0.3_1.0_{name}", sdecor(0.3, 1.0, **also)) for name, also in variants.items()),
         ("sgt_1.0_blur", sgt(1.0, **{"masking.fill": "blur"})),
         ("sdecor_1.0_1.0_blur", sdecor(1.0, 1.0, **{"masking.fill": "blur"})),
@@ -95,22 +60,33 @@ def _tuning_photographs() -> list[Cell]:
 
 
 def _tuning_scenes() -> list[Cell]:
-    ramp = _ramp(6.0)
+    ramped = ramp(6.0)
     return [
         ("ce", ce()),
-        *((f"sgt_{w}_ramp", sgt(w, **ramp)) for w in (0.3, 1.0, 3.0)),
+        *((f"sgt_{w}_ramp", sgt(w, **ramped)) for w in (0.3, 1.0, 3.0)),
         *((f"decor_{w}", decor(w)) for w in (0.3, 1.0, 3.0)),
-        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramp)) for c, w in ((0.3, 1.0), (1.0, 1.0), (1.0, 3.0))),
+        *((f"sdecor_{c}_{w}_ramp", sdecor(c, w, **ramped)) for c, w in ((0.3, 1.0), (1.0, 1.0), (1.0, 3.0))),
         *((f"gradpen_{w}", gradpen(w)) for w in (0.01, 0.03, 0.1)),
+    ]
+
+
+def _tuning_longer() -> list[Cell]:
+    """Return as many values of sgt as of sdecor, for longer training on photographs."""
+    first = DENSITY | {"decorrelation.layers": ("norm0",)}
+    return [
+        ("ce", ce()),
+        *((f"sgt_{w}", sgt(w)) for w in (0.1, 0.3, 1.0)),
+        *((f"sdecor_{c}_1.0", sdecor(c, 1.0)) for c in (0.3, 1.0)),
+        ("sdecor_0.3_1.0_first", sdecor(0.3, 1.0, first)),
     ]
 
 
 # What `python -m studies.choose` chose on the validation split, by the rule of docs/evidence.md.
 CHOSEN = {
     "scenes": {
-        "sgt": sgt(3.0, **_ramp(6.0)),
+        "sgt": sgt(3.0, **ramp(6.0)),
         "decor": decor(3.0),
-        "sdecor": sdecor(1.0, 3.0, **_ramp(6.0)),
+        "sdecor": sdecor(1.0, 3.0, **ramp(6.0)),
         "gradpen": gradpen(0.1),
     },
     "photographs": {
@@ -131,8 +107,8 @@ def _methods(data: str, epochs: float) -> list[Cell]:
     found = [("ce", ce()), *CHOSEN[data].items(), ("ce_equal_compute", ce(**longer))]
     for method in ("sgt", "sdecor"):
         chosen = CHOSEN[data][method]
-        ramp = _ramp(longer["train.epochs"]) if "consistency.ramp_epochs" in chosen else {}
-        found.append((f"{method}_longer", chosen | longer | ramp))
+        ramped = ramp(longer["train.epochs"]) if "consistency.ramp_epochs" in chosen else {}
+        found.append((f"{method}_longer", chosen | longer | ramped))
     return found
 
 
@@ -194,7 +170,7 @@ FACTORS = {
 
 
 def _factors() -> list[Cell]:
-    default = sdecor(1.0, 3.0, **_ramp(3.0))  # what was chosen for scenes, its ramp as long as this training
+    default = sdecor(1.0, 3.0, **ramp(3.0))  # what was chosen for scenes, its ramp as long as this training
     varied = [
         cell
         for field, values in FACTORS.items()
@@ -212,19 +188,20 @@ def _sweep(base: dict, found: list[Cell], seeds: int, evaluate: dict, references
     return {"base": base, "cells": found, "seeds": seeds, "evaluate": evaluate, "tags": tags, "tests": []} | also
 
 
-def _shorter(base: dict, epochs: float) -> dict:
+def _lasting(base: dict, epochs: float) -> dict:
     return base | {"overrides": base["overrides"] | {"train.epochs": epochs}}
 
 
 PARTS = {
     "tuning_scenes": lambda: _sweep(SCENES, _tuning_scenes(), 1, VALIDATION, ["ce"]),
     "tuning_photographs": lambda: _sweep(PHOTOGRAPHS, _tuning_photographs(), 2, VALIDATION, ["ce"]),
+    "tuning_longer": lambda: _sweep(_lasting(PHOTOGRAPHS, 24.0), _tuning_longer(), 2, VALIDATION, ["ce"]),
     "methods_scenes": lambda: _sweep(SCENES, _methods("scenes", 6.0), 5, TEST, ["ce", "sgt"], tests=_TESTS),
     "methods_photographs": lambda: _sweep(
         PHOTOGRAPHS, _methods("photographs", 10.0), 5, TEST, ["ce", "sgt"], tests=_TESTS
     ),
-    "forms": lambda: _sweep(_shorter(PHOTOGRAPHS, 5.0), _forms(), 3, VALIDATION, ["ce", "sgt"]),
-    "factors": lambda: _sweep(_shorter(SCENES, 3.0), _factors(), 3, VALIDATION, ["ce", "sdecor"]),
+    "forms": lambda: _sweep(_lasting(PHOTOGRAPHS, 5.0), _forms(), 3, VALIDATION, ["ce", "sgt"]),
+    "factors": lambda: _sweep(_lasting(SCENES, 3.0), _factors(), 3, VALIDATION, ["ce", "sdecor"]),
 }
 
 

@@ -1,0 +1,38 @@
+"""The overrides of each method of the study of docs/evidence.md, by its coefficients."""
+
+DENSITY = {  # of what comes out of every ReLU of the small CNN, by positions
+    "decorrelation.form": "density",
+    "decorrelation.layers": ("norm0", "norm1", "norm2"),
+    "decorrelation.rectify": True,
+    "decorrelation.spatial": "positions",
+}
+
+
+def ce(**also: object) -> dict:
+    """Return the overrides of cross-entropy."""
+    return {"method": "ce"} | also
+
+
+def sgt(consistency: float, **also: object) -> dict:
+    """Return the overrides of Saliency-Guided Training."""
+    return {"method": "sgt", "consistency.weight": consistency} | also
+
+
+def decor(weight: float, features: dict | None = None, **also: object) -> dict:
+    """Return the overrides of decorrelation alone, of the features' density unless other `features` are named."""
+    return {"method": "decor", "decorrelation.weight": weight} | (DENSITY if features is None else features) | also
+
+
+def sdecor(consistency: float, weight: float, features: dict | None = None, **also: object) -> dict:
+    """Return the overrides of masked consistency and decorrelation."""
+    return sgt(consistency, method="sdecor") | decor(weight, features, method="sdecor") | also
+
+
+def gradpen(weight: float) -> dict:
+    """Return the overrides of the penalty on the input gradient."""
+    return {"method": "gradpen", "gradient_penalty.weight": weight}
+
+
+def ramp(epochs: float) -> dict:
+    """Return the overrides that raise the weight of consistency through the whole training."""
+    return {"consistency.ramp_epochs": epochs}
