@@ -63,6 +63,23 @@ def test_tests_are_corrected_over_both_data_sets():
     assert "corrected by Holm over 20 tests" in text and "sdecor − sgt" in text
 
 
+def test_secondary_measures_are_means_and_differences():
+    key = f"{evidence.SMOOTH}/energy_inside"
+    values = {cell: {key: {0: 0.2, 1: 0.3}} for cell in ("ce", "sgt")}
+    values["sdecor"] = {key: {0: 0.25, 1: 0.35}}
+    table = evidence.secondary(values, "scenes")
+    assert table.header == ["", "ce", "sgt", "sdecor", "sdecor − ce", "sdecor − sgt"]
+    assert table.rows == [
+        ["SmoothGrad (samples=16): Saliency on the object (%) ↑", "25.0", "25.0", "30.0", *["5.0 ± 0.0*"] * 2]
+    ]
+
+
+def test_cells_of_the_same_length_are_compared_among_themselves():
+    rows = {cell: [0.5 + k, 1.0, 2.0, 3.0, 4.0] for k, cell in enumerate(("ce", *evidence.LONGER))}
+    text = "\n".join(evidence.pages({"scenes": values_of(rows, 3)}))
+    assert "sdecor_longer − ce_equal_compute | 200.0 ± 0.0*" in text and "sdecor_longer − ce |" not in text
+
+
 def test_the_figure_is_drawn(tmp_path):
     found = {"scenes": values_of({cell: [0.5 + k, 1.0, 2.0, 3.0, 4.0] for k, cell in enumerate(evidence.METHODS)}, 3)}
     evidence.draw(found, tmp_path / "evidence.png")

@@ -12,7 +12,8 @@ import pytest
 import runs
 
 import train
-from sdecor import inputs, logbook, parallel, workdir
+from configs import default
+from sdecor import build, inputs, logbook, parallel, workdir
 from sdecor import runs as trained
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.interrupt import Interrupt
@@ -55,6 +56,15 @@ def test_run_writes_its_record(undisturbed):
                  "feature_scale", "gradient_norm", "accuracy", "learning_rate"):  # fmt: skip
         assert np.isfinite(last[name]), name
     assert list((undisturbed / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(("arg", "warned"), [("", False), ("form=covariance", True), ("method=ce", False)])
+def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
+    config = default.get_config(arg)
+    model = build.create_model(config, 10, (32, 32, 3))
+    with caplog.at_level("WARNING"):
+        train._warn_small_batch(config, model, (32, 32, 3))
+    assert ("128 features from 128 samples" in caplog.text) == warned
 
 
 def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
