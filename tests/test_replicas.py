@@ -192,6 +192,37 @@ def test_each_folder_is_that_of_a_single_run(images, undisturbed, tmp_path):
     assert train.train(single, str(undisturbed / "b"))  # a replica's folder is continued by a single run
 
 
+AVERAGED = {"train.accumulate": 2, "train.batch_size": 16, "optim.ema_decay": 0.5, "model.dropout": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("sdecor", AVERAGED),
+        pytest.param("gradpen", {}, marks=pytest.mark.full),
+        pytest.param("sdecor", {"data.loader": "grain"}, marks=pytest.mark.full),
+    ],
+    ids=["averaged", "gradpen", "grain"],
+)
+def test_each_is_its_single_run_in_whatever_way_it_trains(images, tmp_path, method, changes):
+    weight = "gradient_penalty.weight" if method == "gradpen" else "consistency.weight"
+    config, texts = (
+        tiny(images, method=method, **{"train.epochs": 2.0} | changes),
+        ["a:seed=0", f"b:seed=1,{weight}=0.5"],
+    )
+    assert train.train(config, str(tmp_path), replicas.parse(texts))
+    (single,) = build.create_replicas(config, replicas.parse(texts[1:]))
+    assert train.train(single, str(tmp_path / "single"))
+    ours, theirs = (logbook.read_rows(tmp_path / name) for name in ("b", "single"))
+    assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
+    assert ours[0].keys() == theirs[0].keys()
+    for row, other in zip(ours, theirs, strict=True):
+        if row["split"] == "val":  # of the averaged parameters, where there are such
+            assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
+        elif row["step"] <= 2:
+            assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
+
+
 def test_restored_as_evaluation_restores(undisturbed):
     from sdecor import runs as trained
 
