@@ -23,7 +23,12 @@ METHODS = {  # name: weights of (consistency, decorrelation, gradient penalty), 
     "gradpen": (0.0, 0.0, 1.0),
 }
 
-FORMS = {"covariance": 0.1, "correlation": 1.0, "decov": 0.01, "whitening": 1.0}  # name: a weight to begin with
+FORMS = {  # of what enters the last linear layer: name and a weight to begin with
+    "covariance": 0.1,
+    "correlation": 1.0,
+    "decov": 0.01,
+    "whitening": 1.0,
+}
 
 
 def base() -> ConfigDict:
@@ -86,7 +91,7 @@ def base() -> ConfigDict:
 
     config.consistency = consistency = ConfigDict()
     consistency.weight = 1.0  # of KL(p(x) ‖ p(masked x)); SGT's λ
-    consistency.ramp_epochs = 8.0  # linear from 0; through the whole training
+    consistency.ramp_epochs = config_dict.placeholder(float)  # linear from 0; None => through the whole training
     consistency.direction = "clean_masked"  # KL(clean ‖ masked) as in SGT, or masked_clean
     consistency.stop_gradient = False  # through the clean prediction; SGT lets it flow
 
@@ -189,8 +194,6 @@ def shrink(config: ConfigDict) -> None:
     config.train.epochs = 2.0
     config.train.eval_every_epochs = 1.0
     config.train.checkpoint_every_steps = None
-    for group in ("consistency", "masking", "decorrelation", "gradient_penalty"):
-        config[group].ramp_epochs = min(config[group].ramp_epochs, config.train.epochs)
     config.evaluation.batch_size = 64
     config.evaluation.curve_images = 64
     config.evaluation.robustness_images = 32

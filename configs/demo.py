@@ -13,6 +13,6 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the run, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    config.train.epochs = config.consistency.ramp_epochs = 6.0
+    config.train.epochs = 6.0
     config.evaluation.curve_images = 500
     return default.choose(config, arg)

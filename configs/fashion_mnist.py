@@ -19,5 +19,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.std = (0.3530,)
     config.augment.flip = True
     config.augment.crop_padding = 2
-    config.train.epochs = config.consistency.ramp_epochs = 20.0
+    config.train.epochs = 20.0
     return default.choose(config, arg)

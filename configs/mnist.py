@@ -17,5 +17,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.channels = 1
     config.data.mean = (0.1307,)
     config.data.std = (0.3081,)
-    config.train.epochs = config.consistency.ramp_epochs = 10.0
+    config.train.epochs = 10.0
     return default.choose(config, arg)

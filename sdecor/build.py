@@ -84,7 +84,7 @@ def _check_method(config: ConfigDict) -> None:
     }
     for (group, weight), has_term in zip(weights.items(), objective.METHODS[config.method], strict=True):
         check_range(f"config.{group}.weight", weight, 0)
-        check_range(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
+        _check_if_set(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
         if (weight > 0) != has_term:
             right = "above 0" if has_term else "0"
             raise ValueError(
@@ -201,7 +201,7 @@ def _matches(pattern: str, known: Sequence[str]) -> list[str]:
     """Return the layers that a name or a pattern such as "norm*" or "stage4/*" means; a `*` also stands for a slash."""
     found = fnmatch.filter(known, pattern)
     if not found:
-        check_choice("config.decorrelation.layers", pattern, known)
+        check_choice("config.decorrelation.layers", pattern, ("activations", *known))
     return found
 
 
@@ -259,7 +259,7 @@ def create_objective(config: ConfigDict) -> objective.Objective:
         forward=masks.forward,
         form=decor.form,
         spatial=decor.spatial,
-        rectify=decor.rectify,
+        rectify=decor.rectify and max(decor.weight, decor.variance_weight) > 0,
         variance=decor.variance_weight > 0,
         epsilon=decor.epsilon,
         iterations=decor.iterations,
@@ -269,18 +269,23 @@ def create_objective(config: ConfigDict) -> objective.Objective:
 
 def create_hyper(config: ConfigDict, steps_per_epoch: int) -> dict[str, np.ndarray]:
     """Collect the values that enter the compiled step as an argument; ramps are converted to steps."""
+
+    def ramp(group: str) -> float:
+        epochs = config[group].ramp_epochs
+        return (config.train.epochs if epochs is None else epochs) * steps_per_epoch
+
     values = {
         "learning_rate": config.optim.lr,
         "weight_decay": config.optim.weight_decay,
         "consist_weight": config.consistency.weight,
-        "consist_ramp": config.consistency.ramp_epochs * steps_per_epoch,
+        "consist_ramp": ramp("consistency"),
         "decor_weight": config.decorrelation.weight,
-        "decor_ramp": config.decorrelation.ramp_epochs * steps_per_epoch,
+        "decor_ramp": ramp("decorrelation"),
         "variance_weight": config.decorrelation.variance_weight,
         "gradient_penalty_weight": config.gradient_penalty.weight,
-        "gradient_penalty_ramp": config.gradient_penalty.ramp_epochs * steps_per_epoch,
+        "gradient_penalty_ramp": ramp("gradient_penalty"),
         "mask_fraction": config.masking.fraction,
-        "mask_ramp": config.masking.ramp_epochs * steps_per_epoch,
+        "mask_ramp": ramp("masking"),
     }
     return {name: np.float32(value) for name, value in values.items()}
 

@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from configs.sweeps.evidence import PRIMARY
-from sdecor.report.measures import format_value
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
 from sdecor.sweep import tables
 from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
@@ -87,7 +86,7 @@ def secondary(values: Values, caption: str) -> tables.Table:
     for key in SECONDARY:
         entries = [mean_interval(list(values[cell].get(key, {}).values())) for cell in cells]
         if any(entry.n for entry in entries):
-            texts = [format_value(key, entry.mean, unit=False) for entry in entries]
+            texts = [tables.mean_text(key, entry) for entry in entries]
             rows.append([tables.heading(key, with_method=True), *texts])
             rows[-1] += [_marked(compare(EXPLORATORY, values, "sdecor", key, reference)) for reference in REFERENCES]
     header = ["", *cells, *(f"sdecor − {reference}" for reference in REFERENCES)]

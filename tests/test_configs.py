@@ -163,9 +163,12 @@ def test_other_forms_are_of_what_enters_the_last_layer(form):
     assert default.get_config(f"method=ce,form={form}").decorrelation.weight == 0
 
 
-def test_ramps_of_a_short_run_end_with_it():
-    config = default.get_config("runlocal")
-    assert config.consistency.ramp_epochs == config.train.epochs
+@pytest.mark.parametrize("epochs", [None, 2.0])
+def test_a_ramp_lasts_as_long_as_training_unless_it_is_set(epochs):
+    config = default.get_config()
+    config.train.epochs, config.consistency.ramp_epochs = 3.5, epochs
+    build.check_config(config)
+    assert build.create_hyper(config, 10)["consist_ramp"] == 10 * (epochs or 3.5)
 
 
 def test_option_of_another_model_is_an_error():

@@ -11,6 +11,7 @@ import pytest
 
 from sdecor import masking, optim, parallel, steps
 from sdecor.checkpoint import Checkpoints
+from sdecor.models import Tap
 from sdecor.objective import Objective
 
 FORMS = ("covariance", "correlation", "decov", "whitening")
@@ -40,6 +41,7 @@ def fixed_masks(monkeypatch):
 def one_step(objective: Objective, devices: int):
     """A step of SGD whose change of the parameters is the gradient, where each term of the loss counts."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
+    model = Tap(model, model.activations) if objective.rectify else model
     step = networks.make_step(objective, axis_name=parallel.AXIS)
     state = networks.loud_state(model, tx=optim.create_optimizer("sgd", momentum=0.0))
     before = jax.tree.map(np.array, state.params)  # a copy: the step donates its state
@@ -66,6 +68,12 @@ def on_devices(*cases):
 def test_step_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
     objective = Objective(form=form, forward=forward, variance=True)
     steps_agree(objective, devices, counting=("consistency", "decorrelation", "variance"))
+
+
+@pytest.mark.parametrize(("form", "devices"), on_devices(("density",), ("cosine",)))
+def test_step_on_what_relus_let_through_is_the_same_on_any_number_of_devices(fixed_masks, form, devices):
+    objective = Objective(form=form, spatial="positions", rectify=True)
+    steps_agree(objective, devices, counting=("consistency", "decorrelation"))
 
 
 def steps_agree(objective: Objective, devices: int, counting: tuple[str, ...]) -> None:

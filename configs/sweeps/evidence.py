@@ -192,7 +192,9 @@ TIER2 = 0.3  # weight of consistency, without a ramp
 _TESTS = cells.against(["sdecor"], PRIMARY, ["ce", "sgt"])
 
 
-def _sweep(base: dict, found: list[Cell], seeds: int | list[int], evaluate: dict, references: list[str], **also: object) -> dict:
+def _sweep(
+    base: dict, found: list[Cell], seeds: int | list[int], evaluate: dict, references: list[str], **also: object
+) -> dict:
     tags = {"references": references, "measures": PRIMARY}
     return {"base": base, "cells": found, "seeds": seeds, "evaluate": evaluate, "tags": tags, "tests": []} | also
 
