@@ -34,11 +34,11 @@ from sdecor.state import create_train_state  # noqa: E402
 
 MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
 CE = Objective(consistency=False, decorrelation=False)
-SDECOR = Objective()
+SDECOR = Objective(form="density", spatial="positions", rectify=True)  # of all activations, the configs' default
 HYPER = dict.fromkeys(steps.HYPER, np.float32(0)) | {
     "learning_rate": np.float32(1e-3),
     "consist_weight": np.float32(1),
-    "decor_weight": np.float32(0.1),
+    "decor_weight": np.float32(1),
     "gradient_penalty_weight": np.float32(0.1),
     "mask_fraction": np.float32(0.5),
 }
@@ -63,8 +63,9 @@ def variants() -> dict[str, tuple[Objective, Any]]:
     constant_ranking = partial(mock.patch.object, masking, "rank_saliency", no_saliency)
     return {
         "ce": (CE, nothing),
-        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
+        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False, rectify=False), nothing),
         "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
+        "decor, covariance of the last features": (Objective(consistency=False), nothing),
         "gradpen": (dataclasses.replace(CE, gradient_penalty=True), nothing),
         "sdecor (shared)": (SDECOR, nothing),
         "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
@@ -73,7 +74,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "· without the saliency's pull-back": (SDECOR, constant_ranking),
         "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),
         "· without selection, zeros, decorrelation": (
-            dataclasses.replace(SDECOR, fill="zero", decorrelation=False),
+            dataclasses.replace(SDECOR, fill="zero", decorrelation=False, rectify=False),
             no_selection,
         ),
     }
@@ -84,6 +85,8 @@ def build(
 ) -> tuple[Callable, float]:
     """Compile one variant; return a function that takes one step and waits, and the compiler's count of operations."""
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
+    if objective.decorrelation and objective.rectify:
+        model = models.Tap(model, model.activations)
     tx = optim.create_optimizer("sgd")
     shape = (size, size, 3)
     state = parallel.replicate(create_train_state(model, tx, key=jax.random.key(0), image_shape=shape))

@@ -228,6 +228,24 @@ def test_works_through_a_tap_and_in_bfloat16():
     assert tapped.shape == (4, 2, 2, 8) and tapped.dtype == jnp.bfloat16
 
 
+def test_a_tap_sees_batch_norms_that_are_recorded_and_replayed():
+    model = create_model("cnn", num_classes=3, widths=(4, 8))
+    images = normal((4, 8, 8, 3))
+    variables = init(model, images)
+    tap = Tap(model, model.activations)
+    outputs = lambda x: forward(tap, variables, variables["params"], x)[0]  # noqa: E731
+    expected = outputs(images)
+    with record_statistics() as record:
+        recorded = outputs(images)
+    with frozen_statistics(record):
+        replayed = outputs(images)
+    with frozen_statistics():
+        frozen = outputs(images)
+    for found in (recorded, replayed, frozen):
+        assert list(found[1]) == ["norm0", "norm1"]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
+
+
 def test_a_layer_called_twice_replays_each_call():
     class Twice(nn.Module):
         @nn.compact

@@ -70,9 +70,9 @@ def test_step_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, d
     steps_agree(objective, devices, counting=("consistency", "decorrelation", "variance"))
 
 
-@pytest.mark.parametrize(("form", "devices"), on_devices(("density",), ("cosine",)))
-def test_step_on_what_relus_let_through_is_the_same_on_any_number_of_devices(fixed_masks, form, devices):
-    objective = Objective(form=form, spatial="positions", rectify=True)
+@pytest.mark.parametrize(("form", "forward", "devices"), on_devices(("density", "shared"), ("cosine", "frozen")))
+def test_step_on_what_relus_let_through_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
+    objective = Objective(form=form, forward=forward, spatial="positions", rectify=True)
     steps_agree(objective, devices, counting=("consistency", "decorrelation"))
 
 

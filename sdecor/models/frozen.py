@@ -104,9 +104,17 @@ def _instead_of_batch_norm(handle: Callable[..., jax.Array]) -> Callable[..., An
         ordinary = handling or not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__"
         if ordinary or layer.is_initializing() or _uses_running_average(layer, args, kwargs):
             return next_fun(*args, **kwargs)
+
+        def instead(next_fun: Callable[..., Any], _args: Any, _kwargs: Any, inner: nn.module.InterceptorContext) -> Any:
+            if inner.module is not layer:
+                return next_fun(*_args, **_kwargs)
+            return handle(layer, args[0] if args else kwargs["x"], kwargs.get("mask"))
+
         handling = True  # `handle` calls BatchNorm itself
         try:
-            return handle(layer, args[0] if args else kwargs["x"], kwargs.get("mask"))
+            # Entered last, `instead` is the innermost: those that the module entered, as a Tap does, see its output.
+            with nn.intercept_methods(instead):
+                return layer(*args, **kwargs)
         finally:
             handling = False
 
