@@ -2,7 +2,7 @@
 
     python -m studies.evidence [--results=docs/evidence] [--out=docs]
 
-Prints Markdown; writes evidence.png. Holm's correction is over the preregistered tests of both data sets together.
+Prints Markdown; writes evidence.png. Holm's correction is over all tests of a preregistration together.
 """
 
 import argparse
@@ -16,10 +16,12 @@ from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
 from sdecor.sweep.inference import Mean, holm, mean_interval, paired_difference
 from studies.choose import Values, read
 
-DATA = {"scenes": "methods_scenes", "photographs": "methods_photographs"}
-METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "decor", "sdecor")
+STUDIES = (  # the data of each preregistration, whose tests are corrected together, and their results
+    {"scenes": "methods_scenes", "photographs": "methods_photographs"},
+    {"photographs, 24 epochs": "confirmation"},
+)
+METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "sgt_1.0", "decor", "sdecor")
 REFERENCES = ("ce", "sgt")
-LONGER = ("ce_equal_compute", "sgt_longer", "sdecor_longer")  # cells of the same length; the first is the reference
 SMOOTH, PATH = "smoothgrad:samples=16", "integrated_gradients:steps=16"
 SECONDARY = (
     *("calibration_error", "mean_abs_correlation", "effective_rank"),
@@ -71,9 +73,8 @@ def pages(found: dict[str, Values]) -> Iterator[str]:
         if not known:
             continue
         yield f"## {data}"
-        yield tables.markdown(tables.main_table(means(values, METHODS + LONGER[1:]), {}, PRIMARY))
+        yield tables.markdown(tables.main_table(means(values, METHODS), {}, PRIMARY))
         yield differences(values, REFERENCES, METHODS)
-        yield differences(values, LONGER[:1], LONGER)
         yield tables.markdown(secondary(values, f"Secondary measures, {data}"))
         rest = [key for key in known if key not in PRIMARY + list(SECONDARY)]
         yield from map(tables.markdown, tables.means_tables(means(values, METHODS), {}, rest))
@@ -143,15 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("docs/evidence"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
     options = parser.parse_args(arguments)
-    files = {data: options.results / f"{name}.csv" for data, name in DATA.items()}
-    found = {data: read(file) if file.exists() else {} for data, file in files.items()}  # what is not there was not run
-    print("\n\n".join(filter(None, pages(found))))
+    drawn = {}
+    for study in STUDIES:
+        files = {data: options.results / f"{name}.csv" for data, name in study.items()}
+        found = {
+            data: read(file) if file.exists() else {} for data, file in files.items()
+        }  # what is not there was not run
+        print("\n\n".join(filter(None, pages(found))), end="\n\n")
+        drawn |= {data: values for data, values in found.items() if values}
     for name, references in EXPLORED.items():
         if (options.results / f"{name}.csv").exists():
             values = read(options.results / f"{name}.csv")
             print(f"\n## {name}\n\n{tables.markdown(tables.main_table(means(values, list(values)), {}, PRIMARY))}")
             print(f"\n{differences(values, references, list(values))}")
-    draw({data: values for data, values in found.items() if values}, options.out / "evidence.png")
+    draw(drawn, options.out / "evidence.png")
 
 
 if __name__ == "__main__":

@@ -73,12 +73,6 @@ def test_secondary_measures_are_means_and_differences():
     assert table.rows == [[name, "25.0 ± 63.5", "25.0 ± 63.5", "30.0 ± 63.5", "5.0 ± 0.0*", "5.0 ± 0.0*"]]
 
 
-def test_cells_of_the_same_length_are_compared_among_themselves():
-    rows = {cell: [0.5 + k, 1.0, 2.0, 3.0, 4.0] for k, cell in enumerate(("ce", *evidence.LONGER))}
-    text = "\n".join(evidence.pages({"scenes": values_of(rows, 3)}))
-    assert "sdecor_longer − ce_equal_compute | 200.0 ± 0.0*" in text and "sdecor_longer − ce |" not in text
-
-
 def test_the_figure_is_drawn(tmp_path):
     found = {"scenes": values_of({cell: [0.5 + k, 1.0, 2.0, 3.0, 4.0] for k, cell in enumerate(evidence.METHODS)}, 3)}
     evidence.draw(found, tmp_path / "evidence.png")
