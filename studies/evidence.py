@@ -146,10 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     drawn = {}
     for study in STUDIES:
-        files = {data: options.results / f"{name}.csv" for data, name in study.items()}
-        found = {
-            data: read(file) if file.exists() else {} for data, file in files.items()
-        }  # what is not there was not run
+        files = {data: options.results / f"{name}.csv" for data, name in study.items()}  # a missing one was not run
+        found = {data: read(file) if file.exists() else {} for data, file in files.items()}
         print("\n\n".join(filter(None, pages(found))), end="\n\n")
         drawn |= {data: values for data, values in found.items() if values}
     for name, references in EXPLORED.items():
