@@ -4,9 +4,6 @@
         --config.data.path=IMAGES
 
 The small CNN at 32×32 trains on two CPU cores; canvas, model and the rest are fields.
-
-Measured (seed 0) on CIFAR-10 re-encoded as JPEG files, with --config.train.epochs=4.0: test accuracy 63.7 % for ce and
-62.1 % for sdecor, Gini of the saliency 0.355 and 0.409.
 """
 
 from ml_collections import ConfigDict
