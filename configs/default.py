@@ -16,7 +16,7 @@ and every field can be changed on the command line: `--config.optim.lr=0.01`.
 from ml_collections import ConfigDict, config_dict
 
 # Weights of (consistency, decorrelation, gradient penalty) by name, as multiples of those below. The latter were chosen
-# for decor and sdecor; what was chosen for sgt and gradpen is in configs/sweeps/evidence.py.
+# for sdecor; what was chosen for the others is in configs/sweeps/evidence.py.
 METHODS = {
     "ce": (0.0, 0.0, 0.0),
     "sgt": (1.0, 0.0, 0.0),
@@ -208,7 +208,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def spare(config: ConfigDict) -> None:
-    """Set what was confirmed for photographs of 32×32 and the small CNN, where the default's weights cost accuracy.
+    """Set what was confirmed for photographs of 32×32 and the small CNN, where the default's density of 3 cost accuracy.
 
     docs/evidence.md has it; for other networks and sizes it is where to begin, and not measured.
     """
