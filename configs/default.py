@@ -208,7 +208,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def spare(config: ConfigDict) -> None:
-    """Set what was confirmed for photographs of 32×32 and the small CNN, where the default's density of 3 cost accuracy.
+    """Set what was confirmed for photographs of 32×32 and the small CNN, where a density of 3 costs accuracy.
 
     docs/evidence.md has it; for other networks and sizes it is where to begin, and not measured.
     """
