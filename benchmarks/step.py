@@ -63,7 +63,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
     constant_ranking = partial(mock.patch.object, masking, "rank_saliency", no_saliency)
     return {
         "ce": (CE, nothing),
-        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False, rectify=False), nothing),
+        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
         "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
         "decor, covariance of the last features": (Objective(consistency=False), nothing),
         "gradpen": (dataclasses.replace(CE, gradient_penalty=True), nothing),
@@ -74,7 +74,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "· without the saliency's pull-back": (SDECOR, constant_ranking),
         "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),
         "· without selection, zeros, decorrelation": (
-            dataclasses.replace(SDECOR, fill="zero", decorrelation=False, rectify=False),
+            dataclasses.replace(SDECOR, fill="zero", decorrelation=False),
             no_selection,
         ),
     }

@@ -259,7 +259,7 @@ def create_objective(config: ConfigDict) -> objective.Objective:
         forward=masks.forward,
         form=decor.form,
         spatial=decor.spatial,
-        rectify=decor.rectify and max(decor.weight, decor.variance_weight) > 0,
+        rectify=decor.rectify,
         variance=decor.variance_weight > 0,
         epsilon=decor.epsilon,
         iterations=decor.iterations,

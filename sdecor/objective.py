@@ -196,7 +196,8 @@ def loss_fn(
     """Return the total loss of the model's outputs, and its named terms before weighting."""
     logits, features = outputs
     layers = jax.tree.leaves(features)
-    layers = [jax.nn.relu(layer) for layer in layers] if objective.rectify else layers
+    if objective.rectify and (objective.decorrelation or objective.variance):
+        layers = [jax.nn.relu(layer) for layer in layers]
     classification = losses.classification(logits, labels, label_smoothing=objective.label_smoothing)
     terms = {"classification": jnp.mean(classification)}
     total = terms["classification"]

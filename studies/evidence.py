@@ -64,8 +64,9 @@ def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:
 
 def pages(found: dict[str, Values]) -> Iterator[str]:
     """Yield the tables of the preregistered part: tests, primary measures, differences, secondary ones, all others."""
-    count = sum(len(tests) for tests in planned(found).values())
-    for data, tests in planned(found).items():
+    by_data = planned(found)
+    count = sum(map(len, by_data.values()))
+    for data, tests in by_data.items():
         caption = f"Preregistered, {data}: paired t-tests over seeds, p corrected by Holm over {count} tests."
         yield tables.markdown(tables.comparison_table(tests, caption, planned=True))
     for data, values in found.items():

@@ -7,8 +7,6 @@ from configs.sweeps import evidence as sweeps
 from sdecor.sweep import commands, plan
 from studies import choose, evidence
 
-SALIENCY = sweeps.PRIMARY[1:]
-
 
 def values_of(cells: dict[str, list[float]], seeds: int = 1) -> dict:
     """Return the same values for each seed, shifted by it."""

@@ -206,10 +206,8 @@ AVERAGED = {"train.accumulate": 2, "train.batch_size": 16, "optim.ema_decay": 0.
 )
 def test_each_is_its_single_run_in_whatever_way_it_trains(images, tmp_path, method, changes):
     weight = "gradient_penalty.weight" if method == "gradpen" else "consistency.weight"
-    config, texts = (
-        tiny(images, method=method, **{"train.epochs": 2.0} | changes),
-        ["a:seed=0", f"b:seed=1,{weight}=0.5"],
-    )
+    config = tiny(images, method=method, **{"train.epochs": 2.0} | changes)
+    texts = ["a:seed=0", f"b:seed=1,{weight}=0.5"]
     assert train.train(config, str(tmp_path), replicas.parse(texts))
     (single,) = build.create_replicas(config, replicas.parse(texts[1:]))
     assert train.train(single, str(tmp_path / "single"))

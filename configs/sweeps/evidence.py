@@ -15,7 +15,6 @@ from configs.sweeps.methods import DENSITY, ce, decor, gradpen, ramp, sdecor, sg
 Cell = tuple[str, dict]
 BEFORE = {  # the defaults that the study began with, and from which its cells differ
     "consistency.ramp_epochs": 0.0,
-    "masking.fill": "uniform",
     "decorrelation.form": "covariance",
     "decorrelation.layers": (),
     "decorrelation.spatial": "pool",
