@@ -20,6 +20,7 @@ _FUNCTIONS = {
     "frozen_statistics": "models",
     "gradient_penalty": "losses",
     "least_salient": "masking",
+    "saliency_decor": "specification",
 }
 
 __all__ = [*_MODULES, *_FUNCTIONS]

@@ -99,7 +99,7 @@ def _check_terms(config: ConfigDict) -> None:
     check_range("config.masking.fraction", masks.fraction, 0, 1, high_open=True)
     check_range("config.masking.ramp_epochs", masks.ramp_epochs, 0)
     check_choice("config.masking.rank_by", masks.rank_by, masking.RANKINGS)
-    check_choice("config.masking.saliency_of", masks.saliency_of, objective.SALIENCY_OF)
+    check_choice("config.masking.saliency_of", masks.saliency_of, masking.SALIENCY_OF)
     check_choice("config.masking.order", masks.order, masking.ORDERS)
     check_choice("config.masking.fill", masks.fill, masking.FILLS)
     check_range("config.masking.blur_sigma", masks.blur_sigma, 0, low_open=True)

@@ -18,6 +18,7 @@ from sdecor.sorting import LAST, kth_smallest, order_keys, signed
 FILLS = ("uniform", "mean", "zero", "blur")
 ORDERS = ("lowest", "highest", "alternate")
 RANKINGS = ("abs", "signed")
+SALIENCY_OF = ("logit", "log_probability")  # what the gradient that ranks positions is of
 
 
 def rank_saliency(gradient: jax.Array, *, rank_by: str = "abs") -> jax.Array:

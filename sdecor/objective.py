@@ -18,7 +18,6 @@ from sdecor.models import frozen_statistics, record_statistics
 
 Terms = dict[str, jax.Array]
 FORWARDS = ("shared", "frozen", "eval")
-SALIENCY_OF = ("logit", "log_probability")
 METHODS = {  # name → whether it has the terms (consistency, decorrelation, gradient penalty)
     "ce": (False, False, False),
     "sgt": (True, False, False),
@@ -51,6 +50,11 @@ class Objective:
     epsilon: float | None = None
     iterations: int = 20
     penalty_of: str = "cross_entropy"
+
+
+def title(method: str, form: str) -> str:
+    """Name a training method as tables do: with its form where that is not the default, "sdecor (density)"."""
+    return f"{method} ({form})" if METHODS[method][1] and form != Objective().form else method
 
 
 def apply_model(

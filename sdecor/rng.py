@@ -29,8 +29,10 @@ def run_key(seed: int | Sequence[int], use: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
-def per_example(key: jax.Array, n: int) -> jax.Array:
-    """Return `[n]` keys: an array of `n` keys as it is, a single key folded with `0 … n−1`.
+def per_example(key: jax.Array, n: int, axis_name: str | None = None) -> jax.Array:
+    """Return `[n]` keys: an array of `n` keys as it is, a single key folded with each example's position.
+
+    The positions are `0 … n−1`, and over the members of `axis_name` those in the global batch.
 
     Raises:
       ValueError: when `key` is neither one key nor `n` keys.
@@ -40,7 +42,8 @@ def per_example(key: jax.Array, n: int) -> jax.Array:
     if key.shape == (n,):
         return key
     if key.shape == ():
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+        first = 0 if axis_name is None else n * jax.lax.axis_index(axis_name)
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))
     raise ValueError(f"key has shape {key.shape}: pass one key, or one for each of the {n} examples")
 
 

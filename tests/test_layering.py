@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "export": SMALL | {"attribution", "data", "parallel", "evaluation", "workdir", "interrupt", "logbook", "report"},
     "sweep": SMALL | {"workdir", "interrupt", "logbook", "report", "metrics", "evaluation", "build", "replicas"},
     "summary": SMALL | {"metrics", "statistics", "evaluation"},
+    "specification": SMALL | {"losses", "masking"},
     "runs": SMALL | {"build", "checkpoint", "workdir", "data"},
     "report": SMALL | {"metrics"},
     "run_plan": SMALL | {"runs", "evaluation", "data", "parallel", "workdir"},

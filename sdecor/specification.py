@@ -1,0 +1,93 @@
+"""SaliencyDecor in one function, for any training loop: the specification of what `train.py` computes faster."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdecor import losses, masking, rng
+from sdecor.checks import check_choice
+
+Apply = Callable[[Any, jax.Array], Any]
+
+
+def saliency_decor(
+    apply: Apply,
+    params: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    key: jax.Array,
+    consistency: jax.Array | float = 1.0,
+    decorrelation: jax.Array | float = 0.1,
+    fraction: jax.Array | float = 0.5,
+    fill: str = "uniform",
+    form: str = "covariance",
+    axis_name: str | None = None,
+    rank_by: str = "abs",
+    saliency_of: str = "logit",
+    spatial: str = "pool",
+    saliency_apply: Apply | None = None,
+    masked_apply: Apply | None = None,
+    has_aux: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Compute SaliencyDecor's loss: cross-entropy, consistency under saliency-guided masking, decorrelation.
+
+    Differentiate it with respect to `params`. No gradient flows through the mask or the masked images.
+
+    Args:
+      apply: `(params, images) -> (logits [N, K], features)`, in train mode. Features are `[N, D]`, maps, or a tree of
+        these, over which the decorrelation is averaged: usually what enters the last linear layer.
+      params: the parameters, or a model that `apply` calls.
+      images: `[N, H, W, C]`, float, in the model's normalised space.
+      labels: class indices, int `[N]`.
+      key: one typed key for the whole batch, new at each step, or `[N]` keys, one for each example.
+      consistency: weight of KL(p(x) ‖ p(masked x)).
+      decorrelation: weight of the decorrelation of the features.
+      fraction: share of the positions that is masked, in [0, 1).
+      fill: what is put there, one of `masking.FILLS`.
+      form: of the decorrelation, one of `losses.FORMS`; "covariance" is the paper's.
+      axis_name: the mapped axis over which the batch is spread; None where this is the whole batch. The loss is that
+        of this member's examples and of the whole batch's features: take the mean of loss and gradients over the axis.
+      rank_by: "abs" for the mean gradient magnitude over channels, "signed" for the signed mean.
+      saliency_of: "logit" of the true class, or "log_probability".
+      spatial: of feature maps, "pool" for the average over space, "positions" for each position as a sample.
+      saliency_apply: the forward that the saliency is taken of, such as one in evaluation mode; None for `apply`.
+      masked_apply: the forward of the masked images, such as one with another dropout key; None for `apply`.
+      has_aux: whether each forward returns `((logits, features), aux)`. The aux of the clean forward is returned, for
+        example BatchNorm's new statistics, which the masked images shall not change.
+
+    Returns:
+      `(loss, terms)`, or `(loss, (terms, aux))` with `has_aux`: scalars, the terms before weighting.
+
+    Raises:
+      ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`.
+
+    References:
+      Karkehabadi et al., SaliencyDecor, 2026, https://arxiv.org/abs/2604.25315.
+    """
+    check_choice("saliency_of", saliency_of, masking.SALIENCY_OF)
+
+    def forward(apply: Apply, images: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+        return apply(params, images) if has_aux else (apply(params, images), None)
+
+    def true_class(images: jax.Array) -> jax.Array:
+        (logits, _), _ = forward(saliency_apply or apply, images)
+        scores = jax.nn.log_softmax(logits) if saliency_of == "log_probability" else logits
+        return jnp.sum(jnp.take_along_axis(scores, labels[:, None], axis=1))
+
+    keys = jax.vmap(jax.random.split)(rng.per_example(key, len(images), axis_name))
+    saliency = masking.rank_saliency(jax.grad(true_class)(images), rank_by=rank_by)
+    mask = masking.least_salient(keys[:, 0], saliency, fraction=fraction)
+    masked = masking.fill(keys[:, 1], images, mask, how=fill)
+    (logits, features), aux = forward(apply, images)
+    (masked_logits, _), _ = forward(masked_apply or apply, masked)
+    layers = [losses.decorrelation(h, form=form, spatial=spatial, axis_name=axis_name) for h in jax.tree.leaves(features)]
+    terms = {
+        "classification": jnp.mean(losses.classification(logits, labels)),
+        "consistency": jnp.mean(losses.consistency(logits, masked_logits)),
+        "decorrelation": sum(layers) / len(layers),
+    }
+    loss = terms["classification"] + consistency * terms["consistency"] + decorrelation * terms["decorrelation"]
+    return loss, (terms, aux) if has_aux else terms
