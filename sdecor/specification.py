@@ -83,7 +83,8 @@ def saliency_decor(
     masked = masking.fill(keys[:, 1], images, mask, how=fill)
     (logits, features), aux = forward(apply, images)
     (masked_logits, _), _ = forward(masked_apply or apply, masked)
-    layers = [losses.decorrelation(h, form=form, spatial=spatial, axis_name=axis_name) for h in jax.tree.leaves(features)]
+    options = {"form": form, "spatial": spatial, "axis_name": axis_name}
+    layers = [losses.decorrelation(layer, **options) for layer in jax.tree.leaves(features)]
     terms = {
         "classification": jnp.mean(losses.classification(logits, labels)),
         "consistency": jnp.mean(losses.consistency(logits, masked_logits)),
