@@ -1,4 +1,4 @@
-# make demo        cross-entropy against SaliencyDecor on the embedded data set, side by side, with pictures
+# make demo        cross-entropy, SaliencyDecor and its density form on the embedded data set, side by side, with pictures
 # make test        the quick suite;  make test-full adds what takes longer;  make lint checks the style
 # make PYTHON=python3.12 …  chooses the interpreter; each version has an environment of its own
 
@@ -13,7 +13,8 @@ DEMO := runs/demo
 demo: $(VENV)/installed
 	$(PY) train.py --config=configs/demo.py:method=ce --workdir=$(DEMO)/ce
 	$(PY) train.py --config=configs/demo.py:method=sdecor --workdir=$(DEMO)/sdecor
-	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --output=$(DEMO)
+	$(PY) train.py --config=configs/demo.py:method=sdecor,form=density --workdir=$(DEMO)/sdecor_density
+	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --workdir=$(DEMO)/sdecor_density --output=$(DEMO)
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest -q -n 2

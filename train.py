@@ -339,7 +339,8 @@ def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, in
 
 
 def _title(run: Run) -> str:
-    return run.config.method if run.replicas is None else f"{run.config.method} × {run.replicas}"
+    title = workdir.title(run.config)
+    return title if run.replicas is None else f"{title} × {run.replicas}"
 
 
 def _opening(run: Run, state: TrainState, folder: str) -> str:

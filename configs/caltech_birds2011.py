@@ -15,4 +15,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.base()
     default.photographs(config)
     config.data.name = "caltech_birds2011"
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

@@ -18,4 +18,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "cifar10"
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

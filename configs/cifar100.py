@@ -17,4 +17,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "cifar100"
     config.data.mean = (0.5071, 0.4865, 0.4409)
     config.data.std = (0.2673, 0.2564, 0.2762)
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

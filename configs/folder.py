@@ -20,4 +20,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.flip = True
     config.augment.crop_padding = 4
     config.train.epochs = 20.0
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

@@ -32,4 +32,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation.batch_size = 256
     config.evaluation.curve_images = 5000
     config.log.every_steps = 100
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

@@ -19,4 +19,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.warmup_epochs = 3.0
     config.train.epochs = 60.0
     config.train.eval_every_epochs = 3.0
-    return default.choose(config, arg)
+    return default.choose(config, arg, forms=default.PHOTOGRAPHS)

@@ -52,11 +52,6 @@ class Objective:
     penalty_of: str = "cross_entropy"
 
 
-def title(method: str, form: str) -> str:
-    """Name a training method as tables do: with its form where that is not the default, "sdecor (density)"."""
-    return f"{method} ({form})" if METHODS[method][1] and form != Objective().form else method
-
-
 def apply_model(
     apply_fn: Callable, params: Any, images: jax.Array, *, batch_stats: Any, dropout_key: jax.Array, train: bool = True
 ) -> tuple[tuple[jax.Array, Any], Any]:

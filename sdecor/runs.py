@@ -139,7 +139,7 @@ def check_comparable(runs: Mapping[str, Run]) -> None:
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
-    """Name runs by their method where that tells them apart, else by their folder.
+    """Name runs by their training method and form where that tells them apart, else by their folder.
 
     Raises:
       ValueError: when a folder is given twice.
@@ -149,7 +149,7 @@ def run_names(folders: Sequence[str]) -> list[str]:
     if twice:
         raise ValueError(f"--workdir={twice[0]} is given twice: a run is compared with other runs")
     for names in (
-        [workdir.read(folder)["config"]["method"] for folder in folders],
+        [workdir.title(workdir.read(folder)["config"]) for folder in folders],
         [epath.Path(folder).name for folder in folders],
     ):
         if len(set(names)) == len(names):

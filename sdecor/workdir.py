@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -17,6 +18,8 @@ FREE = (  # fields that may change between starts of a run: they change no param
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps",
 )  # fmt: skip
+
+PAPERS_FORM = "covariance"
 
 
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
@@ -56,6 +59,19 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         write_json(
             workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
         )
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """Return the name of a run in tables: its training method, and its form where that is not the paper's.
+
+    `config` is a run's, with "method" and "decorrelation": "sdecor", "sdecor (density)".
+    """
+    return config["method"] + form_suffix(config["decorrelation"]["form"], config["decorrelation"]["weight"])
+
+
+def form_suffix(form: str | None, weight: float | None) -> str:
+    """Return what a name says of the decorrelation, such as " (density)"; nothing of the paper's form, or of none."""
+    return f" ({form})" if weight and form != PAPERS_FORM else ""
 
 
 def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:

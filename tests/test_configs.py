@@ -1,13 +1,15 @@
 """Configs: every file builds, config strings choose, and impossible values fail at once with what would be right."""
 
 import importlib
+import inspect
 import pathlib
 import re
 
 import pytest
 
 from configs import default
-from sdecor import build, models
+from sdecor import build, losses, models, workdir
+from sdecor.objective import Objective
 
 NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -55,7 +57,7 @@ def test_config_string_chooses_model_and_shrinks():
     assert (config.method, config.model.name, config.data.limit) == ("sgt", "resnet18", 512)
 
 
-@pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model="])
+@pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model=", "form=densty"])
 def test_unknown_config_string_says_what_is_right(arg):
     with pytest.raises(ValueError, match=re.escape("method=ce|sgt|decor|sdecor|gradpen")):
         default.get_config(arg)
@@ -142,25 +144,58 @@ def test_layers_may_be_patterns():
         assert build.create_model(config, 10, (32, 32, 3)).layers == expected
 
 
+@pytest.mark.parametrize("method", ["ce", "sgt", "gradpen"])
+def test_a_model_is_tapped_only_for_decorrelation(method):
+    config = default.get_config(f"method={method},form=density")
+    assert isinstance(build.create_model(config, 10, (32, 32, 3)), models.SmallCNN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sdecor_is_the_papers_method(name):
+    """Cross-entropy, KL under masking and the covariance of what enters the last layer, in every config."""
+    config = importlib.import_module(f"configs.{name}").get_config("method=sdecor")
+    decor = config.decorrelation
+    assert (decor.form, decor.weight, decor.layers) == ("covariance", 0.1, ())
+    assert (decor.spatial, decor.rectify) == ("pool", False)
+    assert config.consistency.weight > 0 and config.masking.order == "lowest"
+    assert not isinstance(build.create_model(config, 10, (32, 32, config.data.channels)), models.Tap)
+
+
+def test_forms_are_those_of_the_losses_and_their_defaults_are_the_papers():
+    assert set(default.FORMS) == set(default.PHOTOGRAPHS) == set(losses.FORMS)
+    signature = inspect.signature(losses.decorrelation)
+    assert signature.parameters["form"].default == Objective().form == workdir.PAPERS_FORM == "covariance"
+    assert default.base().decorrelation.form == workdir.PAPERS_FORM
+
+
+@pytest.mark.parametrize("name", ["default", "tiny_imagenet"])
+@pytest.mark.parametrize("form", losses.FORMS)
+def test_a_form_sets_where_it_is_taken_and_its_weight(name, form):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(f"method=sdecor,form={form}")
+    build.check_config(config)
+    row = (default.FORMS if name == "default" else default.PHOTOGRAPHS)[form]
+    assert {field: config.decorrelation[field] for field in ("form", *row)} == {"form": form, **row}
+    assert module.get_config(f"method=ce,form={form}").decorrelation.weight == 0
+
+
 @pytest.mark.parametrize("name", models.MODELS)
-def test_the_default_decorrelates_all_activations_of_every_model(name):
-    config = default.get_config(f"model={name}")
-    model = build.create_model(config, 10, (32, 32, 3))
+def test_density_is_of_all_activations_of_every_model(name):
+    model = build.create_model(default.get_config(f"form=density,model={name}"), 10, (32, 32, 3))
     assert model.layers == model.module.activations
 
 
-@pytest.mark.parametrize("method", ["ce", "sgt", "gradpen"])
-def test_a_model_is_tapped_only_for_decorrelation(method):
-    assert isinstance(build.create_model(default.get_config(f"method={method}"), 10, (32, 32, 3)), models.SmallCNN)
-
-
-@pytest.mark.parametrize("form", default.FORMS)
-def test_other_forms_are_of_what_enters_the_last_layer(form):
-    config = default.get_config(f"method=sdecor,form={form}")
-    build.check_config(config)
-    assert config.decorrelation.form == form
-    assert isinstance(build.create_model(config, 10, (32, 32, 3)), models.SmallCNN)
-    assert default.get_config(f"method=ce,form={form}").decorrelation.weight == 0
+@pytest.mark.parametrize(
+    ("arg", "title"),
+    {
+        "method=sdecor": "sdecor",
+        "method=sdecor,form=density": "sdecor (density)",
+        "method=decor,form=whitening": "decor (whitening)",
+        "method=sgt,form=density": "sgt",
+    }.items(),
+)
+def test_a_run_is_named_by_its_form_where_it_is_not_the_papers(arg, title):
+    assert workdir.title(workdir.plain(default.get_config(arg))) == title
 
 
 @pytest.mark.parametrize("epochs", [None, 2.0])

@@ -181,3 +181,21 @@ def test_numbers_are_written_with_the_digits_of_their_interval():
     assert tables.p_text(0.00001) == "< 0.0001" and tables.p_text(0.0234) == "0.023" and tables.p_text(None) == "–"
     difference = comparisons.Difference(0.02, 0.01, 0.03, 5, 0.01)
     assert tables.difference_text("accuracy", difference, difference.mean) == "+2.0 pp"
+
+
+def test_tables_name_the_form_where_it_is_not_the_papers(tmp_path):
+    """The names of the cells stay in the CSV files, which programs read."""
+    named = {"sdecor": "density", "decor_density": "density", "plain": "covariance", "ce": "density"}
+    cells = [(name, {"method": "sdecor", "form": form}) for name, form in named.items()]
+    tests = [("sdecor", GINI, "ce")]
+    factors = {"sdecor": {"masking.fraction": 0.5}}
+    tags = {"references": ["sdecor"], "factors": factors}
+    sweep = plan.make({"cells": cells, "seeds": 1, "tests": tests, "tags": tags})
+    configs = {name: {"decorrelation": {"form": form, "weight": float(name != "ce")}} for name, form in named.items()}
+    sweeps.finished(tmp_path, sweep, {name: {0: {"accuracy": 0.8, GINI: 0.3}} for name in named}, **configs)
+    summing_up.write(tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text()
+    for row in ("| sdecor (density) | masking.fraction = 0.5 |", "| decor_density |", "| plain |", "| ce |"):
+        assert row in text
+    assert "sdecor (density) − ce" in text and "plain − sdecor (density)" in text
+    assert "(density)" not in (tmp_path / "report" / "results.csv").read_text()

@@ -1,6 +1,7 @@
 """What the runs of a sweep found, from the files in their folders."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -51,6 +52,31 @@ def cells(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         groups.setdefault(result.run.cell, []).append(result)
     return groups
+
+
+def with_forms(sweep: Sweep, results: Sequence[Result]) -> tuple[Sweep, list[Result]]:
+    """Return sweep and results with cells named by their form where it is not the paper's: "sdecor (density)".
+
+    A name that says the form already stays.
+    """
+    names = {name: name for name in sweep.cells}
+    for cell, group in cells(results).items():
+        config = next((result.config for result in group if result.config), {})
+        form = config.get("decorrelation.form")
+        suffix = workdir.form_suffix(form, config.get("decorrelation.weight"))
+        names[cell] = cell if form and form in cell else cell + suffix
+    tags = {
+        "references": [names[cell] for cell in sweep.tags["references"]],
+        "measures": sweep.tags["measures"],
+        "factors": {names[cell]: varied for cell, varied in sweep.tags["factors"].items()},
+    }
+    renamed = dataclasses.replace(
+        sweep,
+        cells={names[cell]: overrides for cell, overrides in sweep.cells.items()},
+        tags=tags,
+        tests=tuple((names[cell], measure, names[reference]) for cell, measure, reference in sweep.tests),
+    )
+    return renamed, [result._replace(run=result.run._replace(cell=names[result.run.cell])) for result in results]
 
 
 def by_seed(results: Sequence[Result], measure: str) -> dict[int, float | None]:

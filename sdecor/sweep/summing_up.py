@@ -32,20 +32,22 @@ def write(folder: pathlib.Path) -> str:
         for cell, found in means.items()
         for key, entry in found.items()
     ]
+    shown, shown_results = collect.with_forms(sweep, results)
+    shown_means, shown_compared = collect.means(shown_results), comparisons.compare(shown, shown_results)
     files = {
         "results.csv": collect.results_csv(results),
         "means.csv": collect.to_csv(MEANS, rows),
         "differences.csv": collect.to_csv(comparisons.HEADER, [each.row() for each in compared]),
     }
-    drawn = draw(sweep, results, means)
+    drawn = draw(shown, shown_results, shown_means)
     for name, figure in drawn.items():
         for kind in FORMATS:
             save_figure(figure, output / f"{name}.{kind}")
-    front, groups = tables_of(sweep, results, means, compared)
+    front, groups = tables_of(shown, shown_results, shown_means, shown_compared)
     listed = {"means.tex": [table for table in front if table.header[-1] == "n"] + groups}
     listed["differences.tex"] = [table for table in front if table.header[-1] == "verdict"]
     files |= {name: "\n\n".join(map(tables.latex, chosen)) + "\n" for name, chosen in listed.items()}
-    files["report.md"] = page(sweep, results, front, groups, list(drawn))
+    files["report.md"] = page(shown, shown_results, front, groups, list(drawn))
     for name, text in files.items():
         write_text(output / name, text)
     finished = sum(result.state == "finished" for result in results)
