@@ -16,6 +16,13 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the quick suite compile with few optimisations, which takes most of its time; the full one has all."""
+    if config.option.markexpr == "not full":
+        quick = "--xla_backend_optimization_level=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()  # read when JAX first computes
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A typed key that every test may split as it likes."""
