@@ -34,7 +34,8 @@ from sdecor.state import create_train_state  # noqa: E402
 
 MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
 CE = Objective(consistency=False, decorrelation=False)
-SDECOR = Objective(form="density", spatial="positions", rectify=True)  # of all activations, the configs' default
+SDECOR = Objective()  # the paper's: the covariance of the last features
+DENSITY = Objective(form="density", spatial="positions", rectify=True)  # of all activations, as form=density sets it
 HYPER = dict.fromkeys(steps.HYPER, np.float32(0)) | {
     "learning_rate": np.float32(1e-3),
     "consist_weight": np.float32(1),
@@ -65,11 +66,12 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "ce": (CE, nothing),
         "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
         "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
-        "decor, covariance of the last features": (Objective(consistency=False), nothing),
+        "decor (density)": (dataclasses.replace(DENSITY, consistency=False), nothing),
         "gradpen": (dataclasses.replace(CE, gradient_penalty=True), nothing),
         "sdecor (shared)": (SDECOR, nothing),
         "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
         "sdecor (eval)": (dataclasses.replace(SDECOR, forward="eval"), nothing),
+        "sdecor (density)": (DENSITY, nothing),
         "· without selection": (SDECOR, no_selection),
         "· without the saliency's pull-back": (SDECOR, constant_ranking),
         "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),

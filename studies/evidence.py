@@ -20,7 +20,8 @@ STUDIES = (  # the data of each preregistration, whose tests are corrected toget
     {"scenes": "methods_scenes", "photographs": "methods_photographs"},
     {"photographs, 24 epochs": "confirmation"},
 )
-METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "sgt_1.0", "decor", "sdecor")
+SDECOR, DECOR = "sdecor (density)", "decor (density)"  # as they are called now; the sweeps' cells are without a form
+METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "sgt_1.0", DECOR, SDECOR)
 REFERENCES = ("ce", "sgt")
 SMOOTH, PATH = "smoothgrad:samples=16", "integrated_gradients:steps=16"
 SECONDARY = (
@@ -29,13 +30,18 @@ SECONDARY = (
     "gradient/parameter_randomization",
     *(f"{method}/{key.partition('/')[2]}" for method in (SMOOTH, PATH) for key in PRIMARY[1:4]),
 )
-EXPLORED = {"forms": ("ce", "sgt"), "factors": ("sdecor",)}  # tiers 2 and 3: their references
+EXPLORED = {"forms": ("ce", "sgt"), "factors": (SDECOR,)}  # tiers 2 and 3: their references
+
+
+def named(values: Values) -> Values:
+    """Return cell → measure → seed → value with the names that the methods have now."""
+    return {{"decor": DECOR, "sdecor": SDECOR}.get(cell, cell): found for cell, found in values.items()}
 
 
 def planned(found: dict[str, Values]) -> dict[str, list[Comparison]]:
     """Return the preregistered comparisons of sdecor by data set, corrected over all of them."""
     tests = [
-        (data, compare(PLANNED, values, "sdecor", measure, reference))
+        (data, compare(PLANNED, values, SDECOR, measure, reference))
         for data, values in found.items()
         for reference in REFERENCES
         for measure in PRIMARY
@@ -90,8 +96,8 @@ def secondary(values: Values, caption: str) -> tables.Table:
         if any(entry.n for entry in entries):
             texts = [tables.mean_text(key, entry) for entry in entries]
             rows.append([tables.heading(key, with_method=True), *texts])
-            rows[-1] += [_marked(compare(EXPLORATORY, values, "sdecor", key, reference)) for reference in REFERENCES]
-    header = ["", *cells, *(f"sdecor − {reference}" for reference in REFERENCES)]
+            rows[-1] += [_marked(compare(EXPLORATORY, values, SDECOR, key, reference)) for reference in REFERENCES]
+    header = ["", *cells, *(f"{SDECOR} − {reference}" for reference in REFERENCES)]
     return tables.Table(f"{caption}: means; differences as above.", header, rows)
 
 
@@ -148,12 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = {}
     for study in STUDIES:
         files = {data: options.results / f"{name}.csv" for data, name in study.items()}  # a missing one was not run
-        found = {data: read(file) if file.exists() else {} for data, file in files.items()}
+        found = {data: named(read(file)) if file.exists() else {} for data, file in files.items()}
         print("\n\n".join(filter(None, pages(found))), end="\n\n")
         drawn |= {data: values for data, values in found.items() if values}
     for name, references in EXPLORED.items():
         if (options.results / f"{name}.csv").exists():
-            values = read(options.results / f"{name}.csv")
+            values = named(read(options.results / f"{name}.csv"))
             print(f"\n## {name}\n\n{tables.markdown(tables.main_table(means(values, list(values)), {}, PRIMARY))}")
             print(f"\n{differences(values, references, list(values))}")
     draw(drawn, options.out / "evidence.png")

@@ -50,23 +50,24 @@ def test_tests_are_corrected_over_both_data_sets():
     noise = lambda: {seed: rng.normal() for seed in range(5)}  # noqa: E731
     found = {data: {cell: {key: noise() for key in sweeps.PRIMARY} for cell in evidence.METHODS} for data in "ab"}
     for seed, value in found["a"]["ce"]["accuracy"].items():
-        found["a"]["sdecor"]["accuracy"][seed] = value + 1 + 0.01 * seed
+        found["a"][evidence.SDECOR]["accuracy"][seed] = value + 1 + 0.01 * seed
     tests = evidence.planned(found)
     flat = [test for each in tests.values() for test in each]
-    assert len(flat) == 20 and {test.cell for test in flat} == {"sdecor"}
+    assert len(flat) == 20 and {test.cell for test in flat} == {"sdecor (density)"}
     smallest = min(flat, key=lambda test: test.difference.p)
     assert (smallest.measure, smallest.reference, smallest.verdict) == ("accuracy", "ce", "better")
     assert smallest.p_holm == pytest.approx(20 * smallest.difference.p)
     text = "\n".join(evidence.pages(found))
-    assert "corrected by Holm over 20 tests" in text and "sdecor − sgt" in text
+    assert "corrected by Holm over 20 tests" in text and "sdecor (density) − sgt" in text
 
 
 def test_secondary_measures_are_means_and_differences():
     key = f"{evidence.SMOOTH}/energy_inside"
     values = {cell: {key: {0: 0.2, 1: 0.3}} for cell in ("ce", "sgt")}
     values["sdecor"] = {key: {0: 0.25, 1: 0.35}}
-    table = evidence.secondary(values, "scenes")
-    assert table.header == ["", "ce", "sgt", "sdecor", "sdecor − ce", "sdecor − sgt"]
+    table = evidence.secondary(evidence.named(values), "scenes")
+    name = "sdecor (density)"  # what the sweep's cell is called now
+    assert table.header == ["", "ce", "sgt", name, f"{name} − ce", f"{name} − sgt"]
     name = "SmoothGrad (samples=16): Saliency on the object (%) ↑"
     assert table.rows == [[name, "25.0 ± 63.5", "25.0 ± 63.5", "30.0 ± 63.5", "5.0 ± 0.0*", "5.0 ± 0.0*"]]
 
