@@ -1,8 +1,10 @@
 # make demo        cross-entropy, SaliencyDecor and its density form on the embedded data set, side by side, with pictures
 # make test        the quick suite;  make test-full adds what takes longer;  make lint checks the style
 # make PYTHON=python3.12 …  chooses the interpreter; each version has an environment of its own
+# make TESTS=tests/test_masking.py test  runs these alone
 
 PYTHON ?= python3
+TESTS ?=
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 PY := $(VENV)/bin/python
@@ -17,10 +19,10 @@ demo: $(VENV)/installed
 	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --workdir=$(DEMO)/sdecor_density --output=$(DEMO)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest -q -n 2
+	$(PY) -m pytest -q -n 2 $(TESTS)
 
 test-full: $(VENV)/installed-test
-	$(PY) -m pytest -q -n 2 -m "full or not full"
+	$(PY) -m pytest -q -n 2 -m "full or not full" $(TESTS)
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
