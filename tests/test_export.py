@@ -392,7 +392,7 @@ def test_wrong_choices_are_named_and_leave_nothing(tmp_path, wrong):
 
 
 def test_a_missing_label_is_named(tmp_path):
-    with pytest.raises(ValueError, match="target = 'label': an example has no label"):
+    with pytest.raises(ValueError, match="target = 'label': example 0 has no label"):
         export.export(FN, Source(labels=np.full(COUNT, -1)), tmp_path / "out", target="label", **SMALL)
 
 
