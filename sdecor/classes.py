@@ -58,8 +58,9 @@ def of_class(scores: jax.Array, number: jax.Array | int) -> jax.Array:
 
 def one_hot(numbers: jax.Array, count: int, dtype: Any) -> jax.Array:
     """Return rows `[..., count]` with a 1 at each class, NaN throughout for one that does not exist."""
-    exists = is_class(numbers, count)
-    return jax.nn.one_hot(numbers.astype(jnp.int32), count, dtype=dtype) * one_or_nan(exists, dtype)[..., None]
+    rows = jax.nn.one_hot(numbers.astype(jnp.int32), count, dtype=dtype)
+    # No product: XLA makes of a converted comparison times NaN a selection, whose other value is 0.
+    return jnp.where(is_class(numbers, count)[..., None], rows, jnp.nan)
 
 
 def correct(logits: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -96,4 +97,5 @@ def _no_such_class(field: str, numbers: np.ndarray, wrong: Any, count: int | Non
         return f"{found}: classes are numbered from 0"
     from_one = count > 0 and numbers.min() > 0 and numbers.max() == count
     hint = "; did you number classes from 1?" if from_one else ""
-    return f"{found}: there are {count} classes, 0 to {count - 1}{hint}"
+    classes = "is 1 class, 0" if count == 1 else f"are {count} classes, 0 to {count - 1}"
+    return f"{found}: there {classes}{hint}"

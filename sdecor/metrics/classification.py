@@ -16,6 +16,7 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: for K = 1, labels that are no integers, and (outside of `jit`) labels outside [0, K).
     """
+    check_several(logits.shape[-1])
     return correct(logits, check_classes("labels", labels, logits.shape[-1]))
 
 
