@@ -148,11 +148,15 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
 
 
 def create_data(config: ConfigDict) -> Any:
-    """Open the config's data set (`sdecor.data.Dataset`)."""
+    """Open the config's data set (`sdecor.data.Dataset`).
+
+    Raises:
+      ValueError: for a data set of one class, beside what `create_dataset` raises.
+    """
     from sdecor.data import create_dataset
 
     data = config.data
-    return create_dataset(
+    dataset = create_dataset(
         data.name,
         path=data.path,
         data_dir=data.data_dir,
@@ -166,6 +170,13 @@ def create_data(config: ConfigDict) -> Any:
         std=data.std,
         limit=data.limit,
     )
+    if dataset.num_classes < 2:
+        where = "" if data.path is None else f", data.path = {data.path!r},"
+        raise ValueError(
+            f"config.data.name = {data.name!r}{where} has one class, {dataset.class_names[0]!r}: a classifier of one "
+            "class is always right and learns nothing. Give at least two, such as a folder of images without the object"
+        )
+    return dataset
 
 
 def create_model(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor import losses, masking
+from sdecor.classes import check_classes, correct, one_hot
 from sdecor.models import frozen_statistics, record_statistics
 
 Terms = dict[str, jax.Array]
@@ -176,7 +177,8 @@ def saliency(
 def _true_class(outputs: tuple[jax.Array, Any], *, labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
     """The cotangent of the outputs whose pull-back is the gradient of z_y, or of log p_y."""
     logits, features = outputs
-    cotangent = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    classes = logits.shape[-1]
+    cotangent = one_hot(check_classes("labels", labels, classes), classes, logits.dtype)
     if saliency_of == "log_probability":
         cotangent = cotangent - jax.nn.softmax(logits)
     return cotangent, jax.tree.map(jnp.zeros_like, features)
@@ -194,6 +196,7 @@ def loss_fn(
 ) -> tuple[jax.Array, Terms]:
     """Return the total loss of the model's outputs, and its named terms before weighting."""
     logits, features = outputs
+    labels = check_classes("labels", labels, logits.shape[-1])
     layers = jax.tree.leaves(features)
     if objective.rectify and (objective.decorrelation or objective.variance):
         layers = [jax.nn.relu(layer) for layer in layers]
@@ -206,7 +209,7 @@ def loss_fn(
         )
         terms["consistency"] = jnp.mean(kl)
         total += values["consist_weight"] * terms["consistency"]
-        terms["masked_accuracy"] = jnp.mean(jnp.argmax(masked_logits, -1) == labels, dtype=jnp.float32)
+        terms["masked_accuracy"] = jnp.mean(correct(masked_logits, labels))
     if objective.decorrelation:
         terms |= _decorrelation_terms(layers, objective=objective, axis_name=axis_name)
         total += values["decor_weight"] * terms["decorrelation"]
@@ -219,7 +222,7 @@ def loss_fn(
         total += values["gradient_penalty_weight"] * terms["gradient_penalty"]
     scale = partial(losses.feature_scale, axis_name=axis_name, spatial=objective.spatial)
     terms["feature_scale"] = sum(map(scale, layers)) / len(layers)
-    terms["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=jnp.float32)
+    terms["accuracy"] = jnp.mean(correct(logits, labels))
     return total, {"loss": total, **terms}
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sdecor import losses, masking, optim
+from sdecor.classes import check_classes, correct
 from sdecor.objective import Objective, Terms, apply_model, loss_and_gradients
 from sdecor.rng import example_keys
 from sdecor.state import TrainState
@@ -173,11 +174,16 @@ def apply_gradients(
 def evaluation_step(
     apply_fn: Callable, variables: Any, images: jax.Array, batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Return this device's weighted sums over a padded batch: `correct`, `cross_entropy` and `count`."""
+    """Return this device's weighted sums over a padded batch: `correct`, `cross_entropy` and `count`.
+
+    Padding has weight 0 and may hold anything. An example whose label is no class makes both sums NaN.
+    """
     logits, _ = apply_fn(variables, images, train=False)
-    correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
-    sums = {"correct": correct, "cross_entropy": losses.classification(logits, batch["label"])}
-    return {name: jnp.sum(value * batch["weight"]) for name, value in sums.items()} | {"count": batch["weight"].sum()}
+    labels, weight = check_classes("label", batch["label"], logits.shape[-1]), batch["weight"]
+    values = {"correct": correct(logits, labels), "cross_entropy": losses.classification(logits, labels)}
+    # `where`, as 0 · NaN is NaN.
+    sums = {name: jnp.sum(jnp.where(weight > 0, value * weight, 0)) for name, value in values.items()}
+    return sums | {"count": weight.sum()}
 
 
 def _pmean(tree: Any, axis_name: str | None) -> Any:

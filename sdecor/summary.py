@@ -169,7 +169,7 @@ def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic | Med
 
 
 def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Statistic:
-    defined = ~np.isnan(confidence)
+    defined = ~np.isnan(confidence + correct)
     columns = np.concatenate([metrics.calibration_bins(confidence, correct), defined[:, None]], axis=1)
     return Statistic(
         columns,

@@ -103,7 +103,7 @@ def test_pmap_gives_the_same_maps(images, weights):
 
 def test_a_target_that_is_no_class_is_never_explained_as_another(images, weights):
     fn = network(weights)
-    with pytest.raises(ValueError, match="targets contains 6: fn has 6 classes"):
+    with pytest.raises(ValueError, match="targets = 6: there are 6 classes, 0 to 5"):
         explain(fn, images, 6)
     with pytest.raises(ValueError, match="targets contains -1"):
         explain(fn, images, TARGETS.at[3].set(-1))

@@ -380,6 +380,13 @@ WRONG = {
     "shard_rows": ({"shard_rows": 6}, "shard_rows = 6 is not a multiple of chunk_rows = 4"),
     "clip": ({"clip_percentile": 0.0}, "clip_percentile = 0.0"),
     "names": ({"names": ["a"]}, "names has 1 entries: data has 21"),
+    "no such class": (
+        {"target": evaluated.CLASSES},
+        f"target = {evaluated.CLASSES}: there are {evaluated.CLASSES} classes",
+    ),
+    "negative class": ({"target": -1}, "target = -1"),
+    "flag": ({"target": True}, "target has dtype bool"),
+    "share": ({"target": 1.5}, "target has dtype float64"),
 }
 
 
@@ -391,8 +398,69 @@ def test_wrong_choices_are_named_and_leave_nothing(tmp_path, wrong):
     assert not (tmp_path / "out").exists()
 
 
+K = evaluated.CLASSES
+WRONG_LABELS = {  # of the last example
+    "large": (K, f"labels contains {K}: there are {K} classes, 0 to {K - 1}"),
+    "negative": (-2, "-2: labels are integers from 0, and -1 where"),
+    "beyond int32": (2**33 + 1, "8589934593: labels are integers"),
+    "share": (1.7, "label of float64, "),
+    "nan": (np.nan, "label of float64, "),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LABELS)
+@pytest.mark.parametrize("target", ["predicted", "label"])
+def test_a_label_that_is_no_class_is_an_error_before_anything_is_written(tmp_path, wrong, target):
+    label, message = WRONG_LABELS[wrong]
+    labels = np.array([*LABELS[:-1], label])
+    rows = ((0, 8), (8, COUNT))
+    for data in (
+        Source(labels=labels),
+        [{"image": image, "label": own} for image, own in zip(IMAGES, labels.tolist(), strict=True)],
+        [{"image": IMAGES[a:b], "label": labels[a:b]} for a, b in rows],
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            export.export(FN, data, tmp_path / "out", target=target, **SMALL)
+        assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_read_on_the_way_are_checked_then(tmp_path):
+    labels = np.array([*LABELS[:-1], K])
+    data = ({"image": IMAGES[a:b], "label": labels[a:b]} for a, b in ((0, 8), (8, COUNT)))
+    with pytest.raises(ValueError, match=f"example {COUNT - 1}: labels contains {K}"):
+        export.export(FN, data, tmp_path / "out", target="label", **SMALL)
+    assert not export.open(tmp_path / "out").complete
+    float_labels = [{"image": image, "label": label} for image, label in zip(IMAGES, LABELS * 1.0, strict=True)]
+    with pytest.raises(ValueError, match="example 0 has a label of float64"):
+        export.export(FN, float_labels, tmp_path / "float", **SMALL)
+
+
+def test_labels_from_one_are_recognised_and_narrow_or_unknown_ones_kept(tmp_path):
+    narrow = LABELS.astype(np.uint8)
+    with pytest.raises(ValueError, match=f"labels contains {K}: .* did you number classes from 1"):
+        export.export(FN, Source(labels=LABELS + 1), tmp_path / "out", target="label", **SMALL)
+    export.export(FN, Source(labels=narrow), tmp_path / "narrow", target="label", **SMALL)
+    np.testing.assert_array_equal(stored(tmp_path / "narrow", "target"), LABELS)
+    unknown = np.where(np.arange(COUNT) % 2, -1, LABELS)
+    export.export(FN, Source(labels=unknown), tmp_path / "unknown", **SMALL)
+    np.testing.assert_array_equal(stored(tmp_path / "unknown", "label"), unknown)
+    np.testing.assert_array_equal(stored(tmp_path / "unknown", "gradient").shape, (COUNT, *IMAGES.shape[1:3]))
+
+
+def test_a_network_that_does_not_return_logits_is_told_what_to_return(tmp_path):
+    for fn, message in (
+        (lambda image: (FN(image), image), "fn returned a tuple: return its logits"),
+        (lambda image: {"logits": FN(image)}, "fn returned a dict with keys 'logits'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.export(fn, Source(), tmp_path / "out", **SMALL)
+    with pytest.raises(ValueError, match=r"1 logit: .* \[0, z\]"):
+        export.export(lambda image: FN(image)[:1], Source(), tmp_path / "out", saliency_of="probability", **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_label_is_named(tmp_path):
-    with pytest.raises(ValueError, match="target = 'label': an example has no label"):
+    with pytest.raises(ValueError, match="target = 'label': example 0 has no label"):
         export.export(FN, Source(labels=np.full(COUNT, -1)), tmp_path / "out", target="label", **SMALL)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest"}  # what any part may use
+# what any part may use
+SMALL = {"rng", "checks", "gaussian", "chunks", "classes", "jaxpr", "sorting", "failure", "digest"}
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
@@ -19,6 +20,7 @@ MAY_IMPORT = {
     "sorting": set(),
     "failure": set(),
     "digest": set(),
+    "classes": set(),
     "cli": {"parallel", "failure"},
     "losses": SMALL,
     "masking": SMALL,

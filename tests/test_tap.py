@@ -1,5 +1,8 @@
 """The tap on modules that know nothing of it."""
 
+import re
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -122,6 +125,35 @@ def test_tuples_give_their_first_element_as_logits(key):
     images = jnp.ones((2, 8, 8, 3))
     (logits, outputs), _ = jax.eval_shape(Tap(model, ("norm1",)).init_with_output, key, images)
     assert logits.shape == (2, 3) and outputs["norm1"].shape == (2, 2, 2, 4)
+
+
+class Returning(nn.Module):
+    """Returns what `wrap` makes of its logits."""
+
+    wrap: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return self.wrap(nn.Dense(3)(x))
+
+
+WRAPS = {
+    "dict": (lambda z: {"logits": z, "features": z}, "a dict with keys 'logits', 'features'"),
+    "dict in a tuple": (lambda z: ({"logits": z}, z), "a tuple (dict, float32 array (2, 3))"),
+    "tuple in a tuple": (lambda z: ((z, z), z), "a tuple (tuple, float32 array (2, 3))"),
+    "list": (lambda z: [z, z], "list"),
+    "none": (lambda z: None, "NoneType"),
+    "empty": (lambda z: (), "a tuple ()"),
+    "classes": (lambda z: z.argmax(-1), "int32 array (2,)"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_is_not_logits_is_refused(wrap, key):
+    function, found = WRAPS[wrap]
+    message = f"the tapped module returned {found}: a Tap takes a module that returns logits"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(Tap(Returning(function), ("Dense_0",)).init, key, jnp.ones((2, 5)))
 
 
 def test_inside_another_module_names_stay_relative(images, key):

@@ -67,6 +67,13 @@ def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
     assert ("128 features from 128 samples" in caplog.text) == warned
 
 
+def test_a_data_set_of_one_class_is_refused_at_the_start(tmp_path):
+    images = runs.draw_images(tmp_path / "images", classes=1, train=4, test=1)
+    with pytest.raises(ValueError, match="config.data.name = 'folder', data.path = .* has one class, 'class0'"):
+        train.train(runs.tiny_config(images), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
     config = runs.tiny_config(images, method="gradpen", **{"train.epochs": 1.0})
     assert train.train(config, str(tmp_path))

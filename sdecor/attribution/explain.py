@@ -10,9 +10,10 @@ import numpy as np
 
 from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise, smoothed
-from sdecor.attribution.targets import Contrast, Target, checked_logits, is_class
+from sdecor.attribution.targets import Contrast, Target, checked_logits
 from sdecor.checks import check_choice
 from sdecor.chunks import default_chunk_size, divide, map_examples
+from sdecor.classes import check_classes, is_class
 from sdecor.rng import per_example
 
 PREDICTED = "predicted"
@@ -159,14 +160,7 @@ def _checked_targets(targets: Any, n: int, classes: int) -> Any:
 
 
 def _checked_classes(targets: jax.Array | int, n: int, classes: int) -> jax.Array:
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets has dtype {targets.dtype}: pass integer classes")
+    targets = check_classes("targets", targets, classes)
     if targets.shape not in ((), (n,)):
         raise ValueError(f"targets has shape {targets.shape}: pass one class, or [{n}] classes")
-    if not isinstance(targets, jax.core.Tracer):
-        values = np.atleast_1d(np.asarray(targets))
-        wrong = values[(values < 0) | (values >= classes)]
-        if wrong.size:
-            raise ValueError(f"targets contains {wrong[0]}: fn has {classes} classes, 0 to {classes - 1}")
     return jnp.broadcast_to(targets, (n,))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sdecor.attribution.canonical import canonical
 from sdecor.checks import check_choice
+from sdecor.classes import check_several, of_class
 
 SALIENCY_OF = ("logit", "log_probability", "probability")
 
@@ -41,18 +42,21 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
       explain the nearest class.
 
     Raises:
-      ValueError: for an unknown `saliency_of`, logits that are not `[K]`, or a function that returns no scalar.
+      ValueError: for an unknown `saliency_of`, logits that are not `[K]`, the probability of a single logit, or a
+        function that returns no scalar.
     """
     check_choice("saliency_of", saliency_of, SALIENCY_OF)
     logits = jnp.asarray(checked_logits(logits))  # of a constant function, interpreted, it is a NumPy array
+    if saliency_of != "logit":
+        check_several(logits.shape[0], ", or follow the logit itself by saliency_of='logit'")
     if saliency_of == "log_probability":
         logits = jax.nn.log_softmax(logits)
     elif saliency_of == "probability":
         logits = jax.nn.softmax(logits)
     if isinstance(target, Contrast):
-        return _of_class(logits, target.target) - _of_class(logits, target.other)
+        return of_class(logits, target.target) - of_class(logits, target.other)
     if not callable(target):
-        return _of_class(logits, target)
+        return of_class(logits, target)
     score = jnp.asarray(target(logits))
     if score.shape:
         raise ValueError(f"the target function returned shape {score.shape}: it must map logits [K] to a scalar")
@@ -81,19 +85,9 @@ def checked_logits(logits: Any) -> Any:
     return logits
 
 
-def is_class(target: jax.Array | int, classes: int) -> jax.Array:
-    """Return whether a class, or each of several, is one of the `classes` that there are."""
-    return (jnp.asarray(target) >= 0) & (jnp.asarray(target) < classes)
-
-
 def score_of(
     fn: Callable[[jax.Array], jax.Array], target: Target, *, saliency_of: str = "logit"
 ) -> Callable[[jax.Array], jax.Array]:
     """Return the scalar function of one image that is explained, in a form whose gradient is fast inside loops."""
     fast = canonical(fn)
     return lambda image: target_score(fast(image), target, saliency_of=saliency_of)
-
-
-def _of_class(scores: jax.Array, target: jax.Array | int) -> jax.Array:
-    target = jnp.asarray(target)
-    return scores[target] * jnp.where(is_class(target, scores.shape[0]), 1, jnp.nan).astype(scores.dtype)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdecor.classes import check_classes
+
 UNKNOWN = -1  # the label of an example without one
 _KEPT = (np.uint8, np.float16, np.float32)  # dtypes that images keep on the way to the device
 
@@ -52,6 +54,8 @@ class Reader(NamedTuple):
     fingerprint: dict[str, Any]
     # `(wanted, size, devices) -> feed batches`; `wanted(start)` tells whether the block that starts there is wanted.
     feed: Callable[[Callable[[int], bool], int, int], Iterator[FeedBatch]]
+    # Of the first examples, or of all: those known before anything is read.
+    labels: np.ndarray
 
 
 def feed_batch(arrays: dict[str, np.ndarray], blocks: list[Block], size: int) -> FeedBatch:
@@ -72,6 +76,40 @@ def empty_arrays(shape: tuple[int, ...], dtype: np.dtype, rows: int) -> dict[str
         "label": np.empty(rows, np.int32),
         "index": np.empty(rows, np.int32),
     }
+
+
+def checked_labels(labels: Any, what: str) -> np.ndarray:
+    """Return labels as int32, refusing what would be stored as another number."""
+    values = np.asarray(labels)
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what} has a label of {values.dtype}, {values.flat[0]!s}: labels are integers from 0, and "
+            f"{UNKNOWN} where the class is unknown"
+        )
+    wrong = values[(values < UNKNOWN) | (values > np.iinfo(np.int32).max)]
+    if wrong.size:
+        raise ValueError(
+            f"{what} has the label {wrong[0]}: labels are integers from 0, and {UNKNOWN} where the class is unknown"
+        )
+    return values.astype(np.int32)
+
+
+def check_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed: bool = False) -> None:
+    """Raise `ValueError` unless labels are classes of the network, or unknown where they are not `needed`.
+
+    Args:
+      labels: of examples that follow one another, int32.
+      classes: of the network.
+      start: place of the first of them.
+      needed: whether they are what is explained.
+    """
+    unknown = np.flatnonzero(labels == UNKNOWN)
+    if needed and unknown.size:
+        raise ValueError(f"target = 'label': example {start + unknown[0]} has no label")
+    wrong = np.flatnonzero(labels >= classes)
+    if wrong.size:
+        known = labels[labels != UNKNOWN]
+        check_classes(f"example {start + wrong[0]}: labels", known, classes)
 
 
 def checked_images(images: np.ndarray, what: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from sdecor import parallel
 from sdecor.attribution import REDUCTIONS, SALIENCY_OF, explain, reduce, target_score
 from sdecor.checks import check_choice, check_range
 from sdecor.chunks import default_chunk_size, map_examples
+from sdecor.classes import check_classes
 from sdecor.evaluation import Method
 from sdecor.evaluation.device import EXPLANATION, TARGETS
 from sdecor.export.encode import DTYPES, encode
@@ -79,8 +80,10 @@ def compiled(task: Task) -> Programs:
 
 def check(task: Task) -> None:
     """Raise `ValueError` for a choice that is not known."""
-    if not isinstance(task.target, int):
+    if isinstance(task.target, str):
         check_choice("target", task.target, TARGETS)
+    else:
+        check_classes("target", task.target, None)
     check_choice("saliency_of", task.saliency_of, SALIENCY_OF)
     check_choice("reduce", task.reduction, (*REDUCTIONS, None))
     check_choice("dtype", task.dtype, DTYPES)

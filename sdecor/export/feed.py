@@ -10,7 +10,16 @@ import numpy as np
 
 from sdecor.checks import check_choice
 from sdecor.digest import digest
-from sdecor.export.blocks import UNKNOWN, Block, FeedBatch, Reader, checked_images, empty_arrays, feed_batch
+from sdecor.export.blocks import (
+    UNKNOWN,
+    Block,
+    FeedBatch,
+    Reader,
+    checked_images,
+    checked_labels,
+    empty_arrays,
+    feed_batch,
+)
 from sdecor.export.indexed import reader_of_source
 
 ON_ERROR = ("stop", "skip")
@@ -35,13 +44,16 @@ def _batches(batches: Iterable[Any], names: Any, count: int | None) -> Reader:
     except StopIteration:
         raise ValueError("data is empty: there is nothing to export") from None
     image = checked_images(np.asarray(first["image"]), "data")
+    # A list of batches is there already: all its labels are looked at before anything is computed.
+    there = batches if isinstance(batches, list | tuple) else [first]
+    labels = np.concatenate([_labels(batch, number) for number, batch in enumerate(there)])
     known = {"size": count, "first_image": digest([image[0]])}
 
     def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[FeedBatch]:
         cut = _cut(itertools.chain([first], iterator), image.shape[1:], image.dtype, names, wanted, size, devices)
         return _in_background(cut)
 
-    return Reader(image.shape[1:], image.dtype, count, known, feed)
+    return Reader(image.shape[1:], image.dtype, count, known, feed, labels)
 
 
 def _cut(
@@ -85,7 +97,7 @@ def _fields(
         found, first = f"{image.dtype} {image.shape[1:]}", f"{dtype} {shape}"
         raise ValueError(f"batch {number} of data has images of {found}: they should be {first} as the first one's")
     n = len(image)
-    label = np.asarray(batch["label"] if "label" in batch else np.full(n, UNKNOWN)).reshape(-1)
+    label = _labels(batch, number)
     if names is not None:
         own = [str(name) for name in names[place : place + n]]
     else:
@@ -94,6 +106,13 @@ def _fields(
         if len(values) != n:
             raise ValueError(f"batch {number} of data has {n} images and {len(values)} entries of {field!r}")
     return image, label, own
+
+
+def _labels(batch: Any, number: int) -> np.ndarray:
+    """Return a batch's labels, int32."""
+    if "label" not in batch:
+        return np.full(len(batch["image"]), UNKNOWN, np.int32)
+    return checked_labels(batch["label"], f"batch {number} of data").reshape(-1)
 
 
 def _in_background(items: Iterator[FeedBatch]) -> Iterator[FeedBatch]:

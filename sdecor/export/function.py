@@ -9,6 +9,7 @@ from etils import epath
 from jax.extend import core
 
 from sdecor import jaxpr
+from sdecor.attribution.targets import checked_logits
 from sdecor.digest import digest
 from sdecor.evaluation import Method, choose_methods
 from sdecor.export.device import Task
@@ -54,7 +55,9 @@ def export(
         closes over) are part of what an export is recognised by.
       data: a Source: `len`, `[i]` a dict with `image` `[H, W, C]` and maybe `label`, and maybe `.name(i)`. Or an
         iterable of batches, dicts with `image` `[n, H, W, C]` of any n and maybe `label` and `id` (numbers or text)
-        `[n]`; it has to yield the same examples in the same order at each start.
+        `[n]`; it has to yield the same examples in the same order at each start. Labels are classes of `fn`, or −1 for
+        unknown. They are checked before anything is computed where they are known: of a Source with `labels`, a list
+        or a tuple. Others are checked when they are read.
       path: a local folder or `gs://…`, by habit ending in `.zarr`.
       methods: what `evaluation.choose_methods` takes, or `evaluation.Method`s.
       target: whose score is explained: "predicted", "label", or a class.
@@ -79,8 +82,9 @@ def export(
       What was done, also when Ctrl-C or SIGTERM stopped it.
 
     Raises:
-      ValueError: for a choice that is not known, an example that cannot be read, a path that holds something else or
-        another export (naming what differs), or one that another job is writing.
+      ValueError: for a choice that is not known, a target or a label that is no class of `fn`, an example that cannot
+        be read, a path that holds something else or another export (naming what differs), or one that another job is
+        writing.
       StorageError: when it cannot be written; what is finished is kept.
     """
     reader = reader_of(data, on_error=on_error, names=names, count=num_examples)
@@ -121,10 +125,9 @@ def hoisted(fn: Fn, shape: tuple[int, ...]) -> tuple[list[jax.Array], Callable[[
         return None
 
     # Interpreted, what is compiled inside of `fn` is entered, and its constants come to the surface too.
-    closed = jax.make_jaxpr(jaxpr.interpret(fn, as_usual))(jax.ShapeDtypeStruct(shape, jnp.float32))
-    logits = closed.out_avals[0].shape if len(closed.out_avals) == 1 else None
-    if logits is None or len(logits) != 1:
-        raise ValueError(f"fn returned shape {logits}: it must map one image {shape} to logits [K], with no batch axis")
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    checked_logits(jax.eval_shape(fn, image))
+    closed = jax.make_jaxpr(jaxpr.interpret(fn, as_usual))(image)
 
     def fn_of(variables: Any) -> Fn:
         own = core.ClosedJaxpr(closed.jaxpr, variables)

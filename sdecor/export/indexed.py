@@ -18,6 +18,7 @@ from sdecor.export.blocks import (
     Reader,
     Skipped,
     checked_images,
+    checked_labels,
     empty_arrays,
     feed_batch,
 )
@@ -62,15 +63,26 @@ def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
     root = _root(some)
     own = _Source(source, names, root, first.shape, first.dtype, on_error == "skip")
     known = {"names": digest(name.removeprefix(root).encode() for name in some)}
+    labels = _known_labels(source)
     if hasattr(source, "labels"):
-        known["labels"] = digest([np.asarray(source.labels, np.int32)])
+        known["labels"] = digest([labels])
     known |= {"size": n, "images": _images(source, n)}
 
     def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[FeedBatch]:
         starts = (start for start in range(0, n, size) if wanted(start))
         return _read_ahead(own, ((start, min(start + size, n)) for start in starts), size, devices)
 
-    return Reader(first.shape, first.dtype, n, known, feed)
+    return Reader(first.shape, first.dtype, n, known, feed, labels)
+
+
+def _known_labels(source: Any) -> np.ndarray:
+    """Return the labels that are known without decoding an image, int32: all of them, or none."""
+    if hasattr(source, "labels"):
+        return checked_labels(source.labels, "data")
+    if isinstance(source, list | tuple):
+        labels = [checked_labels(each.get("label", UNKNOWN), f"example {i}") for i, each in enumerate(source)]
+        return np.array(labels, np.int32).reshape(-1)
+    return np.empty(0, np.int32)
 
 
 def _first_image(source: Any, names: Any, tries: int) -> np.ndarray:
@@ -130,7 +142,8 @@ def _read_block(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]
             if image.shape != own.shape or not np.can_cast(image.dtype, own.dtype, "same_kind"):
                 found, first = (f"{x.dtype} {x.shape}" for x in (image, own))
                 raise ValueError(f"its image is {found}: it should be {first} as the first one")
-            rows["image"][row], rows["label"][row] = image, example.get("label", UNKNOWN)
+            rows["label"][row] = checked_labels(example.get("label", UNKNOWN), "it")
+            rows["image"][row] = image
             good = row if good is None else good
         except Exception as error:
             problem = _unreadable(own.root + name, index, error)

@@ -9,7 +9,7 @@ import jax
 
 from sdecor import logbook, parallel
 from sdecor.export import device
-from sdecor.export.blocks import FeedBatch, Reader
+from sdecor.export.blocks import FeedBatch, Reader, check_labels
 from sdecor.export.layout import Layout
 from sdecor.export.ranges import Ranges
 from sdecor.export.store import Store
@@ -44,10 +44,11 @@ def wanted(job: Job) -> Callable[[int], bool]:
 def check_batch(job: Job, batch: FeedBatch, count: int | None) -> None:
     if batch.total is not None and batch.total != count:
         raise ValueError(f"num_examples = {count}: data has {batch.total} examples")
-    label = batch.arrays["label"]
-    if batch.blocks and job.task.target == "label" and label.min() < 0:
-        place = batch.blocks[0].start
-        raise ValueError(f"target = 'label': an example has no label, or a negative one, near example {place}")
+    attributes = job.layout.attributes
+    size, classes, needed = attributes["device_batch"], attributes["num_classes"], job.task.target == "label"
+    for place, block in enumerate(batch.blocks):
+        labels = batch.arrays["label"][place * size : place * size + len(block.names)]
+        check_labels(labels, classes, start=block.start, needed=needed)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ import numpy as np
 
 from sdecor import parallel, workdir
 from sdecor.checks import check_choice, check_range
+from sdecor.classes import check_classes
 from sdecor.evaluation.plan import plain
 from sdecor.export import device
-from sdecor.export.blocks import Reader
+from sdecor.export.blocks import Reader, check_labels
 from sdecor.export.differences import filled
 from sdecor.export.layout import ArraySpec, Layout
 from sdecor.export.specs import specs
@@ -52,7 +53,8 @@ def make_plan(
       The task and the layout.
 
     Raises:
-      ValueError: for a choice that is not known or out of range, or a method that refuses the network.
+      ValueError: for a choice that is not known or out of range, a target or label that is no class, or a method that
+        refuses the network.
     """
     device.check(task)
     check_choice("check", options.check, CHECKS)
@@ -67,6 +69,7 @@ def make_plan(
     task = task._replace(chunk_size=int(parallel.gather(np.array([fitting])).min()))
     reader = reader._replace(fingerprint=filled(reader.fingerprint, found.get("data")))
     arrays = specs(task, variables, reader.shape, reader.dtype, size)
+    _check_classes(task, reader, _class_count(arrays))
     rows = given["chunk_rows"] or _default_rows(arrays, size, reader.count, given["shard_rows"])
     layout = Layout(arrays, rows, given["shard_rows"], _attributes(task, arrays, reader, provenance, options, size))
     _check_divisible(layout, size)
@@ -78,17 +81,28 @@ def _attributes(
 ) -> dict[str, Any]:
     """Return what an export is recognised by: nothing that may differ from start to start."""
     image = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *reader.shape), reader.dtype))
-    (logits,) = [array for array in arrays if array.name == "logits"]
     versions = workdir.versions() | {"tensorstore": importlib.metadata.version("tensorstore")}
     attributes = {
         "methods": {method.key: name for name, method in task.methods.items()},
         **{name: getattr(task, name) for name in ("target", "saliency_of", "reduction", "dtype", "clip_percentile")},
         **{"seed": options.seed, "device_batch": size, "chunk_size": task.chunk_size},
-        **{"image_shape": image.shape[1:], "num_classes": logits.tail[0]},
+        **{"image_shape": image.shape[1:], "num_classes": _class_count(arrays)},
         **{"data": reader.fingerprint, "provenance": provenance},
         "versions": versions | {"device": jax.local_devices()[0].device_kind},
     }
     return plain(attributes)
+
+
+def _class_count(arrays: tuple[ArraySpec, ...]) -> int:
+    (logits,) = [array for array in arrays if array.name == "logits"]
+    return logits.tail[0]
+
+
+def _check_classes(task: device.Task, reader: Reader, classes: int) -> None:
+    """Raise `ValueError` for a target, or a label that is known already, that is no class of the network."""
+    if not isinstance(task.target, str):
+        check_classes("target", task.target, classes)
+    check_labels(reader.labels, classes, needed=task.target == "label")
 
 
 def _default_rows(arrays: tuple[ArraySpec, ...], size: int, count: int | None, shard_rows: int | None) -> int:

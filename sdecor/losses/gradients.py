@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
+from sdecor.classes import check_classes, check_several, of_class
 from sdecor.losses.predictions import classification
 
 PENALTY_OF = ("cross_entropy", "log_probabilities", "logit")
@@ -29,16 +30,18 @@ def gradient_penalty(
     Args:
       forward: `images -> (logits [N, K], others)`; what else it finds is returned from the same forward.
       images: `[N, ...]`, in the model's normalised input space.
-      labels: class indices, int `[N]`, in [0, K).
+      labels: class indices, integers `[N]` of any type, in [0, K).
       of: what is differentiated: "cross_entropy", as trained on; "log_probabilities", summed over the classes; or
         "logit", of the true class.
       label_smoothing: of the cross-entropy, as for `classification`.
 
     Returns:
-      `(penalties [N], others)`, penalties float32, ≥ 0, summed over all pixels and channels.
+      `(penalties [N], others)`, penalties float32, ≥ 0, summed over all pixels and channels. Under `jit` a label that
+      is no class gives NaN, unless `of` is "log_probabilities", which have no label.
 
     Raises:
-      ValueError: for an unknown `of`.
+      ValueError: for an unknown `of`, labels that are no integers, (outside of `jit`) labels outside [0, K), and K = 1
+        unless `of` is "logit".
 
     References:
       Drucker & LeCun, Improving generalization performance using double backpropagation, 1992,
@@ -48,7 +51,7 @@ def gradient_penalty(
       Networks by Regularizing their Input Gradients, 2018, https://arxiv.org/abs/1711.09404.
     """
     check_choice("of", of, PENALTY_OF)
-    chex.assert_type([images, labels], [float, int])
+    chex.assert_type(images, float)
     chex.assert_rank(labels, 1)
 
     def total(images: jax.Array) -> tuple[jax.Array, Any]:
@@ -56,9 +59,11 @@ def gradient_penalty(
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if of == "cross_entropy":
             return jnp.sum(classification(logits, labels, label_smoothing=label_smoothing)), others
+        classes = check_classes("labels", labels, logits.shape[-1])
         if of == "log_probabilities":
+            check_several(logits.shape[-1])
             return jnp.sum(jax.nn.log_softmax(logits)), others
-        return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1)), others
+        return jnp.sum(jax.vmap(of_class)(logits, classes)), others
 
     gradient, others = jax.grad(total, has_aux=True)(images)
     gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))

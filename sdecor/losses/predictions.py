@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from sdecor.checks import check_choice, check_range
+from sdecor.classes import check_classes, check_several, is_class, one_hot, one_or_nan
 
 DIRECTIONS = ("clean_masked", "masked_clean")
 
@@ -15,19 +16,25 @@ def classification(logits: jax.Array, labels: jax.Array, *, label_smoothing: flo
 
     Args:
       logits: `[N, K]`.
-      labels: class indices, int `[N]`, in [0, K).
+      labels: class indices, integers `[N]` of any type, in [0, K).
       label_smoothing: share of the target's mass that is spread evenly over the K classes, in [0, 1].
 
     Returns:
-      Losses `[N]`, float32, ≥ 0, in nats.
+      Losses `[N]`, float32, ≥ 0, in nats. Under `jit` a label that is no class gives NaN, and a NaN gradient.
+
+    Raises:
+      ValueError: for K = 1, labels that are no integers, and (outside of `jit`) labels outside [0, K).
     """
     chex.assert_rank([logits, labels], [2, 1])
-    chex.assert_type(labels, int)
     check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    classes = logits.shape[-1]
+    check_several(classes)
+    labels = check_classes("labels", labels, classes)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if label_smoothing == 0.0:
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return values * one_or_nan(is_class(labels, classes), values.dtype)
+    targets = optax.losses.smooth_labels(one_hot(labels, classes, logits.dtype), label_smoothing)
     return optax.losses.softmax_cross_entropy(logits, targets)
 
 
@@ -49,6 +56,9 @@ def consistency(
     Returns:
       Divergences `[N]`, float32, ≥ 0 up to rounding, in nats.
 
+    Raises:
+      ValueError: for an unknown `direction`, and for K = 1, where predictions always agree.
+
     References:
       Ismail et al., Improving Deep Learning Interpretability by Saliency Guided Training, 2021,
       https://arxiv.org/abs/2111.14338 (clean_masked, gradient through both).
@@ -56,6 +66,7 @@ def consistency(
     check_choice("direction", direction, DIRECTIONS)
     chex.assert_rank(logits, 2)
     chex.assert_equal_shape([logits, masked_logits])
+    check_several(logits.shape[-1])
     dtype = jnp.promote_types(jnp.result_type(logits, masked_logits), jnp.float32)
     clean = jax.nn.log_softmax(logits.astype(dtype))
     masked = jax.nn.log_softmax(masked_logits.astype(dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sdecor.attribution import target_score
 from sdecor.checks import check_count
 from sdecor.chunks import map_examples
-from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, in_flight
+from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, map_samples
 from sdecor.rng import per_example
@@ -185,4 +185,6 @@ def input_invariance(
     def explain_one(image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
         return explain_of(fn, image, target, key)
 
-    return over_examples(one, explain_one, images, targets, key, attributions, chunk_size)
+    check_images(images)
+    classes = class_count(fn, images)
+    return over_examples(one, explain_one, images, targets, key, attributions, chunk_size, count=classes)

@@ -11,13 +11,13 @@ Every function takes the network for one image, `fn: image [H, W, C] -> logits [
 import jax
 import jax.numpy as jnp
 
+from sdecor.classes import correct
 from sdecor.metrics.chance import relative_to_random
-from sdecor.metrics.inputs import Fn, check_batch
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import (
     area_under,
     baseline_images,
-    correct,
     defined,
     percentage_counts,
     replaced_scores,
@@ -200,7 +200,8 @@ def masked_accuracy_curve(
       Ismail, Corrada Bravo, Feizi, "Improving Deep Learning Interpretability by Saliency Guided Training",
       https://arxiv.org/abs/2111.14338, 2021.
     """
-    labels = check_batch(images, maps, labels, field="labels")
+    check_images(images)
+    labels = check_batch(images, maps, labels, count=class_count(fn, images), field="labels")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
     counts = percentage_counts(maps[0].size, percentages)
     places = ranks(jnp.abs(maps), key)

@@ -25,7 +25,7 @@ def choose_mosaics(
     """Choose the images of mosaics: the most confidently classified ones, of different classes in each mosaic.
 
     Args:
-      labels: classes `[N]`.
+      labels: classes, integers `[N]`; an image of unknown class (negative) is not chosen.
       confidences: probability of the predicted class, `[N]`; an image without one (NaN) is not chosen.
       correct: whether the prediction is right, `[N]`; only such images are chosen.
       size: cells along a side.
@@ -40,8 +40,8 @@ def choose_mosaics(
     """
     check_count("size", size, 2)
     check_count("count", count)
-    labels, confidences = np.asarray(labels), np.asarray(confidences, np.float64)
-    usable = np.flatnonzero(np.asarray(correct, bool) & ~np.isnan(confidences))
+    labels, confidences = np.asarray(labels, np.int64), np.asarray(confidences, np.float64)
+    usable = np.flatnonzero((np.asarray(correct) > 0) & (labels >= 0) & ~np.isnan(confidences))
     ranked = usable[np.argsort(-confidences[usable], kind="stable")]
     _check_supply(labels[ranked], size**2, count)
     # A class is in a mosaic at most once, so no more than `count` of its images are of use.

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdecor import classes
 from sdecor.attribution.explain import PREDICTED
-from sdecor.attribution.targets import Contrast
+from sdecor.attribution.targets import Contrast, checked_logits
 from sdecor.checks import check_choice, check_count
 from sdecor.chunks import default_chunk_size, divide, map_examples
 
@@ -23,7 +24,13 @@ def check_images(images: jax.Array) -> None:
 
 
 def check_batch(
-    images: jax.Array, maps: jax.Array, targets: Any, *, fn: Fn | None = None, field: str = "targets"
+    images: jax.Array,
+    maps: jax.Array,
+    targets: Any,
+    *,
+    fn: Fn | None = None,
+    count: int | None = None,
+    field: str = "targets",
 ) -> jax.Array:
     """Return the classes of images that have maps; see `check_classes`.
 
@@ -35,23 +42,27 @@ def check_batch(
         raise ValueError(
             f"images {images.shape} and maps {maps.shape} do not belong together: pass [N, H, W, C] and [N, H, W]"
         )
-    return check_classes(images, targets, fn=fn, field=field)
+    return check_classes(images, targets, fn=fn, count=count, field=field)
 
 
-def check_classes(images: jax.Array, targets: Any, *, fn: Fn | None = None, field: str = "targets") -> jax.Array:
-    """Return classes as integers `[N]`.
+def check_classes(
+    images: jax.Array, targets: Any, *, fn: Fn | None = None, count: int | None = None, field: str = "targets"
+) -> jax.Array:
+    """Return classes as int32 `[N]`, −1 for one that is traced and does not exist: see `sdecor.classes`.
 
     Args:
       images: `[N, H, W, C]`.
       targets: integers `[N]`, as an array or a list; one integer for all; or, where there is a network to ask,
         "predicted", each image's most probable class.
       fn: the network for one image, `image -> logits [K]`; None where "predicted" has no meaning.
+      count: number of classes, where there is no `fn` and it is known.
       field: what the targets are called.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: for anything else, a class that does not exist, and an `fn` that does not return logits `[K]`.
     """
     n = images.shape[0]
+    count = count if fn is None else class_count(fn, images)
     if isinstance(targets, str):
         if fn is None:
             raise ValueError(f"{field} = {targets!r}: pass classes, integers [{n}]")
@@ -59,14 +70,30 @@ def check_classes(images: jax.Array, targets: Any, *, fn: Fn | None = None, fiel
         return map_examples(lambda image: jnp.argmax(fn(image)), (images,), in_flight(fn, None, images)[0])
     if isinstance(targets, Contrast) or callable(targets):
         raise ValueError(f"{field} = {targets!r}: metrics follow the score of one class, pass integers [{n}]")
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"{field} has dtype {targets.dtype}: pass classes, integers [{n}]")
+    targets = classes.check_classes(field, targets, count)
     if targets.shape not in ((), (n,)):
         raise ValueError(
             f"images {images.shape} and {field} {targets.shape} do not belong together: pass [N, H, W, C] and [N]"
         )
     return jnp.broadcast_to(targets, (n,))
+
+
+def class_count(fn: Fn, images: jax.Array) -> int:
+    """Return the number of classes of a network; nothing is computed.
+
+    Raises:
+      ValueError: unless it returns logits `[K]` for one image.
+    """
+    return checked_logits(jax.eval_shape(fn, _one(images))).shape[0]
+
+
+def nan_without_class(targets: jax.Array, values: Any) -> Any:
+    """Return a tree of values `[N, …]` with NaN for the targets of `check_classes` that are no class."""
+
+    def where(leaf: jax.Array) -> jax.Array:
+        return jnp.where((targets >= 0).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
+
+    return jax.tree.map(where, values)
 
 
 def check_maps(**arrays: jax.Array | None) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_count, check_range
 from sdecor.chunks import map_examples
-from sdecor.metrics.inputs import check_classes, check_images, in_flight
+from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
 from sdecor.metrics.replacement import map_samples
 from sdecor.rng import per_example
 
@@ -30,10 +30,14 @@ def over_examples(
     attributions: jax.Array | None,
     chunk_size: int | None,
     more: tuple[jax.Array, ...] = (),
+    count: int | None = None,
 ) -> Any:
-    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained."""
+    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained.
+
+    Its values are NaN for a target that is no class, one of `count` where that is known.
+    """
     check_images(images)
-    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
+    targets, keys = check_classes(images, targets, count=count), per_example(key, images.shape[0])
     known = () if attributions is None else (attributions,)
     if any(array.shape[:1] != images.shape[:1] for array in known):
         shapes = f"images {images.shape} and attributions {known[0].shape}"
@@ -44,7 +48,7 @@ def over_examples(
         own = own[0] if own else explain_one(image, target, key)
         return one(image, target, key, own.astype(jnp.float32), at_once, *more)
 
-    return map_examples(example, (images, targets, keys, more, *known), examples)
+    return nan_without_class(targets, map_examples(example, (images, targets, keys, more, *known), examples))
 
 
 def over_neighbours(

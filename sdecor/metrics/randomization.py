@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_count, check_range
 from sdecor.chunks import sum_over
 from sdecor.metrics.compared import likeness, map_maker, reduced
-from sdecor.metrics.inputs import check_classes, check_images, in_flight
+from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
 from sdecor.rng import per_example
@@ -72,7 +72,7 @@ def parameter_randomization(
     compare = likeness(own, similarity)
 
     def column(replaced: jax.Array) -> jax.Array:
-        return compare(maps(mixed(params, random_params, replaced)))
+        return nan_without_class(targets, compare(maps(mixed(params, random_params, replaced))))
 
     return jax.lax.map(column, jnp.asarray(schedule(leaf_names(params), layers, mode))).T
 
@@ -156,7 +156,7 @@ def efficient_mprt(
     else:
         before, after = reduced(attributions, reduction), maps(random_params)
     before, after = histogram_entropy(before, bins=bins), histogram_entropy(after, bins=bins)
-    return jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan)
+    return nan_without_class(targets, jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan))
 
 
 def random_logit(
@@ -188,7 +188,7 @@ def random_logit(
     """
     check_count("num_classes", num_classes, 2)
     check_images(images)
-    targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
+    targets, keys = check_classes(images, targets, count=num_classes), per_example(key, images.shape[0])
     steps = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, NOISE), (), 1, num_classes))(keys)
     others = (targets + steps) % num_classes
 
@@ -202,7 +202,7 @@ def random_logit(
         own, other = jax.lax.map(maps, jnp.arange(2))  # in a loop: compiled once
     else:
         own, other = reduced(attributions, reduction), maps(1)
-    return likeness(own, similarity)(other)
+    return nan_without_class(targets, likeness(own, similarity)(other))
 
 
 def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:

@@ -191,7 +191,7 @@ def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, pa
         if isinstance(segments, jax.core.Tracer):
             raise ValueError("count = None: under jit the number of segments must be given")
         count = int(segments.max()) + 1
-    return segments, count
+    return segments.astype(jnp.int32), count  # a narrow index wraps around
 
 
 def _sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:

@@ -16,7 +16,7 @@ from sdecor.attribution.targets import target_score
 from sdecor.checks import check_choice, check_count, check_range
 from sdecor.chunks import map_examples
 from sdecor.gaussian import blur
-from sdecor.metrics.inputs import Fn, check_batch, check_images, in_flight
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
 from sdecor.rng import per_example
 
@@ -70,7 +70,8 @@ def replacement_curve(
     What insertion and deletion are made of: `start` and `end` are images `[N, H, W, C]`; for the other
     arguments and the result see `deletion_curve`.
     """
-    targets = check_batch(start, maps, targets)
+    check_images(start)
+    targets = check_batch(start, maps, targets, count=class_count(fn, start))
     if end.shape != start.shape:
         raise ValueError(f"start {start.shape} and end {end.shape} do not belong together: pass [N, H, W, C] twice")
     counts = step_counts(maps[0].size, steps)
@@ -140,11 +141,6 @@ def map_samples(evaluate: Callable[[Any], Any], samples: Any, at_once: int = 1) 
 def score_of(saliency_of: str) -> Score:
     """Return `(logits, target) -> scalar`, the float32 "probability", "log_probability" or "logit" of the target."""
     return lambda logits, target: target_score(logits.astype(jnp.float32), target, saliency_of=saliency_of)
-
-
-def correct(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Return 1.0 where the target is predicted, else 0.0; logits that are not numbers predict nothing."""
-    return ((jnp.argmax(logits) == target) & ~jnp.isnan(logits).any()).astype(jnp.float32)
 
 
 def step_counts(features: int, steps: int) -> list[int]:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_range
 from sdecor.chunks import map_examples
+from sdecor.classes import correct
 from sdecor.metrics.imputation import gaussian_noise, linear_imputation
-from sdecor.metrics.inputs import Fn, check_batch, in_flight
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
-from sdecor.metrics.replacement import correct, defined, percentage_counts, score_of
+from sdecor.metrics.replacement import defined, percentage_counts, score_of
 from sdecor.rng import per_example
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -62,7 +63,8 @@ def road_curves(
       Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
       https://arxiv.org/abs/2202.00449, 2022.
     """
-    labels = check_batch(images, maps, labels, field="labels")
+    check_images(images)
+    labels = check_batch(images, maps, labels, count=class_count(fn, images), field="labels")
     for percentage in percentages:
         check_range("percentages", percentage, 0, 100, high_open=True)
     check_range("noise", noise, 0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.metrics.inputs import Fn
+from sdecor.metrics.inputs import Fn, check_images, class_count
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
 
 
@@ -82,7 +82,9 @@ def relative_stabilities(
         # The maximum over an empty set is −∞: not finite, so NaN.
         return tuple(defined_for(own, jnp.where(kept, ratio, -jnp.inf).max()) for ratio in ratios)
 
-    values = over_examples(one, explain_one, images, targets, key, attributions, chunk_size)
+    check_images(images)
+    classes = class_count(fn, images)
+    values = over_examples(one, explain_one, images, targets, key, attributions, chunk_size, count=classes)
     return Stabilities(values[0], values[1], values[2] if features_fn is not None else None)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class _Calls:
@@ -66,7 +67,8 @@ class Tap(nn.Module):
 
     Raises:
       ValueError: when a layer is not called, or called more than once (shared weights), in which case the caller
-        would not know which output it gets.
+        would not know which output it gets; and when the module returns anything but logits, or a tuple of these and
+        others.
     """
 
     module: nn.Module
@@ -87,8 +89,29 @@ class Tap(nn.Module):
             output = self.module(*args, **kwargs)
         for layer in self.layers:
             _check_called_once(layer, calls.counts)
-        logits = output[0] if isinstance(output, tuple) else output
-        return logits, {layer: calls.outputs[layer] for layer in self.layers}
+        return _logits_of(output), {layer: calls.outputs[layer] for layer in self.layers}
+
+
+def _logits_of(output: Any) -> jax.Array:
+    logits = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(logits, jax.Array | np.ndarray) and jnp.issubdtype(logits.dtype, jnp.floating):
+        return logits
+    if isinstance(output, dict):
+        found = f"a dict with keys {', '.join(map(repr, output))}"
+    elif isinstance(output, tuple):
+        found = f"a tuple ({', '.join(map(_described, output))})"
+    else:
+        found = _described(output)
+    raise ValueError(
+        f"the tapped module returned {found}: a Tap takes a module that returns logits, a floating-point array, or a "
+        "tuple whose first element they are. Wrap yours in a module that returns them"
+    )
+
+
+def _described(output: Any) -> str:
+    """Return the type of a module's output, of an array with its dtype and shape."""
+    shape = getattr(output, "shape", None)
+    return type(output).__name__ if shape is None else f"{output.dtype} array {tuple(shape)}"
 
 
 def _check_called_once(layer: str, counts: dict[str, int]) -> None:

@@ -1,0 +1,101 @@
+"""Classes by number: one that does not exist is an error, or NaN under `jit`, and never stands for another class."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NO_CLASS = -1  # what stands for a class that does not exist, where values are not known
+_MOST = 2**31  # classes that int32 counts
+
+
+def check_classes(field: str, numbers: Any, count: int | None) -> jax.Array:
+    """Check class numbers and return them as int32, whatever integer type they come in.
+
+    Args:
+      field: their name in an error.
+      numbers: integers of any shape: an array, a list or one number.
+      count: number of classes; None where it is not known.
+
+    Returns:
+      int32 in the shape of `numbers`; −1 where, under `jit`, a number is outside [0, count).
+
+    Raises:
+      ValueError: for another type, and outside of `jit` for a number outside [0, count).
+    """
+    known = not isinstance(numbers, jax.core.Tracer) and getattr(numbers, "is_fully_addressable", True)
+    numbers = np.asarray(numbers) if known else numbers  # before JAX wraps 2**33 + 1 to 1
+    _check_integers(field, numbers.dtype)
+    if not known:
+        return jnp.where(is_class(numbers, count), numbers.astype(jnp.int32), NO_CLASS)
+    wrong = numbers[(numbers < 0) | (numbers >= (_MOST if count is None else count))]
+    if wrong.size:
+        raise ValueError(_no_such_class(field, numbers, wrong.flat[0], count))
+    return jnp.asarray(numbers.astype(np.int32))
+
+
+def is_class(numbers: jax.Array | int, count: int | None) -> jax.Array:
+    """Return whether each number is a class, one of the `count` that exist (None: of any number); bool."""
+    numbers = jnp.asarray(numbers)
+    # Compared in their own type, in which a count might wrap around: 300 is 44 in uint8.
+    last = min((_MOST if count is None else count) - 1, jnp.iinfo(numbers.dtype).max)
+    return (numbers >= 0) & (numbers <= last)
+
+
+def one_or_nan(exists: jax.Array, dtype: Any) -> jax.Array:
+    """Return the factor 1 where a class exists and NaN elsewhere: it reaches values and gradients alike."""
+    return jnp.where(exists, 1, jnp.nan).astype(dtype)
+
+
+def of_class(scores: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Return the score of one class, a scalar of `[K]`; NaN, with its gradient, for a class that does not exist."""
+    _check_integers("target", jnp.asarray(number).dtype)
+    exists = is_class(number, scores.shape[0])
+    # int32, as a narrow index wraps around when JAX adds the axis's length to it.
+    return scores[jnp.where(exists, number, 0).astype(jnp.int32)] * one_or_nan(exists, scores.dtype)
+
+
+def one_hot(numbers: jax.Array, count: int, dtype: Any) -> jax.Array:
+    """Return rows `[..., count]` with a 1 at each class, NaN throughout for one that does not exist."""
+    rows = jax.nn.one_hot(numbers.astype(jnp.int32), count, dtype=dtype)
+    # No product: XLA makes of a converted comparison times NaN a selection, whose other value is 0.
+    return jnp.where(is_class(numbers, count)[..., None], rows, jnp.nan)
+
+
+def correct(logits: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Return whether the most probable class is the given one, as 1.0 or 0.0: `[...]` of `[..., K]` and `[...]`.
+
+    A NaN logit predicts nothing, which is wrong. The value is NaN for a class that does not exist.
+
+    Raises:
+      ValueError: for a single logit.
+    """
+    check_several(logits.shape[-1])
+    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32) == numbers.astype(jnp.int32)
+    right = (predicted & ~jnp.isnan(logits).any(-1)).astype(jnp.float32)
+    return jnp.where(is_class(numbers, logits.shape[-1]), right, jnp.nan)
+
+
+def check_several(count: int, instead: str = "") -> None:
+    """Raise `ValueError` for a single logit, whose softmax says nothing; `instead` adds a remedy."""
+    if count < 2:
+        raise ValueError(
+            f"there is {count} logit: its softmax is 1 whatever the network says. "
+            f"Return two logits, [0, z] (whose softmax is the sigmoid of z) or [-z, z]{instead}"
+        )
+
+
+def _check_integers(field: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{field} has dtype {dtype}: pass classes, integers from 0")
+
+
+def _no_such_class(field: str, numbers: np.ndarray, wrong: Any, count: int | None) -> str:
+    found = f"{field} {'contains' if numbers.ndim else '='} {wrong}"
+    if count is None:
+        return f"{found}: classes are numbered from 0"
+    from_one = count > 0 and numbers.min() > 0 and numbers.max() == count
+    hint = "; did you number classes from 1?" if from_one else ""
+    classes = "is 1 class, 0" if count == 1 else f"are {count} classes, 0 to {count - 1}"
+    return f"{found}: there {classes}{hint}"
