@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sdecor import losses, masking, rng
 from sdecor.checks import check_choice
+from sdecor.classes import of_class
 
 Apply = Callable[[Any, jax.Array], Any]
 
@@ -62,7 +63,8 @@ def saliency_decor(
       `(loss, terms)`, or `(loss, (terms, aux))` with `has_aux`: scalars, the terms before weighting.
 
     Raises:
-      ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`.
+      ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`, and for labels that are no
+        class; under `jit` the loss is then NaN.
 
     References:
       Karkehabadi et al., SaliencyDecor, 2026, https://arxiv.org/abs/2604.25315.
@@ -75,7 +77,7 @@ def saliency_decor(
     def true_class(images: jax.Array) -> jax.Array:
         (logits, _), _ = forward(saliency_apply or apply, images)
         scores = jax.nn.log_softmax(logits) if saliency_of == "log_probability" else logits
-        return jnp.sum(jnp.take_along_axis(scores, labels[:, None], axis=1))
+        return jnp.sum(jax.vmap(of_class)(scores, labels))
 
     keys = jax.vmap(jax.random.split)(rng.per_example(key, len(images), axis_name))
     saliency = masking.rank_saliency(jax.grad(true_class)(images), rank_by=rank_by)

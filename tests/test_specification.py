@@ -262,6 +262,16 @@ def test_a_tree_of_features_is_averaged_and_dropout_may_differ():
     np.testing.assert_allclose(same["decorrelation"], np.mean(expected), rtol=1e-5)
 
 
+def test_a_label_that_is_no_class_is_refused():
+    """And any integer type is read alike."""
+    call = partial(sdecor.saliency_decor, linear, tiny_params(), IMAGES, key=KEY)
+    for label in (-1, networks.CLASSES):
+        with pytest.raises(ValueError, match=f"labels contains {label}"):
+            call(LABELS.at[3].set(label))
+        assert jnp.isnan(jax.jit(lambda labels: call(labels)[0])(LABELS.at[3].set(label)))
+    np.testing.assert_allclose(call(LABELS.astype(jnp.uint8))[0], call(LABELS)[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("field", ["fill", "form", "rank_by", "saliency_of", "spatial"])
 def test_unknown_choices_are_named(field):
     with pytest.raises(ValueError, match=f"{'how' if field == 'fill' else field} = 'no' is not known"):
