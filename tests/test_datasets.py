@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from sdecor.data import create_dataset, splits, statistics
 from sdecor.data.decode import Decoder, decode_image, decode_mask
@@ -65,11 +65,29 @@ def test_a_damaged_image_names_the_file(damage):
 
 def test_masks_are_read_in_either_encoding():
     codes = np.array([[0, 1, 127], [128, 204, 255]], np.uint8)
-    np.testing.assert_array_equal(decode_mask(encode(codes), name="m"), [[0, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(decode_mask(encode(codes), name="m"), [[0, 0, 0], [1, 1, 1]])
+    for stored in (codes > 1, codes[:, :2] % 2, (codes > 1).astype(np.uint8)):  # bilevel, and 0/1 in a byte
+        np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), stored)
+    assert decode_mask(encode(np.full((2, 2), 100, np.uint8)), name="m").sum() == 0  # dark grey throughout
+    for scale in (1, 257):  # 0 … 255 and 0 … 65535, stored in 16 bits
+        stored = codes.astype(np.uint16) * scale
+        np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), [[0, 0, 0], [1, 1, 1]])
     trimap = np.array([[1, 2], [3, 1]], np.uint8)
     np.testing.assert_array_equal(decode_mask(encode(trimap), name="m", encoding="trimap"), [[1, 0], [2, 1]])
     with pytest.raises(ValueError, match="m: its trimap holds 0 … 255"):
         decode_mask(encode(codes), name="m", encoding="trimap")
+
+
+@pytest.mark.parametrize(("kind", "blur"), [("PNG", 0), ("PNG", 2), ("JPEG", 0)])
+def test_the_object_of_a_graded_mask_is_its_bright_half(kind, blur):
+    """Soft edges and JPEG leave values of 1 around the object, which are background."""
+    disc = Image.new("L", (64, 64))
+    ImageDraw.Draw(disc).ellipse((12, 8, 50, 54), fill=255)
+    graded = disc.filter(ImageFilter.GaussianBlur(blur))
+    data = encode(np.asarray(graded), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data))) >= 128
+    np.testing.assert_array_equal(decode_mask(data, name="m"), expected)
+    assert abs(int(expected.sum()) - int((np.asarray(disc) > 0).sum())) < 15
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop"])
