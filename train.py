@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, cli, inputs, logbook, parallel, replicas, rng, stacked, steps, workdir
+from sdecor import build, cli, inputs, logbook, parallel, paths, replicas, rng, stacked, steps, workdir
 from sdecor.checkpoint import Checkpoints, restore_together
 from sdecor.interrupt import Interrupt
 from sdecor.logbook import Logbook
@@ -124,6 +124,8 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     """Check the config, open the data and claim the folders; return the run and its state before the first step."""
     configs = build.create_replicas(config, chosen) if chosen else [config]
     folders = [f"{folder}/{replica.name}" for replica in chosen] or [folder]
+    for place in folders:
+        paths.check_checkpoints("--workdir", place)
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest"}  # what any part may use
+SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest", "paths"}  # for any part
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "sorting": set(),
     "failure": set(),
     "digest": set(),
+    "paths": set(),
     "cli": {"parallel", "failure"},
     "losses": SMALL,
     "masking": SMALL,

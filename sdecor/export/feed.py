@@ -12,6 +12,7 @@ from sdecor.checks import check_choice
 from sdecor.digest import digest
 from sdecor.export.blocks import UNKNOWN, Block, FeedBatch, Reader, checked_images, empty_arrays, feed_batch
 from sdecor.export.indexed import reader_of_source
+from sdecor.paths import readable
 
 ON_ERROR = ("stop", "skip")
 _AHEAD = 2  # batches of an iterable read ahead
@@ -87,9 +88,10 @@ def _fields(
     n = len(image)
     label = np.asarray(batch["label"] if "label" in batch else np.full(n, UNKNOWN)).reshape(-1)
     if names is not None:
-        own = [str(name) for name in names[place : place + n]]
+        own = names[place : place + n]
     else:
-        own = [str(name) for name in (np.asarray(batch["id"]).tolist() if "id" in batch else range(place, place + n))]
+        own = np.asarray(batch["id"]).tolist() if "id" in batch else range(place, place + n)
+    own = [readable(str(name)) for name in own]
     for field, values in (("label", label), ("id" if names is None else "names", own)):
         if len(values) != n:
             raise ValueError(f"batch {number} of data has {n} images and {len(values)} entries of {field!r}")

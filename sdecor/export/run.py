@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from sdecor import parallel
+from sdecor import parallel, paths
 from sdecor.export import device, lock
 from sdecor.export.blocks import FeedBatch, Reader
 from sdecor.export.job import POLL_SECONDS, Job, check_batch, kept, progressing, stopping, wanted
@@ -57,6 +57,7 @@ def run(
 ) -> Summary:
     """Export what `reader` reads as `task` says; see `export` for what it raises."""
     began = time.monotonic()
+    paths.check_output("path", path)
     found = recorded(path) or {}
     task, layout = make_plan(task, variables, reader, provenance, options, found)
     with contextlib.ExitStack() as stack:
