@@ -11,7 +11,7 @@ apart, in files of their own; evaluation.json and report.html are the latest's.
 
     python evaluate.py --workdir=runs/ce --export=maps.zarr [--methods=standard] [--dtype=float16] [--reduce=abs_sum]
 
-stores the maps of the whole split instead, see sdecor.export; stopped, it goes on with the same command.
+stores the maps of the whole split instead, see sdecor.export; stopped, it continues with the same command.
 
     python evaluate.py --workdir=runs/ce --from_export=maps.zarr [--metrics=standard]
 
@@ -72,7 +72,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float("clip_percentile", 100.0, "Of an image's values, to which float16 and uint8 clip exported maps.")
     flags.DEFINE_enum("on_error", "stop", list(export.ON_ERROR), "What an export does at an unreadable image.")
-    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How an export that goes on checks what is finished.")
+    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How a continued export checks what is finished.")
     for name, what in EXPORT_SIZES.items():
         flags.DEFINE_integer(name, None, what, lower_bound=1)
     flags.DEFINE_string("from_export", None, "Measure the maps of this export of the run; by default all its methods.")
@@ -88,7 +88,7 @@ def main() -> None:
             return measure_export(FLAGS.workdir)
         evaluate(FLAGS.workdir)
     except KeyboardInterrupt:
-        raise SystemExit("evaluate.py: stopped; finished methods are kept, run the same command to go on") from None
+        raise SystemExit("evaluate.py: stopped. Finished methods are kept: run the same command to continue.") from None
 
 
 def evaluate(folders: list[str]) -> None:
@@ -148,7 +148,7 @@ def export_maps(folders: list[str]) -> None:
             provenance=provenance_of(run),
             options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
         )
-    except OSError as error:  # of the disk, with what is finished and how to go on
+    except OSError as error:  # of the disk, with what is finished and how to continue
         raise ValueError(str(error)) from error
     if parallel.is_main_process():
         print(done)

@@ -58,7 +58,7 @@ class Run:
 
 
 class PartlyFinished(FloatingPointError):
-    """Replicas are finished apart from some that were given up."""
+    """Some replicas failed, the others are finished."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
     except KeyboardInterrupt:
-        raise SystemExit("train.py: stopped; nothing saved is lost, run the same command to go on") from None
+        raise SystemExit("train.py: stopped. What was saved is kept: run the same command to continue.") from None
     except PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(replicas.PARTLY) from None
@@ -269,7 +269,7 @@ def conclude(
 def _note(
     run: Run, records: Sequence[Record], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, give up what has a loss or gradient that is not finite, and log the rest where due."""
+    """Fetch a step's terms, stop what has a loss or gradient that is not finite, and log the rest where due."""
     rows = stacked.rows(parallel.to_host(terms), run.replicas)
     for record, row in zip(records, rows, strict=True):
         record.check(step, row)
@@ -288,7 +288,7 @@ def _note(
 
 
 def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica]) -> dict[str, str]:
-    """Say of each replica whether it was given up before, in a run of the same config."""
+    """Return why each replica failed before, in a run of the same config; empty where it did not."""
     failures = {}
     for replica, own in zip(chosen, build.create_replicas(config, chosen), strict=True):
         place = f"{folder}/{replica.name}"
@@ -296,14 +296,14 @@ def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.
         same = step is not None and not workdir.differing_fields(
             workdir.read(place)["config"], workdir.plain(own), ignore=workdir.FREE
         )
-        said = f"given up at step {step} by an earlier start; see {place}/metrics.jsonl"
+        said = f"failed at step {step} of an earlier start; see {place}/metrics.jsonl"
         failures[replica.name] = said if same else ""
     return failures
 
 
 def _listed(failures: dict[str, str]) -> str:
     listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
-    what = f"{len(listed)} of {len(failures)} replicas were given up; start these again by commands of their own:"
+    what = f"{len(listed)} of {len(failures)} replicas failed; start each of these again with a command of its own:"
     return "\n".join([what, *listed])
 
 
@@ -347,11 +347,15 @@ def _title(run: Run) -> str:
 def _opening(run: Run, state: TrainState, folder: str) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // (run.replicas or 1)
     config, schedule, start = run.config, run.schedule, int(state.step)
-    begin = f"continuing at step {start}" if start else "starting"
+    if start >= schedule.total:
+        steps = f"all {schedule.total} steps are done"
+    else:
+        begin = f"continuing at step {start} of {schedule.total}" if start else f"starting: {schedule.total} steps"
+        steps = f"{begin} ({schedule.steps_per_epoch} an epoch)"
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device{'s' if jax.device_count() > 1 else ''}"
     return (
         f"{_title(run)} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s) · {begin} of {schedule.total} "
-        f"({schedule.steps_per_epoch} an epoch) · {folder}"
+        f"{devices} · {steps} · {folder}"
     )
 
 

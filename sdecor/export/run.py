@@ -2,7 +2,7 @@
 
 The order of the loop: the next batch is dispatched, then the previous one's results are fetched and put into their
 ranges, a full range starts to be written, and reading goes on in threads throughout. A range is recorded when it is
-durable; whatever stops the program, the same command goes on after the recorded ranges.
+durable; whatever stops the program, the same command continues after the recorded ranges.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         if self.complete:
-            before = "" if self.computed else ", finished before: there was nothing to do"
+            before = "" if self.computed else ", finished before: nothing to do"
             return f"{self.path}: {self.examples} examples{before}"
         known = "" if self.examples is None else f" of {self.examples}"
-        return f"{self.path}: stopped, {self.finished}{known} examples are finished; run the same command to go on"
+        return f"{self.path}: stopped, {self.finished}{known} examples are finished. Run the same command to continue."
 
 
 def run(
