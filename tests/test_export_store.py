@@ -231,7 +231,7 @@ def test_a_full_disk_is_told_with_what_is_safe(tmp_path, monkeypatch):
     export(tmp_path / "out", n=4, known=False, finish=False)
     with monkeypatch.context() as patch:
         Operations(patch, 5, "full")
-        with pytest.raises(StorageError, match=r"out.*No space left.* 4 of 11 examples are finished .*free some space"):
+        with pytest.raises(StorageError, match=r"out.*No space left.* 4 of 11 examples are finished .*free space"):
             export(tmp_path / "out")
 
 

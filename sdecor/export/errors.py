@@ -28,7 +28,7 @@ def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_
         raise
     except OSError as error:
         of = "" if num_examples is None else f" of {num_examples}"
-        what = "free some space" if error.errno in FULL else "repair that"
+        what = "free space" if error.errno in FULL else "repair that"
         raise StorageError(
             f"could not read or write {error.filename or files.name('')}: {error.strerror or error}. "
             f"{finished()}{of} examples are finished and kept: {what} and run the same command to continue"
