@@ -11,7 +11,7 @@ apart, in files of their own; evaluation.json and report.html are the latest's.
 
     python evaluate.py --workdir=runs/ce --export=maps.zarr [--methods=standard] [--dtype=float16] [--reduce=abs_sum]
 
-stores the maps of the whole split instead, see sdecor.export; stopped, it goes on with the same command.
+stores the maps of the whole split instead, see sdecor.export; stopped, it continues with the same command.
 
     python evaluate.py --workdir=runs/ce --from_export=maps.zarr [--metrics=standard]
 
@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sdecor import cli, evaluation, export, logbook, parallel, report, workdir
+from sdecor import cli, evaluation, export, logbook, parallel, paths, report, workdir
 from sdecor.attribution import REDUCTIONS
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Results, Store, stored
@@ -72,7 +72,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float("clip_percentile", 100.0, "Of an image's values, to which float16 and uint8 clip exported maps.")
     flags.DEFINE_enum("on_error", "stop", list(export.ON_ERROR), "What an export does at an unreadable image.")
-    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How an export that goes on checks what is finished.")
+    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How a continued export checks what is finished.")
     for name, what in EXPORT_SIZES.items():
         flags.DEFINE_integer(name, None, what, lower_bound=1)
     flags.DEFINE_string("from_export", None, "Measure the maps of this export of the run; by default all its methods.")
@@ -88,20 +88,21 @@ def main() -> None:
             return measure_export(FLAGS.workdir)
         evaluate(FLAGS.workdir)
     except KeyboardInterrupt:
-        raise SystemExit("evaluate.py: stopped; finished methods are kept, run the same command to go on") from None
+        raise SystemExit("evaluate.py: stopped. Finished methods are kept: run the same command to continue.") from None
 
 
 def evaluate(folders: list[str]) -> None:
     """Evaluate the runs in `folders`, report each, and compare them where there are several."""
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
+    check_output()
     runs = dict(zip(run_names(folders), [restore_run(folder) for folder in folders], strict=True))
     check_comparable(runs)
     plans = {name: planned(run, name, methods, metrics) for name, run in runs.items()}
     stores = {name: complete(run, name, plans[name]) for name, run in runs.items()}
     if not parallel.is_main_process():
         return
-    output = epath.Path(FLAGS.output or (folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent))
-    output.mkdir(parents=True, exist_ok=True)
+    beside = folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent
+    output = paths.make_folder("--output", FLAGS.output or beside)
     if FLAGS.all_stored:
         plans = {name: plan.with_stored(stores[name].parts, options_of(runs[name])) for name, plan in plans.items()}
     results = {name: plans[name].select(store.results) for name, store in stores.items()}
@@ -129,6 +130,7 @@ def export_maps(folders: list[str]) -> None:
         raise ValueError("--export takes one --workdir: export the runs one by one, each to a path of its own")
     if FLAGS["metrics"].present:
         raise ValueError("--export measures nothing: leave --metrics out")
+    paths.check_output("--export", FLAGS.export)
     run = restore_run(folders[0])
     plan = planned(run, folders[0], evaluation.choose_methods(FLAGS.methods), {})
     sizes = {name: FLAGS[name].value for name in ("chunk_size", *EXPORT_SIZES)}
@@ -146,7 +148,7 @@ def export_maps(folders: list[str]) -> None:
             provenance=provenance_of(run),
             options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
         )
-    except OSError as error:  # of the disk, with what is finished and how to go on
+    except OSError as error:  # of the disk, with what is finished and how to continue
         raise ValueError(str(error)) from error
     if parallel.is_main_process():
         print(done)
@@ -158,6 +160,7 @@ def measure_export(folders: list[str]) -> None:
     """Evaluate a run by the maps that were exported of it."""
     if len(folders) > 1:
         raise ValueError("--from_export takes one --workdir: an export is of one run")
+    check_output()
     (name,), run, held = run_names(folders), restore_run(folders[0]), export.open(FLAGS.from_export)
     source = source_of(run)
     same = {field: run.settings[field] for field in ("target", "saliency_of", "seed")}
@@ -168,8 +171,8 @@ def measure_export(folders: list[str]) -> None:
     reduction = maps.reduction or run.settings["reduction"]
     run = dataclasses.replace(run, settings=run.settings | {"reduction": reduction, "from_export": about})
     plan = planned(run, name, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
-    output = epath.Path(FLAGS.output or epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem)
-    output.mkdir(parents=True, exist_ok=True)
+    beside = epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem
+    output = paths.make_folder("--output", FLAGS.output or beside)
     results = stored.complete(
         plan,
         subject_of(run, plan),
@@ -190,6 +193,12 @@ def measure_export(folders: list[str]) -> None:
     write_report(output, {name: run}, {name: plan}, {name: results}, summaries, pictures)
     print(report.terminal_table(summaries))
     print(f"\nWritten: {output}/evaluation.json, {output}/report.html")
+
+
+def check_output() -> None:
+    """Raise `ValueError` where --output cannot be a folder."""
+    if FLAGS.output is not None:
+        paths.check_output("--output", FLAGS.output)
 
 
 def restore_run(folder: str) -> Run:

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, cli, inputs, logbook, parallel, replicas, rng, stacked, steps, workdir
+from sdecor import build, cli, inputs, logbook, parallel, paths, replicas, rng, stacked, steps, workdir
 from sdecor.checkpoint import Checkpoints, restore_together
 from sdecor.interrupt import Interrupt
 from sdecor.logbook import Logbook
@@ -58,7 +58,7 @@ class Run:
 
 
 class PartlyFinished(FloatingPointError):
-    """Replicas are finished apart from some that were given up."""
+    """Some replicas failed, the others are finished."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
     except KeyboardInterrupt:
-        raise SystemExit("train.py: stopped; nothing saved is lost, run the same command to go on") from None
+        raise SystemExit("train.py: stopped. What was saved is kept: run the same command to continue.") from None
     except PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(replicas.PARTLY) from None
@@ -124,6 +124,8 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     """Check the config, open the data and claim the folders; return the run and its state before the first step."""
     configs = build.create_replicas(config, chosen) if chosen else [config]
     folders = [f"{folder}/{replica.name}" for replica in chosen] or [folder]
+    for place in folders:
+        paths.check_checkpoints("--workdir", place)
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
@@ -267,7 +269,7 @@ def conclude(
 def _note(
     run: Run, records: Sequence[Record], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, give up what has a loss or gradient that is not finite, and log the rest where due."""
+    """Fetch a step's terms, stop what has a loss or gradient that is not finite, and log the rest where due."""
     rows = stacked.rows(parallel.to_host(terms), run.replicas)
     for record, row in zip(records, rows, strict=True):
         record.check(step, row)
@@ -286,7 +288,7 @@ def _note(
 
 
 def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica]) -> dict[str, str]:
-    """Say of each replica whether it was given up before, in a run of the same config."""
+    """Return why each replica failed before, in a run of the same config; empty where it did not."""
     failures = {}
     for replica, own in zip(chosen, build.create_replicas(config, chosen), strict=True):
         place = f"{folder}/{replica.name}"
@@ -294,14 +296,14 @@ def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.
         same = step is not None and not workdir.differing_fields(
             workdir.read(place)["config"], workdir.plain(own), ignore=workdir.FREE
         )
-        said = f"given up at step {step} by an earlier start; see {place}/metrics.jsonl"
+        said = f"failed at step {step} of an earlier start; see {place}/metrics.jsonl"
         failures[replica.name] = said if same else ""
     return failures
 
 
 def _listed(failures: dict[str, str]) -> str:
     listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
-    what = f"{len(listed)} of {len(failures)} replicas were given up; start these again by commands of their own:"
+    what = f"{len(listed)} of {len(failures)} replicas failed; start each of these again with a command of its own:"
     return "\n".join([what, *listed])
 
 
@@ -346,11 +348,15 @@ def _title(run: Run) -> str:
 def _opening(run: Run, state: TrainState, folder: str) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // (run.replicas or 1)
     config, schedule, start = run.config, run.schedule, int(state.step)
-    begin = f"continuing at step {start}" if start else "starting"
+    if start >= schedule.total:
+        steps = f"all {schedule.total} steps are done"
+    else:
+        begin = f"continuing at step {start} of {schedule.total}" if start else f"starting: {schedule.total} steps"
+        steps = f"{begin} ({schedule.steps_per_epoch} an epoch)"
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device{'s' if jax.device_count() > 1 else ''}"
     return (
         f"{_title(run)} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s) · {begin} of {schedule.total} "
-        f"({schedule.steps_per_epoch} an epoch) · {folder}"
+        f"{devices} · {steps} · {folder}"
     )
 
 

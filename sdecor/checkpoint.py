@@ -1,10 +1,14 @@
 """Checkpoints that are verified when they are read: the latest ones and the best by validation accuracy.
 
-Orbax writes and rotates them; the checksums are ours, because bytes that flip on disk restore without an error.
+Orbax writes and rotates them; the checksums are ours, because bytes that flip on disk restore without an error. The
+first one of a folder is read back at once, so that a place where nothing can be kept is noticed then.
 """
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Container, Mapping
+import logging as python_logging
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -14,7 +18,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from sdecor import parallel, replicas
+from sdecor import parallel, paths, replicas
 from sdecor.state import TrainState
 
 BEST_BY = "accuracy"  # of the validation split
@@ -23,10 +27,20 @@ SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params", "ema_batch_
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `workdir/checkpoints`, local or remote."""
+    """The checkpoints of one run, under `workdir/checkpoints`, local or remote.
+
+    Args:
+      workdir: the run's folder.
+      create: whether checkpoints will be written; otherwise they are read alone.
+
+    Raises:
+      ValueError: when checkpoints cannot be stored under such a path.
+    """
 
     def __init__(self, workdir: epath.PathLike, *, create: bool = True):
-        self.directory = epath.Path(workdir).absolute() / "checkpoints"
+        if create:
+            paths.check_checkpoints("workdir", workdir)
+        self.directory = paths.absolute(workdir) / "checkpoints"
         policies = [
             preservation_policy.LatestN(KEEP_LATEST),
             preservation_policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
@@ -39,6 +53,7 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._damaged: set[int] = set()  # found so by `restore`
+        self._proven = False  # that a checkpoint of this folder can be read back
 
     def __enter__(self) -> Self:
         return self
@@ -63,8 +78,11 @@ class Checkpoints:
 
         A checkpoint of the same step is replaced when it is damaged, or has no validation result and this one has.
 
+        The first one is written and read back before this returns.
+
         Raises:
           FloatingPointError: when a parameter is not finite, for a run could not continue from there.
+          ValueError: when the first one cannot be read back.
         """
         step, tree = int(state.step), _saved(state)
         on_host = parallel.to_host(tree)  # fetched once, for both looks at the values
@@ -76,7 +94,22 @@ class Checkpoints:
             self._damaged.discard(step)
         meta = {"step": step, "position": position, "checksums": checksums(on_host)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(parallel.to_global(tree)), meta=ocp.args.JsonSave(meta))
-        self.manager.save(step, args=args, metrics=metrics, force=True)
+        with _without(_NO_METRICS):
+            self.manager.save(step, args=args, metrics=metrics, force=True)
+        if not self._proven:
+            self._prove(step, on_host)
+
+    def _prove(self, step: int, saved: Any) -> None:
+        """Read back what was just saved, into the host's memory."""
+        self.manager.wait_until_finished()
+        try:
+            found = self._restore(step, saved)
+            self._verify(found.state, found.meta["checksums"])
+        except Exception as error:
+            raise ValueError(
+                f"the first checkpoint, of step {step}, cannot be read back from {self.directory} ({_reason(error)}): "
+                "train in another --workdir, on a file system that keeps what is written"
+            ) from error
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which will be written again."""
@@ -108,20 +141,32 @@ class Checkpoints:
             except Exception as error:  # orbax raises many kinds for damaged files
                 failures[candidate] = error
                 self._damaged.add(candidate)
-                logging.warning("checkpoint of step %d is damaged: %s", candidate, error)
-        listed = "; ".join(f"step {step}: {str(error).splitlines()[0]}" for step, error in failures.items())
-        raise ValueError(f"no whole checkpoint in {self.directory} ({listed}): restore the files or start anew")
+                logging.warning("checkpoint of step %d is damaged: %s", candidate, _reason(error))
+        listed = "; ".join(f"step {step}: {_reason(error)}" for step, error in failures.items())
+        raise ValueError(
+            f"no whole checkpoint in {self.directory} ({listed}): put back the files from a copy, or start again in "
+            "another --workdir"
+        )
 
     def _read(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, parallel.to_global(_saved(state)))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-        found = self.manager.restore(step, args=args)
+        found = self._restore(step, like)
         tree = parallel.to_local(found.state)
-        expected, actual = found.meta["checksums"], checksums(tree)
+        self._verify(tree, found.meta["checksums"])
+        return state.replace(**tree), found.meta["position"]
+
+    def _restore(self, step: int, like: Any) -> Any:
+        """Read what a checkpoint holds, its `state` as arrays like those of `like`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        with _patient_loops():
+            return self.manager.restore(step, args=args)
+
+    def _verify(self, tree: Any, expected: Mapping[str, str]) -> None:
+        actual = checksums(tree)
         wrong = sorted(name for name in actual if actual[name] != expected.get(name))
         if wrong:
             raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
-        return state.replace(**tree), found.meta["position"]
+        self._proven = True
 
 
 def restore_together(
@@ -172,6 +217,56 @@ def checksums(tree: Any) -> dict[str, str]:
 
     leaves = jax.tree_util.tree_leaves_with_path(parallel.to_host(tree))
     return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's first line, without the storage library's settings after it."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    for details in (" [tensorstore_spec", " See full TensorStore details"):
+        text = text.partition(details)[0]
+    return text
+
+
+_NO_METRICS = "Requested `tracked_metric`; did not provide metrics."  # what orbax warns of at a save without validation
+
+
+@contextlib.contextmanager
+def _without(message: str) -> Iterator[None]:
+    """Keep one message out of the log that absl writes."""
+    log = python_logging.getLogger("absl")
+
+    def keep(record: python_logging.LogRecord) -> bool:
+        return record.msg != message
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that ends what it has begun before it closes."""
+
+    def close(self) -> None:
+        while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _patient_loops() -> Iterator[None]:
+    """Let orbax read in loops that end all reads: it closes a loop at the first error.
+
+    Each read that then failed would print a traceback of its own, "Event loop is closed" or "exception was never
+    retrieved", after the one error that says all.
+    """
+    former = asyncio.new_event_loop
+    asyncio.new_event_loop = _PatientLoop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = former
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

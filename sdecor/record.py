@@ -1,7 +1,8 @@
-"""What a run writes while it trains: rows, checkpoints, and whether it was given up."""
+"""What a run writes while it trains: rows, checkpoints, and whether it failed."""
 
 import dataclasses
 import math
+import shlex
 from typing import NamedTuple
 
 from sdecor import parallel, replicas
@@ -20,7 +21,7 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass
 class Record:
-    """The open files of a member; `failure` says why it was given up, if it was."""
+    """The open files of a member; `failure` says why it failed, if it did."""
 
     member: Member
     checkpoints: Checkpoints
@@ -28,24 +29,24 @@ class Record:
     failure: str = ""
 
     def check(self, step: int, terms: dict[str, float]) -> None:
-        """Give the member up unless its loss and gradient are finite; see `give_up`."""
+        """Fail unless the member's loss and gradient are finite; see `fail`."""
         if self.failure or (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
             return
         self.book.write(step, "train", terms)
         listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        self.give_up(step, f"the loss or its gradient is not finite at step {step} ({listed})")
+        self.fail(step, f"the loss or its gradient is not finite at step {step} ({listed})")
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
-        """Write a checkpoint, with the validation result if there is one, unless the member was given up."""
+        """Write a checkpoint, with the validation result if there is one, unless the member failed."""
         if self.failure:
             return
         try:
             self.checkpoints.save(state, position={"step": step, "seed": self.member.seed}, metrics=metrics)
         except FloatingPointError as error:
-            self.give_up(step, str(error))
+            self.fail(step, str(error))
 
-    def give_up(self, step: int, why: str) -> None:
-        """Stop a run of its own; mark a replica, so that the others go on without it.
+    def fail(self, step: int, why: str) -> None:
+        """Stop a run of its own; mark a replica, so that the others continue without it.
 
         Raises:
           FloatingPointError: for a run of its own.
@@ -57,7 +58,7 @@ class Record:
             raise FloatingPointError(self.failure)
         self.book.write(step, replicas.FAILED, {})
         self.book.flush()
-        parallel.say(f"{self.member.name} is given up: {self.failure}")
+        parallel.say(f"{self.member.name} failed, the others continue: {self.failure}")
 
     def closing(self, finished: bool) -> str:
         """Say how the run ended."""
@@ -66,8 +67,10 @@ class Record:
             return f"Interrupted; the state is saved in {folder}. Run the same command to continue."
         rows = [row for row in read_rows(folder) if row["split"] == "val"]
         scores = {row["step"]: row["accuracy"] for row in rows}
-        named = {"best": best, "last": max(scores, default=None)}
+        last = max(scores, default=None)
+        named = {"best and last": last} if best == last else {"best": best, "last": last}
         shown = ", ".join(
             f"{scores[step]:.1%} at step {step} ({name})" for name, step in named.items() if step in scores
         )
-        return f"Finished. Validation accuracy: {shown}. Next: python evaluate.py --workdir={folder}"
+        following = shlex.join(["python", "evaluate.py", f"--workdir={folder}"])
+        return f"Finished. Validation accuracy: {shown}. Next: {following}"

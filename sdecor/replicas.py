@@ -29,8 +29,8 @@ FIELDS = (
     "optim.lr",
     "optim.weight_decay",
 )
-PARTLY = 3  # exit status of train.py when replicas are finished apart from some that were given up
-FAILED = "failed"  # the split of the row in metrics.jsonl that says at which step a replica was given up
+PARTLY = 3  # exit status of train.py when some replicas failed and the others are finished
+FAILED = "failed"  # the split of the row in metrics.jsonl that says at which step a replica failed
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
 
@@ -134,5 +134,5 @@ def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> l
 
 
 def failed_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step at which a run's rows say that it was given up, None where they do not."""
+    """Return the step at which a run's rows say that it failed, None where they do not."""
     return rows[-1]["step"] if rows and rows[-1]["split"] == FAILED else None

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from sdecor import build, workdir
+from sdecor import build, paths, workdir
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.checks import check_choice
 from sdecor.data.identity import identity
@@ -69,6 +69,7 @@ def restore(
     Raises:
       ValueError: when there is no run, or no such checkpoint, or it is damaged.
     """
+    paths.check_text("--workdir", folder)
     recorded = workdir.read(folder)
     config, known = ConfigDict(recorded["config"]), recorded["dataset"]
     for group, changes in (("data", data), ("evaluation", evaluation)):

@@ -10,6 +10,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from sdecor import paths
+
 PACKAGES = (  # those that may change a result, or the pixels
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "tensorflow-datasets", "grain", "pillow", "scikit-learn",
@@ -35,7 +37,7 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
 
     Raises:
       ValueError: when the folder holds another run; the message names each differing field. Fields in `FREE` may
-        differ.
+        differ. Or when it cannot be made.
     """
     workdir = epath.Path(workdir)
     checkpoints = workdir / "checkpoints"
@@ -55,7 +57,7 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         if changed:
             logging.warning("other versions than the run began with:\n%s", list_differences(changed))
     if write:
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_folder("--workdir", workdir)
         write_json(
             workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
         )

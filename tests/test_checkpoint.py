@@ -1,12 +1,18 @@
 """Checkpoints: verified, rotated, and damaged ones passed over or named."""
 
+import gc
+import logging
+import os
+import shutil
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sdecor import parallel
+from sdecor import parallel, paths
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.state import TrainState
 
@@ -84,7 +90,6 @@ def damage(tmp_path, step, how):
         path.unlink()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves futures behind
 @pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
 def test_damaged_checkpoint_is_passed_over(tmp_path, how):
     with Checkpoints(tmp_path) as checkpoints:
@@ -99,6 +104,84 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, how):
     damage(tmp_path, 1, how)
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="no whole checkpoint"):
         checkpoints.restore(state_at(0))
+
+
+def test_a_damaged_checkpoint_is_one_line_in_the_log(tmp_path, monkeypatch, caplog):
+    """Orbax reads all arrays at once: the first error is told, the others are not printed as they come."""
+    params = {f"kernel{i}": jnp.ones((8, 8)) for i in range(40)}
+    state = parallel.replicate(TrainState.create(apply_fn=None, params=params, tx=TX, batch_stats={}))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state.replace(step=jnp.int32(step)), position={"step": step, "seed": 0})
+    for file in (tmp_path / "checkpoints" / "2" / "state").rglob("d/*"):
+        file.write_bytes(b"")
+    problems = []
+    caplog.clear()
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+        for _ in range(3):
+            restored, _ = checkpoints.restore(state)
+            gc.collect()
+    assert int(restored.step) == 1 and not problems
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3 and all("checkpoint of step 2 is damaged" in text for text in told), told
+    assert all("\n" not in text and "tensorstore_spec" not in text for text in told)
+
+
+def test_saving_without_a_validation_result_warns_of_nothing(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    assert "tracked_metric" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "what?", "back\\slash", "lr[0.1]/below"])
+def test_a_path_that_orbax_cannot_store_below_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"workdir = .*because of the .* in it.*without \* \? \["):
+        Checkpoints(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_moved_below_such_a_path_is_still_read(tmp_path):
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        save(checkpoints, 3)
+    shutil.move(tmp_path / "run", tmp_path / "lr[0.1]")
+    with Checkpoints(tmp_path / "lr[0.1]", create=False) as checkpoints:
+        assert equal(checkpoints.restore(state_at(0))[0], state_at(3))
+
+
+def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch):
+    """Here orbax loses what it saves, as it does below a path with brackets; the run must not go on."""
+    monkeypatch.setattr(paths, "check_checkpoints", lambda field, path: None)
+    with Checkpoints(tmp_path / "lr[0.1]") as checkpoints:
+        with pytest.raises(ValueError, match="first checkpoint, of step 1, cannot be read back .*another --workdir"):
+            checkpoints.save(state_at(1), position={"step": 1, "seed": 0})
+
+
+def test_only_the_first_checkpoint_of_a_folder_is_read_back(tmp_path, monkeypatch):
+    read = []
+    original = Checkpoints._restore
+
+    def restore(self, step, like):
+        read.append(step)
+        return original(self, step, like)
+
+    monkeypatch.setattr(Checkpoints, "_restore", restore)
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(state_at(0))
+        save(checkpoints, 3)
+    assert read == [1, 2]  # the second by `restore`
+
+
+def test_a_remote_folder_stays_remote(monkeypatch):
+    monkeypatch.chdir("/")
+    assert os.fspath(paths.absolute("gs://bucket/runs/a")) == "gs://bucket/runs/a"
+    assert os.fspath(paths.absolute("runs/a")) == "/runs/a"
+    paths.check_checkpoints("--workdir", "gs://bucket/runs/a")
+    with pytest.raises(ValueError, match=r"--workdir = 'gs://bucket/lr\[1\]'.*because of the \["):
+        paths.check_checkpoints("--workdir", "gs://bucket/lr[1]")
 
 
 def test_missing_step_lists_those_there_are(tmp_path):

@@ -299,7 +299,7 @@ def test_a_signal_finishes_the_batch_and_says_how_to_go_on(tmp_path):
     options = SMALL | {"device_batch": 1, "chunk_rows": 2}
     done = export.export(FN, Source(after=stop), tmp_path / "out", **options)
     assert not done.complete and done.finished < COUNT
-    assert "run the same command to go on" in str(done)
+    assert "Run the same command to continue" in str(done)
     rest = export.export(FN, Source(), tmp_path / "out", **options)
     assert rest.complete and rest.computed == COUNT - done.finished
     export.export(FN, Source(), tmp_path / "whole", **options)

@@ -119,7 +119,8 @@ def test_a_signal_finishes_the_batch_and_says_how_to_go_on(trained, tmp_path, nu
     output, _ = process.communicate(timeout=60)
     there = len(list(path.glob(".sdecor/ranges/*.json")))
     assert process.returncode == 130 and "Traceback" not in output, output
-    assert f"stopped, {there} of 18 examples are finished; run the same command to go on" in output and there < COUNT
+    assert f"stopped, {there} of 18 examples are finished. Run the same command to continue." in output
+    assert there < COUNT
     status, output = evaluate(*command, f"--export={path}")
     assert status == 0 and "18 examples" in output
     status, output = evaluate(*command, f"--export={tmp_path / 'whole'}")

@@ -174,7 +174,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(undisturbed, tmp_path, n
     output, _ = process.communicate(timeout=60)
     there = 4 * len(records(path))
     assert process.returncode == export_program.STOPPED, output
-    assert f"stopped, {there} of 150 examples are finished; run the same command to go on" in output
+    assert f"stopped, {there} of 150 examples are finished. Run the same command to continue." in output
     assert there < export_program.COUNT and not (path / ".sdecor/lock").exists() and "Traceback" not in output
     process = command(path)
     output, _ = process.communicate(timeout=60)
@@ -200,7 +200,7 @@ def test_a_signal_to_one_process_stops_both(undisturbed, tmp_path, number, told)
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == export_program.STOPPED, "\n".join(outputs)
-        assert "run the same command to go on" in output and "Traceback" not in output, output
+        assert "run the same command to continue" in output.lower() and "Traceback" not in output, output
     assert 2 <= len(records(path)) < 38 and not (path / ".sdecor/lock").exists()
     there = sum(min(4, 150 - int(start)) for start in records(path))
     processes = job()

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
 # what any part may use
-SMALL = {"rng", "checks", "gaussian", "chunks", "classes", "jaxpr", "sorting", "failure", "digest"}
+SMALL = {"rng", "checks", "gaussian", "chunks", "classes", "jaxpr", "sorting", "failure", "digest", "paths"}
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "failure": set(),
     "digest": set(),
     "classes": set(),
+    "paths": set(),
     "cli": {"parallel", "failure"},
     "losses": SMALL,
     "masking": SMALL,

@@ -232,7 +232,7 @@ def test_time_left_is_that_of_finished_runs(tmp_path):
     (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
     assert status.seconds_left(runs, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
     assert "3 left, about 3 min" in status.remaining(runs, tmp_path, jobs=2)
-    assert status.remaining(left, tmp_path / "none") == "3 left; how long is known once one is finished"
+    assert status.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
     texts = [status.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
     assert texts == ["40 s", "12 min", "3 h 20 min", "2 d 4 h"]
 

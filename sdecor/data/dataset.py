@@ -13,6 +13,7 @@ from sdecor.data import folder, splits, statistics, tfds_directory, tiny_imagene
 from sdecor.data.decode import FITS, MASK_ENCODINGS, Decoder
 from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
+from sdecor.paths import check_text
 
 SPLITS = ("train", "val", "test")
 # TFDS data sets whose test split has no labels. They are listed, because to look would open that split in training.
@@ -123,6 +124,9 @@ def create_dataset(
     check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
     if limit is not None:
         check_range("data.limit", limit, 1)
+    for field, value in (("data.path", path), ("data.data_dir", data_dir)):
+        if value is not None:
+            check_text(field, value)
     origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
     decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
     shape = origin.open("train", decoder)[0]["image"].shape
@@ -159,10 +163,11 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Orig
 def _folder(path: Any) -> _Origin:
     root = os.path.expanduser(path)
     classes = folder.class_folders(root)
+    listed = functools.cache(lambda split: folder.open_split(root, split, classes=classes, decoder=Decoder()))
     return _Origin(
         classes,
         {split: split if folder.find_split(root, split) else None for split in SPLITS},
-        lambda split, decoder: folder.open_split(root, split, classes=classes, decoder=decoder),
+        lambda split, decoder: dataclasses.replace(listed(split), decoder=decoder),
         f"data.path = {root!r} has no folder 'test'. To evaluate on its 'val', rename that to 'test': "
         "a validation split is then carved from train",
     )

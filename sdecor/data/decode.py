@@ -100,22 +100,31 @@ def decode_mask(data: bytes, *, name: str, encoding: str = "binary") -> np.ndarr
     Args:
       data: the encoded mask.
       name: the file or record, for errors.
-      encoding: "binary": 1, or 128 and above, is object (which reads 0/1, 0/255 and graded masks alike); "trimap": 1 is
-        object, 2 background, 3 ignore.
+      encoding: "binary": values of 128 and above are object; in a mask whose largest value is 1 (0/1 instead of 0/255),
+        1 is. "trimap": 1 is object, 2 background, 3 ignore.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # A palette image holds the codes as indices; converting it would give the colours' brightness.
-            codes = np.asarray(image if image.mode in ("L", "P", "1") else image.convert("L")).astype(np.uint8)
+            codes = _mask_codes(image)
     except Exception as error:
         raise ValueError(f"{name}: its object mask cannot be decoded ({error})") from error
     if encoding == "binary":
-        return ((codes == 1) | (codes >= 128)).astype(np.uint8)
+        threshold = 1 if codes.max(initial=0) == 1 else 128
+        return (codes >= threshold).astype(np.uint8)
     if codes.size and (codes.min() < 1 or codes.max() > 3):
         raise ValueError(f"{name}: its trimap holds {codes.min()} … {codes.max()}, 1, 2 and 3 are known")
     return np.array([0, 1, 0, 2], np.uint8)[codes]
+
+
+def _mask_codes(image: Any) -> np.ndarray:
+    """Return a mask's values as uint8 `[H, W]`; 16-bit ones are scaled where any is above 255."""
+    if image.mode.startswith("I"):  # Pillow would clip at 255 instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        return np.clip(values >> 8 if values.max(initial=0) > 255 else values, 0, 255).astype(np.uint8)
+    # A palette image holds the codes as indices; converting it would give the colours' brightness.
+    return np.asarray(image if image.mode in ("L", "P", "1") else image.convert("L")).astype(np.uint8)
 
 
 def resize(array: np.ndarray, canvas: tuple[int, int], *, fit: str) -> np.ndarray:

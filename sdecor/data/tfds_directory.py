@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import json
 import os
+import shlex
 from typing import Any
 
 OWN_NAMES = ("digit_scenes", "folder", "tiny_imagenet")
@@ -14,8 +16,7 @@ MANUAL = {
 PREPARE = """\
 Prepare it once on a machine with TensorFlow and a network:
     pip install tensorflow tensorflow-datasets array_record importlib_resources
-    python -c "import tensorflow_datasets as tfds; \
-tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record').download_and_prepare()"
+    python -c {program}
 and copy the resulting folder to {target}, if that is another machine. Reading it needs neither."""
 
 
@@ -114,7 +115,7 @@ def inspect(directory: Any, *, name: str) -> Prepared:
         raise ValueError(f"data.name = {name!r} has no feature 'label' that is one class; its features: {held}")
     formats = {stored.value for stored in info.available_file_formats()}
     if "array_record" not in formats:
-        target, again = os.fspath(directory), PREPARE.format(name=name, data_dir="DIR", target=directory)
+        target, again = os.fspath(directory), _how_to_prepare(name, "DIR", directory)
         stored = ", ".join(sorted(formats))
         raise ValueError(f"{target} was prepared as {stored}: as array_record it is read without TensorFlow. {again}")
     return Prepared(
@@ -155,6 +156,16 @@ def _not_prepared(name: str, builder_name: str, root: Any, base: Any) -> str:
             f"data.name = {name!r} is not known: {hint}It is one of {', '.join(OWN_NAMES)}, the name of a TFDS data "
             f"set with image and label, or of your own builder once prepared in {base} (file_format='array_record')"
         )
-    prepare = PREPARE.format(name=name, data_dir=os.fspath(root), target=base)
+    prepare = _how_to_prepare(name, os.fspath(root), base)
     manual = MANUAL[builder_name].format(data_dir=root) + ". " if builder_name in MANUAL else ""
     return f"data.name = {name!r} is not prepared: no {base}/<version>/dataset_info.json. {manual}{prepare}"
+
+
+def _how_to_prepare(name: str, data_dir: str, target: Any) -> str:
+    """Return what to run, quoted for a shell."""
+    named, there = (json.dumps(text, ensure_ascii=False) for text in (name, data_dir))
+    program = (
+        "import tensorflow_datasets as tfds; "
+        f'tfds.builder({named}, data_dir={there}, file_format="array_record").download_and_prepare()'
+    )
+    return PREPARE.format(program=shlex.quote(program), target=target)

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdecor.data.decode import Decoder
 from sdecor.data.folder import EXTENSIONS, FileSource
+from sdecor.paths import readable
 
 
 def read_classes(root: str | os.PathLike) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -32,7 +33,7 @@ def read_classes(root: str | os.PathLike) -> tuple[tuple[str, ...], tuple[str, .
     if len(set(wnids)) != len(wnids):
         raise ValueError(f"{root / 'wnids.txt'}: a class is listed twice")
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
-    names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
+    names = [readable(words.get(wnid, wnid).split(",")[0].strip()) for wnid in wnids]
     # "crane", for instance, is a bird and a machine.
     names = [f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]
     return wnids, tuple(names)
@@ -61,7 +62,8 @@ def _train_rows(root: pathlib.Path, wnids: tuple[str, ...]) -> list[tuple[str, i
         files = _files(folder)
         missing = sorted(files.symmetric_difference(boxes))
         if missing:
-            raise ValueError(f"{folder / missing[0]}: listed in {table.name} or in the folder, but not in both")
+            name = readable(missing[0])
+            raise ValueError(f"{folder / name}: listed in {table.name} or in the folder, but not in both")
         rows += [(os.path.join(folder, name), label, boxes[name]) for name in sorted(files)]
     return rows
 
@@ -77,7 +79,7 @@ def _val_rows(root: pathlib.Path, wnids: tuple[str, ...]) -> list[tuple[str, int
         rows[name] = (os.path.join(folder, name), label_of[fields[0]], _box(fields[1:], f"{table}:{number}"))
     missing = sorted(_files(folder).symmetric_difference(rows))
     if missing:
-        raise ValueError(f"{folder / missing[0]}: listed in {table.name} or in the folder, but not in both")
+        raise ValueError(f"{folder / readable(missing[0])}: listed in {table.name} or in the folder, but not in both")
     return [rows[name] for name in sorted(rows)]
 
 
@@ -105,7 +107,8 @@ def _box(fields: list[str], where: str) -> list[int]:
 def _lines(path: pathlib.Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing; it belongs to the layout of Tiny ImageNet")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as the system gives the names of files
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the file is empty")
     return lines

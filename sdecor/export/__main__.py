@@ -16,6 +16,7 @@ from sdecor.export.hdf5 import to_hdf5
 from sdecor.export.npz import to_npz
 from sdecor.export.overlays import overlays
 from sdecor.failure import as_one_line
+from sdecor.paths import check_output, check_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(flags: argparse.Namespace) -> int:
     """Return the exit status: 1 where a check found the export damaged."""
+    check_targets(flags)
     export = reader.open(flags.path)
     methods = [method for method in _listed(flags.methods) or export.methods if export.name_of(method)]
     examples = None if flags.examples is None else [_number(word) for word in _listed(flags.examples)]
@@ -63,6 +65,15 @@ def convert_all(
             raise ValueError("--png draws the examples that --examples names, for example --examples=0,5,17")
         written = overlays(export, source, flags.png, examples=examples, methods=methods)
         print(f"Written: {len(written)} pictures in {flags.png}")
+
+
+def check_targets(flags: argparse.Namespace) -> None:
+    """Raise `ValueError` where a flag names something that cannot be written to."""
+    if flags.npz:
+        check_text("--npz", flags.npz)
+    for name in ("hdf5", "png"):
+        if getattr(flags, name):
+            check_output(f"--{name}", getattr(flags, name))
 
 
 def describe(export: reader.Export) -> str:

@@ -31,5 +31,5 @@ def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_
         what = "free space" if error.errno in FULL else "repair that"
         raise StorageError(
             f"could not read or write {error.filename or files.name('')}: {error.strerror or error}. "
-            f"{finished()}{of} examples are finished and stay: {what} and run the same command"
+            f"{finished()}{of} examples are finished and kept: {what} and run the same command to continue"
         ) from error

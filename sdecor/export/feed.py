@@ -21,6 +21,7 @@ from sdecor.export.blocks import (
     feed_batch,
 )
 from sdecor.export.indexed import reader_of_source
+from sdecor.paths import readable
 
 ON_ERROR = ("stop", "skip")
 _AHEAD = 2  # batches of an iterable read ahead
@@ -99,9 +100,10 @@ def _fields(
     n = len(image)
     label = _labels(batch, number)
     if names is not None:
-        own = [str(name) for name in names[place : place + n]]
+        own = names[place : place + n]
     else:
-        own = [str(name) for name in (np.asarray(batch["id"]).tolist() if "id" in batch else range(place, place + n))]
+        own = np.asarray(batch["id"]).tolist() if "id" in batch else range(place, place + n)
+    own = [readable(str(name)) for name in own]
     for field, values in (("label", label), ("id" if names is None else "names", own)):
         if len(values) != n:
             raise ValueError(f"batch {number} of data has {n} images and {len(values)} entries of {field!r}")

@@ -22,6 +22,7 @@ from sdecor.export.blocks import (
     empty_arrays,
     feed_batch,
 )
+from sdecor.paths import readable
 
 _MOST_THREADS = 16
 _NAMES = 256  # names that a fingerprint looks at: a name may cost as much as reading the example
@@ -159,8 +160,8 @@ def _read_block(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]
 def _name(source: Any, names: Any, index: int) -> str:
     try:
         if names is not None:
-            return str(names[index])
-        return str(source.name(index)) if hasattr(source, "name") else f"example {index}"
+            return readable(str(names[index]))
+        return readable(str(source.name(index))) if hasattr(source, "name") else f"example {index}"
     except Exception:  # of a record that cannot be read, in which the name stands
         return f"example {index}"
 

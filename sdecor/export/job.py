@@ -53,7 +53,7 @@ def check_batch(job: Job, batch: FeedBatch, count: int | None) -> None:
 
 @contextlib.contextmanager
 def kept(job: Job) -> Iterator[None]:
-    """Keep what is on its way to the disk when something goes wrong, and say how to go on."""
+    """Keep what is on its way to the disk when something goes wrong, and say how to continue."""
     try:
         yield
     except Exception as error:
@@ -62,7 +62,7 @@ def kept(job: Job) -> Iterator[None]:
         with contextlib.suppress(Exception):
             job.store.ask_to_stop()
         of = "" if job.reader.count is None else f" of {job.reader.count}"
-        told = f"{job.store.finished}{of} examples are finished and kept: run the same command to go on"
+        told = f"{job.store.finished}{of} examples are finished and kept: run the same command to continue"
         if "cannot be read" in str(error):
             told += ", with on_error=skip to leave out and record what cannot be read"
         if isinstance(error, ValueError):

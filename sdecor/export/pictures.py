@@ -8,6 +8,7 @@ import numpy as np
 from sdecor.data import center_crop, create_dataset, normalise
 from sdecor.data.batches import object_mask
 from sdecor.export.reader import Export
+from sdecor.paths import readable
 
 
 class Pictures(NamedTuple):
@@ -74,7 +75,7 @@ def _checked(export: Export, source: Any, place: int) -> dict[str, Any]:
     example, name, label = source[place], export.names[place], int(export.read("label", place))
     # Names that were given to `export.export` need not be those of a source.
     of_run = "dataset" in (export.attributes.get("provenance") or {})
-    found = str(source.name(place)) if of_run else name
+    found = readable(str(source.name(place))) if of_run else name
     # Stored names are told from the folder of all examples on: that may be another by now.
     same = found == name or found.endswith(f"/{name}")
     if not same or int(example.get("label", label)) != label:

@@ -18,6 +18,7 @@ from sdecor.export.files import open_files
 from sdecor.export.finish import IDS, SKIPPED
 from sdecor.export.group import layout_of, read_group
 from sdecor.export.records import read_records
+from sdecor.paths import check_text
 
 Index = int | slice | np.ndarray | list[int]
 
@@ -44,6 +45,7 @@ class Export:
     """
 
     def __init__(self, path: epath.PathLike):
+        check_text("path", path)
         self.path = os.fspath(path)
         self._files = open_files(self.path)
         group = read_group(self._files)

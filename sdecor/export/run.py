@@ -2,7 +2,7 @@
 
 The order of the loop: the next batch is dispatched, then the previous one's results are fetched and put into their
 ranges, a full range starts to be written, and reading goes on in threads throughout. A range is recorded when it is
-durable; whatever stops the program, the same command goes on after the recorded ranges.
+durable; whatever stops the program, the same command continues after the recorded ranges.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from sdecor import parallel
+from sdecor import parallel, paths
 from sdecor.export import device, lock
 from sdecor.export.blocks import FeedBatch, Reader
 from sdecor.export.job import POLL_SECONDS, Job, check_batch, kept, progressing, stopping, wanted
@@ -46,10 +46,10 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         if self.complete:
-            before = "" if self.computed else ", finished before: there was nothing to do"
+            before = "" if self.computed else ", finished before: nothing to do"
             return f"{self.path}: {self.examples} examples{before}"
         known = "" if self.examples is None else f" of {self.examples}"
-        return f"{self.path}: stopped, {self.finished}{known} examples are finished; run the same command to go on"
+        return f"{self.path}: stopped, {self.finished}{known} examples are finished. Run the same command to continue."
 
 
 def run(
@@ -57,6 +57,7 @@ def run(
 ) -> Summary:
     """Export what `reader` reads as `task` says; see `export` for what it raises."""
     began = time.monotonic()
+    paths.check_output("path", path)
     found = recorded(path) or {}
     task, layout = make_plan(task, variables, reader, provenance, options, found)
     with contextlib.ExitStack() as stack:

@@ -4,16 +4,18 @@
     python -m sdecor.sweep --config=… --workdir=DIR --status | --list | --slurm timeout_min=240 gpus_per_node=1 …
     python -m sdecor.sweep --report DIR
 
-The same command goes on where it was stopped. What is finished is left alone; what failed is tried again.
+The same command continues where it was stopped. What is finished is left alone; what failed is tried again.
 """
 
 import argparse
 import logging
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
+from sdecor import paths
 from sdecor.checks import check_count
 from sdecor.failure import as_one_line
 from sdecor.sweep import check, commands, groups, local, plan, record, slurm, source, status
@@ -70,13 +72,15 @@ def start(
 ) -> int:
     """Check the sweep, then run it here or submit it; return the exit status."""
     away = flags.slurm is not None
+    paths.check_checkpoints("--workdir", folder)
     # The machine that submits need not have the accelerators.
     configs = check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
     source.write(folder, sweep)
     if away:
         options = slurm.parse(flags.slurm)
         submitted = slurm.submit(runs, folder, options, flags.jobs)
-        print(f"submitted {len(submitted)} tasks: {', '.join(each.job_id for each in submitted) or 'nothing is left'}")
+        names = ", ".join(each.job_id for each in submitted) or "nothing is left to do"
+        print(f"submitted {len(submitted)} tasks: {names}")
         if options.get("cluster") in ("local", "debug"):
             for each in submitted:
                 each.wait()
@@ -87,11 +91,11 @@ def start(
     went_through = local.run_all(runs, folder, jobs=jobs, environments=places, grouped=grouped)
     print(status.describe(runs, folder, jobs))
     if not went_through:
-        print("stopped; run the same command to go on")
+        print("stopped: run the same command to continue")
         return INTERRUPTED
     finished = all(record.state(folder / each.key, each) == record.FINISHED for each in runs)
     if finished:
-        print(f"Next: python -m sdecor.sweep --report {folder}")
+        print("Next:", shlex.join(["python", "-m", "sdecor.sweep", "--report", str(folder)]))
     return 0 if finished else 1
 
 
@@ -99,10 +103,11 @@ def local_folder(flag: str, path: str) -> pathlib.Path:
     """Return the path of a local folder.
 
     Raises:
-      ValueError: for a remote one, where runs cannot be claimed.
+      ValueError: for a remote one, where runs cannot be claimed, or a path that cannot be a folder's.
     """
     if "://" in path:
         raise ValueError(f"{flag} = {path!r} is remote: a sweep's folder is local, or shared by the nodes of a cluster")
+    paths.check_output(flag, path)
     return pathlib.Path(path).absolute()
 
 

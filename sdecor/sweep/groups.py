@@ -29,7 +29,7 @@ def singly(runs: Sequence[Run]) -> list[Group]:
 def together(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, Any], size: int) -> list[Group]:
     """Put up to `size` runs into a group, in the order of the runs, where they can be trained at once.
 
-    A run that is trained, or whose training failed or was given up in an earlier group, is by itself.
+    A run that is trained, or whose training failed, alone or in an earlier group, is by itself.
 
     Args:
       runs: of the sweep.

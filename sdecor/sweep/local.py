@@ -50,7 +50,7 @@ def run_all(
                 look = 0.0 if all_ours else time.monotonic() + _LOOK_AGAIN
                 if not all_ours and not active and left and not waiting:
                     held = [run for group in left for run in group.runs]
-                    print(f"waiting for {len(held)} runs that other processes have: {_names(held)}", flush=True)
+                    print(f"waiting for {len(held)} runs that other processes are at: {_names(held)}", flush=True)
                     waiting = True
             for each in [each for each in active if job.poll(each)]:
                 active.remove(each)
@@ -111,7 +111,7 @@ def _pass_on(active: Sequence[job.Job]) -> None:
         job.stop(each)
     if asked:
         names = _names([run for each in asked for run in each.group.runs])
-        print(f"stopping: {names} will save and end; again to stop at once", flush=True)
+        print(f"stopping: {names} will save and end; press Ctrl-C again to stop at once", flush=True)
 
 
 def _tell(each: job.Job, runs: Sequence[Run], folder: pathlib.Path, jobs: int) -> None:

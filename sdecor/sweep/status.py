@@ -39,10 +39,10 @@ def remaining(runs: Sequence[Run], folder: pathlib.Path, jobs: int = 1) -> str:
     found = states(runs, folder)
     left = [run for run in runs if found[run.key] != record.FINISHED]
     if not left:
-        return "nothing is left"
+        return "nothing is left to do"
     seconds = seconds_left(runs, left, folder)
     if seconds is None:
-        return f"{len(left)} left; how long is known once one is finished"
+        return f"{len(left)} left; the time is known once one is finished"
     at = time.strftime("%a %H:%M", time.localtime(time.time() + seconds / jobs))
     return f"{len(left)} left, about {duration(seconds / jobs)} (until {at}, {jobs} at a time)"
 

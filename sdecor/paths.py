@@ -1,0 +1,80 @@
+"""Paths and file names: checked before any long work, and written as text that every file and terminal takes."""
+
+import os
+
+from etils import epath
+
+GLOB = "*?["  # orbax looks for its files by a pattern that begins with the folder's path
+UNSTORABLE = GLOB + "\\"  # a backslash is a slash to TensorStore
+
+
+def readable(name: str) -> str:
+    """Return a file's name as plain text: bytes that are not UTF-8 are written as `\\xe9`."""
+    try:
+        data = os.fsencode(name)
+    except UnicodeEncodeError:  # not a name that the system gave
+        data = name.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
+def check_text(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` unless a path is UTF-8, as the files that record it are."""
+    text = os.fspath(path)
+    if readable(text) != text:
+        raise ValueError(
+            f"{field} = {readable(text)!r} is not UTF-8: rename that folder, or give a symbolic link to it with a "
+            "name that is"
+        )
+
+
+def check_output(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` unless `path` can be a folder: it is UTF-8, and neither it nor one above it is a file."""
+    text = os.fspath(path)
+    if not text:
+        raise ValueError(f"{field} is empty: name a folder")
+    check_text(field, text)
+    if "://" in text:  # an object store has no folders
+        return
+    above = os.path.abspath(os.path.expanduser(text))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise ValueError(f"{field} = {text!r}: {above} is {_kind(above)}, where a folder is needed: give another path")
+
+
+def check_checkpoints(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` unless checkpoints can be written below `path`, local or remote, and read back.
+
+    The whole path counts, also what lies above the folder.
+    """
+    check_output(field, path)
+    whole = os.fspath(absolute(path))
+    found = [character for character in UNSTORABLE if character in whole]
+    if found:
+        raise ValueError(
+            f"{field} = {os.fspath(path)!r}: checkpoints cannot be stored below {whole!r}, because of the "
+            f"{' and '.join(found)} in it. Use a path without {' '.join(UNSTORABLE)}"
+        )
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Return the absolute path; a URL is one already (`epath` would put the working folder before it)."""
+    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).absolute()
+
+
+def make_folder(field: str, path: epath.PathLike) -> epath.Path:
+    """Make the folder `path` and those above it, where missing, and return it.
+
+    Raises:
+      ValueError: when it cannot be made.
+    """
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{field} = {os.fspath(path)!r} cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def _kind(path: str) -> str:
+    return "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "a file"
