@@ -9,12 +9,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest"}  # what any part may use
+# What any part may use.
+SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest", "precision"}
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
+    "precision": set(),
     "gaussian": {"checks"},
-    "chunks": {"checks", "jaxpr"},
+    "chunks": {"checks", "jaxpr", "precision"},
     "jaxpr": set(),
     "sorting": set(),
     "failure": set(),

@@ -13,6 +13,7 @@ from sdecor.attribution.noise import Noise, smoothed
 from sdecor.attribution.targets import Contrast, Target, checked_logits, is_class
 from sdecor.checks import check_choice
 from sdecor.chunks import default_chunk_size, divide, map_examples
+from sdecor.precision import at_least_float32
 from sdecor.rng import per_example
 
 PREDICTED = "predicted"
@@ -114,7 +115,7 @@ def _finished(values: jax.Array, target: Target, classes: int, dtype: jnp.dtype)
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
-    values = values.astype(jnp.promote_types(jnp.float32, dtype))
+    values = values.astype(at_least_float32(dtype))
     if not isinstance(target, Contrast) and callable(target):
         return values
     for each in target if isinstance(target, Contrast) else (target,):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
+from sdecor.precision import widened
 
 SPATIALS = ("pool", "positions")
 
@@ -22,7 +23,7 @@ def as_samples(features: jax.Array, spatial: str) -> jax.Array:
     check_choice("spatial", spatial, SPATIALS)
     if features.ndim not in (2, 3, 4):
         raise ValueError(f"features has shape {features.shape}: it is [N, D], [N, T, D] or [N, H, W, D]")
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = widened(features)
     if spatial == "positions":
         return features.reshape(-1, features.shape[-1])
     return jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
@@ -53,7 +54,8 @@ def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
     """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
     centred = centre(samples, axis_name)
     noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
-    return jnp.where(_peak(centred, axis_name) > jnp.maximum(noise, _TINY), centred, 0.0)
+    # Asked for what is constant, not for what varies: a NaN is neither, and stays.
+    return jnp.where(_peak(centred, axis_name) <= jnp.maximum(noise, _TINY), 0.0, centred)
 
 
 def covariance(centred: jax.Array, axis_name: str | None) -> jax.Array:
@@ -99,8 +101,8 @@ def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
     scaled = samples / _power_of_two(_peak(samples, axis_name))
     mean = total(jnp.sum(scaled / n, axis=0), axis_name)
     square = total(jnp.sum(scaled**2 / n, axis=0), axis_name)
-    live = square > 0
-    return jnp.where(live, mean**2 / jnp.where(live, square, 1.0), 0.0)
+    zero = square == 0
+    return jnp.where(zero, 0.0, mean**2 / jnp.where(zero, 1.0, square))
 
 
 def whiten(

@@ -11,6 +11,7 @@ from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.precision import widened
 from sdecor.rng import per_example
 
 
@@ -119,7 +120,7 @@ def non_sensitivity(
         key, order_key = jax.random.split(key)
         order = jnp.arange(height * width)
         order = order if pixels is None else jax.random.permutation(order_key, order)[:visited]
-        low, high = image.min((0, 1)), image.max((0, 1))
+        low, high = (widened(extreme(image, axis=(0, 1))) for extreme in (jnp.min, jnp.max))
 
         def score(x: jax.Array) -> jax.Array:
             return target_score(fn(x).astype(jnp.float32), target, saliency_of=saliency_of)
@@ -130,7 +131,7 @@ def non_sensitivity(
             def change(sample: jax.Array) -> jax.Array:
                 value = other.reshape(-1, other.shape[-1])[place]
                 if drawn:
-                    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, place), sample), low.shape)
+                    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, place), sample), low.shape, low.dtype)
                     value = (low + (high - low) * draw).astype(image.dtype)
                 mask = (jnp.arange(height * width) == place).reshape(height, width, 1)
                 return (score(jnp.where(mask, value, image)) - here) ** 2

@@ -29,7 +29,7 @@ def gini(maps: jax.Array) -> jax.Array:
     values = key_values(sort_rows(order_keys(values)))
     count = values.shape[-1]
     # Each coefficient is an exact integer over F: no cumulative sum, whose rounding would grow with the pixels.
-    ranks = (2.0 * jnp.arange(1, count + 1) - count - 1) / count
+    ranks = (2 * jnp.arange(1, count + 1, dtype=values.dtype) - count - 1) / count
     index = (ranks[None] * values).sum(-1) / jnp.maximum(values.sum(-1), 1e-30)
     return jnp.where(defined, index, jnp.nan)
 

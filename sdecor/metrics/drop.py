@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.replacement import baseline_images, map_samples, score_of, varies
+from sdecor.precision import widened
 
 
 def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
@@ -66,13 +67,14 @@ def _scores(
     """Return the target's score on the image and under the mask, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    maps = maps.astype(jnp.float32)
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
     score = score_of(saliency_of)
     examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image: jax.Array, base: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
-        masked = base + weight * (image - base)
+        masked = (widened(base) + weight * (widened(image) - widened(base))).astype(image.dtype)
         return map_samples(lambda hide: score(fn(jnp.where(hide, masked, image)), target), jnp.arange(2) > 0, at_once)
 
     scores = map_examples(one, (images, end, weights, targets), examples)

@@ -64,10 +64,10 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array:
     """Return images `[H, N, C, W]` that solve the system where `removed` `[H, N, 1, W]`."""
-    left = (~removed).sum((0, 3), keepdims=True)
+    left = (~removed).sum((0, 3), keepdims=True, dtype=images.dtype)
     mean = jnp.where(removed, 0, images).sum((0, 3), keepdims=True) / left
     known = jnp.where(removed, 0, images - mean)
-    enough = tolerance**2 * _dot(known, known) * removed.sum((0, 3), keepdims=True) / left
+    enough = tolerance**2 * _dot(known, known) * removed.sum((0, 3), keepdims=True, dtype=images.dtype) / left
     levels = _levels(removed)
     weights = _neighbor_weights(removed)
 

@@ -76,7 +76,7 @@ def infidelity(
     if contributions and perturbation == "noise":
         raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
-    phi = attributions
+    phi = attributions.astype(jnp.float32)
     if phi.ndim == 3:
         # A pixel's contribution is that of its channels together; a slope is the same for each of them.
         phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
@@ -87,7 +87,7 @@ def infidelity(
     def one(image: jax.Array, base: jax.Array, slope: jax.Array, target: jax.Array, own_key: jax.Array) -> jax.Array:
         def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             perturbed, replaced = perturb(i, image, base, own_key)
-            weight = replaced.astype(jnp.float32) if contributions else image - perturbed
+            weight = replaced.astype(jnp.float32) if contributions else (image - perturbed).astype(jnp.float32)
             return (weight * slope).sum(), score(fn(perturbed), target)
 
         # Sample 0 is the image itself.

@@ -7,6 +7,7 @@ that is the whole image, a map without any positive value, a map that is not fin
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
@@ -119,8 +120,8 @@ def _dilate(mask: jax.Array, radius: float) -> jax.Array:
         raise ValueError(f"tolerance = {radius!r}: pass a distance in pixels, 0 or more")
     if reach == 0:
         return mask
-    offset = jnp.arange(-reach, reach + 1)
-    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(jnp.float32)[:, :, None, None]
+    offset = np.arange(-reach, reach + 1)
+    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(np.float32)[:, :, None, None]
     near = jax.lax.conv_general_dilated(
         mask.astype(jnp.float32)[..., None], disc, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -110,7 +110,7 @@ def smooth_mprt(
     examples, at_once = in_flight(partial(explain_with, params), chunk_size, images, targets, keys)
 
     def smooth(params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
-        spread = noise * (image.max() - image.min())
+        spread = noise * (image.max() - image.min()).astype(jnp.float32)
 
         def sample(i: jax.Array) -> jax.Array:
             near = image + (spread * _standard_normal(key, i, image.shape)).astype(image.dtype)

@@ -177,7 +177,7 @@ def irof(
     curve = irof_curve(fn, images, maps, targets, segments=segments, count=count, **options)
     own = (_sums(jnp.ones_like(maps), segments, count) > 0).sum(1)[:, None]
     lost = 1 - (curve[:, 1:] + curve[:, :-1]) / 2
-    return jnp.where(jnp.arange(count)[None] < own, lost, 0).sum(1) / own[:, 0]
+    return jnp.where(jnp.arange(count)[None] < own, lost, 0).sum(1) / own[:, 0].astype(lost.dtype)
 
 
 def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, patch: int) -> tuple[jax.Array, int]:

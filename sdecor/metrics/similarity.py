@@ -117,7 +117,7 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _structural_similarity(a: jax.Array, b: jax.Array, window: str) -> jax.Array:
     """Return the mean over the map, `[N]`, for maps `[N, H, W]` whose data range is 1."""
-    weights = jnp.ones(7) if window == "uniform" else jnp.exp(-0.5 * (jnp.arange(-5, 6) / 1.5) ** 2)
+    weights = jnp.ones(7) if window == "uniform" else jnp.exp(-0.5 * (jnp.arange(-5.0, 6.0) / 1.5) ** 2)
     unbiased = 49 / 48 if window == "uniform" else 1.0
     # Variances are taken about the map's mean, where the difference of two squares loses little.
     center_a, center_b = a.mean((1, 2), keepdims=True), b.mean((1, 2), keepdims=True)
