@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
 # What any part may use.
-SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest", "precision"}
+SMALL = {"rng", "checks", "gaussian", "chunks", "jaxpr", "sorting", "failure", "digest", "precision", "parallel"}
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),

@@ -6,7 +6,6 @@ Every method costs one forward evaluation and the part of a backward one above t
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from sdecor.attribution.activations import Layer, activation_and_gradient, as_map
 from sdecor.attribution.guided import guided_backpropagation

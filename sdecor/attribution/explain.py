@@ -13,12 +13,14 @@ from sdecor.attribution.noise import Noise, smoothed
 from sdecor.attribution.targets import Contrast, Target, checked_logits, is_class
 from sdecor.checks import check_choice
 from sdecor.chunks import default_chunk_size, divide, map_examples
+from sdecor.parallel import automatic
 from sdecor.precision import at_least_float32
 from sdecor.rng import per_example
 
 PREDICTED = "predicted"
 
 
+@automatic
 def explain(
     fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,

@@ -11,6 +11,7 @@ import numpy as np
 
 from sdecor.checks import check_choice, check_range
 from sdecor.losses import batch
+from sdecor.parallel import automatic
 
 CENTRED = ("covariance", "correlation", "decov", "whitening")
 FORMS = (*CENTRED, "cosine", "density")
@@ -18,6 +19,7 @@ FORMS = (*CENTRED, "cosine", "density")
 _ROOT_EPSILON = 1e-6
 
 
+@automatic
 def decorrelation(
     features: jax.Array,
     *,
@@ -101,6 +103,7 @@ def decorrelation(
     return batch.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
 
 
+@automatic
 def variance_hinge(
     features: jax.Array,
     *,
@@ -130,6 +133,7 @@ def variance_hinge(
     return float(batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
 
 
+@automatic
 def whitening(
     features: jax.Array,
     *,
@@ -173,6 +177,7 @@ def whitening_residual(
     return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[1]
 
 
+@automatic
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
     """Return the mean standard deviation of the features, a scalar without gradient: it shows a shrink."""
     samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))

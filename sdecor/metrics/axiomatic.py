@@ -11,10 +11,12 @@ from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.parallel import automatic
 from sdecor.precision import widened
 from sdecor.rng import per_example
 
 
+@automatic
 def completeness(
     fn: Fn,
     images: jax.Array,
@@ -65,6 +67,7 @@ def completeness(
     return jnp.where(jnp.isfinite(gap), gap, jnp.nan)
 
 
+@automatic
 def non_sensitivity(
     fn: Fn,
     images: jax.Array,
@@ -131,7 +134,8 @@ def non_sensitivity(
             def change(sample: jax.Array) -> jax.Array:
                 value = other.reshape(-1, other.shape[-1])[place]
                 if drawn:
-                    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, place), sample), low.shape, low.dtype)
+                    own_key = jax.random.fold_in(jax.random.fold_in(key, place), sample)
+                    draw = jax.random.uniform(own_key, low.shape, low.dtype)
                     value = (low + (high - low) * draw).astype(image.dtype)
                 mask = (jnp.arange(height * width) == place).reshape(height, width, 1)
                 return (score(jnp.where(mask, value, image)) - here) ** 2
@@ -145,6 +149,7 @@ def non_sensitivity(
     return map_examples(one, (images, others, maps, targets, per_example(key, n)), examples)
 
 
+@automatic
 def input_invariance(
     explain_of: Callable[[Fn, jax.Array, jax.Array, jax.Array], jax.Array],
     fn: Fn,

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.replacement import baseline_images, map_samples, score_of, varies
+from sdecor.parallel import automatic
 from sdecor.precision import widened
 
 
+@automatic
 def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
     """Return the share of the target's probability that is lost under the mask; a gain counts as 0.
 
@@ -37,6 +39,7 @@ def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array,
     return jnp.where(varies(maps), lost, jnp.nan)
 
 
+@automatic
 def average_increase(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
     """Return 1 where the target's probability is greater under the mask than on the image, else 0.
 

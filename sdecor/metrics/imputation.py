@@ -12,11 +12,13 @@ import numpy as np
 
 from sdecor.checks import check_range
 from sdecor.metrics.inputs import check_images
+from sdecor.parallel import automatic
 from sdecor.rng import normal, per_example
 
 _MOST_ITERATIONS = 200
 
 
+@automatic
 def impute(
     images: jax.Array, mask: jax.Array, *, key: jax.Array, noise: float = 0.01, tolerance: float = 2e-3
 ) -> jax.Array:

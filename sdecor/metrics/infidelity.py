@@ -10,12 +10,14 @@ from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
 from sdecor.metrics.replacement import baseline_images, defined, map_samples, score_of
+from sdecor.parallel import automatic
 from sdecor.rng import normal, per_example
 
 PERTURBATIONS = ("squares", "grid", "noise")
 SCALINGS = ("none", "optimal")
 
 
+@automatic
 def infidelity(
     fn: Fn,
     images: jax.Array,

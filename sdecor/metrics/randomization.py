@@ -20,11 +20,13 @@ from sdecor.metrics.compared import likeness, map_maker, reduced
 from sdecor.metrics.inputs import check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
+from sdecor.parallel import automatic
 from sdecor.rng import per_example
 
 ExplainWith = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@automatic
 def parameter_randomization(
     explain_with: ExplainWith,
     params: Any,
@@ -77,6 +79,7 @@ def parameter_randomization(
     return jax.lax.map(column, jnp.asarray(schedule(leaf_names(params), layers, mode))).T
 
 
+@automatic
 def smooth_mprt(
     explain_with: ExplainWith,
     params: Any,
@@ -123,6 +126,7 @@ def smooth_mprt(
     )
 
 
+@automatic
 def efficient_mprt(
     explain_with: ExplainWith,
     params: Any,
@@ -159,6 +163,7 @@ def efficient_mprt(
     return jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan)
 
 
+@automatic
 def random_logit(
     explain_one: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     images: jax.Array,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_count
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
+from sdecor.parallel import automatic
 from sdecor.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
 
 
@@ -72,6 +73,7 @@ def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = N
     return jnp.where(two_sided(inside, counted) & _ranks(maps, counted), (best + worst) / 2, jnp.nan)
 
 
+@automatic
 def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
     """Return the intersection over union of the object and the pixels above a threshold, the best one for each map.
 

@@ -18,6 +18,7 @@ from sdecor.chunks import map_examples
 from sdecor.gaussian import blur
 from sdecor.metrics.inputs import Fn, check_batch, check_images, in_flight
 from sdecor.metrics.ranks import ranks
+from sdecor.parallel import automatic
 from sdecor.rng import per_example
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
@@ -52,6 +53,7 @@ def baseline_images(
     return jax.vmap(lambda image: baseline_image(baseline, image))(images)
 
 
+@automatic
 def replacement_curve(
     fn: Fn,
     start: jax.Array,

@@ -12,6 +12,7 @@ from sdecor.metrics.imputation import gaussian_noise, linear_imputation
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import correct, defined, percentage_counts, score_of
+from sdecor.parallel import automatic
 from sdecor.rng import per_example
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -24,6 +25,7 @@ class RoadCurves(NamedTuple):
     probability: jax.Array
 
 
+@automatic
 def road_curves(
     fn: Fn,
     images: jax.Array,

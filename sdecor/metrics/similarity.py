@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
+from sdecor.parallel import automatic
 from sdecor.sorting import average_ranks
 
 WINDOWS = ("gaussian", "uniform")
@@ -22,6 +23,7 @@ def pearson(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(_finite(a, b) & _varies(a) & _varies(b), _correlation(a, b), jnp.nan)
 
 
+@automatic
 def spearman(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the rank correlation of each pair, `[N]` in [−1, 1]; NaN where an input is constant.
 
@@ -44,6 +46,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(defined, _cosine(a / _or_one(largest_a), b / _or_one(largest_b)), jnp.nan)
 
 
+@automatic
 def ssim(
     a: jax.Array, b: jax.Array, *, window: str = "gaussian", data_range: float | jax.Array | None = None
 ) -> jax.Array:

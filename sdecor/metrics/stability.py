@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sdecor.metrics.inputs import Fn
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
+from sdecor.parallel import automatic
 
 
 class Stabilities(NamedTuple):
@@ -22,6 +23,7 @@ class Stabilities(NamedTuple):
     representation: jax.Array | None
 
 
+@automatic
 def relative_stabilities(
     explain_one: ExplainOne,
     fn: Fn,
