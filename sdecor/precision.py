@@ -16,3 +16,13 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 def widened(array: jax.Array) -> jax.Array:
     """Return an array in at least float32."""
     return array.astype(at_least_float32(array.dtype))
+
+
+def moderate(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Scale float32 values down by a power of two where the largest over `axes` is next to the end of their range.
+
+    For what does not depend on scale. Up there differences are infinite, and a quotient is 0 where the compiler
+    multiplies by the reciprocal, which float32 cannot hold.
+    """
+    huge = jnp.abs(values).max(axes, keepdims=True) > 2.0**100
+    return jnp.where(huge, values * 2.0**-32, values)

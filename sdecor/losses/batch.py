@@ -78,8 +78,9 @@ def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> ja
         diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
         return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
     products = total(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
-    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind.
-    return jnp.sum(jnp.where(jnp.eye(products.shape[0], dtype=bool), 0.0, products) ** 2)
+    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind. Multiplied
+    # and not replaced, it keeps the NaN of a single feature.
+    return jnp.sum((products * (1 - jnp.eye(products.shape[0], dtype=products.dtype))) ** 2)
 
 
 def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 0.0) -> jax.Array:
@@ -158,5 +159,5 @@ def _peak(samples: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def _power_of_two(peak: jax.Array) -> jax.Array:
-    """Return the largest power of two that is at most `peak`, or 1 where `peak` is next to nothing."""
-    return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.frexp(peak)[1] - 1), 1.0)
+    """Return the largest power of two that is at most `peak` and has a reciprocal, or 1 for next to nothing."""
+    return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.minimum(jnp.frexp(peak)[1] - 1, 126)), 1.0)

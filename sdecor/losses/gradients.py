@@ -63,4 +63,6 @@ def gradient_penalty(
         return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1)), others
 
     gradient, others = jax.grad(total, has_aux=True)(images)
-    return jnp.sum(widened(gradient) ** 2, axis=tuple(range(1, images.ndim))), others
+    axes = tuple(range(1, images.ndim))
+    # Behind a ReLU the gradient of a NaN is 0.
+    return jnp.where(jnp.isfinite(images).all(axes), jnp.sum(widened(gradient) ** 2, axes), jnp.nan), others

@@ -10,7 +10,7 @@ from sdecor.checks import check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
-from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.metrics.replacement import baseline_images, finite, map_samples
 from sdecor.parallel import automatic
 from sdecor.precision import widened
 from sdecor.rng import per_example
@@ -64,7 +64,7 @@ def completeness(
     here, there = jax.lax.map(lambda x: map_examples(score, (x, targets), examples), pairs)
     gap = attributions.astype(jnp.float32).reshape(n, -1).sum(1) - (here - there)
     gap = gap / jnp.abs(here - there) if relative else gap
-    return jnp.where(jnp.isfinite(gap), gap, jnp.nan)
+    return jnp.where(jnp.isfinite(gap) & finite(images), gap, jnp.nan)
 
 
 @automatic
@@ -143,7 +143,8 @@ def non_sensitivity(
             return jnp.sqrt(jax.lax.map(change, jnp.arange(samples)).mean()) <= score_tolerance
 
         mismatch = map_samples(ignored, order, at_once) ^ (strength[order] <= tolerance * strength.max())
-        defined = jnp.isfinite(strength).all() & (strength > 0).any() & jnp.isfinite(here)
+        known = jnp.isfinite(strength).all() & jnp.isfinite(here) & jnp.isfinite(image).all()
+        defined = known & (strength > 0).any()
         return jnp.where(defined, mismatch.mean(), jnp.nan)
 
     return map_examples(one, (images, others, maps, targets, per_example(key, n)), examples)

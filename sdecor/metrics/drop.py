@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
-from sdecor.metrics.replacement import baseline_images, map_samples, score_of, varies
+from sdecor.metrics.replacement import baseline_images, finite, map_samples, score_of, varies
 from sdecor.parallel import automatic
-from sdecor.precision import widened
+from sdecor.precision import moderate, widened
 
 
 @automatic
@@ -70,7 +70,7 @@ def _scores(
     """Return the target's score on the image and under the mask, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
-    maps = maps.astype(jnp.float32)
+    maps = moderate(maps.astype(jnp.float32), (1, 2))
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
     score = score_of(saliency_of)
@@ -81,4 +81,5 @@ def _scores(
         return map_samples(lambda hide: score(fn(jnp.where(hide, masked, image)), target), jnp.arange(2) > 0, at_once)
 
     scores = map_examples(one, (images, end, weights, targets), examples)
+    scores = jnp.where(finite(images)[:, None], scores, jnp.nan)
     return scores[:, 0], scores[:, 1]

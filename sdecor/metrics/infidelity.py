@@ -9,7 +9,7 @@ from sdecor.checks import check_choice, check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
-from sdecor.metrics.replacement import baseline_images, defined, map_samples, score_of
+from sdecor.metrics.replacement import baseline_images, defined, finite, map_samples, score_of
 from sdecor.parallel import automatic
 from sdecor.rng import normal, per_example
 
@@ -98,7 +98,7 @@ def infidelity(
 
     keys = per_example(key, images.shape[0])
     errors = map_examples(one, (images, end, phi, targets, keys), examples)
-    return jnp.where(defined(attributions), errors, jnp.nan)
+    return jnp.where(defined(attributions) & finite(images), errors, jnp.nan)
 
 
 def _error(predicted: jax.Array, effect: jax.Array, scaling: str) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
+from sdecor.precision import moderate
 
 
 def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
@@ -30,7 +31,7 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
-    maps = _positive(maps, counted)
+    maps = moderate(_positive(maps, counted), (-2, -1))
     peak = maps.max((-2, -1), keepdims=True)
     # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's range.
     maps = maps / jnp.where(peak > 0, peak, 1)
@@ -104,8 +105,9 @@ def pointing_game(
 
 
 def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
-    # `where` on the sign would turn NaN into 0: `maximum` carries it, and `_has_saliency` then rejects the map.
-    return jnp.where(counted, jnp.maximum(maps.astype(jnp.float32), 0), 0)
+    # A sign would turn NaN and −inf into 0: they stay NaN, and `_has_saliency` then rejects the map.
+    maps = maps.astype(jnp.float32)
+    return jnp.where(counted, jnp.where(jnp.isfinite(maps), jnp.maximum(maps, 0), jnp.nan), 0)
 
 
 def _has_saliency(positive: jax.Array) -> jax.Array:

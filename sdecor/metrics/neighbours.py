@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_count, check_range
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import check_classes, check_images, in_flight
-from sdecor.metrics.replacement import map_samples
+from sdecor.metrics.replacement import finite, map_samples
 from sdecor.rng import per_example
 
 ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -31,7 +31,10 @@ def over_examples(
     chunk_size: int | None,
     more: tuple[jax.Array, ...] = (),
 ) -> Any:
-    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained."""
+    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained.
+
+    It returns scalars of an example; they are NaN for an image that is not finite.
+    """
     check_images(images)
     targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     known = () if attributions is None else (attributions,)
@@ -44,7 +47,8 @@ def over_examples(
         own = own[0] if own else explain_one(image, target, key)
         return one(image, target, key, own.astype(jnp.float32), at_once, *more)
 
-    return map_examples(example, (images, targets, keys, more, *known), examples)
+    values = map_examples(example, (images, targets, keys, more, *known), examples)
+    return jax.tree.map(lambda each: jnp.where(finite(images), each, jnp.nan), values)
 
 
 def over_neighbours(

@@ -21,6 +21,7 @@ from sdecor.metrics.inputs import check_classes, check_images, in_flight
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
 from sdecor.parallel import automatic
+from sdecor.precision import moderate
 from sdecor.rng import per_example
 
 ExplainWith = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -216,7 +217,7 @@ def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:
     The bins are equally wide, from the map's smallest to its largest value; a constant map has entropy 0.
     """
     check_count("bins", bins)
-    rows = maps.astype(jnp.float32).reshape(maps.shape[0], -1)
+    rows = moderate(maps.astype(jnp.float32).reshape(maps.shape[0], -1), (1,))
     low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
     places = ((rows - low) / jnp.where(high > low, high - low, 1) * bins).astype(jnp.int32)
     places = jnp.clip(places, 0, bins - 1)

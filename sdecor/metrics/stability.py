@@ -76,8 +76,10 @@ def relative_stabilities(
         def neighbour(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             near = outputs(x)
             change = relative(explain_one(x, target, key).astype(jnp.float32), own)
-            below = (relative(near[0], here[0]), norm(near[1] - here[1]), *map(relative, near[2:], here[2:]))
-            kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1]).all()
+            # Equal logits do not differ, also where both are −inf and take a class out.
+            gap = jnp.where(near[1] == here[1], 0, near[1] - here[1])
+            below = (relative(near[0], here[0]), norm(gap), *map(relative, near[2:], here[2:]))
+            kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1].max())
             return kept, tuple(change / jnp.maximum(size, epsilon) for size in below)
 
         kept, ratios = over_neighbours(neighbour, image, key, samples=samples, radius=radius, at_once=at_once)
