@@ -50,8 +50,8 @@ def explain(
 
     Returns:
       Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, float32 where
-      that is narrower; NaN throughout for an image that is not finite. With the option `with_error=True`, for the methods that have it, a pair of these and the
-      completeness errors `[N]`.
+      that is narrower; NaN throughout for an image that is not finite. With the option `with_error=True`, for the
+      methods that have it, a pair of these and the completeness errors `[N]`.
 
     Raises:
       ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`, or
