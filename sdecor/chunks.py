@@ -11,6 +11,7 @@ from jax.extend import core
 
 from sdecor.checks import check_count
 from sdecor.jaxpr import inner_jaxprs
+from sdecor.precision import at_least_float32
 
 # More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
 _MOST = {"cpu": 64}
@@ -142,7 +143,7 @@ def _zeros_like_one(evaluate: Callable) -> Any:
 
     def zeros(term: jax.ShapeDtypeStruct) -> jax.Array:
         floating = jnp.issubdtype(term.dtype, jnp.floating)
-        return jnp.zeros(term.shape, jnp.promote_types(term.dtype, jnp.float32) if floating else term.dtype)
+        return jnp.zeros(term.shape, at_least_float32(term.dtype) if floating else term.dtype)
 
     return jax.tree.map(zeros, jax.eval_shape(evaluate, jnp.int32(0)))
 

@@ -30,6 +30,6 @@ def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
 
 def _matrix(side: int, sigma: jax.Array | float) -> jax.Array:
     """Return the weights `[side, side]`; rows sum to 1."""
-    place = jnp.arange(side)
+    place = jnp.arange(side, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * ((place[:, None] - place[None, :]) / sigma) ** 2)
     return weights / jnp.sum(weights, axis=1, keepdims=True)

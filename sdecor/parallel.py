@@ -4,6 +4,7 @@ A state never has a device axis: it lies replicated on the local devices. A batc
 in maintenance and advises `jax.shard_map` for new code; a swap is a change to this file.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,11 +12,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard, use_abstract_mesh
 
 from sdecor.checks import check_range
 
 AXIS = "batch"  # the name that collectives in losses, BatchNorm and steps refer to
+
+
+def automatic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function take arrays that are sharded over a mesh with Explicit axes, which `jax.make_mesh` now makes.
+
+    Inside of it these axes are Auto: the compiler places intermediate values, and no operation has to name a sharding.
+    Results that have an entry for each example are sharded as the examples are, all others replicated. Arrays in a
+    `jax.tree_util.Partial` are arguments too; what an ordinary function closes over JAX does not let us change.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        sharded = [leaf for leaf in jax.tree.leaves((args, options)) if _is_explicit(leaf)]
+        if not sharded:
+            return function(*args, **options)
+        mesh = jax.typeof(sharded[0]).sharding.mesh
+        types = [AxisType.Auto if kind is AxisType.Explicit else kind for kind in mesh.axis_types]
+        inside = mesh.update(axis_types=tuple(types))
+        with use_abstract_mesh(inside):
+            cast = functools.partial(_to_mesh, mesh=inside)
+            try:
+                results = function(*map(cast, args), **{name: cast(value) for name, value in options.items()})
+            except ValueError as error:
+                if "context mesh" in str(error):
+                    error.add_note(_CLOSED_OVER)
+                raise
+        examples = next((leaf for leaf in sharded if any(jax.typeof(leaf).sharding.spec[:1])), None)
+        return jax.tree.map(functools.partial(_placed, examples=examples, mesh=mesh), results)
+
+    return call
+
+
+_CLOSED_OVER = (
+    "A function that closes over arrays on a mesh with Explicit axes cannot be called here: pass "
+    "jax.tree_util.Partial(function, arrays), or put the arrays on a mesh with axis_types=(AxisType.Auto,)."
+)
+
+
+def _is_explicit(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+
+
+def _to_mesh(tree: Any, *, mesh: Any) -> Any:
+    """Return a tree with its sharded arrays on a mesh of other axis types; they stay where they are."""
+    if not any(map(_is_explicit, jax.tree.leaves(tree))):
+        return tree  # the same object: a module is recognised by its identity
+    anywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: reshard(leaf, anywhere) if _is_explicit(leaf) else leaf, tree)
+
+
+def _placed(result: jax.Array, *, examples: jax.Array | None, mesh: Any) -> jax.Array:
+    """Return a result on the mesh of the arguments, sharded as the examples are if it has as many entries."""
+    like = examples is not None and result.shape[:1] == examples.shape[:1]
+    spec = PartitionSpec(jax.typeof(examples).sharding.spec[0]) if like else PartitionSpec()
+    return reshard(result, NamedSharding(mesh, spec))
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

@@ -81,7 +81,7 @@ def scheduled(hyper: Terms, step: jax.Array, schedule: optax.Schedule) -> Terms:
     """Return the values of `hyper` in force at `step`: ramps and the learning rate's schedule applied."""
 
     def ramp(steps: jax.Array) -> jax.Array:
-        return jnp.clip(step / jnp.maximum(steps, 1.0), jnp.where(steps > 0, 0.0, 1.0), 1.0)
+        return jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(steps, 1.0), jnp.where(steps > 0, 0.0, 1.0), 1.0)
 
     return {
         "learning_rate": hyper["learning_rate"] * schedule(step),
@@ -163,7 +163,8 @@ def apply_gradients(
     if ema_decay is None:
         return state
     # A young average follows closely, so that it does not carry the initial parameters for 1/(1 − decay) steps.
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    step = jnp.asarray(state.step, jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     follow = partial(optax.incremental_update, step_size=1.0 - decay)
     return state.replace(
         ema_params=follow(state.params, state.ema_params),

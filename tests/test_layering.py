@@ -9,13 +9,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {"losses", "masking", "attribution", "metrics"}
-# what any part may use
-SMALL = {"rng", "checks", "gaussian", "chunks", "classes", "jaxpr", "sorting", "failure", "digest", "paths"}
+# What any part may use.
+SMALL = {
+    *("rng", "checks", "gaussian", "chunks", "classes", "jaxpr", "sorting", "failure", "digest", "paths"),
+    *("precision", "parallel"),
+}
 MAY_IMPORT = {
     "rng": set(),
     "checks": set(),
+    "precision": set(),
     "gaussian": {"checks"},
-    "chunks": {"checks", "jaxpr"},
+    "chunks": {"checks", "jaxpr", "precision"},
     "jaxpr": set(),
     "sorting": set(),
     "failure": set(),

@@ -10,6 +10,7 @@ import numpy as np
 from sdecor.attribution.equations import SUMS
 from sdecor.attribution.patterns import is_linear
 from sdecor.attribution.program import Program, Step, Value
+from sdecor.precision import at_least_float32
 
 _KERNEL_LAYERS = ("conv_general_dilated", "dot_general")
 _ADDING = ("add", "add_any", "sub")
@@ -54,10 +55,12 @@ class Affine(NamedTuple):
         """Return kernel (with all scales merged), shift and `linear(x, kernel)`: the layer is `linear + shift`."""
         place, kernel_axes, _ = _features(self.base)
         kernel, output = self.base.inputs[place], self.base.outputs[0]
-        scale, shift = jnp.ones([1] * kernel.ndim), jnp.zeros(output.shape, output.dtype)
+        scale = jnp.ones([1] * kernel.ndim, at_least_float32(kernel.dtype))
+        shift = jnp.zeros(output.shape, output.dtype)
         for step, axes in zip(self.chain, _feature_axes(self.base, self.chain), strict=True):
             (shift,) = step(shift)
-            scale = scale * _factor(step, kernel.ndim, dict(zip(kernel_axes, axes, strict=True)))
+            factor = _factor(step, kernel.ndim, dict(zip(kernel_axes, axes, strict=True)))
+            scale = scale * jnp.asarray(factor, scale.dtype)
 
         def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
             inputs = [kernel if i == place else given for i, given in enumerate(self.base.inputs)]
@@ -66,7 +69,7 @@ class Affine(NamedTuple):
                 (y,) = step(y) if step.name in _MOVING else (y,)
             return y.astype(shift.dtype)
 
-        return (kernel * scale).astype(kernel.dtype), shift, linear
+        return (kernel.astype(scale.dtype) * scale).astype(kernel.dtype), shift, linear
 
     def added(self, linear: Callable, parts: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> jax.Array:
         """Return the sum of `linear(part, kernel)`: where it can be, one layer of so many times as many inputs."""

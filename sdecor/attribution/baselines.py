@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_choice
 from sdecor.gaussian import blur
+from sdecor.precision import widened
 from sdecor.rng import uniform
 
 BASELINES = ("zero", "mean", "blur", "uniform", "white", "black")
@@ -48,5 +49,5 @@ def baseline_image(baseline: str | float | jax.Array, image: jax.Array, *, key: 
 def _uniform_within(key: jax.Array | None, image: jax.Array) -> jax.Array:
     if key is None:
         raise ValueError("baseline = 'uniform' draws random numbers: pass key=jax.random.key(seed)")
-    low, high = image.min((0, 1), keepdims=True), image.max((0, 1), keepdims=True)
-    return (low + uniform(key, image.shape) * (high - low)).astype(image.dtype)
+    low, high = (widened(extreme(image, axis=(0, 1), keepdims=True)) for extreme in (jnp.min, jnp.max))
+    return (low + uniform(key, image.shape, low.dtype) * (high - low)).astype(image.dtype)

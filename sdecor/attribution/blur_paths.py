@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution.paths import at_least_float32, completeness_error, quadrature
+from sdecor.attribution.paths import completeness_error, quadrature
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_range
 from sdecor.chunks import sum_over
 from sdecor.gaussian import blur
+from sdecor.precision import at_least_float32, widened
 
 # In pixels: the weight of the nearest neighbour, exp(−5000), is zero in any precision, and so is its derivative.
 _SHARP = 0.01
@@ -56,16 +57,16 @@ def blur_integrated_gradients(
     check_range("max_sigma", max_sigma, _SHARP)
     score = score_of(fn, target, saliency_of=saliency_of)
     places, weights = quadrature(rule, steps)
-    sigmas, weights = (jnp.asarray(max_sigma * values, at_least_float32(image)) for values in (places, weights))
+    sigmas, weights = (jnp.asarray(max_sigma * values, at_least_float32(image.dtype)) for values in (places, weights))
 
     def blurred(sigma: jax.Array) -> jax.Array:
         return blur(image[None], jnp.maximum(sigma, _SHARP))[0]
 
     def term(i: jax.Array) -> jax.Array:
         point, change = jax.jvp(blurred, (sigmas[i],), (jnp.ones_like(sigmas[i]),))
-        return -weights[i] * change * jax.grad(score)(point)
+        return -weights[i] * widened(change) * widened(jax.grad(score)(point))
 
     attribution = sum_over(term, steps, at_once=chunk_size)
     if not with_error:
         return attribution
-    return attribution, completeness_error(attribution, score, image, blurred(jnp.asarray(max_sigma)))
+    return attribution, completeness_error(attribution, score, image, blurred(jnp.asarray(max_sigma, sigmas.dtype)))

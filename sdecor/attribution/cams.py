@@ -6,12 +6,12 @@ Every method costs one forward evaluation and the part of a backward one above t
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from sdecor.attribution.activations import Layer, activation_and_gradient, as_map
 from sdecor.attribution.guided import guided_backpropagation
 from sdecor.attribution.targets import Target
 from sdecor.checks import check_choice
+from sdecor.precision import widened
 
 UPSAMPLING = ("bilinear", "nearest")
 Reshape = Callable[[jax.Array], jax.Array]
@@ -160,7 +160,7 @@ def guided_grad_cam(
     """
     check_choice("upsample", upsample, UPSAMPLING)
     cam = grad_cam(fn, image, target, layer=layer, saliency_of=saliency_of, upsample=upsample, reshape=reshape)
-    return cam * guided_backpropagation(fn, image, target, saliency_of=saliency_of)
+    return cam * guided_backpropagation(fn, image, target, saliency_of=saliency_of).astype(cam.dtype)
 
 
 def _maps(
@@ -173,7 +173,7 @@ def _maps(
 ) -> tuple[jax.Array, jax.Array]:
     """Return activation and gradient as `[H', W', D]`, at least float32."""
     found = activation_and_gradient(fn, image, target, layer, saliency_of=saliency_of)
-    found = [values.astype(jnp.promote_types(values.dtype, jnp.float32)) for values in found]
+    found = [widened(values) for values in found]
     activation, gradient = (as_map(values, image.shape) if reshape is None else reshape(values) for values in found)
     if activation.ndim != 3:
         raise ValueError(f"reshape returned shape {activation.shape}: it must return a map [H', W', D]")

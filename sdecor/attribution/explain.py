@@ -14,11 +14,14 @@ from sdecor.attribution.targets import Contrast, Target, checked_logits
 from sdecor.checks import check_choice
 from sdecor.chunks import default_chunk_size, divide, map_examples
 from sdecor.classes import check_classes, is_class
+from sdecor.parallel import automatic
+from sdecor.precision import at_least_float32
 from sdecor.rng import per_example
 
 PREDICTED = "predicted"
 
 
+@automatic
 def explain(
     fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
@@ -48,8 +51,8 @@ def explain(
 
     Returns:
       Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, float32 where
-      that is narrower; with the option `with_error=True`, for the methods that have it, a pair of these and the
-      completeness errors `[N]`.
+      that is narrower; NaN throughout for an image that is not finite. With the option `with_error=True`, for the
+      methods that have it, a pair of these and the completeness errors `[N]`.
 
     Raises:
       ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`, or
@@ -75,7 +78,7 @@ def explain(
         target = own.pop("target")
         target = jnp.argmax(fn(image)) if isinstance(targets, _Predicted) else target
         found = one(fn, image, target, **own, **options)
-        return jax.tree.map(lambda values: _finished(values, target, classes, image.dtype), found)
+        return jax.tree.map(lambda values: _finished(values, target, classes, image), found)
 
     return map_examples(explain_one, (images, mapped), at_once)
 
@@ -110,12 +113,16 @@ def _name(method: str | Callable[..., Any]) -> str:
     return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
 
 
-def _finished(values: jax.Array, target: Target, classes: int, dtype: jnp.dtype) -> jax.Array:
-    """Return a result in at least float32, and NaN for a class that does not exist, whatever a method made of it."""
+def _finished(values: jax.Array, target: Target, classes: int, image: jax.Array) -> jax.Array:
+    """Return a result in at least float32, and NaN for a class that does not exist or an image that is not finite.
+
+    Whatever a method made of it: behind a ReLU, say, the gradient of a NaN is 0.
+    """
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
-    values = values.astype(jnp.promote_types(jnp.float32, dtype))
+    values = values.astype(at_least_float32(image.dtype))
+    values = jnp.where(jnp.isfinite(image).all(), values, jnp.nan)
     if not isinstance(target, Contrast) and callable(target):
         return values
     for each in target if isinstance(target, Contrast) else (target,):

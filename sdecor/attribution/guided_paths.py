@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import baseline_image
-from sdecor.attribution.paths import at_least_float32, completeness_error
+from sdecor.attribution.paths import completeness_error
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_count, check_range
+from sdecor.precision import widened
 from sdecor.sorting import kth_smallest, order_keys
 
 
@@ -60,13 +61,13 @@ def guided_integrated_gradients(
     bounds = path_bounds(steps, max_dist, anchors)
     score = score_of(fn, target, saliency_of=saliency_of)
     start = baseline_image(baseline, image, key=key)
-    way = (image - start).astype(at_least_float32(image))
+    way = widened(image) - widened(start)
     length = jnp.abs(way)
     together = int(fraction * (image.size - 1)) + 1
 
     def step(state: tuple[jax.Array, jax.Array], bounds: tuple[jax.Array, ...]) -> tuple[tuple, None]:
         gone, gathered = state
-        slope = jax.grad(score)((start + gone * way).astype(image.dtype))
+        slope = widened(jax.grad(score)((widened(start) + gone * way).astype(image.dtype)))
         further = _advance(gone, slope, length, together, *bounds)
         return (further, gathered + (further - gone) * slope), None
 

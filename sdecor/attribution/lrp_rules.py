@@ -97,7 +97,8 @@ def _shared(denominator: jax.Array, epsilon: float, value: jax.Array | None = No
     fixed = lax.stop_gradient(denominator)
     value = fixed if value is None else lax.stop_gradient(value)
     stable = fixed + jnp.where(fixed < 0, -epsilon, epsilon).astype(fixed.dtype)
-    share = jnp.where(stable == 0, 0, value / jnp.where(stable == 0, 1, stable))
+    none = (stable == 0) | jnp.isneginf(stable)  # a logit of −inf takes its class out: it has no relevance to share
+    share = jnp.where(none, 0, value / jnp.where(none, 1, stable))
     return linearised(value, (share,), (denominator,))
 
 

@@ -10,6 +10,7 @@ from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import Target, score_of
 from sdecor.checks import check_choice, check_count, check_range
 from sdecor.chunks import sum_over
+from sdecor.precision import widened
 from sdecor.rng import normal, uniform
 
 RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
@@ -53,11 +54,11 @@ def integrated_gradients(
     """
     score = score_of(fn, target, saliency_of=saliency_of)
     start = baseline_image(baseline, image, key=key)
-    way = image - start
-    places, weights = (jnp.asarray(values, at_least_float32(image)) for values in quadrature(rule, steps))
+    way = widened(image) - widened(start)
+    places, weights = (jnp.asarray(values, way.dtype) for values in quadrature(rule, steps))
 
     def term(i: jax.Array) -> jax.Array:
-        return weights[i] * jax.grad(score)((start + places[i] * way).astype(image.dtype))
+        return weights[i] * widened(jax.grad(score)((widened(start) + places[i] * way).astype(image.dtype)))
 
     attribution = way * sum_over(term, steps, at_once=chunk_size)
     return (attribution, completeness_error(attribution, score, image, start)) if with_error else attribution
@@ -109,22 +110,23 @@ def expected_gradients(
     check_range("scale", scale, 0)
     score = score_of(fn, target, saliency_of=saliency_of)
     draw_baseline = _source_of(baselines, image)
-    spread = (image.max() - image.min()) * scale if relative else scale
+    wide = widened(image)
+    spread = (wide.max() - wide.min()) * scale if relative else scale
 
     def sample(i: jax.Array) -> tuple[jax.Array, ...]:
         of_start, of_place, of_noise = jax.random.split(jax.random.fold_in(key, i), 3)
         start = draw_baseline(of_start)
-        noise = normal(of_noise, image.shape, at_least_float32(image)) if scale else 0
-        end = image + spread * noise
-        point = start + uniform(of_place, (), at_least_float32(image)) * (end - start)
-        contribution = (end - start) * jax.grad(score)(point.astype(image.dtype))
+        end = wide + spread * normal(of_noise, image.shape, wide.dtype) if scale else wide
+        way = end - widened(start)
+        point = (widened(start) + uniform(of_place, (), wide.dtype) * way).astype(image.dtype)
+        contribution = way * widened(jax.grad(score)(point))
         return (contribution, score(start)) if with_error else (contribution,)
 
     total = sum_over(sample, samples, at_once=chunk_size)
     attribution, *scores_of_baselines = (part / samples for part in total)
     if not with_error:
         return attribution
-    return attribution, attribution.sum() - (score(image) - scores_of_baselines[0])
+    return attribution, attribution.sum() - (score(image).astype(attribution.dtype) - scores_of_baselines[0])
 
 
 def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,16 +150,11 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.arange(steps) + offset) / steps, np.full(steps, 1 / steps)
 
 
-def at_least_float32(image: jax.Array) -> jnp.dtype:
-    """Return the dtype in which what belongs to an image is weighted and summed."""
-    return jnp.promote_types(image.dtype, jnp.float32)
-
-
 def completeness_error(
     attribution: jax.Array, score: Callable[[jax.Array], jax.Array], image: jax.Array, start: jax.Array
 ) -> jax.Array:
     """Return `Σ attribution − (score(image) − score(start))`, a scalar."""
-    return attribution.sum() - (score(image) - score(start))
+    return attribution.sum() - (score(image) - score(start)).astype(attribution.dtype)
 
 
 def _source_of(baselines: str | jax.Array, image: jax.Array) -> Callable[[jax.Array], jax.Array]:

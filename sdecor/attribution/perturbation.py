@@ -11,6 +11,7 @@ from sdecor.attribution.baselines import baseline_image
 from sdecor.attribution.targets import Target, target_score
 from sdecor.checks import check_count, check_range
 from sdecor.chunks import sum_over
+from sdecor.precision import widened
 
 
 def occlusion(
@@ -110,12 +111,12 @@ def rise(
     check_range("probability", probability, 0, 1, low_open=True)
     check_count("samples", samples)
     cells = checked_pair("cells", cells)
-    hidden = baseline_image(baseline, image, key=jax.random.fold_in(key, samples))  # those before are the masks'
+    hidden = widened(baseline_image(baseline, image, key=jax.random.fold_in(key, samples)))  # those before: the masks'
 
     def weighted(i: jax.Array) -> jax.Array:
-        mask = _mask(jax.random.fold_in(key, i), image.shape[:2], cells, probability)[..., None]
-        seen = (hidden + mask * (image - hidden)).astype(image.dtype)
-        return mask * target_score(fn(seen), target, saliency_of=saliency_of)
+        mask = _mask(jax.random.fold_in(key, i), image.shape[:2], cells, probability)[..., None].astype(hidden.dtype)
+        seen = (hidden + mask * (widened(image) - hidden)).astype(image.dtype)
+        return mask * target_score(fn(seen), target, saliency_of=saliency_of).astype(mask.dtype)
 
     return sum_over(weighted, samples, at_once=chunk_size) / (samples * probability)
 
@@ -135,9 +136,9 @@ def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
     """
     size = math.ceil(side / cells)
     shift = jnp.floor(draw * size)
-    place = (jnp.arange(side) + shift + 0.5) * (cells / ((cells + 1) * size)) - 0.5
+    place = (jnp.arange(side, dtype=draw.dtype) + shift + 0.5) * (cells / ((cells + 1) * size)) - 0.5
     place = jnp.clip(place, 0, cells - 1)
-    return jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(cells)[None]), 0)
+    return jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(cells, dtype=draw.dtype)[None]), 0)
 
 
 def checked_pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice, check_range
+from sdecor.precision import moderate
 
 REDUCTIONS = ("abs_sum", "abs_mean", "abs_max", "sum")
 NORMALISATIONS = ("max", "sum", "percentile")
@@ -43,7 +44,7 @@ def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) ->
     """
     check_choice("how", how, NORMALISATIONS)
     check_range("percentile", percentile, 0, 100, low_open=True)
-    maps = maps.astype(jnp.float32)
+    maps = moderate(maps.astype(jnp.float32), (-2, -1))
     magnitude = jnp.abs(maps)
     peak = magnitude.max((-2, -1), keepdims=True)
     # Scaling by the peak first keeps tiny and huge gradients inside float32's range in the sums below.

@@ -162,10 +162,10 @@ def _taps(start: jax.Array, length: jax.Array, size: int, out: int) -> tuple[jax
     """
     step = length / out
     reach = jnp.maximum(step, 1.0)
-    centre = start + (jnp.arange(out) + 0.5) * step - 0.5
+    centre = start + (jnp.arange(out, dtype=jnp.float32) + 0.5) * step - 0.5
     first = jnp.floor(centre - reach).astype(jnp.int32) + 1
     indices = first[:, None] + jnp.arange(max(2, math.ceil(2 * size / out)))[None, :]
-    weights = jnp.maximum(1 - jnp.abs(indices - centre[:, None]) / reach, 0)
+    weights = jnp.maximum(1 - jnp.abs(indices.astype(jnp.float32) - centre[:, None]) / reach, 0)
     weights = jnp.where((indices >= 0) & (indices < size), weights, 0)
     return jnp.clip(indices, 0, size - 1), weights / weights.sum(axis=1, keepdims=True)
 

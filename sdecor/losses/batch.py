@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
+from sdecor.precision import widened
 
 SPATIALS = ("pool", "positions")
 
@@ -22,7 +23,7 @@ def as_samples(features: jax.Array, spatial: str) -> jax.Array:
     check_choice("spatial", spatial, SPATIALS)
     if features.ndim not in (2, 3, 4):
         raise ValueError(f"features has shape {features.shape}: it is [N, D], [N, T, D] or [N, H, W, D]")
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = widened(features)
     if spatial == "positions":
         return features.reshape(-1, features.shape[-1])
     return jnp.mean(features, axis=tuple(range(1, features.ndim - 1)))
@@ -53,7 +54,8 @@ def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
     """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
     centred = centre(samples, axis_name)
     noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
-    return jnp.where(_peak(centred, axis_name) > jnp.maximum(noise, _TINY), centred, 0.0)
+    # Asked for what is constant, not for what varies: a NaN is neither, and stays.
+    return jnp.where(_peak(centred, axis_name) <= jnp.maximum(noise, _TINY), 0.0, centred)
 
 
 def covariance(centred: jax.Array, axis_name: str | None) -> jax.Array:
@@ -76,8 +78,9 @@ def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> ja
         diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
         return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
     products = total(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
-    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind.
-    return jnp.sum(jnp.where(jnp.eye(products.shape[0], dtype=bool), 0.0, products) ** 2)
+    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind. Multiplied
+    # and not replaced, it keeps the NaN of a single feature.
+    return jnp.sum((products * (1 - jnp.eye(products.shape[0], dtype=products.dtype))) ** 2)
 
 
 def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 0.0) -> jax.Array:
@@ -99,8 +102,8 @@ def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
     scaled = samples / _power_of_two(_peak(samples, axis_name))
     mean = total(jnp.sum(scaled / n, axis=0), axis_name)
     square = total(jnp.sum(scaled**2 / n, axis=0), axis_name)
-    live = square > 0
-    return jnp.where(live, mean**2 / jnp.where(live, square, 1.0), 0.0)
+    zero = square == 0
+    return jnp.where(zero, 0.0, mean**2 / jnp.where(zero, 1.0, square))
 
 
 def whiten(
@@ -156,5 +159,5 @@ def _peak(samples: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def _power_of_two(peak: jax.Array) -> jax.Array:
-    """Return the largest power of two that is at most `peak`, or 1 where `peak` is next to nothing."""
-    return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.frexp(peak)[1] - 1), 1.0)
+    """Return the largest power of two that is at most `peak` and has a reciprocal, or 1 for next to nothing."""
+    return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.minimum(jnp.frexp(peak)[1] - 1, 126)), 1.0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sdecor.checks import check_choice, check_range
 from sdecor.losses import batch
+from sdecor.parallel import automatic
 
 CENTRED = ("covariance", "correlation", "decov", "whitening")
 FORMS = (*CENTRED, "cosine", "density")
@@ -18,6 +19,7 @@ FORMS = (*CENTRED, "cosine", "density")
 _ROOT_EPSILON = 1e-6
 
 
+@automatic
 def decorrelation(
     features: jax.Array,
     *,
@@ -62,7 +64,8 @@ def decorrelation(
 
     Returns:
       Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "covariance" and "decov" and their gradients are finite up to
-      |features| = 1e8, the others up to 1e37 (the value of "whitening" is capped there).
+      |features| = 1e8, the others up to 1e37 (the value of "whitening" is capped there). NaN, with a gradient of NaN,
+      for features that are not finite.
 
     Raises:
       ValueError: for an unknown `form` or `spatial`, `gram` with "whitening" or "density", or a negative `epsilon`.
@@ -85,10 +88,10 @@ def decorrelation(
     count, width = batch.count(samples, axis_name), samples.shape[-1]
     gram = count < width if gram is None else gram
     if form == "density":
-        return (count > 1) * jnp.mean(batch.densities(samples, axis_name))
+        return float(count > 1) * jnp.mean(batch.densities(samples, axis_name))
     if form == "cosine":
         unit = batch.unit_columns(samples, axis_name)
-        return (count > 1) * batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
+        return float(count > 1) * batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
     if form == "correlation":
         samples = batch.centre_live(samples, axis_name)
         unit = batch.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
@@ -100,6 +103,7 @@ def decorrelation(
     return batch.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
 
 
+@automatic
 def variance_hinge(
     features: jax.Array,
     *,
@@ -126,9 +130,10 @@ def variance_hinge(
     check_range("epsilon", epsilon, 0.0, low_open=True)
     samples = batch.as_samples(features, spatial)
     deviation = jnp.sqrt(batch.variances(samples, axis_name) + epsilon)
-    return (batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
+    return float(batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
 
 
+@automatic
 def whitening(
     features: jax.Array,
     *,
@@ -172,6 +177,7 @@ def whitening_residual(
     return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[1]
 
 
+@automatic
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
     """Return the mean standard deviation of the features, a scalar without gradient: it shows a shrink."""
     samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_choice
 from sdecor.classes import check_classes, check_several, of_class
 from sdecor.losses.predictions import classification
+from sdecor.precision import widened
 
 PENALTY_OF = ("cross_entropy", "log_probabilities", "logit")
 
@@ -31,8 +32,8 @@ def gradient_penalty(
       forward: `images -> (logits [N, K], others)`; what else it finds is returned from the same forward.
       images: `[N, ...]`, in the model's normalised input space.
       labels: class indices, integers `[N]` of any type, in [0, K).
-      of: what is differentiated: "cross_entropy", as trained on; "log_probabilities", summed over the classes; or
-        "logit", of the true class.
+      of: what is differentiated: "cross_entropy", as trained on; "log_probabilities", summed over the classes but
+        those of logit −inf; or "logit", of the true class.
       label_smoothing: of the cross-entropy, as for `classification`.
 
     Returns:
@@ -56,15 +57,17 @@ def gradient_penalty(
 
     def total(images: jax.Array) -> tuple[jax.Array, Any]:
         logits, others = forward(images)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = widened(logits)
         if of == "cross_entropy":
             return jnp.sum(classification(logits, labels, label_smoothing=label_smoothing)), others
         classes = check_classes("labels", labels, logits.shape[-1])
         if of == "log_probabilities":
             check_several(logits.shape[-1])
-            return jnp.sum(jax.nn.log_softmax(logits)), others
+            log_p = jax.nn.log_softmax(logits)
+            return jnp.sum(log_p, where=~jnp.isneginf(log_p)), others
         return jnp.sum(jax.vmap(of_class)(logits, classes)), others
 
     gradient, others = jax.grad(total, has_aux=True)(images)
-    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
-    return jnp.sum(gradient**2, axis=tuple(range(1, images.ndim))), others
+    axes = tuple(range(1, images.ndim))
+    # Behind a ReLU the gradient of a NaN is 0.
+    return jnp.where(jnp.isfinite(images).all(axes), jnp.sum(widened(gradient) ** 2, axes), jnp.nan), others

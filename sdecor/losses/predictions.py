@@ -7,6 +7,7 @@ import optax
 
 from sdecor.checks import check_choice, check_range
 from sdecor.classes import check_classes, check_several, is_class, one_hot, one_or_nan
+from sdecor.precision import widened
 
 DIRECTIONS = ("clean_masked", "masked_clean")
 
@@ -15,12 +16,13 @@ def classification(logits: jax.Array, labels: jax.Array, *, label_smoothing: flo
     """Cross-entropy of each example.
 
     Args:
-      logits: `[N, K]`.
+      logits: `[N, K]`; −inf takes a class out.
       labels: class indices, integers `[N]` of any type, in [0, K).
       label_smoothing: share of the target's mass that is spread evenly over the K classes, in [0, 1].
 
     Returns:
-      Losses `[N]`, float32, ≥ 0, in nats. Under `jit` a label that is no class gives NaN, and a NaN gradient.
+      Losses `[N]`, float32, ≥ 0, in nats; inf where the target has mass on a class of logit −inf, which smoothing
+      gives to every class. Under `jit` a label that is no class gives NaN, and a NaN gradient.
 
     Raises:
       ValueError: for K = 1, labels that are no integers, and (outside of `jit`) labels outside [0, K).
@@ -30,7 +32,7 @@ def classification(logits: jax.Array, labels: jax.Array, *, label_smoothing: flo
     classes = logits.shape[-1]
     check_several(classes)
     labels = check_classes("labels", labels, classes)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = widened(logits)
     if label_smoothing == 0.0:
         values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         return values * one_or_nan(is_class(labels, classes), values.dtype)
@@ -48,13 +50,14 @@ def consistency(
     """Kullback-Leibler divergence of each example between its clean and its masked prediction.
 
     Args:
-      logits: of the clean images, `[N, K]`.
+      logits: of the clean images, `[N, K]`; −inf takes a class out.
       masked_logits: of the masked images, `[N, K]`.
       direction: "clean_masked" for KL(p(x) ‖ p(x̃)), "masked_clean" for KL(p(x̃) ‖ p(x)).
       stop_gradient: treat the clean prediction as a constant.
 
     Returns:
-      Divergences `[N]`, float32, ≥ 0 up to rounding, in nats.
+      Divergences `[N]`, float32, ≥ 0 up to rounding, in nats; inf where the second prediction rules out a class that
+      the first does not.
 
     Raises:
       ValueError: for an unknown `direction`, and for K = 1, where predictions always agree.
@@ -67,11 +70,17 @@ def consistency(
     chex.assert_rank(logits, 2)
     chex.assert_equal_shape([logits, masked_logits])
     check_several(logits.shape[-1])
-    dtype = jnp.promote_types(jnp.result_type(logits, masked_logits), jnp.float32)
-    clean = jax.nn.log_softmax(logits.astype(dtype))
-    masked = jax.nn.log_softmax(masked_logits.astype(dtype))
+    clean, masked = jax.nn.log_softmax(widened(logits)), jax.nn.log_softmax(widened(masked_logits))
     if stop_gradient:
         clean = jax.lax.stop_gradient(clean)
     if direction == "clean_masked":
-        return optax.losses.kl_divergence_with_log_targets(masked, clean)
-    return optax.losses.kl_divergence_with_log_targets(clean, masked)
+        return _divergence(clean, masked)
+    return _divergence(masked, clean)
+
+
+def _divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Return `KL(p ‖ q)` over the last axis; a class without mass in p adds nothing, also where q rules it out."""
+    # Taken out before the difference, not after it: the gradient of −inf − (−inf) is NaN whatever is made of it.
+    p = jnp.exp(log_p)
+    gap = jnp.where(p == 0, 0.0, log_p) - jnp.where(p == 0, 0.0, log_q)
+    return jnp.sum(p * gap, axis=-1)

@@ -10,10 +10,13 @@ from sdecor.checks import check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
-from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.metrics.replacement import baseline_images, finite, map_samples
+from sdecor.parallel import automatic
+from sdecor.precision import widened
 from sdecor.rng import per_example
 
 
+@automatic
 def completeness(
     fn: Fn,
     images: jax.Array,
@@ -61,9 +64,10 @@ def completeness(
     here, there = jax.lax.map(lambda x: map_examples(score, (x, targets), examples), pairs)
     gap = attributions.astype(jnp.float32).reshape(n, -1).sum(1) - (here - there)
     gap = gap / jnp.abs(here - there) if relative else gap
-    return jnp.where(jnp.isfinite(gap), gap, jnp.nan)
+    return jnp.where(jnp.isfinite(gap) & finite(images), gap, jnp.nan)
 
 
+@automatic
 def non_sensitivity(
     fn: Fn,
     images: jax.Array,
@@ -119,7 +123,7 @@ def non_sensitivity(
         key, order_key = jax.random.split(key)
         order = jnp.arange(height * width)
         order = order if pixels is None else jax.random.permutation(order_key, order)[:visited]
-        low, high = image.min((0, 1)), image.max((0, 1))
+        low, high = (widened(extreme(image, axis=(0, 1))) for extreme in (jnp.min, jnp.max))
 
         def score(x: jax.Array) -> jax.Array:
             return target_score(fn(x).astype(jnp.float32), target, saliency_of=saliency_of)
@@ -130,7 +134,8 @@ def non_sensitivity(
             def change(sample: jax.Array) -> jax.Array:
                 value = other.reshape(-1, other.shape[-1])[place]
                 if drawn:
-                    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, place), sample), low.shape)
+                    own_key = jax.random.fold_in(jax.random.fold_in(key, place), sample)
+                    draw = jax.random.uniform(own_key, low.shape, low.dtype)
                     value = (low + (high - low) * draw).astype(image.dtype)
                 mask = (jnp.arange(height * width) == place).reshape(height, width, 1)
                 return (score(jnp.where(mask, value, image)) - here) ** 2
@@ -138,12 +143,14 @@ def non_sensitivity(
             return jnp.sqrt(jax.lax.map(change, jnp.arange(samples)).mean()) <= score_tolerance
 
         mismatch = map_samples(ignored, order, at_once) ^ (strength[order] <= tolerance * strength.max())
-        defined = jnp.isfinite(strength).all() & (strength > 0).any() & jnp.isfinite(here)
+        known = jnp.isfinite(strength).all() & jnp.isfinite(here) & jnp.isfinite(image).all()
+        defined = known & (strength > 0).any()
         return jnp.where(defined, mismatch.mean(), jnp.nan)
 
     return map_examples(one, (images, others, maps, targets, per_example(key, n)), examples)
 
 
+@automatic
 def input_invariance(
     explain_of: Callable[[Fn, jax.Array, jax.Array, jax.Array], jax.Array],
     fn: Fn,

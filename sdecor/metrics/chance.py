@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.metrics.inputs import Fn, check_batch
+from sdecor.parallel import automatic
 from sdecor.rng import per_example
 
 
@@ -17,6 +18,7 @@ def relative_to_random(metric: Callable[..., jax.Array]) -> Callable[..., jax.Ar
     maps across networks. 0 is chance; the better direction stays. Options that are arrays belong to the examples.
     """
 
+    @automatic
     def relative(
         fn: Fn,
         images: jax.Array,

@@ -10,6 +10,7 @@ from sdecor.attribution.reduce import reduce
 from sdecor.checks import check_choice
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import check_images, in_flight
+from sdecor.metrics.replacement import finite
 from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
 from sdecor.sorting import average_ranks
 
@@ -25,7 +26,7 @@ def map_maker(
     reduction: str,
     chunk_size: int | None,
 ) -> Callable[[Any], jax.Array]:
-    """Return the function from parameters to the maps `[N, H, W]` of all images under them.
+    """Return the function from parameters to the maps `[N, H, W]` of all images under them, NaN unless they are finite.
 
     Args:
       explain_with: `explain_with(params, image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`.
@@ -42,7 +43,8 @@ def map_maker(
             return explain_with(params, *example)
 
         examples, _ = in_flight(one, chunk_size, images, targets, keys)
-        return reduced(map_examples(one, (images, targets, keys), examples), reduction)
+        found = reduced(map_examples(one, (images, targets, keys), examples), reduction)
+        return jnp.where(finite(images)[:, None, None], found, jnp.nan)
 
     return maps
 

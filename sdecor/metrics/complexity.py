@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sdecor.checks import check_choice, check_range
 from sdecor.metrics.inputs import check_maps
+from sdecor.precision import moderate
 from sdecor.sorting import key_values, order_keys, sort_rows
 
 SCALES = ("peak", "sum", "raw")
@@ -29,7 +30,7 @@ def gini(maps: jax.Array) -> jax.Array:
     values = key_values(sort_rows(order_keys(values)))
     count = values.shape[-1]
     # Each coefficient is an exact integer over F: no cumulative sum, whose rounding would grow with the pixels.
-    ranks = (2.0 * jnp.arange(1, count + 1) - count - 1) / count
+    ranks = (2 * jnp.arange(1, count + 1, dtype=values.dtype) - count - 1) / count
     index = (ranks[None] * values).sum(-1) / jnp.maximum(values.sum(-1), 1e-30)
     return jnp.where(defined, index, jnp.nan)
 
@@ -84,6 +85,6 @@ def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
     Measures that do not depend on scale are taken from these, whose sums stay in float32's range for any gradient.
     """
     check_maps(maps=maps)
-    values = jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1)
+    values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))
     peak = values.max(-1, keepdims=True)
     return values / jnp.where(peak > 0, peak, 1), (peak[:, 0] > 0) & jnp.isfinite(peak[:, 0])

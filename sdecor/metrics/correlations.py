@@ -25,8 +25,10 @@ from sdecor.metrics.replacement import (
     window_sums,
 )
 from sdecor.metrics.similarity import pearson
+from sdecor.parallel import automatic
 
 
+@automatic
 def faithfulness_correlation(
     fn: Fn,
     images: jax.Array,
@@ -79,6 +81,7 @@ def faithfulness_correlation(
     return jnp.where(varies(maps), -pearson(*first), jnp.nan)
 
 
+@automatic
 def sensitivity_n_curve(
     fn: Fn,
     images: jax.Array,

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
-from sdecor.metrics.replacement import baseline_images, map_samples, score_of, varies
+from sdecor.metrics.replacement import baseline_images, finite, map_samples, score_of, varies
+from sdecor.parallel import automatic
+from sdecor.precision import moderate, widened
 
 
+@automatic
 def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
     """Return the share of the target's probability that is lost under the mask; a gain counts as 0.
 
@@ -36,6 +39,7 @@ def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array,
     return jnp.where(varies(maps), lost, jnp.nan)
 
 
+@automatic
 def average_increase(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
     """Return 1 where the target's probability is greater under the mask than on the image, else 0.
 
@@ -66,14 +70,16 @@ def _scores(
     """Return the target's score on the image and under the mask, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    maps = moderate(maps.astype(jnp.float32), (1, 2))
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
     score = score_of(saliency_of)
     examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image: jax.Array, base: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
-        masked = base + weight * (image - base)
+        masked = (widened(base) + weight * (widened(image) - widened(base))).astype(image.dtype)
         return map_samples(lambda hide: score(fn(jnp.where(hide, masked, image)), target), jnp.arange(2) > 0, at_once)
 
     scores = map_examples(one, (images, end, weights, targets), examples)
+    scores = jnp.where(finite(images)[:, None], scores, jnp.nan)
     return scores[:, 0], scores[:, 1]

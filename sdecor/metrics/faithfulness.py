@@ -23,8 +23,10 @@ from sdecor.metrics.replacement import (
     replaced_scores,
     replacement_curve,
 )
+from sdecor.parallel import automatic
 
 
+@automatic
 def insertion_curve(
     fn: Fn,
     images: jax.Array,
@@ -49,6 +51,7 @@ def insertion_curve(
     return replacement_curve(fn, start, images, maps, targets, **options)
 
 
+@automatic
 def deletion_curve(
     fn: Fn,
     images: jax.Array,
@@ -170,6 +173,7 @@ def monotonicity(
     return jnp.where(jnp.isfinite(curve).all(1), rises, jnp.nan)
 
 
+@automatic
 def masked_accuracy_curve(
     fn: Fn,
     images: jax.Array,

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.parallel import automatic
 
+
+@automatic
 def feature_moments(
     features: jax.Array, weight: jax.Array | None = None, *, axis_name: str | None = None
 ) -> dict[str, jax.Array]:

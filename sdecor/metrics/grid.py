@@ -17,6 +17,7 @@ import numpy as np
 from sdecor.checks import check_count
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.localization import energy_inside
+from sdecor.parallel import automatic
 
 
 def choose_mosaics(
@@ -55,6 +56,7 @@ def choose_mosaics(
     return rng.permuted(dealt, axis=1)
 
 
+@automatic
 def make_mosaics(images: jax.Array, size: int = 2, *, resize: bool = False) -> jax.Array:
     """Put images together, cell by cell.
 

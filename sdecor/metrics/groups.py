@@ -22,8 +22,10 @@ from sdecor.metrics.replacement import (
     window_sums,
 )
 from sdecor.metrics.similarity import pearson, spearman
+from sdecor.parallel import automatic
 
 
+@automatic
 def faithfulness_estimate(
     fn: Fn,
     images: jax.Array,
@@ -60,6 +62,7 @@ def faithfulness_estimate(
     return jnp.where(varies(maps), -pearson(window_sums(maps, places, windows), scores), jnp.nan)
 
 
+@automatic
 def monotonicity_correlation(
     fn: Fn,
     images: jax.Array,

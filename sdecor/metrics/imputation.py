@@ -12,11 +12,13 @@ import numpy as np
 
 from sdecor.checks import check_range
 from sdecor.metrics.inputs import check_images
+from sdecor.parallel import automatic
 from sdecor.rng import normal, per_example
 
 _MOST_ITERATIONS = 200
 
 
+@automatic
 def impute(
     images: jax.Array, mask: jax.Array, *, key: jax.Array, noise: float = 0.01, tolerance: float = 2e-3
 ) -> jax.Array:
@@ -64,10 +66,10 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array:
     """Return images `[H, N, C, W]` that solve the system where `removed` `[H, N, 1, W]`."""
-    left = (~removed).sum((0, 3), keepdims=True)
+    left = (~removed).sum((0, 3), keepdims=True, dtype=images.dtype)
     mean = jnp.where(removed, 0, images).sum((0, 3), keepdims=True) / left
     known = jnp.where(removed, 0, images - mean)
-    enough = tolerance**2 * _dot(known, known) * removed.sum((0, 3), keepdims=True) / left
+    enough = tolerance**2 * _dot(known, known) * removed.sum((0, 3), keepdims=True, dtype=images.dtype) / left
     levels = _levels(removed)
     weights = _neighbor_weights(removed)
 

@@ -9,13 +9,15 @@ from sdecor.checks import check_choice, check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
-from sdecor.metrics.replacement import baseline_images, defined, map_samples, score_of
+from sdecor.metrics.replacement import baseline_images, defined, finite, map_samples, score_of
+from sdecor.parallel import automatic
 from sdecor.rng import normal, per_example
 
 PERTURBATIONS = ("squares", "grid", "noise")
 SCALINGS = ("none", "optimal")
 
 
+@automatic
 def infidelity(
     fn: Fn,
     images: jax.Array,
@@ -76,7 +78,7 @@ def infidelity(
     if contributions and perturbation == "noise":
         raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
     end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
-    phi = attributions
+    phi = attributions.astype(jnp.float32)
     if phi.ndim == 3:
         # A pixel's contribution is that of its channels together; a slope is the same for each of them.
         phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
@@ -87,7 +89,7 @@ def infidelity(
     def one(image: jax.Array, base: jax.Array, slope: jax.Array, target: jax.Array, own_key: jax.Array) -> jax.Array:
         def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             perturbed, replaced = perturb(i, image, base, own_key)
-            weight = replaced.astype(jnp.float32) if contributions else image - perturbed
+            weight = replaced.astype(jnp.float32) if contributions else (image - perturbed).astype(jnp.float32)
             return (weight * slope).sum(), score(fn(perturbed), target)
 
         # Sample 0 is the image itself.
@@ -96,7 +98,7 @@ def infidelity(
 
     keys = per_example(key, images.shape[0])
     errors = map_examples(one, (images, end, phi, targets, keys), examples)
-    return jnp.where(defined(attributions), errors, jnp.nan)
+    return jnp.where(defined(attributions) & finite(images), errors, jnp.nan)
 
 
 def _error(predicted: jax.Array, effect: jax.Array, scaling: str) -> jax.Array:

@@ -7,9 +7,11 @@ that is the whole image, a map without any positive value, a map that is not fin
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
+from sdecor.precision import moderate
 
 
 def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
@@ -29,7 +31,7 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
-    maps = _positive(maps, counted)
+    maps = moderate(_positive(maps, counted), (-2, -1))
     peak = maps.max((-2, -1), keepdims=True)
     # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's range.
     maps = maps / jnp.where(peak > 0, peak, 1)
@@ -103,8 +105,9 @@ def pointing_game(
 
 
 def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
-    # `where` on the sign would turn NaN into 0: `maximum` carries it, and `_has_saliency` then rejects the map.
-    return jnp.where(counted, jnp.maximum(maps.astype(jnp.float32), 0), 0)
+    # A sign would turn NaN and −inf into 0: they stay NaN, and `_has_saliency` then rejects the map.
+    maps = maps.astype(jnp.float32)
+    return jnp.where(counted, jnp.where(jnp.isfinite(maps), jnp.maximum(maps, 0), jnp.nan), 0)
 
 
 def _has_saliency(positive: jax.Array) -> jax.Array:
@@ -119,8 +122,8 @@ def _dilate(mask: jax.Array, radius: float) -> jax.Array:
         raise ValueError(f"tolerance = {radius!r}: pass a distance in pixels, 0 or more")
     if reach == 0:
         return mask
-    offset = jnp.arange(-reach, reach + 1)
-    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(jnp.float32)[:, :, None, None]
+    offset = np.arange(-reach, reach + 1)
+    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(np.float32)[:, :, None, None]
     near = jax.lax.conv_general_dilated(
         mask.astype(jnp.float32)[..., None], disc, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

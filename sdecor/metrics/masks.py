@@ -24,7 +24,7 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
     height, width = size
     edges = boxes.reshape(boxes.shape[0], -1, 4, 1).astype(jnp.float32)
     top, left, bottom, right = (edges[:, :, i] for i in range(4))
-    y, x = jnp.arange(height)[None, None] + 0.5, jnp.arange(width)[None, None] + 0.5
+    y, x = (jnp.arange(side, dtype=jnp.float32)[None, None] + 0.5 for side in (height, width))
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     # A product of rows and columns, summed over the boxes, never holds a mask for each of them.
     covered = jnp.einsum("nbh,nbw->nhw", rows.astype(jnp.float32), columns.astype(jnp.float32))

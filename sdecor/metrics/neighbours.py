@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_count, check_range
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
-from sdecor.metrics.replacement import map_samples
+from sdecor.metrics.replacement import finite, map_samples
 from sdecor.rng import per_example
 
 ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +34,8 @@ def over_examples(
 ) -> Any:
     """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained.
 
-    Its values are NaN for a target that is no class, one of `count` where that is known.
+    It returns scalars of an example. They are NaN for an image that is not finite, and for a target that is no class,
+    one of `count` where that is known.
     """
     check_images(images)
     targets, keys = check_classes(images, targets, count=count), per_example(key, images.shape[0])
@@ -48,7 +49,8 @@ def over_examples(
         own = own[0] if own else explain_one(image, target, key)
         return one(image, target, key, own.astype(jnp.float32), at_once, *more)
 
-    return nan_without_class(targets, map_examples(example, (images, targets, keys, more, *known), examples))
+    values = map_examples(example, (images, targets, keys, more, *known), examples)
+    return nan_without_class(targets, jax.tree.map(lambda each: jnp.where(finite(images), each, jnp.nan), values))
 
 
 def over_neighbours(

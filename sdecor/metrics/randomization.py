@@ -20,11 +20,14 @@ from sdecor.metrics.compared import likeness, map_maker, reduced
 from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
+from sdecor.parallel import automatic
+from sdecor.precision import moderate
 from sdecor.rng import per_example
 
 ExplainWith = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@automatic
 def parameter_randomization(
     explain_with: ExplainWith,
     params: Any,
@@ -77,6 +80,7 @@ def parameter_randomization(
     return jax.lax.map(column, jnp.asarray(schedule(leaf_names(params), layers, mode))).T
 
 
+@automatic
 def smooth_mprt(
     explain_with: ExplainWith,
     params: Any,
@@ -110,7 +114,7 @@ def smooth_mprt(
     examples, at_once = in_flight(partial(explain_with, params), chunk_size, images, targets, keys)
 
     def smooth(params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
-        spread = noise * (image.max() - image.min())
+        spread = noise * (image.max() - image.min()).astype(jnp.float32)
 
         def sample(i: jax.Array) -> jax.Array:
             near = image + (spread * _standard_normal(key, i, image.shape)).astype(image.dtype)
@@ -123,6 +127,7 @@ def smooth_mprt(
     )
 
 
+@automatic
 def efficient_mprt(
     explain_with: ExplainWith,
     params: Any,
@@ -159,6 +164,7 @@ def efficient_mprt(
     return nan_without_class(targets, jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan))
 
 
+@automatic
 def random_logit(
     explain_one: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     images: jax.Array,
@@ -211,7 +217,7 @@ def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:
     The bins are equally wide, from the map's smallest to its largest value; a constant map has entropy 0.
     """
     check_count("bins", bins)
-    rows = maps.astype(jnp.float32).reshape(maps.shape[0], -1)
+    rows = moderate(maps.astype(jnp.float32).reshape(maps.shape[0], -1), (1,))
     low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
     places = ((rows - low) / jnp.where(high > low, high - low, 1) * bins).astype(jnp.int32)
     places = jnp.clip(places, 0, bins - 1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sdecor.checks import check_count
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
+from sdecor.parallel import automatic
 from sdecor.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
 
 
@@ -72,6 +73,7 @@ def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = N
     return jnp.where(two_sided(inside, counted) & _ranks(maps, counted), (best + worst) / 2, jnp.nan)
 
 
+@automatic
 def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
     """Return the intersection over union of the object and the pixels above a threshold, the best one for each map.
 
@@ -91,7 +93,7 @@ def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = 
     found = jnp.cumsum(labels, axis=1)
     union = jnp.arange(1, labels.shape[1] + 1)[None] - found + found[:, -1:]
     # Equal values pass a threshold together: only the end of a run is a set of pixels that one can select.
-    overlap = jnp.where(ends_of_runs(keys >> 1) & (keys < LAST), found / union, 0)
+    overlap = jnp.where(ends_of_runs(keys >> 1) & (keys < LAST), _float(found) / _float(union), 0)
     return jnp.where(two_sided(inside, counted) & _ranks(maps, counted), overlap.max(1), jnp.nan)
 
 
@@ -102,10 +104,10 @@ def _share_of_top(maps: jax.Array, objects: jax.Array, ignore: jax.Array | None,
     keys = _rows(jnp.where(counted, order_keys(maps), lowest))
     threshold = kth_largest(keys, k)[:, None]
     above, tied, on_object = keys > threshold, keys == threshold, _rows(inside)
-    hit_by_tie = (tied & on_object).sum(1) / jnp.maximum(tied.sum(1), 1)
-    hits = (above & on_object).sum(1) + (k - above.sum(1)) * hit_by_tie
+    hit_by_tie = _float((tied & on_object).sum(1)) / _float(jnp.maximum(tied.sum(1), 1))
+    hits = _float((above & on_object).sum(1)) + _float(k - above.sum(1)) * hit_by_tie
     defined = two_sided(inside, counted) & _ranks(maps, counted)
-    return jnp.where(defined, hits / jnp.maximum(k, 1), jnp.nan)
+    return jnp.where(defined, hits / _float(jnp.maximum(k, 1)), jnp.nan)
 
 
 def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
@@ -115,7 +117,7 @@ def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
     # Moving all sizes down together makes room for the bit, which is then sorted with the value and settles ties. Only
     # values 2¹²⁶ times smaller than the largest one become equal.
     size = jnp.maximum(size - jnp.maximum(size.max((-2, -1), keepdims=True) - (2**30 - 2), 0), 0)
-    return _rows(jnp.where(counted, jnp.where(keys < 0, ~size, size) * 2 + bit, LAST))
+    return _rows(jnp.where(counted, jnp.where(keys < 0, ~size, size) * 2 + bit.astype(jnp.int32), LAST))
 
 
 def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
@@ -128,10 +130,10 @@ def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
     # The mean of the positives' places from exact sums of their digits: a sum in float32 would round every term, and
     # one of 2²⁴ digits of 8 bits is the largest that 32 bits hold.
     digits = [jnp.where(labels, place >> shift & 0xFF, 0).sum(1, dtype=jnp.uint32) for shift in (16, 8, 0)]
-    high, middle, low = (digit / jnp.maximum(positives, 1) for digit in digits)
+    high, middle, low = (_float(digit) / _float(jnp.maximum(positives, 1)) for digit in digits)
     mean_place = 2**16 * high + 2**8 * middle + low
-    negatives_above = mean_place - (positives - 1) / 2
-    return 1 - negatives_above / jnp.maximum(negatives, 1)
+    negatives_above = mean_place - _float(positives - 1) / 2
+    return 1 - negatives_above / _float(jnp.maximum(negatives, 1))
 
 
 def _ranks(maps: jax.Array, counted: jax.Array) -> jax.Array:
@@ -141,3 +143,7 @@ def _ranks(maps: jax.Array, counted: jax.Array) -> jax.Array:
 
 def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
+
+
+def _float(counts: jax.Array) -> jax.Array:
+    return counts.astype(jnp.float32)

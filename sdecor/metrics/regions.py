@@ -11,6 +11,7 @@ from sdecor.checks import check_count
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import area_under, baseline_images, defined, replaced_scores, score_of
+from sdecor.parallel import automatic
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:
@@ -23,6 +24,7 @@ def grid_segments(height: int, width: int, patch: int) -> jax.Array:
     return rows[:, None] * (columns[-1] + 1) + columns[None, :]
 
 
+@automatic
 def region_perturbation_curve(
     fn: Fn,
     images: jax.Array,
@@ -114,6 +116,7 @@ def selectivity(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, 
     return area_under(selectivity_curve(fn, images, maps, targets, **options))
 
 
+@automatic
 def irof_curve(
     fn: Fn,
     images: jax.Array,
@@ -153,6 +156,7 @@ def irof_curve(
     return jnp.where(defined(maps)[:, None], left, jnp.nan)
 
 
+@automatic
 def irof(
     fn: Fn,
     images: jax.Array,
@@ -177,7 +181,7 @@ def irof(
     curve = irof_curve(fn, images, maps, targets, segments=segments, count=count, **options)
     own = (_sums(jnp.ones_like(maps), segments, count) > 0).sum(1)[:, None]
     lost = 1 - (curve[:, 1:] + curve[:, :-1]) / 2
-    return jnp.where(jnp.arange(count)[None] < own, lost, 0).sum(1) / own[:, 0]
+    return jnp.where(jnp.arange(count)[None] < own, lost, 0).sum(1) / own[:, 0].astype(lost.dtype)
 
 
 def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, patch: int) -> tuple[jax.Array, int]:

@@ -18,6 +18,8 @@ from sdecor.chunks import map_examples
 from sdecor.gaussian import blur
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
+from sdecor.parallel import automatic
+from sdecor.precision import moderate
 from sdecor.rng import per_example
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
@@ -52,6 +54,7 @@ def baseline_images(
     return jax.vmap(lambda image: baseline_image(baseline, image))(images)
 
 
+@automatic
 def replacement_curve(
     fn: Fn,
     start: jax.Array,
@@ -94,6 +97,8 @@ def replaced_scores(
 ) -> jax.Array:
     """Return `score(logits, target)` of images some of whose pixels are replaced, `[N, len(windows)]`.
 
+    NaN for images that are not finite: a network may hide it, such as a ReLU behind a maximum that ignores NaN.
+
     Args:
       fn: the network for one image.
       start: images `[N, H, W, C]`.
@@ -105,6 +110,7 @@ def replaced_scores(
       chunk_size: network evaluations in flight; None = what the device's memory holds.
     """
     examples, samples = in_flight(fn, chunk_size, start)
+    known = finite(start) & finite(end)
 
     def one(first: jax.Array, last: jax.Array, place: jax.Array, target: jax.Array) -> jax.Array:
         def scored(window: jax.Array) -> jax.Array:
@@ -113,7 +119,7 @@ def replaced_scores(
         # Under vmap the loop over windows evaluates all examples at each window: the device is full, memory constant.
         return map_samples(scored, window_array(windows), samples)
 
-    return map_examples(one, (start, end, places, targets), examples)
+    return jnp.where(known[:, None], map_examples(one, (start, end, places, targets), examples), jnp.nan)
 
 
 def window_array(windows: Sequence[int | tuple[int, int]]) -> jax.Array:
@@ -162,19 +168,24 @@ def area_under(curves: jax.Array) -> jax.Array:
     return (curves[:, 1:-1].sum(-1) + ends) / (curves.shape[-1] - 1)
 
 
+def finite(images: jax.Array) -> jax.Array:
+    """Return whether an image, or whatever else an example has, is finite. Bool `[N]`."""
+    return jnp.isfinite(images).all(tuple(range(1, images.ndim)))
+
+
 def defined(maps: jax.Array) -> jax.Array:
     """Return whether a map says anything: it is finite and not all zero. Bool `[N]`."""
-    axes = tuple(range(1, maps.ndim))
-    return jnp.isfinite(maps).all(axes) & (maps != 0).any(axes)
+    return finite(maps) & (maps != 0).any(tuple(range(1, maps.ndim)))
 
 
 def varies(maps: jax.Array) -> jax.Array:
     """Return whether a map ranks its pixels: it is finite and not constant. Bool `[N]`."""
-    return jnp.isfinite(maps).all((1, 2)) & (maps.max((1, 2)) > maps.min((1, 2)))
+    return finite(maps) & (maps.max((1, 2)) > maps.min((1, 2)))
 
 
 def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tuple[int, int]]) -> jax.Array:
-    """Return the sum of the map over each window of places (see `replaced_scores`), `[N, W]`."""
+    """Return the sum of the map over each window of places (see `replaced_scores`), `[N, W]`; scale may be lost."""
+    maps = moderate(maps.astype(jnp.float32), (1, 2))
     sums = jax.lax.map(lambda w: jnp.where(inside(places, w), maps, 0).sum((1, 2)), window_array(windows))
     return sums.T
 

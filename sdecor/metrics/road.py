@@ -12,7 +12,8 @@ from sdecor.classes import correct
 from sdecor.metrics.imputation import gaussian_noise, linear_imputation
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
-from sdecor.metrics.replacement import defined, percentage_counts, score_of
+from sdecor.metrics.replacement import defined, finite, percentage_counts, score_of
+from sdecor.parallel import automatic
 from sdecor.rng import per_example
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -25,6 +26,7 @@ class RoadCurves(NamedTuple):
     probability: jax.Array
 
 
+@automatic
 def road_curves(
     fn: Fn,
     images: jax.Array,
@@ -85,7 +87,8 @@ def road_curves(
         return map_examples(one, (imputed, labels), at_once)
 
     curves = jax.lax.map(at, jnp.asarray(percentage_counts(maps[0].size, percentages), jnp.int32))
-    return RoadCurves(*(jnp.where(defined(maps)[:, None], curve.T, jnp.nan) for curve in curves))
+    known = defined(maps) & finite(images)
+    return RoadCurves(*(jnp.where(known[:, None], curve.T, jnp.nan) for curve in curves))
 
 
 def road(fn: Fn, images: jax.Array, maps: jax.Array, labels: jax.Array, **options) -> jax.Array:

@@ -17,6 +17,7 @@ from sdecor.checks import check_count
 from sdecor.chunks import map_examples
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
 from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.parallel import automatic
 
 
 class Sensitivities(NamedTuple):
@@ -27,6 +28,7 @@ class Sensitivities(NamedTuple):
     lipschitz: jax.Array
 
 
+@automatic
 def sensitivities(
     explain_one: ExplainOne,
     images: jax.Array,
@@ -99,6 +101,7 @@ def local_lipschitz(explain_one: ExplainOne, images: jax.Array, targets: jax.Arr
     return sensitivities(explain_one, images, targets, **options).lipschitz
 
 
+@automatic
 def continuity(
     explain_one: ExplainOne,
     images: jax.Array,
@@ -147,6 +150,7 @@ def continuity(
     return over_examples(one, explain_one, images, targets, key, attributions, chunk_size, (fills,))
 
 
+@automatic
 def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 64) -> jax.Array:
     """Return for each example the share of others with its prediction among those with its explanation.
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.checks import check_choice
+from sdecor.parallel import automatic
+from sdecor.precision import moderate
 from sdecor.sorting import average_ranks
 
 WINDOWS = ("gaussian", "uniform")
@@ -18,10 +20,11 @@ def pearson(a: jax.Array, b: jax.Array) -> jax.Array:
 
     The scale and the offset of either input do not matter.
     """
-    a, b = _rows(a, b)
+    a, b = (moderate(rows, (1,)) for rows in _rows(a, b))
     return jnp.where(_finite(a, b) & _varies(a) & _varies(b), _correlation(a, b), jnp.nan)
 
 
+@automatic
 def spearman(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the rank correlation of each pair, `[N]` in [−1, 1]; NaN where an input is constant.
 
@@ -38,12 +41,13 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
     A positive factor of either input does not matter.
     """
-    a, b = _rows(a, b)
+    a, b = (moderate(rows, (1,)) for rows in _rows(a, b))
     largest_a, largest_b = jnp.abs(a).max(1, keepdims=True), jnp.abs(b).max(1, keepdims=True)
     defined = _finite(a, b) & (largest_a > 0)[:, 0] & (largest_b > 0)[:, 0]
     return jnp.where(defined, _cosine(a / _or_one(largest_a), b / _or_one(largest_b)), jnp.nan)
 
 
+@automatic
 def ssim(
     a: jax.Array, b: jax.Array, *, window: str = "gaussian", data_range: float | jax.Array | None = None
 ) -> jax.Array:
@@ -71,6 +75,7 @@ def ssim(
     check_choice("window", window, WINDOWS)
     rows_a, rows_b = _rows(a, b)
     if data_range is None:
+        rows_a, rows_b = moderate(jnp.stack([rows_a, rows_b]), (0, 2))
         data_range = jnp.maximum(rows_a.max(1), rows_b.max(1)) - jnp.minimum(rows_a.min(1), rows_b.min(1))
     span = jnp.broadcast_to(jnp.asarray(data_range, jnp.float32), a.shape[:1])
     scale = jnp.where(span > 0, span, 1)[:, None]
@@ -117,7 +122,7 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _structural_similarity(a: jax.Array, b: jax.Array, window: str) -> jax.Array:
     """Return the mean over the map, `[N]`, for maps `[N, H, W]` whose data range is 1."""
-    weights = jnp.ones(7) if window == "uniform" else jnp.exp(-0.5 * (jnp.arange(-5, 6) / 1.5) ** 2)
+    weights = jnp.ones(7) if window == "uniform" else jnp.exp(-0.5 * (jnp.arange(-5.0, 6.0) / 1.5) ** 2)
     unbiased = 49 / 48 if window == "uniform" else 1.0
     # Variances are taken about the map's mean, where the difference of two squares loses little.
     center_a, center_b = a.mean((1, 2), keepdims=True), b.mean((1, 2), keepdims=True)

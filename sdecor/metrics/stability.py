@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sdecor.metrics.inputs import Fn, check_images, class_count
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
+from sdecor.parallel import automatic
 
 
 class Stabilities(NamedTuple):
@@ -22,6 +23,7 @@ class Stabilities(NamedTuple):
     representation: jax.Array | None
 
 
+@automatic
 def relative_stabilities(
     explain_one: ExplainOne,
     fn: Fn,
@@ -74,8 +76,10 @@ def relative_stabilities(
         def neighbour(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             near = outputs(x)
             change = relative(explain_one(x, target, key).astype(jnp.float32), own)
-            below = (relative(near[0], here[0]), norm(near[1] - here[1]), *map(relative, near[2:], here[2:]))
-            kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1]).all()
+            # Equal logits do not differ, also where both are −inf and take a class out.
+            gap = jnp.where(near[1] == here[1], 0, near[1] - here[1])
+            below = (relative(near[0], here[0]), norm(gap), *map(relative, near[2:], here[2:]))
+            kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1].max())
             return kept, tuple(change / jnp.maximum(size, epsilon) for size in below)
 
         kept, ratios = over_neighbours(neighbour, image, key, samples=samples, radius=radius, at_once=at_once)

@@ -7,8 +7,10 @@ from sdecor.checks import check_count, check_range
 from sdecor.chunks import map_examples
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.replacement import defined
+from sdecor.parallel import automatic
 
 
+@automatic
 def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0.6, chunk_size: int = 64) -> jax.Array:
     """Return for each example the share of others with its prediction among those whose map is near its own.
 
