@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from sdecor.jaxpr import scope_of
+from sdecor.jaxpr import kind_of, scope_of
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
 _SCOPING = threading.RLock()
@@ -159,7 +159,7 @@ def _full_path(name: str, equations: list[Any]) -> str:
     ends = {path: path for path in paths} | {path.rsplit("/", 1)[-1]: path for path in paths}
     close = [ends[end] for end in difflib.get_close_matches(name, ends, n=3)]
     hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else "."
-    closed = sorted({e.primitive.name for e in equations} & set(_CLOSED))
+    closed = sorted({kind_of(e) for e in equations} & set(_CLOSED))
     inside = f" What lies inside {' or '.join(closed)} cannot be named: {OTHERWISE}." if closed else ""
     raise ValueError(f"layer = {name!r} is no scope of the function{hint}{inside} Its scopes are: {', '.join(paths)}")
 
