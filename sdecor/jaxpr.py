@@ -151,8 +151,9 @@ def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
 
 def holds_function(equation: Any) -> bool:
     """Return whether an equation's parameters hold a function, be it a jaxpr or a callable."""
+    no_function = type | contextlib.ContextDecorator  # a dtype, a mesh
     return has_own_derivative(equation) or any(
-        isinstance(item, core.ClosedJaxpr | core.Jaxpr) or (callable(item) and not isinstance(item, type))
+        isinstance(item, core.ClosedJaxpr | core.Jaxpr) or (callable(item) and not isinstance(item, no_function))
         for item in _held(equation)
     )
 

@@ -37,7 +37,7 @@ def features(image):
 def written_out(image):
     """The network with nothing but ReLUs and products."""
     x = jax.nn.relu(features(image).ravel() @ FIRST)
-    for kernel in (*HIDDEN, HIDDEN[3], HIDDEN[2]):
+    for kernel in (*HIDDEN, *HIDDEN[:1:-1]):
         x = jax.nn.relu(x @ kernel)
     return x @ LAST
 

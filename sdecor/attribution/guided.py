@@ -28,11 +28,12 @@ def guided_backpropagation(
     """Return the gradient of the target's score in which a ReLU passes what is positive, forward and backward.
 
     Each ReLU passes `g · (x > 0) · (g > 0)` in place of `g · (x > 0)`; everything else, other activations included,
-    keeps its gradient. A ReLU is what computes `max(x, 0)` or `min(max(x, 0), c)` elementwise, written as a maximum, a
-    clip, a selection, `x * (x > 0)`, `(x + |x|) / 2` or `-min(-x, 0)`, and however often one function is used. What
-    computes another function of x as a whole has no ReLU in it: `x * relu6(x + 3)` (hard swish), `max(x, 0) +
-    expm1(min(x, 0))` (CELU), and `x + relu(x)` alike. Nor is the clamp one that keeps the variance of a LayerNorm from
-    being negative. Cost: one gradient.
+    keeps its gradient. A ReLU is what computes `max(x, 0)` or `min(max(x, 0), c)` elementwise, or a multiple of it, or
+    the same of −x, however it is written: as a maximum, a clip, a selection (`where`, `select`, `piecewise`),
+    `x * (x > 0)`, `(x + |x|) / 2` or `-min(-x, 0)`, and however often one function is used. What computes another
+    function of x as a whole has no ReLU in it: `x * relu6(x + 3)` (hard swish), `max(x, 0) + expm1(min(x, 0))` (CELU),
+    and leaky ReLU alike. Nor is the clamp one that keeps the variance of a LayerNorm from being negative. Cost: one
+    gradient.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
@@ -44,8 +45,11 @@ def guided_backpropagation(
       Signed attribution `[H, W, C]`.
 
     Raises:
-      ValueError: for a network without a ReLU, or with one inside of an operation that is not entered (`while`, a
-        `cond` that depends on the image, a `custom_jvp` or `custom_vjp` that is not elementwise).
+      ValueError: for a network without a ReLU, and for one with something that may be a ReLU and is not known to be: an
+        operation that is not entered (`while`, a `cond` that depends on the image, a callback, a `custom_jvp` or
+        `custom_vjp` that is not elementwise and has a ReLU in it); a selection of a value by the sign of the same
+        value that is not an elementwise function of it; an elementwise function that is constant on one side of 0 and
+        bends there, but is no multiple of a ReLU.
 
     References:
       Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
