@@ -33,6 +33,10 @@ def custom(function):
     return wrapped
 
 
+def root(x):
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
 def write_first(x):
     array = jax.new_ref(x)
     array[0] = 1.0
@@ -52,6 +56,7 @@ OTHER = {
     "gate of another part": lambda x: jnp.tile(x[:3] * (x[3:] > 0), 2),
     "constant mask": lambda x: jnp.where(jnp.arange(6) > 2, x, 0),
     "guard of a quotient": lambda x: 1 / jnp.where(jnp.abs(x) > 0, jnp.abs(x), 1),
+    "root of what is not negative": lambda x: x * root((x**2).sum()),
     "threshold": lambda x: jnp.where(x > 0.5, x, 0),
     "clip": lambda x: jnp.clip(x, -1, 1),
     "slope for each feature": lambda x: jnp.where(x > 0, x, jnp.linspace(0.1, 1, 6) * x),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.equations import ROUTING, is_elementwise_call
-from sdecor.attribution.patterns import Elementwise, elementwise, is_float
+from sdecor.attribution.patterns import Elementwise, elementwise, is_float, is_nonnegative
 from sdecor.attribution.program import Program, Step, Unit, Value
 
 _NEAR = 2.0**-10  # and twice this are where a function is looked at beside 0
@@ -54,7 +54,7 @@ def relu_at(program: Program, step: Step) -> ReLU | str | None:
     if len(step.dependent) > 1 or step.name in _ALONE or is_elementwise_call(step.equation):
         function = elementwise(program, step)
         if function is not None:
-            return None if _is_variance(program, function) else _judged(function)
+            return None if _is_variance(program, function) else _judged(program, function)
     condition, kept = _selection(program, step)
     if _sources(program, _signs(program, condition)).isdisjoint(_sources(program, kept)):
         return None
@@ -64,13 +64,13 @@ def relu_at(program: Program, step: Step) -> ReLU | str | None:
     )
 
 
-def _judged(function: Elementwise) -> ReLU | str | None:
+def _judged(program: Program, function: Elementwise) -> ReLU | str | None:
     x, y = function.probed(_POINTS)
     for side in (1, -1):
         relu = _relu_of(function, side, side * x, y)
         if relu is not None:
             return relu
-    if any(_has_kink(side * x, y) for side in (1, -1)):
+    if any(_has_kink(side * x, y) for side in (1, -1)) and not is_nonnegative(program, function.root):
         return (
             "it is constant on one side of 0 and bends there, as a ReLU does, but is no multiple of one. Write it as "
             "a function of jax.nn.relu"
