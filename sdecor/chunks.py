@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sdecor.checks import check_count
-from sdecor.jaxpr import inner_jaxprs
+from sdecor.jaxpr import inner_jaxprs, parameters
 from sdecor.precision import at_least_float32
 
 # More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
@@ -172,4 +172,4 @@ def _bytes_of(equation: Any) -> int:
     if equation.primitive.name == "cond":
         return max(inner)
     # A gradient keeps what every round of a loop produced. How many a `while` has is not known.
-    return sum(inner) * equation.params.get("length", 1)
+    return sum(inner) * parameters(equation).get("length", 1)

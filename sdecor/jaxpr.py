@@ -3,6 +3,9 @@
 `interpret` runs a function one equation at a time and lets a rule replace some of them. Called functions (`jit`,
 `checkpoint`) are entered; `custom_jvp`, `custom_vjp` and control flow are single equations unless a rule looks inside.
 Each equation comes with its scope, the path of `jax.named_scope`s it was traced under (Linen names its modules so).
+
+JAX has two forms of several operations, chosen by flags such as `jax_remat3`: a primitive of their own, or the one
+primitive `call_hi_primitive` with an object. `kind_of` and `parameters` read both, so that no rule sees a difference.
 """
 
 import contextlib
@@ -10,11 +13,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
 # A rule gets an equation, its inputs and its scope, and returns the list of its outputs; None = as usual.
 Rule = Callable[[Any, list[jax.Array], str], list[jax.Array] | None]
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "core_closed_call")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr")
+_CHECKPOINTS = ("checkpoint", "remat", "remat2")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+_WHOLE = jax.tree.structure(())  # how a reference is indexed that is read or written as a whole
+# The objects of `call_hi_primitive`, by class, and the primitives they take the place of.
+_HIGH = {
+    "CheckpointName": "name",
+    "CheckpointNameFwd": "name",
+    "CustomJVPTraced": "custom_jvp_call",
+    "CustomVJPTraced": "custom_vjp_call",
+    "OptRemat": "custom_vjp_call",
+    "RematTraced": "checkpoint",
+    "Scan3": "scan",
+}
+
+
+class Reference:
+    """A mutable array (`jax.new_ref`) while its function is interpreted; `value` is what it holds now."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def interpret(fn: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
@@ -47,7 +72,9 @@ def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
         place = scope_of(equation, scope)
-        outputs = rule(equation, given, place)
+        outputs = on_reference(equation, given)
+        if outputs is None:
+            outputs = rule(equation, given, place)
         if outputs is None:
             outputs = evaluate(equation, given, rule, place)
         values.update(zip(equation.outvars, outputs, strict=True))
@@ -56,40 +83,79 @@ def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope
 
 def evaluate(equation: Any, inputs: Sequence[jax.Array], rule: Rule | None = None, scope: str = "") -> list[jax.Array]:
     """Evaluate one equation as usual; called functions are entered when there is a rule."""
+    if is_loop_over_references(equation):
+        return _looped(equation, inputs, rule, scope)
     inner = called(equation)
     if rule is not None and inner is not None:
-        if equation.primitive.name in _CALLS:
+        if kind_of(equation) in _CALLS:
             return run(inner, inputs, rule, scope)
-        recomputed = jax.checkpoint(
-            lambda *args: run(inner, args, rule, scope),
-            prevent_cse=equation.params["prevent_cse"],
-            policy=equation.params["policy"],
-        )
-        return recomputed(*inputs)
+        return _recomputed(equation, inner, inputs, rule, scope)
     bound = equation.primitive.get_bind_params(equation.params)  # a pair in some versions of JAX, a dict in others
-    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)
+    functions, options = bound if isinstance(bound, tuple) else ((), bound)
+    given = [jax.new_ref(x.value) if isinstance(x, Reference) else x for x in inputs]
     with jax.named_scope(scope) if scope else contextlib.nullcontext():
-        outputs = equation.primitive.bind(*functions, *inputs, **parameters)
+        outputs = equation.primitive.bind(*functions, *given, **options)
+    for reference, changed in zip(inputs, given, strict=True):
+        if isinstance(reference, Reference):
+            reference.value = changed[...]
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def kind_of(equation: Any) -> str:
+    """Return the name of an equation's primitive, "custom_…" for an object with derivatives of its own."""
+    name = equation.primitive.name
+    if name != "call_hi_primitive":
+        return name
+    high = type(equation.params["_prim"]).__name__
+    return _HIGH.get(high, f"custom_{high}")
+
+
+def parameters(equation: Any) -> dict[str, Any]:
+    """Return the parameters of an equation, or those of the object that it holds."""
+    high = equation.params.get("_prim")
+    return equation.params if high is None else high.params
 
 
 def called(equation: Any) -> core.ClosedJaxpr | None:
     """Return what a call (`jit`, `checkpoint`) calls; None for any other equation."""
-    name = equation.primitive.name
-    if name not in _CALLS and name not in ("checkpoint", "remat", "remat2"):
+    if kind_of(equation) not in (*_CALLS, *_CHECKPOINTS):
         return None
-    inner = equation.params["jaxpr"] if "jaxpr" in equation.params else equation.params["call_jaxpr"]
-    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+    given = parameters(equation)
+    return _closed(given["jaxpr"] if "jaxpr" in given else given["call_jaxpr"])
+
+
+def has_own_derivative(equation: Any) -> bool:
+    """Return whether an equation calls a function whose derivative somebody wrote (`custom_jvp`, `custom_vjp`)."""
+    is_high = equation.primitive.name == "call_hi_primitive"
+    return kind_of(equation) in _CUSTOM or (is_high and type(equation.params["_prim"]).__name__ not in _HIGH)
+
+
+def body_of(equation: Any) -> core.ClosedJaxpr:
+    """Return the jaxpr of the function behind an equation that has its own derivative."""
+    given = parameters(equation)
+    for name in ("call_jaxpr", "traced_fwd", "traced"):
+        if name in given:
+            return _closed(given[name] if name == "call_jaxpr" else given[name].jaxpr)
+    high = equation.params["_prim"]
+    shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), high.in_avals)
+    return jax.make_jaxpr(high.expand)(*shapes)
 
 
 def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
     """Return the jaxprs in an equation's parameters."""
-    found = []
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
-                found.append(item.jaxpr if isinstance(item, core.ClosedJaxpr) else item)
-    return found
+    if has_own_derivative(equation):
+        return [body_of(equation).jaxpr]
+    held = (item for item in _held(equation) if isinstance(item, core.ClosedJaxpr | core.Jaxpr))
+    return [item.jaxpr if isinstance(item, core.ClosedJaxpr) else item for item in held]
+
+
+def holds_function(equation: Any) -> bool:
+    """Return whether an equation's parameters hold a function, be it a jaxpr or a callable."""
+    no_function = type | contextlib.ContextDecorator  # a dtype, a mesh
+    return has_own_derivative(equation) or any(
+        isinstance(item, core.ClosedJaxpr | core.Jaxpr) or (callable(item) and not isinstance(item, no_function))
+        for item in _held(equation)
+    )
 
 
 def scope_of(equation: Any, outer: str = "") -> str:
@@ -97,3 +163,61 @@ def scope_of(equation: Any, outer: str = "") -> str:
     stack = equation.source_info.name_stack.stack
     names = [outer, *(entry.name for entry in stack if type(entry).__name__ == "Scope")]
     return "/".join(name for name in names if name)
+
+
+def on_reference(equation: Any, inputs: Sequence[Any]) -> list[Any] | None:
+    """Create, read or write a `Reference` as a whole; None for any other equation."""
+    name = equation.primitive.name
+    if name == "new_ref":
+        return [Reference(inputs[0])]
+    whole = name == "freeze" or (name in ("get", "swap") and equation.params["tree"] == _WHOLE)
+    if not whole or not isinstance(inputs[0], Reference):
+        return None
+    before = inputs[0].value
+    if name == "swap":
+        inputs[0].value = inputs[1]
+    return [before]
+
+
+def is_loop_over_references(equation: Any) -> bool:
+    """Return whether an equation is a `scan` whose carry is held in references (`jax_scan3`)."""
+    return kind_of(equation) == "scan" and "extensives" in parameters(equation)
+
+
+def _looped(equation: Any, inputs: Sequence[Any], rule: Rule | None, scope: str) -> list[jax.Array]:
+    """Evaluate a `scan` over references round by round: JAX has no reverse derivative and no `vmap` of it."""
+    given, rounds = parameters(equation), {}
+    for i in reversed(range(given["length"])) if given["reverse"] else range(given["length"]):
+        pairs = zip(inputs, given["extensives"], strict=True)
+        slices = [lax.index_in_dim(x, i, keepdims=False) if scanned else x for x, scanned in pairs]
+        rounds[i] = run(_closed(given["jaxpr"]), slices, rule or (lambda *_: None), scope)
+    if not rounds:
+        return [jnp.zeros(v.aval.shape, v.aval.dtype) for v in equation.outvars]
+    return [jnp.stack(column) for column in zip(*(rounds[i] for i in range(len(rounds))), strict=True)]
+
+
+def _recomputed(equation: Any, inner: core.ClosedJaxpr, inputs: Sequence[Any], rule: Rule, scope: str) -> list[Any]:
+    """Evaluate a `checkpoint` under `rule`, still recomputed in a backward pass."""
+    references = [i for i, x in enumerate(inputs) if isinstance(x, Reference)]
+
+    def body(*args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        given = [Reference(x) if i in references else x for i, x in enumerate(args)]
+        return run(inner, given, rule, scope), [given[i].value for i in references]
+
+    options = {name: parameters(equation)[name] for name in ("prevent_cse", "policy")}
+    outputs, after = jax.checkpoint(body, **options)(*(x.value if isinstance(x, Reference) else x for x in inputs))
+    for i, value in zip(references, after, strict=True):
+        inputs[i].value = value
+    return outputs
+
+
+def _closed(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.ClosedJaxpr:
+    return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
+
+
+def _held(equation: Any) -> list[Any]:
+    """Return an equation's parameters, those in tuples and lists one by one."""
+    found = []
+    for value in parameters(equation).values():
+        found += value if isinstance(value, tuple | list) else (value,)
+    return found

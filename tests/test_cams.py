@@ -389,6 +389,46 @@ def test_transformer_maps_leave_out_the_class_token(key):
     assert (jnp.abs(find(image)).max((1, 2, 3)) > 0).all()
 
 
+def transformer(before, behind, merged=False):
+    """Return a transformer of two blocks over 4×4 patches, with tokens of its own before and behind them."""
+    rng = np.random.default_rng(1)
+    shapes = [(4, 4, 3, 6), (16, 6), (before + behind, 6), (3, 6, 6), (24, 6), (6, 4)]
+    embed, places, own, qkv, merge, head = (jnp.asarray(rng.normal(size=n) * 0.5, jnp.float32) for n in shapes)
+
+    def fn(image):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(image[None], embed, (4, 4), "VALID", dimension_numbers=numbers)
+        x = jnp.concatenate([own[:before], x.reshape(16, 6) + places, own[before:]])
+        for i in range(2):
+            with jax.named_scope(f"block{i}"):
+                if merged and i:
+                    x = x.reshape(4, 24) @ merge
+                q, k, v = (x @ w for w in qkv)
+                x = x + jax.nn.softmax(q @ k.T) @ v
+        return jnp.tanh(x)[0] @ head
+
+    return fn
+
+
+@pytest.mark.parametrize(("before", "behind"), [(2, 0), (5, 0), (1, 4)])
+def test_default_layer_without_the_tokens_of_a_transformer_s_own(key, before, behind):
+    """A distillation token, and registers before and behind: the last block's input, its patches alone."""
+    fn, image = transformer(before, behind), jax.random.normal(key, (16, 16, 3))
+    last = jax.make_jaxpr(fn)(image).jaxpr
+    assert default_layer(last) is named_layer(last, "block0")
+    patches = lambda tokens: tokens[before : before + 16].reshape(4, 4, 6)  # noqa: E731
+    options = [{}, {"layer": "block0"}, {"layer": "block0", "reshape": patches}]
+    found = jax.jit(lambda image: [every_map(fn, image, 1, upsample=None, **given) for given in options])(image)
+    assert found[0].shape == (4, 4, 4, 1)
+    close(found[0], found[2])
+    close(found[1], found[2])
+
+
+def test_default_layer_of_merged_patches_is_asked_for():
+    with pytest.raises(ValueError, match=r"sums over 4 elements, not over the 4×4 positions .* layer=, .* reshape="):
+        grad_cam(transformer(0, 0, merged=True), jnp.ones((16, 16, 3)), 1)
+
+
 @pytest.mark.parametrize(
     ("shape", "image", "expected"),
     [

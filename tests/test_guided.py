@@ -27,6 +27,11 @@ RELUS = {
     "scaled": lambda x: 2 * jnp.maximum(x / 2, 0),
     "compiled": jax.jit(lambda x: jnp.maximum(x, 0)),
     "recomputed": jax.checkpoint(jax.nn.relu),
+    "select": lambda x: jnp.select([x > 0], [x], 0.0),
+    "piecewise": lambda x: jnp.piecewise(x, [x > 0], [lambda v: v, 0.0]),
+    "stacked": lambda x: jnp.stack([jnp.zeros_like(x), x]).max(0),
+    "of a column": lambda x: jnp.where((x > 0)[:, None], x[:, None], 0)[:, 0],
+    "of two sums": lambda x: jnp.where(x * jnp.arange(1.0, 2) > 0, x * jnp.arange(1.0, 2), 0),
 }
 rng = np.random.default_rng(3)
 IMAGE = rng.normal(size=(4, 4, 2))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sdecor.attribution.canonical import canonical
-from sdecor.attribution.layers import default_layer, named_layer, scoped, squeezed
+from sdecor.attribution.layers import Patches, default_layer, named_layer, patches_of, scoped, squeezed
 from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
 from sdecor.jaxpr import called, evaluate, interpret, run
 
@@ -46,10 +46,18 @@ def activation_and_gradient(
     Raises:
       ValueError: for an unknown or ambiguous layer, listing those that there are.
     """
+    activation, gradient, _ = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
+    return activation, gradient
+
+
+def layer_and_patches(
+    fn: Callable[[jax.Array], jax.Array], image: jax.Array, target: Target, layer: Layer, *, saliency_of: str
+) -> tuple[jax.Array, jax.Array, Patches | None]:
+    """Return activation and gradient, see `activation_and_gradient`, and what is known of the network's patches."""
     if isinstance(layer, tuple):
         features_fn, head_fn = layer
         activation = features_fn(image)
-        return activation, jax.grad(score_of(head_fn, target, saliency_of=saliency_of))(activation)
+        return activation, jax.grad(score_of(head_fn, target, saliency_of=saliency_of))(activation), None
     flat, output = _flat_and_layer(lambda x: checked_logits(fn(x)), image, layer)
 
     def perturbed(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -71,15 +79,16 @@ def activation_and_gradient(
         return target_score(logits, target, saliency_of=saliency_of), activation
 
     gradient, activation = jax.grad(score, has_aux=True)(jnp.zeros(output.aval.shape, output.aval.dtype))
-    return activation, gradient
+    return activation, gradient, patches_of(flat.jaxpr)
 
 
-def as_map(activation: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
+def as_map(activation: jax.Array, image_shape: tuple[int, ...], patches: Patches | None = None) -> jax.Array:
     """Return an activation as `[H', W', D]`, without leading axes of size 1.
 
-    Tokens `[T, D]` are laid out as the square patches of the image, without the class token where there is one; those
-    at the border may be padded or cut off where only one grid of so many patches is possible. `[1, T, D]` is taken for
-    tokens.
+    Tokens `[T, D]` are laid out as the positions of the last convolution, without the tokens added to those (a class
+    token, registers), where `patches` knows them. Otherwise they are the square patches of the image, without the class
+    token where there is one; those at the border may be padded or cut off where only one grid of so many patches is
+    possible. `[1, T, D]` is taken for tokens.
 
     Raises:
       ValueError: for an activation that is neither a map nor tokens with one such grid.
@@ -87,9 +96,13 @@ def as_map(activation: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
     values = activation.reshape(squeezed(activation.shape))
     if values.ndim == 3:
         return values
-    grid = _grid_of(len(values), *image_shape[:2]) if values.ndim == 2 else None
-    if grid is not None:
-        return values[-math.prod(grid) :].reshape(*grid, values.shape[-1])
+    if values.ndim == 2:
+        tokens, known = len(values), patches is not None and len(values) in patches.first
+        grid = patches.grid if known else _grid_of(tokens, *image_shape[:2])
+        if grid is not None:
+            first = patches.first[tokens] if known else tokens - math.prod(grid)
+            if first is not None:
+                return values[first : first + math.prod(grid)].reshape(*grid, values.shape[-1])
     height, width = image_shape[:2]
     raise ValueError(
         f"the layer's output has shape {activation.shape}, neither a map [H', W', D] nor tokens [T, D] that are the "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from sdecor.attribution.activations import Layer, activation_and_gradient, as_map
+from sdecor.attribution.activations import Layer, as_map, layer_and_patches
 from sdecor.attribution.guided import guided_backpropagation
 from sdecor.attribution.targets import Target
 from sdecor.checks import check_choice
@@ -172,9 +172,11 @@ def _maps(
     reshape: Reshape | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return activation and gradient as `[H', W', D]`, at least float32."""
-    found = activation_and_gradient(fn, image, target, layer, saliency_of=saliency_of)
+    *found, patches = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
     found = [widened(values) for values in found]
-    activation, gradient = (as_map(values, image.shape) if reshape is None else reshape(values) for values in found)
+    activation, gradient = (
+        as_map(values, image.shape, patches) if reshape is None else reshape(values) for values in found
+    )
     if activation.ndim != 3:
         raise ValueError(f"reshape returned shape {activation.shape}: it must return a map [H', W', D]")
     return activation, gradient

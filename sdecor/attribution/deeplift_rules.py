@@ -15,6 +15,7 @@ from sdecor.attribution.equations import BILINEAR, ELEMENTWISE, MAXIMA, MINIMA
 from sdecor.attribution.patterns import elementwise, is_float, is_linear
 from sdecor.attribution.program import Program, Step, Unit, Unsupported, Value
 from sdecor.attribution.surrogates import linearised, same, slope
+from sdecor.jaxpr import has_own_derivative
 
 
 def unit_of(program: Program, step: Step) -> Unit:
@@ -30,7 +31,7 @@ def unit_of(program: Program, step: Step) -> Unit:
         return normalised
     function = elementwise(program, step)
     if function is not None:
-        return Unit((function.root,), step.outputs, _rescale(function))
+        return function.unit(_rescale(function))
     if not all(map(is_float, step.dependent)):
         raise _unsupported(step, "it selects by a condition on other values that depend on the image")
     divisor = _divisor(program, step)
@@ -38,7 +39,7 @@ def unit_of(program: Program, step: Step) -> Unit:
         return Unit(step.dependent, step.outputs, _quotient(step, divisor))
     if len(step.dependent) == 2 and step.name in BILINEAR:
         return Unit(step.dependent, step.outputs, _product(step))
-    if len(step.dependent) == 2 and (step.name in ELEMENTWISE or step.name.startswith("custom_")):
+    if len(step.dependent) == 2 and (step.name in ELEMENTWISE or has_own_derivative(step.equation)):
         return Unit(step.dependent, step.outputs, _either_order(step))
     if step.name in MAXIMA | MINIMA:
         return Unit(step.dependent, step.outputs, _extremum(step))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from sdecor.jaxpr import evaluate, inner_jaxprs, run
+from sdecor.jaxpr import body_of, called, evaluate, has_own_derivative, inner_jaxprs, kind_of, run
 
 # Each element of the output is made of the elements at the same place in the inputs.
 ELEMENTWISE = frozenset(
@@ -29,21 +29,15 @@ MINIMA = frozenset("reduce_min reduce_window_min".split())
 BILINEAR = frozenset("conv_general_dilated dot_general mul".split())
 
 
-def body_of(equation: Any) -> core.ClosedJaxpr:
-    """Return the jaxpr of the function behind a `custom_jvp` or `custom_vjp` call."""
-    inner = equation.params["call_jaxpr"]
-    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
-
-
 def name_of(equation: Any) -> str:
     """Return what to call an equation: its primitive, and the function behind a `custom_jvp` or `custom_vjp` call."""
-    name = equation.primitive.name
-    return f"{name} {body_of(equation).jaxpr.debug_info.func_name}" if name.startswith("custom_") else name
+    name = kind_of(equation)
+    return f"{name} {body_of(equation).jaxpr.debug_info.func_name}" if has_own_derivative(equation) else name
 
 
 def is_elementwise_call(equation: Any) -> bool:
     """Return whether an equation calls an elementwise function with a derivative of its own, such as `jax.nn.relu`."""
-    if not equation.primitive.name.startswith("custom_") or len(equation.outvars) != 1:
+    if not has_own_derivative(equation) or len(equation.outvars) != 1:
         return False
     shape = equation.outvars[0].aval.shape
     fitting = all(v.aval.shape in (shape, ()) for v in equation.invars)
@@ -53,7 +47,7 @@ def is_elementwise_call(equation: Any) -> bool:
 def _only_elementwise(jaxpr: core.Jaxpr) -> bool:
     for equation in jaxpr.eqns:
         inner = inner_jaxprs(equation)
-        known = equation.primitive.name in ELEMENTWISE | {"broadcast_in_dim"}
+        known = kind_of(equation) in ELEMENTWISE | {"broadcast_in_dim"}
         if not (known or inner) or not all(map(_only_elementwise, inner)):
             return False
     return True
@@ -62,12 +56,11 @@ def _only_elementwise(jaxpr: core.Jaxpr) -> bool:
 def evaluate_now(equation: Any, constants: list[Any]) -> list[jax.Array]:
     """Evaluate an equation of constants while tracing, so that the result is an array that can be looked at."""
     with jax.ensure_compile_time_eval():
-        outputs = _without_custom_rules(equation, constants)
-        return evaluate(equation, constants, _without_custom_rules) if outputs is None else outputs
+        outputs = _entered(equation, constants)
+        return evaluate(equation, constants, _entered) if outputs is None else outputs
 
 
-def _without_custom_rules(equation: Any, inputs: list[jax.Array], scope: str = "") -> list[jax.Array] | None:
-    # Under `vmap` these would be traced in spite of `ensure_compile_time_eval`.
-    if not equation.primitive.name.startswith("custom_"):
-        return None
-    return run(body_of(equation), inputs, _without_custom_rules)
+def _entered(equation: Any, inputs: list[jax.Array], scope: str = "") -> list[jax.Array] | None:
+    """Enter calls, also those with their own derivative, which `vmap` would trace at compile time too."""
+    inner = body_of(equation) if has_own_derivative(equation) else called(equation)
+    return None if inner is None else run(inner, inputs, _entered)

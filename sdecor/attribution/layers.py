@@ -10,14 +10,14 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from sdecor.jaxpr import scope_of
+from sdecor.jaxpr import kind_of, scope_of
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
 _SCOPING = threading.RLock()
@@ -85,24 +85,59 @@ def scoped(module: Callable[..., Any]) -> Iterator[str]:
         )
 
 
+class Patches(NamedTuple):
+    """The positions of the last convolution, and where they are among tokens.
+
+    Attributes:
+      grid: rows and columns.
+      first: the place of the first position among so many tokens; None where that is not the same everywhere. A class
+        token, a distillation token and registers are put before the positions, or behind them.
+    """
+
+    grid: tuple[int, int]
+    first: dict[int, int | None]
+
+
 def default_layer(jaxpr: core.Jaxpr) -> core.Var:
     """Return the last map of features: of a convolutional network, or of a transformer over patches.
 
     Of the first it is the last value with the height and width of the last convolution's output (of those larger than
     1×1): what follows the convolution at that size, normalization, residual sum, non-linearity, is included. Of the
     second it is the last tokens that an attention mixes; of those behind it, only the class token may be read.
+
+    Raises:
+      ValueError: for a function without such a convolution, or whose last attention is over other tokens than the
+        convolution's positions and what is added to them, such as patches that are merged or windows.
     """
-    equations = _between(jaxpr)
-    grids = [grid for grid in map(_grid, equations) if grid]
-    if not grids:
+    equations, patches = _between(jaxpr), patches_of(jaxpr)
+    if patches is None:
         raise ValueError(f"the function has no convolution with an output [H', W', D]: name a layer, or {OTHERWISE}")
-    grid, tokens = grids[-1], (math.prod(grids[-1]), math.prod(grids[-1]) + 1)  # with a class token
     values = [v for equation in equations if equation.primitive.name not in _LAYOUT for v in _written(equation)]
-    last_map = [v for v in values if len(_shape(v)) == 3 and _shape(v)[:2] == grid][-1]
+    last_map = [v for v in values if len(_shape(v)) == 3 and _shape(v)[:2] == patches.grid][-1]
     behind = values[values.index(last_map) + 1 :]
-    mixed = _mixed_last(equations, tokens)
-    of_tokens = [v for v in behind if len(_shape(v)) == 2 and _shape(v)[0] in tokens and (not mixed or v in mixed)]
+    mixed = _mixed_last(equations, patches, set(behind))
+    of_tokens = [
+        v for v in behind if len(_shape(v)) == 2 and _shape(v)[0] in patches.first and (not mixed or v in mixed)
+    ]
     return of_tokens[-1] if of_tokens else last_map
+
+
+def patches_of(jaxpr: core.Jaxpr) -> Patches | None:
+    """Return the positions of the last convolution with an output larger than 1×1; None if there is none."""
+    equations = _between(jaxpr)
+    grids = [(i, grid) for i, grid in enumerate(map(_grid, equations)) if grid]
+    if not grids:
+        return None
+    (start, grid), dependent = grids[-1], {v for equation in equations for v in equation.outvars}
+    count = math.prod(grid)
+    first = {count: 0}
+    for equation in equations[start:]:
+        tokens = _tokens_of_concatenation(equation, dependent) or _tokens_of_slice(equation)
+        before, after, moved = tokens or (0, 0, 0)
+        place = first.get(before)
+        if place is not None and 0 <= place + moved <= after - count:
+            first[after] = place + moved if first.get(after, place + moved) == place + moved else None
+    return Patches(grid, first)
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,11 +163,39 @@ def _between(jaxpr: core.Jaxpr) -> list[Any]:
     return found[::-1]
 
 
-def _mixed_last(equations: list[Any], tokens: tuple[int, ...]) -> set[core.Var]:
+def _mixed_last(equations: list[Any], patches: Patches, behind: set[core.Var]) -> set[core.Var]:
     """Return what both factors of the last attention, a product over tokens, are computed from."""
     dependent = {v for equation in equations for v in equation.outvars}
-    products = [equation for equation in equations if _contracts(equation, tokens) and _read(equation) <= dependent]
-    return set.intersection(*(_origins(v, equations) for v in _read(products[-1]))) if products else set()
+    products = [e for e in equations if _contracted(e) > 1 and _read(e) <= dependent]
+    over_tokens = [e for e in products if _contracted(e) in patches.first]
+    if products and products[-1] not in over_tokens[-1:] and behind.intersection(products[-1].outvars):
+        grid = "×".join(map(str, patches.grid))
+        raise ValueError(
+            f"the last product of two values that depend on the image, an attention maybe, sums over "
+            f"{_contracted(products[-1])} elements, not over the {grid} positions of the last convolution and tokens "
+            f"added to them: patches may have been merged, or divided into windows. Name the layer to explain, layer=, "
+            f"and how its output is a map [H', W', D], reshape=; or {OTHERWISE}"
+        )
+    return set.intersection(*(_origins(v, equations) for v in _read(over_tokens[-1]))) if over_tokens else set()
+
+
+def _tokens_of_concatenation(equation: Any, dependent: set[core.Var]) -> tuple[int, int, int] | None:
+    """Return the number of tokens before and after constants are put beside them, and by how much they move."""
+    if equation.primitive.name != "concatenate" or len(own := _read(equation) & dependent) != 1:
+        return None
+    (value,), axis = own, equation.params["dimension"]
+    place = equation.invars.index(value)
+    moved = sum(atom.aval.shape[axis] for atom in equation.invars[:place])
+    return value.aval.shape[axis], equation.outvars[0].aval.shape[axis], moved
+
+
+def _tokens_of_slice(equation: Any) -> tuple[int, int, int] | None:
+    """Return the number of tokens before and after some are cut off at the ends, and by how much they move."""
+    if equation.primitive.name != "slice" or equation.params["strides"] is not None:
+        return None
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    cut = [i for i in range(len(before)) if before[i] != after[i]]
+    return (before[cut[0]], after[cut[0]], -equation.params["start_indices"][cut[0]]) if len(cut) == 1 else None
 
 
 def _origins(value: core.Var, equations: list[Any]) -> set[core.Var]:
@@ -159,7 +222,7 @@ def _full_path(name: str, equations: list[Any]) -> str:
     ends = {path: path for path in paths} | {path.rsplit("/", 1)[-1]: path for path in paths}
     close = [ends[end] for end in difflib.get_close_matches(name, ends, n=3)]
     hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else "."
-    closed = sorted({e.primitive.name for e in equations} & set(_CLOSED))
+    closed = sorted({kind_of(e) for e in equations} & set(_CLOSED))
     inside = f" What lies inside {' or '.join(closed)} cannot be named: {OTHERWISE}." if closed else ""
     raise ValueError(f"layer = {name!r} is no scope of the function{hint}{inside} Its scopes are: {', '.join(paths)}")
 
@@ -192,8 +255,9 @@ def _grid(equation: Any) -> tuple[int, int] | None:
     return grid if channels_last and len(_shape(output)) == 3 and math.prod(grid) > 1 else None
 
 
-def _contracts(equation: Any, sizes: tuple[int, ...]) -> bool:
+def _contracted(equation: Any) -> int:
+    """Return over how many elements a product sums; 0 for what is no product."""
     if equation.primitive is not lax.dot_general_p:
-        return False
+        return 0
     (axes, _), _ = equation.params["dimension_numbers"]
-    return any(equation.invars[0].aval.shape[axis] in sizes for axis in axes)
+    return math.prod(equation.invars[0].aval.shape[axis] for axis in axes)

@@ -63,7 +63,7 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
             whole = _PART_OF.get(step.name)
             why = "its value at 0 is not 0, so that it does not hand on the relevance it is given"
             raise _unsupported(program, step, f"it is a part of {whole}, which has no rule" if whole else why)
-        return Unit((function.root,), step.outputs, _unchanged(function))
+        return function.unit(_unchanged(function))
     if floats and step.name in ("max", "min"):
         return plain(step)
     if step.name in BILINEAR | {"div"}:

@@ -1,6 +1,7 @@
 """What steps of a program amount to: linear maps, and elementwise functions of one value however they are written."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from sdecor.attribution.equations import (
     evaluate_now,
     is_elementwise_call,
 )
-from sdecor.attribution.program import Program, Step, Value
+from sdecor.attribution.program import Program, Step, Unit, Value
 
 _LINEAR = ROUTING | SUMS | {"add", "add_any", "convert_element_type", "neg", "scatter-add", "select_n", "sub"}
 # Inputs, by place, that say where and not what.
@@ -31,6 +32,9 @@ _INDICES = {
 }
 _KEEPING_SIGN = ROUTING | SUMS | MAXIMA | MINIMA
 _SIGN_POINTS = np.array([-64.0, -8.0, -1.0, -0.5, -(2.0**-6), 0.0, 2.0**-6, 0.5, 1.0, 8.0, 64.0])
+# Operations over some axes, which then are gone, and along one axis, with the name of the parameter that says which.
+_OVER_AXES = ("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
+_ALONG_AXIS = {"concatenate": "dimension", "cumsum": "axis", "cummax": "axis", "cummin": "axis", "cumprod": "axis"}
 _UNKNOWN = 0.375  # stands for a constant whose value is not known while tracing, such as a learned slope
 
 
@@ -52,16 +56,29 @@ def is_linear(step: Step) -> bool:
 
 
 class Elementwise(NamedTuple):
-    """A real function applied to every element of `root`, made of one or more steps."""
+    """A real function applied to every element of `root`, made of one or more steps.
+
+    The result may have axes of length 1 more or less than `root`; called and probed, it has the shape of `root`.
+    """
 
     root: Value
     steps: tuple[Step, ...]
+
+    @property
+    def output(self) -> Value:
+        return self.steps[-1].outputs[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         values = {self.root: x}
         for step in self.steps:
             values.update(zip(step.outputs, step(*(values[v] for v in step.dependent)), strict=True))
-        return values[self.steps[-1].outputs[0]]
+        return values[self.output].reshape(x.shape)
+
+    def unit(self, apply: Callable[[Any], list[Any]]) -> Unit:
+        """Return the unit that makes the function's output by `apply`, which gives it in the shape of `root`."""
+        shape = self.output.shape
+        reshaped = apply if shape == self.root.shape else lambda x: jax.tree.map(lambda y: y.reshape(shape), apply(x))
+        return Unit((self.root,), (self.output,), reshaped)
 
     def probed(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return points, each at some elements at least, and the function there; computed while tracing."""
@@ -75,27 +92,63 @@ class Elementwise(NamedTuple):
         for step in self.steps:
             given = [values[v] if isinstance(v, Value) else _known(v) for v in step.inputs]
             values.update(zip(step.outputs, evaluate_now(step.equation, given), strict=True))
-        return np.asarray(values[self.steps[-1].outputs[0]], np.float64)
+        return np.asarray(values[self.output], np.float64).reshape(x.shape)
 
 
 def elementwise(program: Program, step: Step) -> Elementwise | None:
     """Return the elementwise function that a step completes, of the nearest value it can be a function of.
 
-    For a step with one dependent input that is this input. Where several come together, as in `x * sigmoid(x)` or
-    `where(x > 0, x, 0)`, it is the value that all of them are elementwise functions of. None if there is none.
+    For an elementwise step with one dependent input that is this input. Where several come together, as in
+    `x * sigmoid(x)` or `where(x > 0, x, 0)`, it is the value that all of them are functions of, element by element.
+    On the way there may be more axes, along which alternatives lie (`jnp.select`, a maximum of stacked values), and
+    values that are computed twice. None if there is no such value.
     """
-    open_values, steps = set(), []
-    maker = step
+    steps, maker, axes = [], step, _long(step.outputs[0].shape)
+    open_values = {}  # and, for each, where the axes of the result are in it
     while True:
-        if maker is None or not _is_elementwise(maker):
+        behind = None if maker is None else _axes_behind(maker, axes)
+        if behind is None:
             return None
+        inputs = (program.first.get(x, x) if isinstance(x, Value) else x for x in maker.inputs)
+        maker = maker._replace(inputs=tuple(inputs))
         steps.append(maker)
-        open_values.update(maker.dependent)
+        if any(open_values.setdefault(value, behind) != behind for value in maker.dependent):
+            return None
         latest = max(open_values)
-        if len(open_values) == 1 and is_float(latest):
+        axes = open_values[latest]
+        if len(open_values) == 1 and is_float(latest) and axes == _long(latest.shape):
             return Elementwise(latest, tuple(steps[::-1]))
-        open_values.remove(latest)
+        del open_values[latest]
         maker = program.made_by.get(latest)
+
+
+def _axes_behind(step: Step, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return where `axes` of a step's result are in what it depends on; None if it mixes or makes elements there."""
+    before, after = step.dependent[0].shape, step.outputs[0].shape
+    same, of = {i: i for i in range(len(after))}, None  # from an axis of the result to one before
+    if _is_elementwise(step):
+        of = same
+    elif step.name == "broadcast_in_dim":
+        of = {place: i for i, place in enumerate(step.params["broadcast_dimensions"])}
+    elif step.name in ("expand_dims", "reshape", "squeeze"):
+        long_before, long_after = _long(before), _long(after)
+        if [before[i] for i in long_before] == [after[i] for i in long_after]:
+            of = dict(zip(long_after, long_before, strict=True))
+    elif step.name in _OVER_AXES:
+        of = dict(enumerate(i for i in range(len(before)) if i not in step.params["axes"]))
+    elif step.name == "stack":
+        of = {i + (i >= step.params["axis"]): i for i in range(len(before))}
+    elif step.name in _ALONG_AXIS:
+        of = {i: i for i in same if i != step.params[_ALONG_AXIS[step.name]]}
+    elif step.name == "slice":
+        of = same
+    is_whole = of is not None and all(i in of and before[of[i]] == after[i] for i in axes)
+    return tuple(of[i] for i in axes) if is_whole else None
+
+
+def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes along which there is more than one element."""
+    return tuple(i for i, n in enumerate(shape) if n != 1)
 
 
 def is_nonnegative(program: Program, value: Value) -> bool:

@@ -8,15 +8,28 @@ it starts from to the one it makes. Its outputs have an ordinary JAX gradient, w
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 
-from sdecor.attribution.equations import body_of, evaluate_now, is_elementwise_call, name_of
-from sdecor.jaxpr import called, evaluate, scope_of
+from sdecor.attribution.equations import evaluate_now, is_elementwise_call, name_of
+from sdecor.jaxpr import (
+    Reference,
+    body_of,
+    called,
+    evaluate,
+    has_own_derivative,
+    is_loop_over_references,
+    kind_of,
+    on_reference,
+    parameters,
+    scope_of,
+)
 
 
 class Value(NamedTuple):
@@ -37,11 +50,11 @@ class Step(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.equation.primitive.name
+        return kind_of(self.equation)
 
     @property
     def params(self) -> dict[str, Any]:
-        return self.equation.params
+        return parameters(self.equation)
 
     @property
     def dependent(self) -> tuple[Value, ...]:
@@ -55,12 +68,16 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A function as steps in order; an output that does not depend on the input is an array."""
+    """A function as steps in order; an output that does not depend on the input is an array.
+
+    `first` maps a value that was computed before, by the same operation of the same inputs, to that value.
+    """
 
     inputs: list[Value]
     outputs: list[Any]
     steps: list[Step]
     made_by: dict[Value, Step]
+    first: dict[Value, Value]
 
 
 class Unit(NamedTuple):
@@ -75,16 +92,17 @@ def flatten(fn: Callable[..., Any], *examples: Any, enter_custom: bool) -> Progr
     """Return `fn` as a program.
 
     Args:
-      fn: a function of arrays to one array.
+      fn: a function of arrays to an array, or to several.
       *examples: arrays or shapes of its arguments.
       enter_custom: whether functions with derivatives of their own (`custom_jvp`, `custom_vjp`) are entered too;
         elementwise ones of one array, such as `jax.nn.relu`, are single steps in any case.
     """
     closed = jax.make_jaxpr(fn)(*examples)
-    numbers, steps = itertools.count(), []
-    inputs = [Value(next(numbers), v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
-    outputs = _steps_of(closed, inputs, "", steps, numbers, enter_custom)
-    return Program(inputs, outputs, steps, {value: step for step in steps for value in step.outputs})
+    found = _Found([], itertools.count(), {}, {}, enter_custom)
+    inputs = found.values(closed.jaxpr.invars)
+    outputs = _steps_of(closed, inputs, "", found)
+    made_by = {value: step for step in found.steps for value in step.outputs}
+    return Program(inputs, outputs, found.steps, made_by, found.first)
 
 
 def plan(program: Program, choose: Callable[[Step], Unit]) -> list[Unit]:
@@ -137,13 +155,50 @@ class Unsupported(Exception):
         )
 
 
+class _Found(NamedTuple):
+    """What has been found of a program while its jaxprs are gone through.
+
+    `made` holds the outputs of each operation, constants too, by what makes it the same; `first` is that of `Program`.
+    """
+
+    steps: list[Step]
+    numbers: Iterator[int]
+    made: dict[Any, tuple[list[Any], list[Any], Any]]
+    first: dict[Value, Value]
+    enter_custom: bool
+
+    def values(self, variables: Sequence[core.Var]) -> list[Value]:
+        return [Value(next(self.numbers), v.aval.shape, v.aval.dtype) for v in variables]
+
+    def once(self, equation: Any, given: list[Any], make: Callable[[], list[Any]]) -> list[Any]:
+        """Return the outputs of the same operation of the same inputs, if there was one, otherwise `make()`."""
+        same = [self.first.get(x, x) if isinstance(x, Value) else _identity(x) for x in given]
+        key = (equation.primitive, frozenset((name, _hashable(x)) for name, x in equation.params.items()), *same)
+        if equation.effects or any(isinstance(x, Reference) for x in given):
+            return make()
+        if key not in self.made:
+            self.made[key] = make(), given, equation  # kept, for what is compared by its identity must not be reused
+        return self.made[key][0]
+
+
+def _identity(constant: Any) -> Any:
+    is_number = isinstance(constant, np.generic | np.ndarray) and constant.ndim == 0
+    return (type(constant), constant.dtype, constant.item()) if is_number else id(constant)
+
+
+def _hashable(parameter: Any) -> Any:
+    try:
+        hash(parameter)
+    except TypeError:
+        return id(parameter)
+    return parameter
+
+
 def _values(items: Sequence[Any]) -> list[Value]:
     return [x for x in items if isinstance(x, Value)]
 
 
-def _steps_of(
-    closed: core.ClosedJaxpr, inputs: Sequence[Any], scope: str, steps: list[Step], numbers: Iterator[int], custom: bool
-) -> list[Any]:
+def _steps_of(closed: core.ClosedJaxpr, inputs: Sequence[Any], scope: str, found: _Found) -> list[Any]:
     """Append the steps of a jaxpr called with `inputs` (values or arrays) and return its outputs."""
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
@@ -153,21 +208,42 @@ def _steps_of(
 
     for equation in jaxpr.eqns:
         given, place = [read(atom) for atom in equation.invars], scope_of(equation, scope)
-        if not _values(given):
-            outputs = _folded(equation, given)
-        elif (inner := _inlined(equation, given, custom)) is not None:
+        outputs = on_reference(equation, given)
+        if outputs is None and not _values([_held(x) for x in given]):
+            outputs = found.once(equation, given, partial(_folded, equation, given))
+        elif outputs is None and (inner := _inlined(equation, given, found.enter_custom)) is not None:
             body, entering = inner
-            outputs = _steps_of(body, entering, place, steps, numbers, custom)
-        else:
-            outputs = [Value(next(numbers), v.aval.shape, v.aval.dtype) for v in equation.outvars]
-            steps.append(Step(equation, tuple(given), tuple(outputs), place))
+            outputs = _steps_of(body, entering, place, found)
+            outputs = _written_back(given, outputs) if is_loop_over_references(equation) else outputs
+        elif outputs is None:
+            if any(isinstance(x, Reference) for x in given):
+                raise ValueError(
+                    f"`{name_of(equation)}` changes a mutable array (jax.new_ref) that depends on the image, in a way "
+                    "that is not read: write it without, or read and write the whole array, `ref[...]`"
+                )
+            outputs = found.values(equation.outvars)
+            found.steps.append(Step(equation, tuple(given), tuple(outputs), place))
+            found.first.update(zip(outputs, found.once(equation, given, lambda made=outputs: made), strict=True))
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _held(given: Any) -> Any:
+    return given.value if isinstance(given, Reference) else given
+
+
+def _written_back(given: Sequence[Any], outputs: list[Any]) -> list[Any]:
+    """Leave the last outputs of an unrolled loop in the references that it was given; return the others."""
+    references = [x for x in given if isinstance(x, Reference)]
+    own = len(outputs) - len(references)
+    for reference, value in zip(references, outputs[own:], strict=True):
+        reference.value = value
+    return outputs[:own]
+
+
 def _folded(equation: Any, constants: list[Any]) -> list[jax.Array]:
     """Evaluate what does not depend on the input: at trace time where it can be, so that constants can be looked at."""
-    if any(isinstance(x, jax.core.Tracer) for x in constants):
+    if any(isinstance(_held(x), jax.core.Tracer) for x in constants):
         return evaluate(equation, constants)
     return evaluate_now(equation, constants)
 
@@ -177,15 +253,28 @@ def _inlined(equation: Any, given: list[Any], custom: bool) -> tuple[core.Closed
     inner = called(equation)
     if inner is not None:
         return inner, given
-    name = equation.primitive.name
+    if is_loop_over_references(equation):
+        return _rounds(equation), [_held(x) for x in given]
+    name = kind_of(equation)
     if name == "scan":
         return _unrolled(equation), given
     if name == "cond" and not isinstance(given[0], Value | jax.core.Tracer):
         branches = equation.params["branches"]
         return branches[min(max(int(given[0]), 0), len(branches) - 1)], given[1:]
-    if custom and name.startswith("custom_") and not is_elementwise_call(equation):
+    if custom and has_own_derivative(equation) and not is_elementwise_call(equation):
         return body_of(equation), given
     return None
+
+
+def _rounds(equation: Any) -> core.ClosedJaxpr:
+    """Return a scan over references as the repetition of its body; what they hold is more inputs and outputs."""
+    is_carry = ["Ref" in type(v.aval).__name__ for v in equation.invars]
+
+    def repeated(*inputs: jax.Array) -> list[jax.Array]:
+        given = [Reference(x) if carry else x for x, carry in zip(inputs, is_carry, strict=True)]
+        return [*evaluate(equation, given), *(x.value for x in given if isinstance(x, Reference))]
+
+    return jax.make_jaxpr(repeated)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars))
 
 
 def _unrolled(equation: Any) -> core.ClosedJaxpr:

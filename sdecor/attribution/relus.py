@@ -1,0 +1,171 @@
+"""Recognising ReLUs among the steps of a program, however they are written."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdecor.attribution.equations import ROUTING, is_elementwise_call
+from sdecor.attribution.patterns import Elementwise, elementwise, is_float, is_nonnegative
+from sdecor.attribution.program import Program, Step, Unit, Value
+
+_NEAR = 2.0**-10  # and twice this are where a function is looked at beside 0
+# What a ReLU is told by; dyadic, so that they are exact in every dtype.
+_POSITIVE = (_NEAR, 2 * _NEAR, 2.0**-6, 0.5, 1.0, 4.0, 5.5, 8.0, 1024.0)
+_POINTS = np.array([-1024.0, -8.0, -1.0, -0.5, -(2.0**-6), -2 * _NEAR, -_NEAR, 0.0, *_POSITIVE])
+_ALONE = ("clamp", "max", "min", "reduce_max", "reduce_min", "select_n")  # steps of one value that may be a ReLU
+_ORDERING = ("ge", "gt", "le", "lt")
+# What passes an element on, or a multiple of it, to the same place in another shape.
+_KEEPING = ROUTING - {"dynamic_slice", "gather", "slice", "split", "unstack"} | {"convert_element_type", "mul", "neg"}
+
+
+class ReLU(NamedTuple):
+    """A ReLU `scale · min(max(side · x, 0), cap)`.
+
+    Attributes:
+      function: the steps that compute it from x, their root.
+      scale: what it is multiplied by, of either sign.
+      side: 1, or −1 where it passes negative x.
+      cap: ∞ for a plain one, 6 for a ReLU6.
+    """
+
+    function: Elementwise
+    scale: float
+    side: int
+    cap: float
+
+    def unit(self, rule: Callable[[jax.Array], jax.Array]) -> Unit:
+        """Return the unit that computes it with `rule` in place of `min(max(x, 0), cap)`."""
+        dtype = self.function.output.dtype
+
+        def apply(x: jax.Array) -> list[jax.Array]:
+            y = rule(x if self.side > 0 else -x)
+            return [(y if self.scale == 1 else self.scale * y).astype(dtype)]
+
+        return self.function.unit(apply)
+
+
+def relu_at(program: Program, step: Step) -> ReLU | str | None:
+    """Return the ReLU that a step completes, or in words why it may be one all the same; None for anything else."""
+    if not is_float(step.outputs[0]):
+        return None
+    if len(step.dependent) > 1 or step.name in _ALONE or is_elementwise_call(step.equation):
+        function = elementwise(program, step)
+        if function is not None:
+            return None if _is_variance(program, function) else _judged(program, function)
+    condition, kept = _selection(program, step)
+    if _sources(program, _signs(program, condition)).isdisjoint(_sources(program, kept)):
+        return None
+    return (
+        "it selects a value by the sign of the same value, which may be a ReLU and is not recognised. Write it with "
+        "jax.nn.relu; if it is none, take the sign of jax.lax.stop_gradient(value)"
+    )
+
+
+def _judged(program: Program, function: Elementwise) -> ReLU | str | None:
+    x, y = function.probed(_POINTS)
+    for side in (1, -1):
+        relu = _relu_of(function, side, side * x, y)
+        if relu is not None:
+            return relu
+    if any(_has_kink(side * x, y) for side in (1, -1)) and not is_nonnegative(program, function.root):
+        return (
+            "it is constant on one side of 0 and bends there, as a ReLU does, but is no multiple of one. Write it as "
+            "a function of jax.nn.relu"
+        )
+    return None
+
+
+def _relu_of(function: Elementwise, side: int, x: np.ndarray, y: np.ndarray) -> ReLU | None:
+    """Return the ReLU with values `y` at `x`, which are positive on its side."""
+    positive = x > 0
+    scale = y[x == _NEAR][0] / _NEAR
+    if np.any(y[~positive] != 0) or not np.isfinite(scale) or scale == 0:
+        return None
+    x, y = x[positive], y[positive] / scale
+    cap = y.max()
+    tolerance = 8 * max(float(jnp.finfo(value.dtype).eps) for value in (function.root, function.output))
+    if not cap > 3 * _NEAR or not np.allclose(y, x.clip(0, cap), rtol=tolerance, atol=0):
+        return None
+    return ReLU(function, float(scale), side, np.inf if cap > 1000 else float(cap))
+
+
+def _has_kink(x: np.ndarray, y: np.ndarray) -> bool:
+    """Return whether a function with values `y` at `x` is constant below 0, and at 0 continuous but not smooth."""
+    at = {point: y[x == point][0] for point in (0.0, _NEAR, 2 * _NEAR, 1.0)}
+    rise = abs(at[2 * _NEAR] - at[_NEAR])
+    is_continuous = abs(2 * at[_NEAR] - at[2 * _NEAR] - at[0.0]) <= 4 * rise
+    return bool(np.all(y[x < 0] == at[0.0]) and is_continuous and rise > _NEAR * abs(at[1.0] - at[0.0]) / 8)
+
+
+def _is_variance(program: Program, function: Elementwise) -> bool:
+    """Return whether a ReLU's input is `E[x²] − E[x]²`, which only rounding makes negative."""
+    made = program.made_by.get(function.root)
+    if made is None or made.name != "sub" or len(made.dependent) < 2:
+        return False
+    square = program.made_by.get(made.dependent[1])
+    return square is not None and (
+        square.name == "square"
+        or (square.name == "integer_pow" and square.params["y"] == 2)
+        or (square.name == "mul" and len(square.dependent) == 2 and len(set(square.dependent)) == 1)
+    )
+
+
+def _selection(program: Program, step: Step) -> tuple[list[Value], list[Value]]:
+    """Return what a step selects by, and what from: `where(condition, x, …)`, or `x * condition`."""
+    if step.name == "select_n":
+        places = [isinstance(x, Value) for x in step.inputs]
+        return list(step.inputs[: int(places[0])]), list(step.dependent[int(places[0]) :])
+    if step.name != "mul" or len(step.dependent) < 2:
+        return [], []
+    conditions = [_converted(program, value) for value in step.dependent]
+    kept = [value for value, condition in zip(step.dependent, conditions, strict=True) if condition is None]
+    return [condition for condition in conditions if condition is not None], kept
+
+
+def _converted(program: Program, value: Value) -> Value | None:
+    """Return the booleans or integers that a value is made of by conversion; None if it is not."""
+    made = program.made_by.get(value)
+    while made is not None and made.name in _KEEPING and len(made.dependent) == 1:
+        if not is_float(made.dependent[0]):
+            return made.dependent[0]
+        made = program.made_by.get(made.dependent[0])
+    return None
+
+
+def _signs(program: Program, conditions: Iterable[Value]) -> set[Value]:
+    """Return the values whose order with 0 the conditions are made of."""
+    found, seen, waiting = set(), set(), list(conditions)
+    while waiting:
+        value = waiting.pop()
+        made = program.made_by.get(value)
+        if made is None or value in seen:
+            continue
+        seen.add(value)
+        if made.name in _ORDERING and any(map(_is_zero, made.inputs)):
+            found.update(made.dependent)
+        waiting += [x for x in made.dependent if not is_float(x)]
+    return found
+
+
+def _is_zero(x: Any) -> bool:
+    return not isinstance(x, Value | jax.core.Tracer) and not np.any(np.asarray(x))
+
+
+def _sources(program: Program, values: Iterable[Value]) -> set[Value]:
+    """Return what values are made of by keeping elements, or multiples of them; themselves included."""
+    found, waiting = set(), list(values)
+    while waiting:
+        value = waiting.pop()
+        value = program.first.get(value, value)
+        made = program.made_by.get(value)
+        if value in found or not is_float(value):
+            continue
+        found.add(value)
+        if made is not None and made.name in _KEEPING:
+            waiting += made.dependent
+        elif made is not None and made.name == "div" and isinstance(made.inputs[0], Value):
+            waiting.append(made.inputs[0])
+    return found
