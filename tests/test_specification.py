@@ -198,9 +198,18 @@ def test_the_global_batch_on_any_devices(alone, devices):
     close(found[1], alone[1])
 
 
-def test_in_shard_map(alone):
-    """With its checks of varying values on, where the mean of the loss is differentiated."""
+@pytest.fixture(scope="module")
+def spread():
+    """The mesh that JAX makes, whose axis is Explicit, and parameters, images and labels on it."""
     mesh = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
+    places = (P(), P("batch"), P("batch"))
+    arrays = (tiny_params(), IMAGES, LABELS)
+    return mesh, [jax.device_put(x, NamedSharding(mesh, place)) for x, place in zip(arrays, places, strict=True)]
+
+
+def test_in_shard_map(alone, spread):
+    """With its checks of varying values on, where the mean of the loss is differentiated."""
+    mesh, arrays = spread
 
     def gradients(params, images, labels):
         def loss(params):
@@ -211,9 +220,14 @@ def test_in_shard_map(alone):
 
         return jax.grad(loss)(params)
 
-    spread = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P())
-    images, labels = (jax.device_put(x, NamedSharding(mesh, P("batch"))) for x in (IMAGES, LABELS))
-    close(jax.jit(spread)(jax.device_put(tiny_params(), NamedSharding(mesh, P())), images, labels), alone[1])
+    mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P())
+    close(jax.jit(mapped)(*arrays), alone[1])
+
+
+def test_on_a_mesh_without_shard_map(alone, spread):
+    mesh, arrays = spread
+    with jax.set_mesh(mesh):
+        close(jax.jit(value_and_gradients)(*arrays)[1], alone[1])
 
 
 class Module(nnx.Module):

@@ -10,6 +10,7 @@ import numpy as np
 from sdecor import attribution, losses, masking, metrics, models
 from sdecor import objective as training
 from sdecor.data.augment import augment, center_crop, denormalise, normalise, to_float
+from sdecor.specification import saliency_decor
 
 N, SIDE, CLASSES = 4, 12, 5
 _RNG = np.random.default_rng(0)
@@ -70,6 +71,16 @@ def test_losses_and_their_gradients():
     strictly(losses.consistency, logits, LOGITS)
     for of in losses.PENALTY_OF:
         strictly(lambda x, of=of: losses.gradient_penalty(lambda x: (jax.vmap(fn)(x), ()), x, LABELS, of=of), images)
+
+
+def test_the_method_in_one_function():
+    def apply(params, images):
+        logits = jax.vmap(partial(network, params))(images)
+        return logits, logits
+
+    loss = partial(saliency_decor, apply, images=jnp.asarray(IMAGES, DTYPE), labels=LABELS, key=KEY)
+    for weight in (0.1, np.float32(0.1)):
+        strictly(jax.grad(lambda params, w=weight: loss(params, decorrelation=w, fraction=w)[0]), PARAMS)
 
 
 def test_masking_and_augmentation():
