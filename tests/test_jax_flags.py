@@ -79,7 +79,9 @@ def expected():
 
 
 @pytest.mark.parametrize(
-    "flags", [(), *((flag,) for flag in FLAGS), FLAGS], ids=lambda flags: "+".join(flags) or "none"
+    "flags",
+    [*(pytest.param(flags, marks=pytest.mark.full) for flags in [(), *((flag,) for flag in FLAGS)]), FLAGS],
+    ids=lambda flags: "+".join(flags) or "none",
 )
 def test_maps_are_those_of_the_network_written_out(expected, flags):
     with turned_on(flags):
