@@ -37,18 +37,17 @@ def main(path="maps.png", steps=500):
     loader = data.create_loader(scenes.source("train"), batch_size=64, seed=0)
     model = CNN(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
-    for batch in map(loader.batch, range(int(steps))):
+    for batch in map(loader.batch, range(steps)):
         step(model, optimizer, normalise(batch["image"]), batch["label"])
-    model.eval()
     val = data.load_in_memory(scenes.source("val"))
     images, objects = normalise(val.images[:100]), val.objects[:100] == 1
     explain_all = partial(explain, lambda image: model(image[None])[0], images, "predicted", key=jax.random.key(0))
-    layer = {"layer": model.block2}  # NNX modules name no scopes: a layer is the module itself
-    options = {"gradient": {}, "smoothgrad": {}, "integrated_gradients": {"steps": 32}, "grad_cam": layer}
+    layer = {"layer": model.block2}  # the module itself, since NNX modules name no scopes
+    options = {"gradient": {}, "smoothgrad": {}, "integrated_gradients": {}, "grad_cam": layer}
     maps = {method: reduce(explain_all(method=method, **options[method])) for method in options}
-    shares = {method: metrics.energy_inside(maps[method], objects) for method in maps}
-    shares["chance"] = metrics.area_share(objects)
-    print("saliency on the object:", ", ".join(f"{name} {np.nanmean(share):.3f}" for name, share in shares.items()))
+    for method in maps:
+        inside, chance = metrics.energy_inside(maps[method], objects), metrics.area_share(objects)
+        print(f"{method}: {np.nanmean(inside):.3f} of the saliency on the object, by chance {np.nanmean(chance):.3f}")
     _, axes = plt.subplots(1 + len(maps), 6, figsize=(9, 8), layout="constrained")
     for row, (title, pictures) in zip(axes, {"image": val.images, **maps}.items(), strict=True):
         for ax, picture in zip(row, pictures[:6], strict=True):

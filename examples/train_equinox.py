@@ -1,6 +1,6 @@
 """Train an Equinox network by SaliencyDecor.
 
-Run it for 400 steps: python examples/train_equinox.py 400
+Run it for 800 steps: python examples/train_equinox.py 800
 """
 
 import sys
@@ -39,7 +39,7 @@ def step(model, opt_state, images, labels, key):
     return eqx.apply_updates(model, updates), opt_state, terms
 
 
-def main(steps=400):
+def main(steps=800):
     scenes = data.create_dataset("digit_scenes")
     normalise = partial(data.normalise, mean=scenes.mean, std=scenes.std)
     loader = data.create_loader(scenes.source("train"), batch_size=64, seed=0)

@@ -80,8 +80,8 @@ def test_explaining_draws_and_scores(tmp_path, capsys):
     plt.close("all")
     shown = plt.imread(tmp_path / "maps.png")
     assert shown.ndim == 3 and shown.std() > 0.1
-    shares = [float(x) for x in re.findall(r"(0\.\d+)", capsys.readouterr().out)]
-    assert len(shares) == 5 and 0.1 < shares[-1] < 0.25  # four methods and chance
+    shares = [float(x) for x in re.findall(r"(0\.\d+)", capsys.readouterr().out)]  # four methods, each beside chance
+    assert len(shares) == 8 and len({*shares[::2]}) == 4 and all(0.1 < chance < 0.25 for chance in shares[1::2])
 
 
 def test_exported_maps_open_in_xarray_and_here(tmp_path):
