@@ -40,7 +40,8 @@ def saliency_decor(
     Args:
       apply: `(params, images) -> (logits [N, K], features)`, in train mode. Features are `[N, D]`, maps, or a tree of
         these, over which the decorrelation is averaged: usually what enters the last linear layer.
-      params: the parameters, or a model that `apply` calls.
+      params: the parameters, or a model that `apply` calls. It is called three times with the same ones: where a call
+        changes a model in place, as NNX's BatchNorm does, let `apply` call a copy of it (examples/train_nnx.py).
       images: `[N, H, W, C]`, float, in the model's normalised space.
       labels: class indices, int `[N]`.
       key: one typed key for the whole batch, new at each step, or `[N]` keys, one for each example.
