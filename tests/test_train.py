@@ -58,7 +58,7 @@ def test_run_writes_its_record(undisturbed):
     assert list((undisturbed / "tensorboard").glob("events.*"))
 
 
-@pytest.mark.parametrize(("arg", "warned"), [("", False), ("form=covariance", True), ("method=ce", False)])
+@pytest.mark.parametrize(("arg", "warned"), [("", True), ("form=density", False), ("method=ce", False)])
 def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
     config = default.get_config(arg)
     model = build.create_model(config, 10, (32, 32, 3))
