@@ -32,8 +32,9 @@ HYPER = {
 }
 
 
-def tiny_model(norm: str = "batch", axis_name: str | None = None, **options) -> nn.Module:
-    return SmallCNN(num_classes=CLASSES, widths=(6, 8), norm=norm, axis_name=axis_name, **options)
+def tiny_model(norm: str = "batch", axis_name: str | None = None, widths=(8,), **options) -> nn.Module:
+    """One convolution and norm, unless more widths are given: each costs every compiled step about a second."""
+    return SmallCNN(num_classes=CLASSES, widths=widths, norm=norm, axis_name=axis_name, **options)
 
 
 def tiny_state(model: nn.Module, *, tx=None, ema: bool = False, shape=SHAPE) -> TrainState:
@@ -44,8 +45,9 @@ def tiny_state(model: nn.Module, *, tx=None, ema: bool = False, shape=SHAPE) -> 
 def loud_state(model: nn.Module, *, tx=None) -> TrainState:
     """A tiny state whose features vary by about 1, so that every term of the loss counts."""
     state = tiny_state(model, tx=tx)
-    last = {**state.params["norm1"], "scale": 6.0 * state.params["norm1"]["scale"]}
-    return state.replace(params={**state.params, "norm1": last})
+    name = max(name for name in state.params if name.startswith("norm"))
+    last = {**state.params[name], "scale": 6.0 * state.params[name]["scale"]}
+    return state.replace(params={**state.params, name: last})
 
 
 def tiny_batch(n: int = N, seed: int = 0, shape=SHAPE) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ TINY = {
     "data.val_fraction": 0.25,
     "augment.flip": True,
     "augment.crop_padding": 1,
-    "model.widths": (4, 6),
+    "model.widths": (6,),
     "optim.warmup_epochs": 0.0,
     "train.batch_size": 8,
     "train.epochs": 4.0,

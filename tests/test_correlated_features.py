@@ -6,9 +6,14 @@ import numpy as np
 import oracles
 import pytest
 
-from studies import correlated_features, redundancy
-from studies.network import LAYERS, Recipe, cosines, densities, forward, initial, input_gradient, penalise, train
+from studies import correlated_features, network, redundancy
+from studies.network import LAYERS, Recipe, cosines, densities, initial, train
 from studies.patches import CLASSES, groups, parts
+
+# As one program each: operation by operation they take seconds to compile.
+forward = jax.jit(network.forward, static_argnames="relu")
+input_gradient = jax.jit(network.input_gradient, static_argnames="relu")
+penalise = jax.jit(network.penalise, static_argnums=0)
 
 RNG = np.random.default_rng(0)
 RATIOS = np.geomspace(0.25, 4, 8)
@@ -174,7 +179,12 @@ def test_penalties_are_their_definitions():
         np.testing.assert_allclose(penalise(penalty, features, labels), value, rtol=1e-4)
 
 
-def test_measures_of_a_network_are_finite_and_in_range():
+def test_measures_of_a_network_are_finite_and_in_range(monkeypatch):
+    compiled = {"forward": forward, "input_gradient": input_gradient}
+    for name in ("cosines", "densities", "gini", "energy_inside"):
+        compiled[name] = jax.jit(getattr(correlated_features, name))
+    for name, function in compiled.items():
+        monkeypatch.setattr(correlated_features, name, function)
     keys, images, labels = small(parts, count=32)
     recipe = Recipe(penalty="density", layer="after", consistency=True, steps=3)
     params = jax.tree.map(lambda x: x[0], train(recipe, keys, images, labels, 1.0, 1e-3))

@@ -139,7 +139,8 @@ def _prepare(data_dir, barrier):
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sdecor.data.digit_scenes"])  # once for both: to import it takes seconds
     barrier = context.Barrier(2)
     processes = [context.Process(target=_prepare, args=(tmp_path, barrier)) for _ in range(2)]
     for process in processes:

@@ -4,6 +4,7 @@ import json
 import os
 import types
 
+import command_lines
 import jax
 import numpy as np
 import pytest
@@ -28,11 +29,14 @@ def folders(tmp_path_factory):
     return root
 
 
-def run(*arguments, devices: int = 1):
+def environment(devices: int) -> dict[str, str]:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "MPLBACKEND": "Agg"}
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    process = runs.start([runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], env)
+    return env | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+
+
+def run(*arguments, devices: int = 1):
+    process = runs.start([runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], environment(devices))
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -79,13 +83,6 @@ def test_results_are_reused_and_do_not_depend_on_devices(folders):
             np.testing.assert_allclose(values, on_three[name], rtol=2e-3, atol=1e-4, err_msg=name)
 
 
-def test_missing_run_or_checkpoint_is_one_clear_line(folders, tmp_path):
-    status, output = run(f"--workdir={tmp_path}")
-    assert status == 1 and "holds no run" in output and "Traceback" not in output
-    status, output = run(f"--workdir={folders / 'ce'}", "--checkpoint=5")
-    assert status == 1 and "no checkpoint of step 5" in output and "Traceback" not in output
-
-
 @pytest.mark.full
 def test_other_settings_have_files_of_their_own_and_one_run_may_be_reported_elsewhere(folders, tmp_path):
     ce = f"--workdir={folders / 'ce'}"
@@ -106,18 +103,28 @@ def test_other_settings_have_files_of_their_own_and_one_run_may_be_reported_else
     assert "gradient/gini" not in json.loads((folders / "ce" / "evaluation.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--methods=integrated_gradients:steps=1.5", "integrated_gradients:steps=1.5 cannot be taken"),
-        ("--methods=occlusion:window=(4", "brackets of 'occlusion:window=(4' do not match"),
-        ("--methods=smothgrad", "did you mean 'smoothgrad'"),
-        ("--metrics=roc_auc", "neither object masks nor boxes"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_one_clear_line(folders, flag, message):
-    status, output = run(f"--workdir={folders / 'ce'}", flag)
-    assert status == 1 and message in output and "Traceback" not in output
+WRONG = {
+    "run": ("--workdir=nowhere", "holds no run"),
+    "checkpoint": ("--checkpoint=5", "no checkpoint of step 5"),
+    "options": ("--methods=integrated_gradients:steps=1.5", "integrated_gradients:steps=1.5 cannot be taken"),
+    "brackets": ("--methods=occlusion:window=(4", "brackets of 'occlusion:window=(4' do not match"),
+    "method": ("--methods=smothgrad", "did you mean 'smoothgrad'"),
+    "metric": ("--metrics=roc_auc", "neither object masks nor boxes"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(folders):
+    """Status and output of each command line."""
+    whose = lambda flag: [] if flag.startswith("--workdir") else [f"--workdir={folders / 'ce'}"]  # noqa: E731
+    lists = [[*whose(flag), flag, "--images=3"] for flag, _ in WRONG.values()]
+    return dict(zip(WRONG, command_lines.answers("evaluate", lists, environment(1)), strict=True))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_evaluated_is_one_clear_line(refused, wrong):
+    status, output = refused[wrong]
+    assert status == 1 and WRONG[wrong][1] in output and "Traceback" not in output
 
 
 def evaluated(**changes):

@@ -60,7 +60,10 @@ def assert_same(found: Results, expected: Results):
         np.testing.assert_allclose(found.moments[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("batch_size", "chunk_size"), [(8, None), (16, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "chunk_size"),
+    [(3, 2), *(pytest.param(*sizes, marks=pytest.mark.full) for sizes in ((8, None), (16, 1)))],
+)
 def test_independent_of_the_batch_and_of_chunks(predicted, reference, batch_size, chunk_size):
     other = subject(batch_size=batch_size, chunk_size=chunk_size)
     assert_same(predict(other), predicted)
@@ -86,7 +89,7 @@ def test_one_device_measures_as_eight(predicted, reference):
 
 def test_numbers_are_those_of_the_measures(predicted, reference):
     images, variables = evaluated.images(), evaluated.variables()
-    logits, features = evaluated.apply_fixed(variables, images)
+    logits, features = jax.device_get(jax.jit(evaluated.apply_fixed)(variables, images))
     prediction = np.argmax(logits, -1)
     np.testing.assert_array_equal(predicted.examples["prediction"], prediction)
     np.testing.assert_array_equal(predicted.examples["target"], prediction)
@@ -95,7 +98,7 @@ def test_numbers_are_those_of_the_measures(predicted, reference):
     spread = metrics.feature_diagnostics(predicted.moments)["mean_std"]
     assert spread == pytest.approx(float(np.std(features, axis=0, ddof=1).mean()), rel=1e-4)
     picked = lambda x: jnp.take_along_axis(evaluated.apply_fixed(variables, x)[0], prediction[:, None], 1)  # noqa: E731
-    gradient = jax.grad(lambda x: picked(x).sum())(images)
+    gradient = jax.device_get(jax.jit(jax.grad(lambda x: picked(x).sum()))(images))
     maps, codes = np.abs(gradient).sum(-1), OBJECTS[:, 1:-1, 1:-1]
     inside = metrics.energy_inside(maps, codes == 1, ignore=codes == IGNORE)
     np.testing.assert_allclose(reference.examples["energy_inside"], inside, rtol=1e-4)
@@ -130,7 +133,8 @@ def test_pictures_are_the_attributions_of_the_first_chosen(predicted):
     np.testing.assert_array_equal(found.examples["index"], index)
     images = jnp.asarray(evaluated.images()[index])
     fn = lambda image: evaluated.apply_fixed(evaluated.variables(), image[None])[0][0]  # noqa: E731
-    slope = jax.vmap(lambda x, y: jax.grad(lambda z: fn(z)[y])(x))(images, predicted.examples["target"][index])
+    slopes = jax.jit(jax.vmap(lambda x, y: jax.grad(lambda z: fn(z)[y])(x)))
+    slope = slopes(images, predicted.examples["target"][index])
     np.testing.assert_allclose(found.examples["attributions"], images * slope, rtol=1e-3, atol=1e-5)
 
 

@@ -134,7 +134,7 @@ def test_recording_leaves_derivatives_as_they_are(images, variables):
     assert_close(gradient(True), gradient(False), 1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.full), 8])
 @pytest.mark.parametrize("mode", MODES)
 def test_devices_agree_with_one(mode, devices, images, variables):
     def image_gradients(module, images):
@@ -154,7 +154,7 @@ def test_devices_agree_with_one(mode, devices, images, variables):
     assert_close(mapped.reshape(images.shape), expected)
 
 
-@pytest.mark.parametrize("axis_name", [None, "batch"])
+@pytest.mark.parametrize("axis_name", [None, pytest.param("batch", marks=pytest.mark.full)])
 def test_with_a_record_no_forward_is_repeated(axis_name):
     model = create_model("cnn", num_classes=10, widths=(8, 16), axis_name=axis_name)
     images = jnp.ones((16, 16, 16, 3))

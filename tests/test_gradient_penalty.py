@@ -63,7 +63,8 @@ def test_linear_softmax_has_the_closed_form(of, smoothing):
         return jnp.mean(found[0]), found
 
     with jax.enable_x64(True):
-        found, (values, logits) = jax.grad(penalty, has_aux=True)((jnp.asarray(kernel), jnp.asarray(bias)))
+        differentiate = jax.jit(jax.grad(penalty, has_aux=True))
+        found, (values, logits) = differentiate((jnp.asarray(kernel), jnp.asarray(bias)))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     np.testing.assert_allclose(logits, images.reshape(N, -1) @ kernel + bias, rtol=1e-12)
     for gradient, right in zip(found, expected_gradients, strict=True):
@@ -78,7 +79,9 @@ def test_unknown_quantity_lists_the_known_ones():
 
 def test_bfloat16_penalty_is_float32():
     kernel, bias, images, labels = linear_problem()
-    values, _ = losses.gradient_penalty(linear(*map(jnp.bfloat16, (kernel, bias))), jnp.bfloat16(images), labels)
+    parameters = tuple(np.asarray(x).astype(jnp.bfloat16) for x in (kernel, bias))
+    find = jax.jit(lambda parameters, images: losses.gradient_penalty(linear(*parameters), images, labels)[0])
+    values = find(parameters, images.astype(jnp.bfloat16))
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, closed_form(kernel, bias, images, labels, "cross_entropy", 0.0)[0], rtol=0.1)
 
@@ -172,8 +175,13 @@ def test_penalty_is_independent_of_the_batch_size():
     """The same images twice over are the same loss and gradient, where nothing couples them."""
     state, batch = networks.tiny_state(networks.tiny_model("layer")), networks.tiny_batch(8)
     double = {name: np.concatenate([values, values]) for name, values in batch.items()}
-    find = jax.jit(functools.partial(networks.gradients, objective=GRADPEN, gradient_penalty_weight=1.0))
-    once, twice = find(state, batch), find(state, double)
+
+    @jax.jit
+    def find(state, batch, double):
+        run = functools.partial(networks.gradients, state, objective=GRADPEN, gradient_penalty_weight=1.0)
+        return run(batch), run(double)
+
+    once, twice = find(state, batch, double)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), once[0], twice[0])
     np.testing.assert_allclose(once[2]["gradient_penalty"], twice[2]["gradient_penalty"], rtol=1e-5)
 
@@ -191,7 +199,13 @@ def test_mask_is_the_same_beside_a_penalty():
     np.testing.assert_allclose(beside, plain, rtol=0, atol=1e-6 * float(np.abs(plain).max()))
 
 
-@pytest.mark.parametrize("name", [name for name in models.MODELS if not name.startswith(("resnet34", "vit_s"))])
+FAMILIES = [name for name in models.MODELS if not name.startswith(("resnet34", "vit_s"))]
+LARGE = [pytest.mark.full]
+
+
+@pytest.mark.parametrize(  # deeper ones of the same layers are for the full suite
+    "name", [pytest.param(name, marks=LARGE if name in ("resnet50", "wide_resnet28_10") else []) for name in FAMILIES]
+)
 def test_every_family_of_models_is_differentiated_twice(name):
     size = 28 if name == "mnist_net" else 32
     model = models.create_model(name, num_classes=CLASSES)

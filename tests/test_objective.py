@@ -211,13 +211,18 @@ def test_rectified_layers_are_those_behind_a_relu():
         settings = {"labels": labels, "values": values, "objective": objective, "axis_name": None}
         return loss_fn((logits, features), None, None, **settings)
 
-    (_, terms), gradients = jax.value_and_grad(lambda f: loss(f, rectify=True), has_aux=True)(maps)
+    @jax.jit
+    def find(maps, rectified):
+        (_, terms), gradients = jax.value_and_grad(lambda f: loss(f, rectify=True), has_aux=True)(maps)
+        return terms, gradients, loss(rectified)[1]
+
     rectified = {name: np.maximum(x, 0) for name, x in maps.items()}
+    terms, gradients, of_rectified = find(maps, rectified)
     samples = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in rectified.values()]
     expected = [np.mean(x.mean(0) ** 2 / (x**2).mean(0)) for x in samples]
     np.testing.assert_allclose(terms["decorrelation"], np.mean(expected), rtol=1e-5)
     assert "decorrelation_floor" not in terms
-    for name, value in loss(rectified)[1].items():
+    for name, value in of_rectified.items():
         np.testing.assert_allclose(terms[name], value, rtol=1e-6, err_msg=name)
     for name, gradient in gradients.items():
         np.testing.assert_array_equal(gradient[maps[name] < 0], 0.0)
@@ -283,7 +288,7 @@ def test_only_the_clean_forward_updates_running_statistics(forwards, forward):
     found, _, logits, clean_stats = forwards
     _, batch_stats, terms, masked_logits, masked_stats = found[forward]
     leaves_close(batch_stats, clean_stats, rtol=1e-6)
-    assert np.abs(masked_stats["norm1"]["var"] - clean_stats["norm1"]["var"]).max() > 1e-4
+    assert np.abs(masked_stats["norm0"]["var"] - clean_stats["norm0"]["var"]).max() > 1e-4
     p, q = oracles.softmax(np.float64(logits)), oracles.softmax(np.float64(masked_logits))
     np.testing.assert_allclose(terms["consistency"], (p * np.log(p / q)).sum(axis=1).mean(), rtol=1e-4)
 
@@ -310,17 +315,17 @@ def test_gradients_are_those_of_the_loss():
         log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(masked_logits)
         ce = -jnp.mean(log_p[jnp.arange(len(logits)), batch["label"]])
         kl = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
-        return ce + kl + written_out(features, "pool")[0], (kl, features)
+        return ce + 5.0 * kl + written_out(features, "pool")[0], (kl, features)
 
     @jax.jit
     def find(state, batch):
         (grads, _, terms), seen = networks.recorded(networks.gradients)(
-            state, batch, objective=Objective(), decor_weight=1.0
+            state, batch, objective=Objective(), consist_weight=5.0, decor_weight=1.0
         )
         return terms, grads, jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, seen["masked"])
 
     terms, grads, ((value, (kl, features)), expected) = jax.device_get(find(state, batch))
-    assert kl > 0.02 and covariance_term(features) > 0.1
+    assert kl > 0.01 and covariance_term(features) > 0.1
     np.testing.assert_allclose(terms["loss"], value, rtol=1e-5)
     leaves_close(grads, expected, rtol=1e-4)
 

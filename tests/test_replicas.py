@@ -68,9 +68,7 @@ def alone(index: int):
     return first_steps(1, index)
 
 
-@pytest.mark.parametrize(
-    "devices", [1, 8, pytest.param(2, marks=pytest.mark.full), pytest.param(4, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("devices", [8, *(pytest.param(devices, marks=pytest.mark.full) for devices in (1, 2, 4))])
 def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
     state, terms = first_steps(devices, [0, 1, 2])
     for index, own in enumerate(stacked.unstack_state(state)):

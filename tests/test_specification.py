@@ -103,9 +103,7 @@ def found():
     @jax.jit
     def find(states):
         objectives = [(norm, forward, Objective(forward=forward, **options)) for norm, forward, options in CASES]
-        return [
-            (by_specification(states[norm], *case), by_training(states[norm], *case)) for norm, *case in objectives
-        ]
+        return [(by_specification(states[norm], *case), by_training(states[norm], *case)) for norm, *case in objectives]
 
     return jax.device_get(find(states))
 
@@ -142,17 +140,22 @@ def tiny_params(width=12 * 12 * 3):
 
 def test_terms_are_those_written_out_in_float64():
     params = tiny_params()
-    seen = {}
 
-    def watch(params, images):
-        seen.setdefault("images", []).append(np.asarray(images, np.float64))
-        return linear(params, images)
+    @jax.jit
+    def find(params):
+        seen = []
 
-    loss, terms = sdecor.saliency_decor(
-        linear, params, IMAGES, LABELS, key=KEY, masked_apply=watch, consistency=2.0, decorrelation=3.0, fraction=0.25
-    )
+        def watch(params, images):
+            seen.append(images)
+            return linear(params, images)
+
+        weights = {"consistency": 2.0, "decorrelation": 3.0, "fraction": 0.25}
+        found = sdecor.saliency_decor(linear, params, IMAGES, LABELS, key=KEY, masked_apply=watch, **weights)
+        return found, seen
+
+    (loss, terms), seen = jax.device_get(find(params))
     hidden, head = (np.asarray(params[name], np.float64) for name in ("hidden", "head"))
-    images, (masked,) = np.asarray(IMAGES, np.float64), seen["images"]
+    images, (masked,) = np.asarray(IMAGES, np.float64), np.asarray(seen, np.float64)
     features = np.tanh(images.reshape(len(images), -1) @ hidden)
     p, q = (oracles.softmax(np.tanh(x.reshape(len(x), -1) @ hidden) @ head) for x in (images, masked))
     ce = -np.log(p[np.arange(len(p)), LABELS]).mean()
@@ -182,7 +185,7 @@ def alone():
     return jax.device_get(jax.jit(value_and_gradients)(tiny_params(), IMAGES, LABELS))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("devices", [8, *(pytest.param(devices, marks=pytest.mark.full) for devices in (1, 2, 4))])
 def test_the_global_batch_on_any_devices(alone, devices):
     """One key is enough: an example's draws belong to its position in the whole batch."""
     step = jax.pmap(
@@ -268,7 +271,7 @@ def test_a_tree_of_features_is_averaged_and_dropout_may_differ():
             masked_apply=partial(apply, masked_seed),
         )[1]  # fmt: skip
 
-    same, other = terms(0.0, 1), terms(0.0, 2)
+    same, other = jax.jit(lambda: (terms(0.0, 1), terms(0.0, 2)))()
     assert float(same["consistency"]) == pytest.approx(0.0, abs=1e-7) and float(other["consistency"]) > 1e-3
     _, features = apply(1, variables, IMAGES)
     expected = [oracles.decorrelation(np.asarray(h, np.float64).reshape(16, -1, 5).mean(1), "density")

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import runs as trained
 import sweeps
 
 from sdecor.sweep import __main__ as command_line
@@ -238,6 +239,8 @@ def test_time_left_is_that_of_finished_runs(tmp_path):
 
 
 def test_every_cell_is_checked_before_the_first_run(tmp_path):
+    """Of a folder of images: to import the data sets of TFDS takes seconds."""
+    images = {"data.name": "folder", "data.path": str(trained.draw_images(tmp_path / "images"))}
     cells = [
         ("good", {"method": "ce", "data.limit": 64, "train.batch_size": 8}),
         ("field", {"method": "ce", "optim.learning_rate": 0.1}),
@@ -246,10 +249,15 @@ def test_every_cell_is_checked_before_the_first_run(tmp_path):
         ("layer", {"method": "decor", "decorrelation.layers": ("stage9",)}),
     ]
     sweep = plan.make(
-        {"cells": cells, "evaluate": {"methods": ["smothgrad"]}, "tests": [("good", "gradient/ginni", "field")]}
+        {
+            "base": {"overrides": images},
+            "cells": cells,
+            "evaluate": {"methods": ["smothgrad"]},
+            "tests": [("good", "gradient/ginni", "field")],
+        }
     )
     with pytest.raises(ValueError) as error:
-        check.check(sweep, sweep.runs(), tmp_path, os.environ)
+        check.check(sweep, sweep.runs(), tmp_path / "runs", os.environ)
     lines = str(error.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == [
         "cell 'field'", "cell 'value'", "cell 'word'", "cell 'layer'", "evaluate"

@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import sys
 import time
 
+import command_lines
 import jax
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_run_writes_its_record(undisturbed):
     assert list((undisturbed / "tensorboard").glob("events.*"))
 
 
-@pytest.mark.parametrize(("arg", "warned"), [("", False), ("form=covariance", True), ("method=ce", False)])
+@pytest.mark.parametrize(("arg", "warned"), [("", True), ("form=density", False), ("method=ce", False)])
 def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
     config = default.get_config(arg)
     model = build.create_model(config, 10, (32, 32, 3))
@@ -93,7 +93,9 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
 
 
-@pytest.mark.parametrize("step", [1, 6, 12])  # the first, one with a validation due, the last
+@pytest.mark.parametrize(  # the first, one with a validation due, the last
+    "step", [pytest.param(1, marks=pytest.mark.full), 6, pytest.param(12, marks=pytest.mark.full)]
+)
 def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
@@ -212,24 +214,32 @@ def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
     assert workdir.read(tmp_path)["config"]["optim"]["lr"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (["--config=configs/default.py", "--config.optim.lrr=1"], 'Did you mean "lr"'),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
-        (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
-        (["--config=configs/default.py", "--processes=2"], "--coordinator"),
-        ([], "--config is missing"),
-        (["workdir"], "--name=value"),
-    ],
-)
-def test_wrong_command_line_ends_with_one_clear_line(tmp_path, arguments, hint):
-    process = runs.start([sys.executable, "train.py", f"--workdir={tmp_path}/run", *arguments])
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode not in (0, None)
-    assert hint in output and "Traceback" not in output and output.count("\n") <= 4
-    assert not (tmp_path / "run").exists()
+WRONG = {
+    "field": (["--config=configs/default.py", "--config.optim.lrr=1"], 'Did you mean "lr"'),
+    "file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "method": (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
+    "value": (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
+    "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
+    "none": ([], "--config is missing"),
+    "word": (["workdir"], "--name=value"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """The folder named, and status and output of each wrong command line."""
+    folder = tmp_path_factory.mktemp("wrong") / "run"
+    found = command_lines.answers("train", [[f"--workdir={folder}", *arguments] for arguments, _ in WRONG.values()])
+    return folder, dict(zip(WRONG, found, strict=True))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_command_line_ends_with_one_clear_line(refused, wrong):
+    folder, found = refused
+    status, output = found[wrong]
+    assert status != 0
+    assert WRONG[wrong][1] in output and "Traceback" not in output and output.count("\n") <= 4
+    assert not folder.exists()
 
 
 @pytest.mark.full

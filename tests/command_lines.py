@@ -1,0 +1,49 @@
+"""Runs train.py or evaluate.py with several command lines, each in a fork of one process that has imported it.
+
+python tests/command_lines.py train|evaluate < JSON list of arguments > JSON list of [status, output]
+
+To import a command takes a second or more, to refuse a command line next to nothing.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import runs
+
+
+def answers(program: str, lists: list[list[str]], env: dict[str, str] | None = None) -> list[tuple[int, str]]:
+    """Return the exit status and the output (with errors) of each command line."""
+    environment = os.environ | (env or {}) | {"PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tests'}"}
+    command = [sys.executable, __file__, program]
+    options = {"cwd": runs.ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    process = subprocess.run(command, input=json.dumps(lists), **options)
+    assert process.returncode == 0, process.stderr
+    return [tuple(each) for each in json.loads(process.stdout)]
+
+
+def main(program: str) -> None:
+    lists = json.load(sys.stdin)
+    command = importlib.import_module(program)
+    if hasattr(command, "define_flags"):
+        command.define_flags()
+    found = []
+    for arguments in lists:
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()  # before JAX has started any thread
+            if child == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                sys.argv = [f"{program}.py", *arguments]
+                return command.cli.run(command.main)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            output.seek(0)
+            found.append((status, output.read()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
