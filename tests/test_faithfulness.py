@@ -338,7 +338,11 @@ CHUNK_SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+# In the full suite alone: they go through the same loops as others.
+FULL = ("deletion_vs_random", "selectivity", "irof", "average_increase", "infidelity_noise")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name in FULL else ()) for name in ALL])
 def test_values_belong_to_the_example(name):
     """The same beside other images and with any number of evaluations in flight; NaN where a map says nothing."""
     maps = np.round(MAPS, 1)

@@ -1,5 +1,6 @@
 """Every measure against a plain float64 computation, its invariances, and where it has no answer."""
 
+import functools
 import pathlib
 
 import jax
@@ -182,24 +183,32 @@ class TestFaithfulness:
             expected.append(1 / (1 + np.exp(-totals[taken])))
         return np.array(expected)
 
-    @pytest.mark.parametrize("steps", [1, 4, 16, H * W])
+    # Steps of 4 and of one pixel are also in test_faithfulness.py.
+    @pytest.mark.parametrize("steps", [1, 16, *(pytest.param(s, marks=pytest.mark.full) for s in (4, H * W))])
     def test_curves_in_closed_form(self, steps):
+        options = {"key": self.key, "steps": steps}
+
+        @jax.jit
+        def values(images, maps, targets):
+            batch = (evidence, images, maps, targets)
+            deleted = metrics.deletion_curve(*batch, **options)
+            inserted = metrics.insertion_curve(*batch, baseline="zero", **options)
+            return deleted, inserted, metrics.insertion(*batch, baseline="zero", **options)
+
         zeros = np.zeros_like(self.images)
-        deleted = metrics.deletion_curve(evidence, self.images, self.maps, self.targets, key=self.key, steps=steps)
+        deleted, inserted, area = values(self.images, self.maps, self.targets)
         np.testing.assert_allclose(deleted, self.closed_form(zeros, self.images, steps), rtol=2e-5)
-        inserted = metrics.insertion_curve(
-            evidence, self.images, self.maps, self.targets, key=self.key, steps=steps, baseline="zero"
-        )
         np.testing.assert_allclose(inserted, self.closed_form(self.images, zeros, steps), rtol=2e-5)
-        area = metrics.insertion(
-            evidence, self.images, self.maps, self.targets, key=self.key, steps=steps, baseline="zero"
-        )
         np.testing.assert_allclose(area, np.trapezoid(inserted, dx=1 / steps, axis=1), rtol=1e-5)
 
     def test_the_ends_are_the_image_and_the_baseline(self):
-        for how in metrics.BASELINES:
-            base = metrics.baseline_images(self.images, how, key=self.key)
-            curve = metrics.deletion_curve(evidence, self.images, self.maps, self.targets, key=self.key, baseline=how)
+        @jax.jit
+        def values(images):
+            of = functools.partial(metrics.deletion_curve, evidence, images, self.maps, self.targets, key=self.key)
+            baseline_of = functools.partial(metrics.baseline_images, images, key=self.key)
+            return {how: (baseline_of(how), of(baseline=how)) for how in metrics.BASELINES}
+
+        for base, curve in values(self.images).values():
             ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
             np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
             np.testing.assert_allclose(curve[:, -1], ends[1], rtol=2e-4)  # of 1e-30: a rounded sum of −70
@@ -227,10 +236,8 @@ class TestFaithfulness:
     def test_the_true_map_beats_random_and_its_opposite(self):
         true = jnp.asarray(self.images.sum(-1))
         options = {"key": self.key, "steps": H * W}
-        areas = [
-            metrics.insertion(evidence, self.images, m, self.targets, baseline="zero", **options)
-            for m in (true, jnp.ones_like(true), -true)
-        ]
+        area = jax.jit(lambda m: metrics.insertion(evidence, self.images, m, self.targets, baseline="zero", **options))
+        areas = [area(m) for m in (true, jnp.ones_like(true), -true)]
         assert (areas[0] > areas[1]).all() and (areas[1] > areas[2]).all()
         assert (metrics.deletion(evidence, self.images, true, self.targets, **options) < areas[1]).all()
 
