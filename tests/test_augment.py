@@ -42,7 +42,10 @@ def test_one_key_stands_for_a_key_an_example(key, images):
     np.testing.assert_array_equal(run(key, images, **ALL["crop"]), run(expected, images, **ALL["crop"]))
 
 
-@pytest.mark.parametrize("options", ALL.values(), ids=ALL)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(ALL[name], id=name, marks=pytest.mark.full if name == "resized_down" else ()) for name in ALL],
+)
 def test_an_example_does_not_depend_on_its_batch(keys, images, options):
     whole = run(keys, images, **options)
     assert not np.array_equal(whole, images[:, : whole.shape[1], : whole.shape[2]])

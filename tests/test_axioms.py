@@ -17,7 +17,7 @@ N, SHAPE, CLASSES = 8, (8, 8, 3), 4
 FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # of the options that a method has
 # Methods that have rules for single operations, and so depend on how the function is written.
 OF_THE_PROGRAM = {"guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
-SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices
+SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices, the first in the quick suite
 close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
 # One of each family is in the quick suite; the others, and what needs a compilation more for each, are in the full one.
 QUICK = (
@@ -129,7 +129,9 @@ def test_maps_are_finite_and_not_trivial(method):
 
 
 @every_method
-@pytest.mark.parametrize("image", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "image", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.full), jnp.float32, jnp.float64]
+)
 def test_maps_are_at_least_float32(method, image):
     """Of float64 images they are float64; of others float32, also where float64 is switched on."""
     with jax.enable_x64(True):
@@ -236,7 +238,8 @@ def test_chunk_size_does_not_change_the_result(method):
 
 @pytest.mark.parametrize(
     ("method", "devices"),
-    [(m, d) for m in SPREAD for d in (1, 2, 4, 8)]
+    [(m, d) for m in SPREAD for d in (1, 2, 4, 8) if m == "gradient" or d in (1, 8)]
+    + [pytest.param(m, d, marks=pytest.mark.full) for m in SPREAD if m != "gradient" for d in (2, 4)]
     + [pytest.param(m, 8, marks=pytest.mark.full) for m in METHODS if m not in SPREAD],
 )
 def test_neither_the_number_of_devices_nor_the_batch_size_changes_the_result(method, devices):

@@ -239,11 +239,14 @@ def test_a_layer_can_be_given_as_an_nnx_module(key):
             lambda z: nnx.relu(z).mean((1, 2))[0],
         ),
     }
+    maps = {}
     for name, pair in pairs.items():
-        run = jax.jit(partial(explain, fn, method="layer_cam", layer=getattr(model, name)))
-        close(run(images, 1), explain(fn, images, 1, method="layer_cam", layer=pair))
+        layers = getattr(model, name), pair
+        runs = jax.jit(lambda x, layers=layers: [explain(fn, x, 1, method="layer_cam", layer=each) for each in layers])
+        maps[name], expected = runs(images)
+        close(maps[name], expected)
     assert vars(nnx.Conv)["__call__"] is kept
-    assert not np.allclose(run(images, 1), explain(fn, images, 1, method="layer_cam", layer=model.first))
+    assert not np.allclose(maps["second"], maps["first"])
     with ThreadPoolExecutor(4) as threads:
         layers = [model.first, model.second] * 4
         found = list(threads.map(lambda layer: grad_cam(fn, images[0], 1, layer=layer), layers))

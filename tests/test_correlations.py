@@ -165,19 +165,26 @@ class TestInfidelity:
         """An image of ones, of which a network that adds up sees the squares' sizes: 9 pixels of 3 channels each."""
         seen = lambda image: jnp.stack([image.sum(), 0.0])  # noqa: E731
         ones, zeros = np.ones_like(IMAGES), np.zeros(N, int)
-        found = infidelity(seen, ones, 2 * ones, zeros, key=KEYS, patch=3, samples=5)
+        few = jax.jit(lambda phi: infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=5))
+        found = few(2 * ones)
         np.testing.assert_allclose(found, 27.0**2, rtol=1e-5)
         # Squares meet a pixel in the middle more often than the corner: the mean error tells how often.
+        many = jax.jit(lambda phi: infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=400))
         for place, share in (((0, 0), 1 / 20), ((2, 3), 9 / 20)):
             phi = ones.copy()
             phi[:, *place] += 1  # 3 too much wherever a square covers the pixel
-            found = infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=400)
+            found = many(phi)
             assert abs(float(found.mean()) / 9 - share) < 0.04
 
     @pytest.mark.parametrize("perturbation", ["squares", "grid", "noise"])
     def test_the_slopes_of_a_linear_network_predict_everything(self, perturbation):
         slopes = np.broadcast_to(SLOPES, IMAGES.shape)
-        error = functools.partial(on_linear, infidelity, samples=6, perturbation=perturbation, baseline="mean")
+        options = {"key": KEYS, "samples": 6, "perturbation": perturbation, "baseline": "mean"}
+
+        @functools.partial(jax.jit, static_argnames="scaling")
+        def error(phi, scaling="none"):
+            return infidelity(linear, IMAGES, phi, np.zeros(N, int), scaling=scaling, **options)
+
         np.testing.assert_allclose(error(slopes), 0, atol=1e-8)
         np.testing.assert_allclose(error(-3 * slopes, scaling="optimal"), 0, atol=1e-8)
         assert (error(2 * slopes) > 1e-3).all()

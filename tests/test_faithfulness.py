@@ -18,6 +18,8 @@ from sdecor.metrics.sufficiency import sufficiency as eager_sufficiency
 
 RNG = np.random.default_rng(0)
 sufficiency = jax.jit(eager_sufficiency, static_argnames=("threshold", "chunk_size"))
+ranked = jax.jit(ranks.ranks, static_argnames="order")
+baseline_images = jax.jit(replacement.baseline_images, static_argnames=("baseline", "blur_sigma"))
 N, H, W = tiny.N, tiny.H, tiny.W
 IMAGES, MAPS, TARGETS, KEYS = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEYS
 KEY = jax.random.key(4)
@@ -64,7 +66,7 @@ class TestInsertionAndDeletion:
         np.testing.assert_allclose(replacement.area_under(inserted), area, rtol=1e-5)
 
     def test_the_ends_are_the_image_and_the_baseline(self):
-        base = replacement.baseline_images(self.images, "uniform", key=KEYS)
+        base = baseline_images(self.images, "uniform", key=KEYS)
         curve = self.run(faithfulness.deletion_curve, self.maps, baseline="uniform", steps=2)
         ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
         np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
@@ -103,14 +105,14 @@ class TestBaselines:
     images = TestInsertionAndDeletion.images
 
     def test_against_numpy(self):
-        blurred = replacement.baseline_images(self.images, "blur", blur_sigma=2.0)
+        blurred = baseline_images(self.images, "blur", blur_sigma=2.0)
         i, j = np.arange(H), np.arange(W)
         rows, columns = np.exp(-((i[:, None] - i) ** 2) / 8.0), np.exp(-((j[:, None] - j) ** 2) / 8.0)
         rows, columns = rows / rows.sum(1, keepdims=True), columns / columns.sum(1, keepdims=True)
         expected = np.einsum("ij,njkc,lk->nilc", rows, self.images, columns)
         np.testing.assert_allclose(blurred, expected, rtol=1e-4, atol=1e-6)
         for how, reduce in (("mean", np.mean), ("black", np.min), ("white", np.max)):
-            filled = replacement.baseline_images(self.images, how)
+            filled = baseline_images(self.images, how)
             expected = np.broadcast_to(reduce(self.images, axis=(1, 2), keepdims=True), self.images.shape)
             np.testing.assert_allclose(filled, expected, rtol=1e-5, atol=1e-7)
         flat = jnp.full((1, H, W, 3), 2.5)
@@ -120,11 +122,11 @@ class TestBaselines:
 
     def test_uniform_noise_fills_the_range_of_each_channel_and_belongs_to_the_example(self):
         keys = jax.random.split(KEY, 5)
-        filled = replacement.baseline_images(self.images, "uniform", key=keys)
+        filled = np.asarray(baseline_images(self.images, "uniform", key=keys))
         low, high = self.images.min((1, 2), keepdims=True), self.images.max((1, 2), keepdims=True)
         share = (filled - low) / (high - low)
         assert share.min() >= 0 and share.max() <= 1 and abs(float(share.mean()) - 0.5) < 0.05
-        alone = replacement.baseline_images(self.images[3:4], "uniform", key=keys[3:4])
+        alone = baseline_images(self.images[3:4], "uniform", key=keys[3:4])
         np.testing.assert_array_equal(alone, filled[3:4])
 
     def test_errors(self):
@@ -140,23 +142,23 @@ class TestRanks:
     def test_against_numpy(self):
         values = RNG.normal(size=(4, 9, 11)).astype(np.float32)
         values[0, 0, :2] = np.inf, -np.inf
-        found = np.asarray(ranks.ranks(jnp.asarray(values), KEY)).reshape(4, -1)
+        found = np.asarray(ranked(values, KEY)).reshape(4, -1)
         np.testing.assert_array_equal(np.argsort(found), np.argsort(-values.reshape(4, -1), axis=1))
 
     @pytest.mark.parametrize("shape", [(2, 300, 301), (3, 1, 1), (3, 2)])
     def test_sizes(self, shape):
         """More than 2¹⁶ values take another way."""
-        values = jnp.asarray(RNG.integers(0, 50, shape), jnp.float32)
-        found = ranks.ranks(values, KEY, order="lerf").reshape(shape[0], -1)
-        ordered = np.take_along_axis(np.asarray(values).reshape(shape[0], -1), np.argsort(found, axis=1), 1)
+        values = RNG.integers(0, 50, shape).astype(np.float32)
+        found = np.asarray(ranked(values, KEY, order="lerf")).reshape(shape[0], -1)
+        ordered = np.take_along_axis(values.reshape(shape[0], -1), np.argsort(found, axis=1), 1)
         assert (np.diff(ordered, axis=1) >= 0).all()
         np.testing.assert_array_equal(np.sort(found), np.arange(found.shape[1])[None].repeat(shape[0], 0))
 
     @pytest.mark.parametrize("order", ranks.ORDERS)
     def test_equal_values_are_ordered_at_random_and_not_from_the_top_left(self, order):
-        flat = jnp.where(jnp.arange(16) % 2, 0.0, -0.0).reshape(1, 4, 4).repeat(400, 0)
-        found = ranks.ranks(flat, KEY, order=order)
-        np.testing.assert_array_equal(jnp.sort(found.reshape(400, -1)), np.arange(16)[None].repeat(400, 0))
+        flat = np.where(np.arange(16) % 2, np.float32(0.0), np.float32(-0.0)).reshape(1, 4, 4).repeat(400, 0)
+        found = np.asarray(ranked(flat, KEY, order=order))
+        np.testing.assert_array_equal(np.sort(found.reshape(400, -1)), np.arange(16)[None].repeat(400, 0))
         means = found.mean(0)  # of 400 draws of standard deviation 4.6
         assert abs(means - 7.5).max() < 1.0
         assert np.corrcoef(found.reshape(400, -1).T)[0, 1:].max() < 0.2
@@ -214,7 +216,7 @@ class TestPixels:
 
     @pytest.mark.parametrize("baseline", ["zero", "mean"])
     def test_average_drop_and_increase(self, baseline):
-        base = np.asarray(replacement.baseline_images(IMAGES, baseline))
+        base = np.asarray(baseline_images(IMAGES, baseline))
         weight = MAPS - MAPS.min((1, 2), keepdims=True)
         weight = (weight / weight.max((1, 2), keepdims=True))[..., None]
         whole = np.array([tiny.probability(x, t) for x, t in zip(IMAGES, TARGETS, strict=True)])
@@ -242,7 +244,7 @@ class TestRegions:
     @pytest.mark.parametrize("order", ["morf", "lerf"])
     def test_region_perturbation(self, order):
         grid = np.broadcast_to(regions.grid_segments(H, W, 3), MAPS.shape)
-        base = np.asarray(replacement.baseline_images(IMAGES, "uniform", key=KEYS))
+        base = np.asarray(baseline_images(IMAGES, "uniform", key=KEYS))
         expected = np.array(self.brute_force(base, grid, np.mean, 1 if order == "morf" else -1))[:, :5]
         aopc = run(regions.region_perturbation, patch=3, regions=4, order=order)
         np.testing.assert_allclose(aopc, (expected[:, :1] - expected).sum(1) / 5, atol=2e-6)
@@ -336,7 +338,11 @@ CHUNK_SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+# In the full suite alone: they go through the same loops as others.
+FULL = ("deletion_vs_random", "selectivity", "irof", "average_increase", "infidelity_noise")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name in FULL else ()) for name in ALL])
 def test_values_belong_to_the_example(name):
     """The same beside other images and with any number of evaluations in flight; NaN where a map says nothing."""
     maps = np.round(MAPS, 1)

@@ -164,7 +164,10 @@ def measured(name: str, word: str = "input_x_gradient") -> dict[str, np.ndarray]
 
 
 # In the full suite alone: their arguments are those of others, and they take seconds to compile.
-FULL = ("continuity", "efficient_mprt", "irof", "monotonicity_correlation", "non_sensitivity", "pixel_flipping")
+FULL = (
+    *("aopc_lerf", "continuity", "efficient_mprt", "faithfulness_estimate", "irof", "monotonicity_correlation"),
+    *("non_sensitivity", "pixel_flipping", "selectivity", "smooth_mprt"),
+)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,11 @@ def test_measure_is_the_metric_with_its_arguments(name):
     for key, found, expected in zip(names, *both(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5, err_msg=key)
         assert np.isfinite(found).any()
+
+
+def test_the_two_orders_of_regions_are_options():
+    assert dict(MEASURES["aopc_morf"].options)["order"] == "morf"
+    assert dict(MEASURES["aopc_lerf"].options)["order"] == "lerf"
 
 
 def test_no_measure_is_without_an_expectation():

@@ -1,5 +1,6 @@
 """Every measure against a plain float64 computation, its invariances, and where it has no answer."""
 
+import functools
 import pathlib
 
 import jax
@@ -166,6 +167,8 @@ def evidence(image):
 
 
 class TestFaithfulness:
+    """What is marked as full is also in test_faithfulness.py, by the functions that `metrics` names."""
+
     images = RNG.normal(0.05, 0.3, size=(5, H, W, 3)).astype(np.float32)
     maps = RNG.random((5, H, W)).astype(np.float32)
     targets = jnp.zeros(5, int)
@@ -182,28 +185,37 @@ class TestFaithfulness:
             expected.append(1 / (1 + np.exp(-totals[taken])))
         return np.array(expected)
 
-    @pytest.mark.parametrize("steps", [1, 4, 16, H * W])
+    @pytest.mark.parametrize("steps", [1, *(pytest.param(s, marks=pytest.mark.full) for s in (4, 16, H * W))])
     def test_curves_in_closed_form(self, steps):
+        options = {"key": self.key, "steps": steps}
+
+        @jax.jit
+        def values(images, maps, targets):
+            batch = (evidence, images, maps, targets)
+            deleted = metrics.deletion_curve(*batch, **options)
+            inserted = metrics.insertion_curve(*batch, baseline="zero", **options)
+            return deleted, inserted, metrics.insertion(*batch, baseline="zero", **options)
+
         zeros = np.zeros_like(self.images)
-        deleted = metrics.deletion_curve(evidence, self.images, self.maps, self.targets, key=self.key, steps=steps)
+        deleted, inserted, area = values(self.images, self.maps, self.targets)
         np.testing.assert_allclose(deleted, self.closed_form(zeros, self.images, steps), rtol=2e-5)
-        inserted = metrics.insertion_curve(
-            evidence, self.images, self.maps, self.targets, key=self.key, steps=steps, baseline="zero"
-        )
         np.testing.assert_allclose(inserted, self.closed_form(self.images, zeros, steps), rtol=2e-5)
-        area = metrics.insertion(
-            evidence, self.images, self.maps, self.targets, key=self.key, steps=steps, baseline="zero"
-        )
         np.testing.assert_allclose(area, np.trapezoid(inserted, dx=1 / steps, axis=1), rtol=1e-5)
 
+    @pytest.mark.full
     def test_the_ends_are_the_image_and_the_baseline(self):
-        for how in metrics.BASELINES:
-            base = metrics.baseline_images(self.images, how, key=self.key)
-            curve = metrics.deletion_curve(evidence, self.images, self.maps, self.targets, key=self.key, baseline=how)
+        @jax.jit
+        def values(images):
+            of = functools.partial(metrics.deletion_curve, evidence, images, self.maps, self.targets, key=self.key)
+            baseline_of = functools.partial(metrics.baseline_images, images, key=self.key)
+            return {how: (baseline_of(how), of(baseline=how)) for how in metrics.BASELINES}
+
+        for base, curve in values(self.images).values():
             ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
             np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
             np.testing.assert_allclose(curve[:, -1], ends[1], rtol=2e-4)  # of 1e-30: a rounded sum of −70
 
+    @pytest.mark.full
     def test_baselines(self):
         blurred = metrics.baseline_images(self.images, "blur", blur_sigma=2.0)
         i = np.arange(H)
@@ -224,20 +236,21 @@ class TestFaithfulness:
         with pytest.raises(ValueError, match="baseline has shape"):
             metrics.baseline_images(flat, jnp.zeros(3))
 
+    @pytest.mark.full
     def test_the_true_map_beats_random_and_its_opposite(self):
         true = jnp.asarray(self.images.sum(-1))
         options = {"key": self.key, "steps": H * W}
-        areas = [
-            metrics.insertion(evidence, self.images, m, self.targets, baseline="zero", **options)
-            for m in (true, jnp.ones_like(true), -true)
-        ]
+        area = jax.jit(lambda m: metrics.insertion(evidence, self.images, m, self.targets, baseline="zero", **options))
+        areas = [area(m) for m in (true, jnp.ones_like(true), -true)]
         assert (areas[0] > areas[1]).all() and (areas[1] > areas[2]).all()
         assert (metrics.deletion(evidence, self.images, true, self.targets, **options) < areas[1]).all()
 
+    @pytest.mark.full
     def test_scale_of_the_map_does_not_matter(self):
         run = jax.jit(lambda m: metrics.deletion(evidence, self.images, m, self.targets, key=self.key))
         np.testing.assert_array_equal(run(self.maps * 2.0**-80), run(self.maps))
 
+    @pytest.mark.full
     def test_ties_are_broken_at_random_and_not_from_the_top_left(self):
         flat = jnp.ones((400, 4, 4))
         places = ranks(flat, self.key)
@@ -245,6 +258,7 @@ class TestFaithfulness:
         assert abs(float(places[:, 0, 0].mean()) - 7.5) < 1.0
         assert abs(float(places[:, 3, 3].mean()) - 7.5) < 1.0
 
+    @pytest.mark.full
     def test_examples_do_not_depend_on_their_batch_or_chunk(self):
         tied = jnp.asarray(np.round(self.maps, 1))
         keys = jax.random.split(self.key, 5)

@@ -65,7 +65,7 @@ def test_scale_is_a_share_of_the_range(image, weights):
     same(share, absolute)
 
 
-@pytest.mark.parametrize("method", [smoothgrad, squaregrad, vargrad])
+@pytest.mark.parametrize("method", [smoothgrad, pytest.param(squaregrad, marks=pytest.mark.full), vargrad])
 def test_statistics_equal_captum_on_the_same_copies(method):
     expected = reference.stored("captum_gradients")[method.__name__]
     count = len(expected)

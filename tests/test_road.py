@@ -52,7 +52,9 @@ def masks(height, width):
 
 
 class TestImputation:
-    @pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 22), (3, 9)])
+    @pytest.mark.parametrize(
+        ("height", "width"), [(16, 16), pytest.param(13, 22, marks=pytest.mark.full), (3, 9)]
+    )
     def test_against_a_direct_solver(self, height, width):
         images = RNG.normal(2.0, 1.0, size=(4, height, width, 3)).astype(np.float32)
         removed = masks(height, width)
@@ -121,7 +123,7 @@ class TestRoad:
             predicted.append([tiny.logits(z).argmax() == t for z in filled])
         return np.array(predicted, np.float32), np.array(probability)
 
-    @pytest.mark.parametrize(("order", "sign"), [("morf", 1), ("lerf", -1)])
+    @pytest.mark.parametrize(("order", "sign"), [("morf", 1), pytest.param("lerf", -1, marks=pytest.mark.full)])
     def test_against_brute_force(self, order, sign):
         options = {"key": KEY, "percentages": self.percentages, "order": order, "noise": 0.0, "tolerance": 1e-6}
         curves = jax.jit(lambda m: road_curves(tiny.network, tiny.IMAGES, m, tiny.TARGETS, **options))(tiny.MAPS)
