@@ -180,7 +180,7 @@ def test_training_step_with_every_term():
 
 def test_models_and_tapped_layers():
     model = networks.tiny_model("layer")
-    tap = models.Tap(model, ("conv1",))
+    tap = models.Tap(model, ("conv0",))
     with jax.numpy_dtype_promotion("strict"):
         shapes = jax.eval_shape(lambda x: tap.init(KEY, x, train=False), IMAGES)
         jax.eval_shape(lambda v, x: tap.apply(v, x, train=False), shapes, IMAGES)
