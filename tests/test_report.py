@@ -58,6 +58,18 @@ def test_terminal_table_has_a_block_for_the_model_and_one_for_each_method():
     assert all(row[sdecor - 1] == " " != row[sdecor] for row in rows)
 
 
+def test_several_differences_are_in_a_table_below():
+    """Beside the values of three runs they would be wider than a terminal."""
+    summaries = SUMMARIES | {"third": SUMMARIES["ce"]}
+    text = report.terminal_table(summaries, COMPARISONS | {"third": {}})
+    values, differences = text.split("\n\n")
+    assert "pp" not in values and "85.3 % [84.2, 86.4]" in values
+    lines = differences.splitlines()
+    assert lines[0].split("  ")[0] == "Paired difference" and "sdecor <b> − ce" in lines[0] and "third − ce" in lines[0]
+    (accuracy,) = [line for line in lines if line.startswith("Accuracy ↑")]
+    assert accuracy.endswith("−1.8 pp [−3.1, −0.4]  ✗ worse")
+
+
 def test_terminal_table_of_the_model_alone_has_no_headings():
     text = report.terminal_table({"ce": {"accuracy": SUMMARIES["ce"]["accuracy"]}})
     assert "paired difference" not in text and "Model" not in text

@@ -14,7 +14,7 @@ import runs as trained
 import sweeps
 
 from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import check, claim, commands, job, local, plan, record, source, status
+from sdecor.sweep import check, claim, commands, dry, job, local, plan, record, source, status
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -90,6 +90,14 @@ def test_sweep_file_is_read_changed_and_kept(tmp_path):
 def test_sweep_files_of_the_package_can_be(name):
     sweep = source.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
     assert len(sweep.runs()) == len(sweep.cells) * len(sweep.seeds) and sweep.tests
+
+
+def test_a_form_is_a_word_of_a_cell():
+    sweep = source.load(str(ROOT / "configs" / "sweeps" / "ablation.py"))
+    found = {run.cell: dry.read_config(commands.train_arguments(run)) for run in sweep.runs(seeds=[0])}
+    forms = {cell: (config.method, config.decorrelation.form) for cell, config in found.items()}
+    assert forms["sdecor"] == ("sdecor", "covariance") and forms["sdecor_density"] == ("sdecor", "density")
+    assert found["sdecor_density"].decorrelation.layers == ("activations",)
 
 
 def test_grids_and_single_changes():

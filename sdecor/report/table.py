@@ -1,6 +1,7 @@
 """Plain-text tables: measures of runs for a terminal, and what differs between configs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sdecor.report.measures import (
@@ -27,25 +28,38 @@ def terminal_table(
       comparisons: run → key → difference to the reference, as of `summary.compare`.
 
     Returns:
-      Text with a row for each measure: chance level, each run's mean with its interval, the number of images,
-      and each difference, marked `better` or `worse` as `summary.compare` says.
+      Text with a row for each measure: chance level, each run's mean with its interval, the number of images, and the
+      difference, marked `better` or `worse` as `summary.compare` says. Several differences are in a table below.
     """
     comparisons = comparisons or {}
-    runs = list(summaries)
-    several = len(comparisons) > 1
-    header = ["", "chance", *runs, "n"]
-    header += [f"{run} − {runs[0]}" if several else "paired difference" for run in comparisons]
+    runs, several = list(summaries), len(comparisons or {}) > 1
+    beside = {} if several else comparisons
     groups = keys_by_method(key for summary in summaries.values() for key in summary)
-    rows = [[_row(key, summaries, comparisons) for key in keys] for keys in groups.values()]
-    lines = _align([header, *(row for group in rows for row in group)], right={1, 2 + len(runs)})
+    header = ["", "chance", *runs, "n", *("paired difference" for _ in beside)]
+    text = _blocks(header, groups, partial(_row, summaries=summaries, comparisons=beside), right={1, 2 + len(runs)})
+    if several:
+        header = ["Paired difference", *(f"{run} − {runs[0]}" for run in comparisons)]
+        text += ["", *_blocks(header, groups, partial(_differences, comparisons=comparisons), right=set())]
+    note = "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"
+    return "\n".join([*text, note, *_by_chance(comparisons)])
+
+
+def _blocks(
+    header: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    row: Callable[[str], list[str]],
+    right: set[int],
+) -> list[str]:
+    """Return the lines of a table with a block of rows for each group of keys, between rules."""
+    rows = [[row(key) for key in keys] for keys in groups.values()]
+    lines = _align([header, *(row for group in rows for row in group)], right)
     rule = "─" * max(map(len, lines))
     text, rest = [lines[0]], lines[1:]
     for method, group in zip(groups, rows, strict=True):
         headed = list(groups) != [""]  # measures of the model alone need no heading
         text += [rule] if not headed else [rule, method_title(method) if method else "Model"]
         text, rest = text + rest[: len(group)], rest[len(group) :]
-    note = "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"
-    return "\n".join([*text, rule, note, *_by_chance(comparisons)])
+    return [*text, rule]
 
 
 def _by_chance(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
@@ -58,12 +72,20 @@ def _row(key: str, summaries: Mapping[str, Any], comparisons: Mapping[str, Any])
     entries = [summary.get(key) for summary in summaries.values()]
     counts = sorted({entry["n"] for entry in entries if entry})
     return [
-        f"{title(key)} {ARROWS[direction(key)]}".rstrip(),
+        _title(key),
         format_chance(key, entries),
         *("–" if entry is None else format_interval(key, entry) for entry in entries),
         "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
         *(_difference(key, comparison.get(key)) for comparison in comparisons.values()),
     ]
+
+
+def _differences(key: str, comparisons: Mapping[str, Any]) -> list[str]:
+    return [_title(key), *(_difference(key, comparison.get(key)) for comparison in comparisons.values())]
+
+
+def _title(key: str) -> str:
+    return f"{title(key)} {ARROWS[direction(key)]}".rstrip()
 
 
 def _difference(key: str, entry: Mapping[str, Any] | None) -> str:
