@@ -54,7 +54,7 @@ def run_report(
     themed = {name: {theme: draw(theme=theme) for theme in THEMES} for name, (_, _, draw) in drawn.items()}
     html_report(
         output / ("comparison.html" if comparisons else "report.html"),
-        title=" against ".join(names[::-1]) if comparisons else f"{names[0]} on {facts['data set']}",
+        title=f"{', '.join(names[1:])} against {names[0]}" if comparisons else f"{names[0]} on {facts['data set']}",
         lead=_lead(summaries, facts),
         summaries=summaries,
         comparisons=comparisons,
