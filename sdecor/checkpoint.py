@@ -100,16 +100,20 @@ class Checkpoints:
             self._prove(step, on_host)
 
     def _prove(self, step: int, saved: Any) -> None:
-        """Read back what was just saved, into the host's memory."""
+        """Read back what was just saved, into the host's memory; all processes raise where one cannot."""
         self.manager.wait_until_finished()
+        failure = None
         try:
             found = self._restore(step, saved)
             self._verify(found.state, found.meta["checksums"])
-        except Exception as error:
+        except Exception as error:  # orbax raises many kinds
+            failure = error
+        if parallel.any_process(failure is not None):
+            reason = "by another process" if failure is None else _reason(failure)
             raise ValueError(
-                f"the first checkpoint, of step {step}, cannot be read back from {self.directory} ({_reason(error)}): "
+                f"the first checkpoint, of step {step}, cannot be read back from {self.directory} ({reason}): "
                 "train in another --workdir, on a file system that keeps what is written"
-            ) from error
+            ) from failure
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which will be written again."""

@@ -25,14 +25,15 @@ def check_classes(field: str, numbers: Any, count: int | None) -> jax.Array:
       ValueError: for another type, and outside of `jit` for a number outside [0, count).
     """
     known = not isinstance(numbers, jax.core.Tracer) and getattr(numbers, "is_fully_addressable", True)
-    numbers = np.asarray(numbers) if known else numbers  # before JAX wraps 2**33 + 1 to 1
-    _check_integers(field, numbers.dtype)
+    values = np.asarray(numbers) if known else numbers  # before JAX wraps 2**33 + 1 to 1
+    _check_integers(field, values.dtype)
     if not known:
-        return jnp.where(is_class(numbers, count), numbers.astype(jnp.int32), NO_CLASS)
-    wrong = numbers[(numbers < 0) | (numbers >= (_MOST if count is None else count))]
+        return jnp.where(is_class(values, count), values.astype(jnp.int32), NO_CLASS)
+    wrong = values[(values < 0) | (values >= (_MOST if count is None else count))]
     if wrong.size:
-        raise ValueError(_no_such_class(field, numbers, wrong.flat[0], count))
-    return jnp.asarray(numbers.astype(np.int32))
+        raise ValueError(_no_such_class(field, values, wrong.flat[0], count))
+    on_device = isinstance(numbers, jax.Array)  # it stays where it lies, sharded as it is
+    return numbers.astype(jnp.int32) if on_device else jnp.asarray(values.astype(np.int32))
 
 
 def is_class(numbers: jax.Array | int, count: int | None) -> jax.Array:

@@ -124,3 +124,16 @@ def test_other_rules_take_a_selection_for_the_function_that_it_is(method):
     expected, *found = run(IMAGE[None])
     for maps in found:
         np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_difference_of_a_value_and_a_square_is_no_variance():
+    """Only `E[x²] − E[x]²` is never negative: behind any other difference a ReLU is guided."""
+    rng = np.random.default_rng(6)
+    first, second, last = (rng.normal(size=size).astype(np.float32) for size in ((48, 20), (48, 20), (20, 2)))
+    hidden = lambda image: image.reshape(-1) @ first - (image.reshape(-1) @ second / 20) ** 2  # noqa: E731
+    image = rng.normal(size=(4, 4, 3)).astype(np.float32)
+    found = jax.jit(lambda x: guided_backpropagation(lambda x: jax.nn.relu(hidden(x)) @ last, x, 0))(image)
+    passed = (hidden(image) > 0) * np.maximum(last[:, 0], 0)
+    assert 0 < np.sum(passed > 0) < np.sum(hidden(image) > 0)  # the rule changes the gradient
+    expected = np.tensordot(passed, np.asarray(jax.jacobian(hidden)(image)), axes=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -105,12 +105,31 @@ def _is_variance(program: Program, function: Elementwise) -> bool:
     made = program.made_by.get(function.root)
     if made is None or made.name != "sub" or len(made.dependent) < 2:
         return False
-    square = program.made_by.get(made.dependent[1])
-    return square is not None and (
-        square.name == "square"
-        or (square.name == "integer_pow" and square.params["y"] == 2)
-        or (square.name == "mul" and len(square.dependent) == 2 and len(set(square.dependent)) == 1)
+    mean_of_squares, square_of_mean = made.dependent
+    square = program.made_by.get(square_of_mean)
+    return (
+        _is_square(program.made_by.get(_averaged(program, mean_of_squares)))
+        and _is_square(square)
+        and _averaged(program, square.dependent[0]) is not None
     )
+
+
+def _is_square(made: Step | None) -> bool:
+    return made is not None and (
+        made.name == "square"
+        or (made.name == "integer_pow" and made.params["y"] == 2)
+        or (made.name == "mul" and len(made.dependent) == 2 and len(set(made.dependent)) == 1)
+    )
+
+
+def _averaged(program: Program, value: Value) -> Value | None:
+    """Return what a value is a sum or a mean of; None if it is neither."""
+    made, is_sum = program.made_by.get(value), False
+    while made is not None and len(made.dependent) == 1 and made.name in {*_KEEPING, "div", "reduce_sum"}:
+        is_sum |= made.name == "reduce_sum"
+        value = made.dependent[0]
+        made = program.made_by.get(value)
+    return value if is_sum else None
 
 
 def _selection(program: Program, step: Step) -> tuple[list[Value], list[Value]]:
