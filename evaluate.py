@@ -27,8 +27,9 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sdecor import cli, evaluation, export, logbook, parallel, paths, report, workdir
+from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
+from sdecor.core import commands, files, launch, parallel
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Results, Store, stored
 from sdecor.run_plan import IMAGES, depends_of, options_of, plan_of, provenance_of, source_of, subject_of
@@ -50,8 +51,8 @@ def define_flags() -> None:
     methods, metrics = ", ".join(evaluation.METHOD_PRESETS), ", ".join(evaluation.METRIC_PRESETS)
     flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat to compare.", required=True)
     flags.DEFINE_string("output", None, "Folder of the report; default: that of the run, of several their parent.")
-    cli.define_words("methods", ["quick"], f"Attribution methods, or presets: {methods}.", evaluation.split_words)
-    cli.define_words("metrics", ["quick"], f"Metrics, or presets: {metrics}.", evaluation.split_words)
+    launch.define_words("methods", ["quick"], f"Attribution methods, or presets: {methods}.", evaluation.split_words)
+    launch.define_words("metrics", ["quick"], f"Metrics, or presets: {metrics}.", evaluation.split_words)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What to evaluate on.")
     flags.DEFINE_string("checkpoint", "best", "best (by validation accuracy), latest, or a step.")
     flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "The class whose score is explained.")
@@ -102,7 +103,7 @@ def evaluate(folders: list[str]) -> None:
     if not parallel.is_main_process():
         return
     beside = folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent
-    output = paths.make_folder("--output", FLAGS.output or beside)
+    output = files.make_folder("--output", FLAGS.output or beside)
     if FLAGS.all_stored:
         plans = {name: plan.with_stored(stores[name].parts, options_of(runs[name])) for name, plan in plans.items()}
     results = {name: plans[name].select(store.results) for name, store in stores.items()}
@@ -130,7 +131,7 @@ def export_maps(folders: list[str]) -> None:
         raise ValueError("--export takes one --workdir: export the runs one by one, each to a path of its own")
     if FLAGS["metrics"].present:
         raise ValueError("--export measures nothing: leave --metrics out")
-    paths.check_output("--export", FLAGS.export)
+    files.check_output("--export", FLAGS.export)
     run = restore_run(folders[0])
     plan = planned(run, folders[0], evaluation.choose_methods(FLAGS.methods), {})
     sizes = {name: FLAGS[name].value for name in ("chunk_size", *EXPORT_SIZES)}
@@ -172,7 +173,7 @@ def measure_export(folders: list[str]) -> None:
     run = dataclasses.replace(run, settings=run.settings | {"reduction": reduction, "from_export": about})
     plan = planned(run, name, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
     beside = epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem
-    output = paths.make_folder("--output", FLAGS.output or beside)
+    output = files.make_folder("--output", FLAGS.output or beside)
     results = stored.complete(
         plan,
         subject_of(run, plan),
@@ -198,7 +199,7 @@ def measure_export(folders: list[str]) -> None:
 def check_output() -> None:
     """Raise `ValueError` where --output cannot be a folder."""
     if FLAGS.output is not None:
-        paths.check_output("--output", FLAGS.output)
+        files.check_output("--output", FLAGS.output)
 
 
 def restore_run(folder: str) -> Run:
@@ -229,7 +230,7 @@ def complete(run: Run, name: str, plan: Plan) -> Store:
         run.folder,
         depends_of(run),
         name="".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL),
-        versions=workdir.versions(),
+        versions=files.versions(),
         images=min(FLAGS.images, len(source_of(run))),
         fresh=FLAGS.force,
         writes=parallel.is_main_process(),
@@ -242,10 +243,10 @@ def complete(run: Run, name: str, plan: Plan) -> Store:
 def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar and give the function that moves it on."""
     shown = FLAGS.progress and parallel.is_main_process()
-    with logbook.progress_bar(total=total, initial=0, description=f"{run}: {what}", enabled=shown) as bar:
+    with commands.progress_bar(total=total, initial=0, description=f"{run}: {what}", enabled=shown) as bar:
         yield lambda count: bar.update(min(count, total - bar.n))
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    launch.run(main)

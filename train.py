@@ -22,9 +22,10 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, cli, inputs, logbook, parallel, paths, replicas, rng, stacked, steps, workdir
+from sdecor import build, inputs, logbook, replicas, stacked, steps, workdir
 from sdecor.checkpoint import Checkpoints, restore_together
-from sdecor.interrupt import Interrupt
+from sdecor.core import commands, files, launch, parallel, rng
+from sdecor.core.interrupt import Interrupt
 from sdecor.logbook import Logbook
 from sdecor.losses import CENTRED, white_floor
 from sdecor.record import Member, Record
@@ -99,13 +100,13 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
     if chosen and not left:
         raise FloatingPointError(_listed(failures))
     run, state = build_run(config, folder, left)
-    with Interrupt(processes=jax.process_count()) as interrupt, contextlib.ExitStack() as files:
-        checkpoints = [files.enter_context(Checkpoints(member.folder)) for member in run.members]
+    with Interrupt(processes=jax.process_count()) as interrupt, contextlib.ExitStack() as stack:
+        checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state = restore(run, state, checkpoints)
         parallel.say(_opening(run, state, folder))
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         records = [
-            Record(member, saved, files.enter_context(Logbook(member.folder, step=int(state.step), **options)))
+            Record(member, saved, stack.enter_context(Logbook(member.folder, step=int(state.step), **options)))
             for member, saved in zip(run.members, checkpoints, strict=True)
         ]
         finished = loop(run, state, records, interrupt)
@@ -125,7 +126,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     configs = build.create_replicas(config, chosen) if chosen else [config]
     folders = [f"{folder}/{replica.name}" for replica in chosen] or [folder]
     for place in folders:
-        paths.check_checkpoints("--workdir", place)
+        files.check_checkpoints("--workdir", place)
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
@@ -221,7 +222,7 @@ def loop(run: Run, state: TrainState, records: Sequence[Record], interrupt: Inte
         if not conclude(run, state, start, records, interrupt, validate=True):
             return False
     images = config.train.batch_size * len(records)
-    bar = logbook.progress_bar(
+    bar = commands.progress_bar(
         total=total * images,
         initial=start * images,
         description=_title(run),
@@ -293,8 +294,8 @@ def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.
     for replica, own in zip(chosen, build.create_replicas(config, chosen), strict=True):
         place = f"{folder}/{replica.name}"
         step = replicas.failed_at(logbook.read_rows(place))
-        same = step is not None and not workdir.differing_fields(
-            workdir.read(place)["config"], workdir.plain(own), ignore=workdir.FREE
+        same = step is not None and not files.differing_fields(
+            workdir.read(place)["config"], files.plain(own), ignore=workdir.FREE
         )
         said = f"failed at step {step} of an earlier start; see {place}/metrics.jsonl"
         failures[replica.name] = said if same else ""
@@ -361,4 +362,4 @@ def _opening(run: Run, state: TrainState, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    launch.run(main)

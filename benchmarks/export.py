@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor import parallel  # noqa: E402
+from sdecor.core import parallel  # noqa: E402
 from sdecor.evaluation import Setup, choose_methods  # noqa: E402
 from sdecor.evaluation.device import images_of, network  # noqa: E402
 from sdecor.export import Options, export_split  # noqa: E402

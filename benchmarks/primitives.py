@@ -3,7 +3,7 @@
     python benchmarks/primitives.py [--rounds=10]
 
 The input gradient of convolutions inside a loop (sdecor/attribution/canonical.py), the k-th smallest value of a row and
-the sorting of rows (sdecor/sorting.py).
+the sorting of rows (sdecor/core/arrays.py).
 """
 
 import argparse
@@ -16,8 +16,8 @@ from attribution import best_times
 from networks import NETWORKS, jax_network
 
 from sdecor.attribution.canonical import canonical
-from sdecor.chunks import sum_over
-from sdecor.sorting import kth_smallest, order_keys, sort_rows
+from sdecor.core.arrays import kth_smallest, order_keys, sort_rows
+from sdecor.core.chunks import sum_over
 
 LOOPS = 16
 

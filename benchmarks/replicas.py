@@ -24,7 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor import models, optim, parallel, rng, stacked, steps  # noqa: E402
+from sdecor import models, optim, stacked, steps
+from sdecor.core import parallel, rng  # noqa: E402
 from sdecor.data.augment import normalise  # noqa: E402
 from sdecor.objective import Objective  # noqa: E402
 from sdecor.state import create_train_state  # noqa: E402

@@ -27,7 +27,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor import masking, models, optim, parallel, steps  # noqa: E402
+from sdecor import masking, models, optim, steps
+from sdecor.core import parallel  # noqa: E402
 from sdecor.data.augment import normalise  # noqa: E402
 from sdecor.objective import Objective  # noqa: E402
 from sdecor.state import create_train_state  # noqa: E402

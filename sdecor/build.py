@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from sdecor import attribution, losses, masking, models, objective, optim, parallel, replicas, rng, state
-from sdecor.checks import check_choice, check_range
+from sdecor import attribution, losses, masking, models, objective, optim, replicas, state
+from sdecor.core import parallel, rng
+from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
 
 MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")

@@ -18,7 +18,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from sdecor import parallel, paths, replicas
+from sdecor import replicas
+from sdecor.core import files, parallel
 from sdecor.state import TrainState
 
 BEST_BY = "accuracy"  # of the validation split
@@ -39,8 +40,8 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, *, create: bool = True):
         if create:
-            paths.check_checkpoints("workdir", workdir)
-        self.directory = paths.absolute(workdir) / "checkpoints"
+            files.check_checkpoints("workdir", workdir)
+        self.directory = files.absolute(workdir) / "checkpoints"
         policies = [
             preservation_policy.LatestN(KEEP_LATEST),
             preservation_policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sdecor import parallel, stacked
+from sdecor import stacked
+from sdecor.core import parallel
 from sdecor.data import create_loader, load_in_memory
 
 

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 
 class Logbook:
@@ -91,21 +90,6 @@ def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 def _is_remote(path: epath.Path) -> bool:
     return "://" in str(path)
-
-
-def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> tqdm:
-    """Return a bar that counts images, with images/s and the remaining time."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        unit_scale=True,
-        disable=not enabled,
-        dynamic_ncols=True,
-        smoothing=0.1,
-        mininterval=0.2,
-    )
 
 
 def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -10,10 +10,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sdecor import rng
-from sdecor.checks import check_choice, check_range
-from sdecor.gaussian import blur
-from sdecor.sorting import LAST, kth_smallest, order_keys, signed
+from sdecor.core import rng
+from sdecor.core.arrays import LAST, blur, kth_smallest, order_keys, signed
+from sdecor.core.checks import check_choice, check_range
 
 FILLS = ("uniform", "mean", "zero", "blur")
 ORDERS = ("lowest", "highest", "alternate")

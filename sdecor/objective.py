@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor import losses, masking
-from sdecor.classes import check_classes, correct, one_hot
+from sdecor.core.classes import check_classes, correct, one_hot
 from sdecor.models import frozen_statistics, record_statistics
 
 Terms = dict[str, jax.Array]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 
 OPTIMIZERS = ("sgd", "adamw", "adadelta")
 SCHEDULES = ("cosine", "constant")

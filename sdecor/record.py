@@ -5,8 +5,9 @@ import math
 import shlex
 from typing import NamedTuple
 
-from sdecor import parallel, replicas
+from sdecor import replicas
 from sdecor.checkpoint import Checkpoints
+from sdecor.core import parallel
 from sdecor.logbook import Logbook, read_rows
 from sdecor.state import TrainState
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.checks import check_choice, check_count, check_range
+from sdecor.core.checks import check_choice, check_count, check_range
 
 WEIGHTS = (  # a term whose weight is 0 is not computed: of all replicas, or of none
     "consistency.weight",

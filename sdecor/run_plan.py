@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 import sdecor
-from sdecor import evaluation, parallel, workdir
+from sdecor import evaluation, workdir
+from sdecor.core import parallel
 from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Setup, Subject, stored
 from sdecor.runs import Run

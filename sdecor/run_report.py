@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sdecor import logbook, report, summary, workdir
+from sdecor import logbook, report, summary
 from sdecor.attribution import reduce
+from sdecor.core import files
 from sdecor.data import center_crop
 from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Results, Store
@@ -25,10 +26,10 @@ def summary_of(
         "settings": run.settings | plan.settings(),
         "examples": int(results.examples["index"].size),
         "metrics": numbers,
-        "versions": workdir.versions(),
+        "versions": files.versions(),
         **({"other_versions": others} if others else {}),  # of what was evaluated with those
     }
-    workdir.write_json((output or epath.Path(run.folder)) / "evaluation.json", content)
+    files.write_json((output or epath.Path(run.folder)) / "evaluation.json", content)
     return numbers
 
 
@@ -77,7 +78,7 @@ def write_report(
     comparisons = {name: summary.compare(results[reference], results[name], n_resamples=resamples) for name in others}
     data = first.recorded["dataset"]
     settings = {name: value for name, value in first.settings.items() if name not in ("parameters", "step", "data")}
-    facts = {"data set": data["name"], **settings, **plans[reference].settings(), "versions": workdir.versions()}
+    facts = {"data set": data["name"], **settings, **plans[reference].settings(), "versions": files.versions()}
     facts["checkpoint step"] = {name: run.settings["step"] for name, run in runs.items()}
     report.run_report(
         output,
@@ -91,5 +92,5 @@ def write_report(
         facts={name: value for name, value in facts.items() if value is not None},
     )
     if others:
-        workdir.write_json(output / "comparison.json", {"reference": reference, "differences": comparisons})
+        files.write_json(output / "comparison.json", {"reference": reference, "differences": comparisons})
     return comparisons

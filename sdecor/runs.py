@@ -8,9 +8,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from sdecor import build, paths, workdir
+from sdecor import build, workdir
 from sdecor.checkpoint import Checkpoints, checksums
-from sdecor.checks import check_choice
+from sdecor.core import files
+from sdecor.core.checks import check_choice
 from sdecor.data.identity import identity
 
 
@@ -69,7 +70,7 @@ def restore(
     Raises:
       ValueError: when there is no run, or no such checkpoint, or it is damaged.
     """
-    paths.check_text("--workdir", folder)
+    files.check_text("--workdir", folder)
     recorded = workdir.read(folder)
     config, known = ConfigDict(recorded["config"]), recorded["dataset"]
     for group, changes in (("data", data), ("evaluation", evaluation)):
@@ -106,7 +107,7 @@ def restore(
         "resamples": options.resamples,
     }
     apply = EvaluationMode(model)
-    return Run(folder, config, recorded, dataset, apply, state.variables, workdir.plain(settings))
+    return Run(folder, config, recorded, dataset, apply, state.variables, files.plain(settings))
 
 
 def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
@@ -130,7 +131,7 @@ def check_comparable(runs: Mapping[str, Run]) -> None:
 
     reference, *others = runs
     for name in others:
-        differences = workdir.differing_fields(measured(runs[reference]), measured(runs[name]))
+        differences = files.differing_fields(measured(runs[reference]), measured(runs[name]))
         if differences:
             listed = "\n".join(f"  {field}: {a!r} and {b!r}" for field, (a, b) in differences.items())
             raise ValueError(
@@ -145,8 +146,8 @@ def run_names(folders: Sequence[str]) -> list[str]:
     Raises:
       ValueError: when a folder is given twice.
     """
-    paths = [str(epath.Path(folder)) for folder in folders]
-    twice = [path for path in paths if paths.count(path) > 1]
+    files = [str(epath.Path(folder)) for folder in folders]
+    twice = [path for path in files if files.count(path) > 1]
     if twice:
         raise ValueError(f"--workdir={twice[0]} is given twice: a run is compared with other runs")
     for names in (
@@ -155,4 +156,4 @@ def run_names(folders: Sequence[str]) -> list[str]:
     ):
         if len(set(names)) == len(names):
             return names
-    return paths
+    return files

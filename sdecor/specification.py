@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor import losses, masking, rng
-from sdecor.checks import check_choice
-from sdecor.classes import of_class
+from sdecor import losses, masking
+from sdecor.core import rng
+from sdecor.core.checks import check_choice
+from sdecor.core.classes import of_class
 
 Apply = Callable[[Any, jax.Array], Any]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 N_RESAMPLES = 2000
 _CELLS = 1 << 22  # resampling counts held at a time: 32 MiB

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from sdecor import losses, masking, optim
-from sdecor.classes import check_classes, correct
+from sdecor.core.classes import check_classes, correct
+from sdecor.core.rng import example_keys
 from sdecor.objective import Objective, Terms, apply_model, loss_and_gradients
-from sdecor.rng import example_keys
 from sdecor.state import TrainState
 
 HYPER = (  # what `hyper` holds: float32 scalars; the ramps are in steps

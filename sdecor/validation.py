@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdecor import parallel, steps
+from sdecor import steps
+from sdecor.core import parallel
+from sdecor.core.interrupt import Interrupt
 from sdecor.data import evaluation_batches
-from sdecor.interrupt import Interrupt
 from sdecor.state import TrainState
 
 Validate = Callable[[TrainState, Interrupt], dict[str, np.ndarray] | None]

@@ -1,21 +1,15 @@
 """A run's folder: its config, versions and data set, in config.json."""
 
-import contextlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from sdecor import paths
+from sdecor.core import files
+from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 
-PACKAGES = (  # those that may change a result, or the pixels
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
-    "tensorflow-datasets", "grain", "pillow", "scikit-learn",
-)  # fmt: skip
 FREE = (  # fields that may change between starts of a run: they change no parameter of the trained network
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps",
@@ -57,7 +51,7 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         if changed:
             logging.warning("other versions than the run began with:\n%s", list_differences(changed))
     if write:
-        paths.make_folder("--workdir", workdir)
+        files.make_folder("--workdir", workdir)
         write_json(
             workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
         )
@@ -76,11 +70,6 @@ def form_suffix(form: str | None, weight: float | None) -> str:
     return f" ({form})" if weight and form != PAPERS_FORM else ""
 
 
-def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
-    """Write `differing_fields` as lines of text."""
-    return "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
-
-
 def read(workdir: epath.PathLike) -> dict[str, Any]:
     """Return config.json's `config`, `dataset` and `versions` as plain dicts.
 
@@ -93,44 +82,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def write_json(path: epath.PathLike, content: Any) -> None:
-    """Write `content` so that a reader never sees half a file."""
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
-
-
-def plain(tree: Any) -> Any:
-    """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
-    tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
-    return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
-
-
-def differing_fields(
-    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "", ignore: tuple[str, ...] = ()
-) -> dict[str, tuple[Any, Any]]:
-    """Return `{dotted name: (old value, new value)}` for every field that differs."""
-    differences = {}
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            differences |= differing_fields(a, b, prefix=f"{prefix}{name}.", ignore=ignore)
-        elif a != b and not f"{prefix}{name}".startswith(ignore or ("\0",)):
-            differences[prefix + name] = (a, b)
-    return differences
-
-
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return of a run's config what no later start of it may change."""
     kept = {name: value for name, value in config.items() if not f"{prefix}{name}".startswith(FREE)}
     return {name: lasting(x, f"{prefix}{name}.") if isinstance(x, dict) else x for name, x in kept.items()}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found

@@ -9,7 +9,8 @@ import time
 import jax
 import numpy as np
 
-from sdecor import export, parallel
+from sdecor import export
+from sdecor.core import parallel
 from sdecor.models import create_model
 
 COUNT, SIDE = 45, 12

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor import export, parallel
+from sdecor import export
+from sdecor.core import parallel
 
 COUNT, SIDE, STOPPED = 150, 6, 130
 LAYOUTS = {"plain": {"chunk_rows": 4}, "sharded": {"chunk_rows": 2, "shard_rows": 8}}

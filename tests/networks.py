@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor import masking, optim, parallel, steps
+from sdecor import masking, optim, steps
 from sdecor import objective as method
+from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
 from sdecor.state import TrainState, create_train_state

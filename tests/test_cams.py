@@ -15,7 +15,7 @@ from sdecor.attribution import explain
 from sdecor.attribution.activations import activation_and_gradient, as_map
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
 from sdecor.attribution.layers import default_layer, named_layer
-from sdecor.jaxpr import interpret
+from sdecor.core.jaxpr import interpret
 from sdecor.models import SmallCNN, ViT, create_model
 
 CAMS = [grad_cam, grad_cam_plus_plus, layer_cam, hires_cam]

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from sdecor import parallel, paths
 from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.core import files, parallel
 from sdecor.state import TrainState
 
 
@@ -151,7 +151,7 @@ def test_a_run_that_was_moved_below_such_a_path_is_still_read(tmp_path):
 
 def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch):
     """Here orbax loses what it saves, as it does below a path with brackets; the run must not go on."""
-    monkeypatch.setattr(paths, "check_checkpoints", lambda field, path: None)
+    monkeypatch.setattr(files, "check_checkpoints", lambda field, path: None)
     with Checkpoints(tmp_path / "lr[0.1]") as checkpoints:
         with pytest.raises(ValueError, match="first checkpoint, of step 1, cannot be read back .*another --workdir"):
             checkpoints.save(state_at(1), position={"step": 1, "seed": 0})
@@ -177,11 +177,11 @@ def test_only_the_first_checkpoint_of_a_folder_is_read_back(tmp_path, monkeypatc
 
 def test_a_remote_folder_stays_remote(monkeypatch):
     monkeypatch.chdir("/")
-    assert os.fspath(paths.absolute("gs://bucket/runs/a")) == "gs://bucket/runs/a"
-    assert os.fspath(paths.absolute("runs/a")) == "/runs/a"
-    paths.check_checkpoints("--workdir", "gs://bucket/runs/a")
+    assert os.fspath(files.absolute("gs://bucket/runs/a")) == "gs://bucket/runs/a"
+    assert os.fspath(files.absolute("runs/a")) == "/runs/a"
+    files.check_checkpoints("--workdir", "gs://bucket/runs/a")
     with pytest.raises(ValueError, match=r"--workdir = 'gs://bucket/lr\[1\]'.*because of the \["):
-        paths.check_checkpoints("--workdir", "gs://bucket/lr[1]")
+        files.check_checkpoints("--workdir", "gs://bucket/lr[1]")
 
 
 def test_missing_step_lists_those_there_are(tmp_path):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdecor.checks import check_count, check_range
+from sdecor.core.checks import check_count, check_range
 
 NO_NUMBERS = ["4", None, True, np.bool_(True), np.ones(2), [1], 1 + 2j, float("nan")]
 

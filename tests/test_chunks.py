@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdecor import chunks
+from sdecor.core import chunks
 
 COUNT = 13
 

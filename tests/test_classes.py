@@ -9,8 +9,9 @@ import oracles
 import pytest
 
 import sdecor
-from sdecor import classes, losses, metrics, steps
+from sdecor import losses, metrics, steps
 from sdecor.attribution import METHODS, Contrast, explain, gradient
+from sdecor.core import classes
 from sdecor.objective import Objective, _true_class, loss_fn
 
 NARROW = (np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int32)

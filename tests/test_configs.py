@@ -9,6 +9,7 @@ import pytest
 
 from configs import default
 from sdecor import build, losses, models, workdir
+from sdecor.core import files
 from sdecor.objective import Objective
 
 NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -195,7 +196,7 @@ def test_density_is_of_all_activations_of_every_model(name):
     }.items(),
 )
 def test_a_run_is_named_by_its_form_where_it_is_not_the_papers(arg, title):
-    assert workdir.title(workdir.plain(default.get_config(arg))) == title
+    assert workdir.title(files.plain(default.get_config(arg))) == title
 
 
 @pytest.mark.parametrize("epochs", [None, 2.0])

@@ -8,6 +8,7 @@ import pytest
 from evaluated import CLASSES, COUNT, IMAGES_OF, LABELS, OBJECTS, QUICK, SIDE, subject
 
 from sdecor import metrics
+from sdecor.core.rng import example_keys
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import (
     IGNORE,
@@ -30,7 +31,6 @@ from sdecor.evaluation import (
     predict,
     trial,
 )
-from sdecor.rng import example_keys
 
 NAMES = (*QUICK, "max_sensitivity", "efficient_mprt", "consistency")
 

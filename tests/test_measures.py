@@ -7,10 +7,10 @@ import pytest
 
 from sdecor import metrics
 from sdecor.attribution import input_x_gradient
+from sdecor.core.arrays import blur
+from sdecor.core.rng import example_keys
 from sdecor.evaluation import MEASURES, RANDOM, Setup, choose_methods, make_explanation, make_measurement, measures_of
 from sdecor.evaluation.loops import PARAMETER_SEED
-from sdecor.gaussian import blur
-from sdecor.rng import example_keys
 
 RNG = np.random.default_rng(3)
 N, SIDE, CLASSES = 4, 12, 5

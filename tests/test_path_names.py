@@ -11,7 +11,8 @@ import pytest
 import runs
 
 import train
-from sdecor import checkpoint, export, paths, record, workdir
+from sdecor import checkpoint, export, record, workdir
+from sdecor.core import files
 from sdecor.data import tfds_directory
 from sdecor.export import __main__ as export_command
 from sdecor.runs import restore
@@ -21,9 +22,9 @@ LATIN = os.fsdecode(b"caf\xe9")
 
 
 def test_readable_is_text_that_can_be_stored():
-    assert paths.readable("café 1.png") == "café 1.png"
-    assert paths.readable(f"{LATIN}/a") == r"caf\xe9/a" == paths.readable(paths.readable(f"{LATIN}/a"))
-    assert paths.readable("\ud800").encode() == rb"\ud800"  # no name that a system gives
+    assert files.readable("café 1.png") == "café 1.png"
+    assert files.readable(f"{LATIN}/a") == r"caf\xe9/a" == files.readable(files.readable(f"{LATIN}/a"))
+    assert files.readable("\ud800").encode() == rb"\ud800"  # no name that a system gives
 
 
 @pytest.mark.parametrize(
@@ -39,14 +40,14 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name, match):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "lost")
     with pytest.raises(ValueError, match=f"--output = .*{match.format(root=tmp_path)}"):
-        paths.check_output("--output", tmp_path / name)
+        files.check_output("--output", tmp_path / name)
 
 
 def test_what_can_be_a_folder_is_not():
     for path in ("runs/new/deep", "/", ".", "gs://bucket/x", "runs/[1]"):
-        paths.check_output("--output", path)
+        files.check_output("--output", path)
     with pytest.raises(ValueError, match="--output is empty"):
-        paths.check_output("--output", "")
+        files.check_output("--output", "")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

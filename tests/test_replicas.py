@@ -14,8 +14,9 @@ import pytest
 import runs
 
 import train
-from sdecor import build, logbook, masking, optim, parallel, replicas, rng, stacked, steps, workdir
+from sdecor import build, logbook, masking, optim, replicas, stacked, steps, workdir
 from sdecor.checkpoint import Checkpoints, checksums
+from sdecor.core import parallel, rng
 from sdecor.objective import Objective
 from sdecor.state import create_train_state
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sdecor
-from sdecor import rng
+from sdecor.core import rng
 from sdecor.models import frozen_statistics
 from sdecor.objective import FORWARDS, Objective, apply_model, loss_and_gradients
 

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from sdecor import losses, masking, optim, parallel, steps
+from sdecor import losses, masking, optim, steps
 from sdecor.checkpoint import Checkpoints
+from sdecor.core import parallel
 from sdecor.models import Tap
 from sdecor.objective import FORWARDS, Objective
 

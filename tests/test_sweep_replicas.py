@@ -10,6 +10,7 @@ import pytest
 import sweeps
 
 from sdecor import logbook, workdir
+from sdecor.core import files
 from sdecor.sweep import __main__ as command_line
 from sdecor.sweep import claim, commands, groups, local, plan, record, status
 
@@ -52,7 +53,7 @@ def configs():
     for name, overrides in CELLS:
         config = default.get_config(f"method={overrides['method']}")
         config.update_from_flattened_dict({field: value for field, value in overrides.items() if "." in field})
-        found[name] = workdir.plain(config)
+        found[name] = files.plain(config)
     return found
 
 

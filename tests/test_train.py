@@ -13,10 +13,11 @@ import runs
 
 import train
 from configs import default
-from sdecor import build, inputs, logbook, parallel, workdir
+from sdecor import build, inputs, logbook, workdir
 from sdecor import runs as trained
 from sdecor.checkpoint import Checkpoints, checksums
-from sdecor.interrupt import Interrupt
+from sdecor.core import files, parallel
+from sdecor.core.interrupt import Interrupt
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
     recorded = workdir.read(tmp_path)
     restored = trained.restore(str(tmp_path))
     del recorded["config"]["gradient_penalty"]  # as before there was this group
-    workdir.write_json(tmp_path / "config.json", recorded)
+    files.write_json(tmp_path / "config.json", recorded)
     assert trained.restore(str(tmp_path)).settings == restored.settings
 
 

@@ -11,7 +11,7 @@ from jax.extend import core
 from sdecor.attribution.canonical import canonical
 from sdecor.attribution.layers import Patches, default_layer, named_layer, patches_of, scoped, squeezed
 from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
-from sdecor.jaxpr import called, evaluate, interpret, run
+from sdecor.core.jaxpr import called, evaluate, interpret, run
 
 # A named scope, a module that `fn` calls (an `nnx.Module`, say), a pair of functions (image -> activation, activation
 # -> logits [K]), or None: `default_layer`.

@@ -10,7 +10,7 @@ import numpy as np
 from sdecor.attribution.equations import SUMS
 from sdecor.attribution.patterns import is_linear
 from sdecor.attribution.program import Program, Step, Value
-from sdecor.precision import at_least_float32
+from sdecor.core.arrays import at_least_float32
 
 _KERNEL_LAYERS = ("conv_general_dilated", "dot_general")
 _ADDING = ("add", "add_any", "sub")

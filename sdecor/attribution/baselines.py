@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-from sdecor.gaussian import blur
-from sdecor.precision import widened
-from sdecor.rng import uniform
+from sdecor.core.arrays import blur, widened
+from sdecor.core.checks import check_choice
+from sdecor.core.rng import uniform
 
 BASELINES = ("zero", "mean", "blur", "uniform", "white", "black")
 _BLUR_SIGMA = 5.0  # pixels

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from sdecor.attribution.paths import completeness_error, quadrature
 from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_range
-from sdecor.chunks import sum_over
-from sdecor.gaussian import blur
-from sdecor.precision import at_least_float32, widened
+from sdecor.core.arrays import at_least_float32, blur, widened
+from sdecor.core.checks import check_range
+from sdecor.core.chunks import sum_over
 
 # In pixels: the weight of the nearest neighbour, exp(−5000), is zero in any precision, and so is its derivative.
 _SHARP = 0.01

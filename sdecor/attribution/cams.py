@@ -10,8 +10,8 @@ import jax
 from sdecor.attribution.activations import Layer, as_map, layer_and_patches
 from sdecor.attribution.guided import guided_backpropagation
 from sdecor.attribution.targets import Target
-from sdecor.checks import check_choice
-from sdecor.precision import widened
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_choice
 
 UPSAMPLING = ("bilinear", "nearest")
 Reshape = Callable[[jax.Array], jax.Array]

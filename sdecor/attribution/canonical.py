@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdecor.jaxpr import interpret
+from sdecor.core.jaxpr import interpret
 
 
 def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:

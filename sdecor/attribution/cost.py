@@ -13,7 +13,7 @@ from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise
 from sdecor.attribution.paths import quadrature
 from sdecor.attribution.perturbation import checked_pair, window_starts
-from sdecor.checks import check_choice, check_count
+from sdecor.core.checks import check_choice, check_count
 
 
 class Cost(NamedTuple):

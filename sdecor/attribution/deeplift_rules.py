@@ -15,7 +15,7 @@ from sdecor.attribution.equations import BILINEAR, ELEMENTWISE, MAXIMA, MINIMA
 from sdecor.attribution.patterns import elementwise, is_float, is_linear
 from sdecor.attribution.program import Program, Step, Unit, Unsupported, Value
 from sdecor.attribution.surrogates import linearised, same, slope
-from sdecor.jaxpr import has_own_derivative
+from sdecor.core.jaxpr import has_own_derivative
 
 
 def unit_of(program: Program, step: Step) -> Unit:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from sdecor.jaxpr import body_of, called, evaluate, has_own_derivative, inner_jaxprs, kind_of, run
+from sdecor.core.jaxpr import body_of, called, evaluate, has_own_derivative, inner_jaxprs, kind_of, run
 
 # Each element of the output is made of the elements at the same place in the inputs.
 ELEMENTWISE = frozenset(

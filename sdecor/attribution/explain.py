@@ -11,12 +11,12 @@ import numpy as np
 from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise, smoothed
 from sdecor.attribution.targets import Contrast, Target, checked_logits
-from sdecor.checks import check_choice
-from sdecor.chunks import default_chunk_size, divide, map_examples
-from sdecor.classes import check_classes, is_class
-from sdecor.parallel import automatic
-from sdecor.precision import at_least_float32
-from sdecor.rng import per_example
+from sdecor.core.arrays import at_least_float32
+from sdecor.core.checks import check_choice
+from sdecor.core.chunks import default_chunk_size, divide, map_examples
+from sdecor.core.classes import check_classes, is_class
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 
 PREDICTED = "predicted"
 

@@ -13,7 +13,7 @@ from sdecor.attribution.patterns import elementwise, is_float
 from sdecor.attribution.program import Program, Step, Unit, Unsupported, execute, flatten, plain, plan
 from sdecor.attribution.relus import ReLU, relu_at
 from sdecor.attribution.targets import Target, checked_logits, score_of
-from sdecor.jaxpr import body_of, has_own_derivative, holds_function
+from sdecor.core.jaxpr import body_of, has_own_derivative, holds_function
 
 _COMBINING = ("scatter", "scatter-add", "scatter_add", "scatter_mul")  # which hold a function of two numbers
 

@@ -9,9 +9,8 @@ import numpy as np
 from sdecor.attribution.baselines import baseline_image
 from sdecor.attribution.paths import completeness_error
 from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_count, check_range
-from sdecor.precision import widened
-from sdecor.sorting import kth_smallest, order_keys
+from sdecor.core.arrays import kth_smallest, order_keys, widened
+from sdecor.core.checks import check_count, check_range
 
 
 def guided_integrated_gradients(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from sdecor.jaxpr import kind_of, scope_of
+from sdecor.core.jaxpr import kind_of, scope_of
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
 _SCOPING = threading.RLock()

@@ -10,7 +10,7 @@ from sdecor.attribution.canonical import canonical
 from sdecor.attribution.lrp_rules import RULES, Layer, Settings, unit_of
 from sdecor.attribution.program import execute, flatten, plan
 from sdecor.attribution.targets import Target, target_score
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 
 COMPOSITES = ("composite", "epsilon", "gamma", "z_plus")
 

@@ -8,9 +8,9 @@ import jax
 
 from sdecor.attribution.gradients import gradient
 from sdecor.attribution.targets import Target
-from sdecor.checks import check_choice, check_count, check_range
-from sdecor.chunks import moments_over, sum_over
-from sdecor.rng import normal
+from sdecor.core.checks import check_choice, check_count, check_range
+from sdecor.core.chunks import moments_over, sum_over
+from sdecor.core.rng import normal
 
 STATISTICS = ("mean", "mean_square", "variance")
 

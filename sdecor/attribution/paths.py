@@ -8,10 +8,10 @@ import numpy as np
 
 from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import Target, score_of
-from sdecor.checks import check_choice, check_count, check_range
-from sdecor.chunks import sum_over
-from sdecor.precision import widened
-from sdecor.rng import normal, uniform
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_choice, check_count, check_range
+from sdecor.core.chunks import sum_over
+from sdecor.core.rng import normal, uniform
 
 RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from sdecor.attribution.baselines import baseline_image
 from sdecor.attribution.targets import Target, target_score
-from sdecor.checks import check_count, check_range
-from sdecor.chunks import sum_over
-from sdecor.precision import widened
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_count, check_range
+from sdecor.core.chunks import sum_over
 
 
 def occlusion(

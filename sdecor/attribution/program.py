@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend import core
 
 from sdecor.attribution.equations import evaluate_now, is_elementwise_call, name_of
-from sdecor.jaxpr import (
+from sdecor.core.jaxpr import (
     Reference,
     body_of,
     called,

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
-from sdecor.precision import moderate
+from sdecor.core.arrays import moderate
+from sdecor.core.checks import check_choice, check_range
 
 REDUCTIONS = ("abs_sum", "abs_mean", "abs_max", "sum")
 NORMALISATIONS = ("max", "sum", "percentile")

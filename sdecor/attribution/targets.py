@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution.canonical import canonical
-from sdecor.checks import check_choice
-from sdecor.classes import check_several, of_class
+from sdecor.core.checks import check_choice
+from sdecor.core.classes import check_several, of_class
 
 SALIENCY_OF = ("logit", "log_probability", "probability")
 

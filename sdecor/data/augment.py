@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_range
-from sdecor.rng import per_example
+from sdecor.core.checks import check_range
+from sdecor.core.rng import per_example
 
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))  # width / height, as in Inception's and torchvision's crops
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 from sdecor.data.order import epoch_order, process_share
 
 

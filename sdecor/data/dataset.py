@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
+from sdecor.core.files import check_text
 from sdecor.data import folder, splits, statistics, tfds_directory, tiny_imagenet
 from sdecor.data.decode import FITS, MASK_ENCODINGS, Decoder
 from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
-from sdecor.paths import check_text
 
 SPLITS = ("train", "val", "test")
 # TFDS data sets whose test split has no labels. They are listed, because to look would open that split in training.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 
 MODES = {1: "L", 3: "RGB"}
 FITS = ("stretch", "crop")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from sdecor.core.files import readable
 from sdecor.data.decode import Decoder
-from sdecor.paths import readable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 UNREAD = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jfif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # images, too

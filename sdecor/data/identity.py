@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from sdecor.core.files import digest
 from sdecor.data.batches import evaluation_indices, object_mask, read
 from sdecor.data.splits import Source
-from sdecor.digest import digest
 
 _READ = 16  # examples whose pixels are looked at
 _DIGITS = 16  # of a checksum

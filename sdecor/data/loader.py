@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 from sdecor.data.batches import read
 from sdecor.data.memory import MemoryLoader, MemorySource
 from sdecor.data.streaming import GrainLoader

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 
 class Source(Protocol):

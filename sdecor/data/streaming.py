@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 from sdecor.data.batches import read, training_batch
 from sdecor.data.order import batch_indices, steps_per_epoch
 

@@ -15,9 +15,9 @@ import pathlib
 
 import numpy as np
 
+from sdecor.core.files import readable
 from sdecor.data.decode import Decoder
 from sdecor.data.folder import EXTENSIONS, FileSource
-from sdecor.paths import readable
 
 
 def read_classes(root: str | os.PathLike) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution import METHODS
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 from sdecor.metrics import DATASET_METRICS, METRICS
 
 METHOD_PRESETS: dict[str, tuple[str, ...]] = {

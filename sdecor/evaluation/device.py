@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from sdecor import metrics
 from sdecor.attribution import explain, reduce
-from sdecor.checks import check_choice
-from sdecor.chunks import default_chunk_size
+from sdecor.core.checks import check_choice
+from sdecor.core.chunks import default_chunk_size
+from sdecor.core.rng import example_keys
 from sdecor.data.augment import center_crop, normalise
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.context import Context
 from sdecor.evaluation.measures import Measure
-from sdecor.rng import example_keys
 
 TARGETS = ("predicted", "label")
 IGNORE = 2  # code of an object mask's pixels that count neither as object nor as background

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdecor import parallel
+from sdecor.core import parallel
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.device import Batch, make_explanation, make_measurement
 from sdecor.evaluation.measures import WHOLE, Measure

@@ -12,8 +12,8 @@ import numpy as np
 
 from sdecor import metrics
 from sdecor.attribution.baselines import baseline_image
+from sdecor.core.arrays import blur
 from sdecor.evaluation.context import Context
-from sdecor.gaussian import blur
 
 PARAMETER_SEED = 0  # of the random parameters, the same for every image
 

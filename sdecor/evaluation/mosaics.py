@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sdecor import metrics, parallel
+from sdecor import metrics
+from sdecor.core import parallel
 from sdecor.data.augment import center_crop
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.device import Setup, make_explanation

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdecor import parallel
 from sdecor.attribution import reduce
+from sdecor.core import parallel
 from sdecor.evaluation import explained, sweep
 from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.device import Batch, Setup

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdecor import parallel
+from sdecor.core import parallel
 from sdecor.data import evaluation_batches
 from sdecor.data.batches import evaluation_indices
 from sdecor.data.splits import Subset

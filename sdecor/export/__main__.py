@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sdecor.core.commands import as_one_line
+from sdecor.core.files import check_output, check_text
 from sdecor.export import pictures, reader
 from sdecor.export.hdf5 import to_hdf5
 from sdecor.export.npz import to_npz
 from sdecor.export.overlays import overlays
-from sdecor.failure import as_one_line
-from sdecor.paths import check_output, check_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

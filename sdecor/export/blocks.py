@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdecor.classes import check_classes
+from sdecor.core.classes import check_classes
 
 UNKNOWN = -1  # the label of an example without one
 _KEPT = (np.uint8, np.float16, np.float32)  # dtypes that images keep on the way to the device

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 from sdecor.export.files import LocalFiles, RemoteFiles, open_files
 from sdecor.export.finish import IDS, SKIPPED, Found, expected_starts
 from sdecor.export.group import COPY, copy_bytes, layout_of, read_group

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor import parallel
 from sdecor.attribution import REDUCTIONS, SALIENCY_OF, explain, reduce, target_score
-from sdecor.checks import check_choice, check_range
-from sdecor.chunks import default_chunk_size, map_examples
-from sdecor.classes import check_classes
+from sdecor.core import parallel
+from sdecor.core.checks import check_choice, check_range
+from sdecor.core.chunks import default_chunk_size, map_examples
+from sdecor.core.classes import check_classes
+from sdecor.core.rng import example_keys
 from sdecor.evaluation import Method
 from sdecor.evaluation.device import EXPLANATION, TARGETS
 from sdecor.export.encode import DTYPES, encode
-from sdecor.rng import example_keys
 
 Batch = dict[str, jax.Array]
 _COMPARED_WITH_ZERO = ("input_x_gradient",)  # contributions whose method offers no completeness error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sdecor.workdir import differing_fields, list_differences
+from sdecor.core.files import differing_fields, list_differences
 
 MANY = ("provenance.checkpoint.parameters", "data.images")  # of these the first difference is told, and how many
 

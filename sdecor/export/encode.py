@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_choice, check_range
-from sdecor.sorting import key_values, kth_largest, order_keys
+from sdecor.core.arrays import key_values, kth_largest, order_keys
+from sdecor.core.checks import check_choice, check_range
 
 DTYPES = ("float32", "float16", "uint8")
 COUNTS = ("clipped", "underflowed", "nonfinite")  # columns of what `encode` counts

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.checks import check_choice
-from sdecor.digest import digest
+from sdecor.core.checks import check_choice
+from sdecor.core.files import digest, readable
 from sdecor.export.blocks import (
     UNKNOWN,
     Block,
@@ -21,7 +21,6 @@ from sdecor.export.blocks import (
     feed_batch,
 )
 from sdecor.export.indexed import reader_of_source
-from sdecor.paths import readable
 
 ON_ERROR = ("stop", "skip")
 _AHEAD = 2  # batches of an iterable read ahead

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.extend import core
 
-from sdecor import jaxpr
 from sdecor.attribution.targets import checked_logits
-from sdecor.digest import digest
+from sdecor.core import jaxpr
+from sdecor.core.files import digest
 from sdecor.evaluation import Method, choose_methods
 from sdecor.export.device import Task
 from sdecor.export.feed import reader_of

@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from sdecor.core.files import differing_fields, list_differences, plain
 from sdecor.export.differences import differing_arrays, filled, list_shortly
 from sdecor.export.files import LocalFiles, RemoteFiles
 from sdecor.export.layout import (
@@ -18,7 +19,6 @@ from sdecor.export.layout import (
     metadata_bytes,
 )
 from sdecor.export.records import PRIVATE
-from sdecor.workdir import differing_fields, list_differences, plain
 
 PROVISIONAL_ROWS = 2**24  # length of the arrays until the number of examples is known; it bounds nothing
 COPY = f"{PRIVATE}/group.json"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdecor.core.files import digest, readable
 from sdecor.data.batches import evaluation_indices
-from sdecor.digest import digest
 from sdecor.export.blocks import (
     UNKNOWN,
     Block,
@@ -22,7 +22,6 @@ from sdecor.export.blocks import (
     empty_arrays,
     feed_batch,
 )
-from sdecor.paths import readable
 
 _MOST_THREADS = 16
 _NAMES = 256  # names that a fingerprint looks at: a name may cost as much as reading the example

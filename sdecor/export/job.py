@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdecor import logbook, parallel
+from sdecor.core import commands, parallel
+from sdecor.core.interrupt import Interrupt
 from sdecor.export import device
 from sdecor.export.blocks import FeedBatch, Reader, check_labels
 from sdecor.export.layout import Layout
 from sdecor.export.ranges import Ranges
 from sdecor.export.store import Store
-from sdecor.interrupt import Interrupt
 
 POLL_SECONDS = 1.0  # between two looks at what other processes do
 
@@ -100,7 +100,7 @@ def progressing(
         return
     shown = bool(progress) and parallel.is_main_process()
     initial = store.finished if shown else 0
-    with logbook.progress_bar(total=count, initial=initial, description=path, enabled=shown) as bar:
+    with commands.progress_bar(total=count, initial=initial, description=path, enabled=shown) as bar:
 
         def advance(done: int) -> None:
             everywhere = done * jax.process_count()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 FORMAT = {"format": "sdecor export", "format_version": 1}
 METADATA = "zarr.json"

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdecor.core.files import readable
 from sdecor.data import center_crop, create_dataset, normalise
 from sdecor.data.batches import object_mask
 from sdecor.export.reader import Export
-from sdecor.paths import readable
 
 
 class Pictures(NamedTuple):

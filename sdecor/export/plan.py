@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdecor import parallel, workdir
-from sdecor.checks import check_choice, check_range
-from sdecor.classes import check_classes
+from sdecor.core import files, parallel
+from sdecor.core.checks import check_choice, check_range
+from sdecor.core.classes import check_classes
 from sdecor.evaluation.plan import plain
 from sdecor.export import device
 from sdecor.export.blocks import Reader, check_labels
@@ -81,7 +81,7 @@ def _attributes(
 ) -> dict[str, Any]:
     """Return what an export is recognised by: nothing that may differ from start to start."""
     image = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *reader.shape), reader.dtype))
-    versions = workdir.versions() | {"tensorstore": importlib.metadata.version("tensorstore")}
+    versions = files.versions() | {"tensorstore": importlib.metadata.version("tensorstore")}
     attributes = {
         "methods": {method.key: name for name, method in task.methods.items()},
         **{name: getattr(task, name) for name in ("target", "saliency_of", "reduction", "dtype", "clip_percentile")},

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
+from sdecor.core.files import check_text
 from sdecor.evaluation.stored import Maps
 from sdecor.export import check
 from sdecor.export.arrays import Arrays
@@ -18,7 +19,6 @@ from sdecor.export.files import open_files
 from sdecor.export.finish import IDS, SKIPPED
 from sdecor.export.group import layout_of, read_group
 from sdecor.export.records import read_records
-from sdecor.paths import check_text
 
 Index = int | slice | np.ndarray | list[int]
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from sdecor import parallel, paths
+from sdecor.core import files, parallel
+from sdecor.core.interrupt import Interrupt
 from sdecor.export import device, lock
 from sdecor.export.blocks import FeedBatch, Reader
 from sdecor.export.job import POLL_SECONDS, Job, check_batch, kept, progressing, stopping, wanted
@@ -20,7 +21,6 @@ from sdecor.export.layout import Layout
 from sdecor.export.plan import Options, make_plan
 from sdecor.export.ranges import Ranges
 from sdecor.export.store import Store, recorded
-from sdecor.interrupt import Interrupt
 
 
 class Summary(NamedTuple):
@@ -57,7 +57,7 @@ def run(
 ) -> Summary:
     """Export what `reader` reads as `task` says; see `export` for what it raises."""
     began = time.monotonic()
-    paths.check_output("path", path)
+    files.check_output("path", path)
     found = recorded(path) or {}
     task, layout = make_plan(task, variables, reader, provenance, options, found)
     with contextlib.ExitStack() as stack:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdecor.core.files import differing_fields, list_differences
 from sdecor.evaluation import Method, choose_methods
 from sdecor.evaluation.plan import plain
 from sdecor.export.differences import filled, list_shortly
 from sdecor.export.feed import reader_of
 from sdecor.export.reader import Export
-from sdecor.workdir import differing_fields, list_differences
 
 
 def check_same(export: Export, expected: Mapping[str, Any], source: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from etils import epath
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 from sdecor.export.check import CHECKS
 from sdecor.export.errors import StorageError, explained
 from sdecor.export.files import open_files

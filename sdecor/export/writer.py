@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sdecor.core.files import plain
 from sdecor.export.files import LocalFiles, RemoteFiles
 from sdecor.export.layout import ArraySpec, Layout, encode_range
 from sdecor.export.records import keys_of, write_record
-from sdecor.workdir import plain
 
 PENDING = 2  # ranges that are being written; more would grow the memory
 WRITERS = 4  # files being written of each

@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-from sdecor.precision import widened
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_choice
 
 SPATIALS = ("pool", "positions")
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
+from sdecor.core.parallel import automatic
 from sdecor.losses import batch
-from sdecor.parallel import automatic
 
 CENTRED = ("covariance", "correlation", "decov", "whitening")
 FORMS = (*CENTRED, "cosine", "density")

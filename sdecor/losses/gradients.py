@@ -7,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-from sdecor.classes import check_classes, check_several, of_class
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_choice
+from sdecor.core.classes import check_classes, check_several, of_class
 from sdecor.losses.predictions import classification
-from sdecor.precision import widened
 
 PENALTY_OF = ("cross_entropy", "log_probabilities", "logit")
 

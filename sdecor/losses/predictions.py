@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdecor.checks import check_choice, check_range
-from sdecor.classes import check_classes, check_several, is_class, one_hot, one_or_nan
-from sdecor.precision import widened
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_choice, check_range
+from sdecor.core.classes import check_classes, check_several, is_class, one_hot, one_or_nan
 
 DIRECTIONS = ("clean_masked", "masked_clean")
 

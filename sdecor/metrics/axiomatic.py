@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution import target_score
-from sdecor.checks import check_count
-from sdecor.chunks import map_examples
+from sdecor.core.arrays import widened
+from sdecor.core.checks import check_count
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
 from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, finite, map_samples
-from sdecor.parallel import automatic
-from sdecor.precision import widened
-from sdecor.rng import per_example
 
 
 @automatic

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch
-from sdecor.parallel import automatic
-from sdecor.rng import per_example
 
 
 def relative_to_random(metric: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdecor.classes import check_classes, check_several, correct, is_class, one_or_nan
+from sdecor.core.classes import check_classes, check_several, correct, is_class, one_or_nan
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution.reduce import reduce
-from sdecor.checks import check_choice
-from sdecor.chunks import map_examples
+from sdecor.core.arrays import average_ranks
+from sdecor.core.checks import check_choice
+from sdecor.core.chunks import map_examples
 from sdecor.metrics.inputs import check_images, in_flight
 from sdecor.metrics.replacement import finite
 from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
-from sdecor.sorting import average_ranks
 
 SIMILARITIES = {"spearman": spearman, "pearson": pearson, "cosine": cosine, "ssim": ssim}
 

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows
+from sdecor.core.checks import check_choice, check_range
 from sdecor.metrics.inputs import check_maps
-from sdecor.precision import moderate
-from sdecor.sorting import key_values, order_keys, sort_rows
 
 SCALES = ("peak", "sum", "raw")
 

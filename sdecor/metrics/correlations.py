@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count, check_range
+from sdecor.core.checks import check_count, check_range
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import random_ranks
 from sdecor.metrics.replacement import (
@@ -25,7 +26,6 @@ from sdecor.metrics.replacement import (
     window_sums,
 )
 from sdecor.metrics.similarity import pearson
-from sdecor.parallel import automatic
 
 
 @automatic

@@ -8,11 +8,11 @@ Values are NaN for a map that is constant or not finite. Every function takes th
 import jax
 import jax.numpy as jnp
 
-from sdecor.chunks import map_examples
+from sdecor.core.arrays import moderate, widened
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.replacement import baseline_images, finite, map_samples, score_of, varies
-from sdecor.parallel import automatic
-from sdecor.precision import moderate, widened
 
 
 @automatic

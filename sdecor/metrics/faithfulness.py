@@ -11,7 +11,8 @@ Every function takes the network for one image, `fn: image [H, W, C] -> logits [
 import jax
 import jax.numpy as jnp
 
-from sdecor.classes import correct
+from sdecor.core.classes import correct
+from sdecor.core.parallel import automatic
 from sdecor.metrics.chance import relative_to_random
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count
 from sdecor.metrics.ranks import ranks
@@ -23,7 +24,6 @@ from sdecor.metrics.replacement import (
     replaced_scores,
     replacement_curve,
 )
-from sdecor.parallel import automatic
 
 
 @automatic

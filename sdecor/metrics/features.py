@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.parallel import automatic
+from sdecor.core.parallel import automatic
 
 
 @automatic

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_count
+from sdecor.core.checks import check_count
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.localization import energy_inside
-from sdecor.parallel import automatic
 
 
 def choose_mosaics(

@@ -9,7 +9,8 @@ Every function takes the network for one image, `fn: image [H, W, C] -> logits [
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count
+from sdecor.core.checks import check_count
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import (
@@ -22,7 +23,6 @@ from sdecor.metrics.replacement import (
     window_sums,
 )
 from sdecor.metrics.similarity import pearson, spearman
-from sdecor.parallel import automatic
 
 
 @automatic

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import normal, per_example
 from sdecor.metrics.inputs import check_images
-from sdecor.parallel import automatic
-from sdecor.rng import normal, per_example
 
 _MOST_ITERATIONS = 200
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_count
-from sdecor.chunks import map_examples
+from sdecor.core.checks import check_choice, check_count
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import normal, per_example
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
 from sdecor.metrics.replacement import baseline_images, defined, finite, map_samples, score_of
-from sdecor.parallel import automatic
-from sdecor.rng import normal, per_example
 
 PERTURBATIONS = ("squares", "grid", "noise")
 SCALINGS = ("none", "optimal")

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor import classes
 from sdecor.attribution.explain import PREDICTED
 from sdecor.attribution.targets import Contrast, checked_logits
-from sdecor.checks import check_choice, check_count
-from sdecor.chunks import default_chunk_size, divide, map_examples
+from sdecor.core import classes
+from sdecor.core.checks import check_choice, check_count
+from sdecor.core.chunks import default_chunk_size, divide, map_examples
 
 Fn = Callable[[jax.Array], jax.Array]
 
@@ -48,7 +48,7 @@ def check_batch(
 def check_classes(
     images: jax.Array, targets: Any, *, fn: Fn | None = None, count: int | None = None, field: str = "targets"
 ) -> jax.Array:
-    """Return classes as int32 `[N]`, −1 for one that is traced and does not exist: see `sdecor.classes`.
+    """Return classes as int32 `[N]`, −1 for one that is traced and does not exist: see `sdecor.core.classes`.
 
     Args:
       images: `[N, H, W, C]`.
@@ -112,7 +112,7 @@ def check_maps(**arrays: jax.Array | None) -> None:
 
 
 def in_flight(fn: Callable[..., Any], chunk_size: int | None, *batch: jax.Array) -> tuple[int, int]:
-    """Return how many examples, and samples of each, are evaluated together: see `sdecor.chunks.divide`.
+    """Return how many examples, and samples of each, are evaluated together: see `sdecor.core.chunks.divide`.
 
     Args:
       fn: what is evaluated, of one example.

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.core.arrays import moderate
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
-from sdecor.precision import moderate
 
 
 def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count, check_range
-from sdecor.chunks import map_examples
+from sdecor.core.checks import check_count, check_range
+from sdecor.core.chunks import map_examples
+from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
 from sdecor.metrics.replacement import finite, map_samples
-from sdecor.rng import per_example
 
 ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 NOISE = 0x6E6F6973  # folded in before a sample's number, so that a method that folds in small numbers shares no draw

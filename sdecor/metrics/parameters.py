@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from sdecor.checks import check_choice
-from sdecor.jaxpr import inner_jaxprs
+from sdecor.core.checks import check_choice
+from sdecor.core.jaxpr import inner_jaxprs
 
 MODES = ("cascading", "independent", "bottom_up")
 REDRAWS = ("normal", "permutation")

@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count, check_range
-from sdecor.chunks import sum_over
+from sdecor.core.arrays import moderate
+from sdecor.core.checks import check_count, check_range
+from sdecor.core.chunks import sum_over
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 from sdecor.metrics.compared import likeness, map_maker, reduced
 from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
 from sdecor.metrics.neighbours import NOISE, symmetric_uniform
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
-from sdecor.parallel import automatic
-from sdecor.precision import moderate
-from sdecor.rng import per_example
 
 ExplainWith = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 

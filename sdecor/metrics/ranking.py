@@ -8,11 +8,11 @@ Equal values are treated alike, never by their place: a constant map scores exac
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count
+from sdecor.core.arrays import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
+from sdecor.core.checks import check_count
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.masks import split, two_sided
-from sdecor.parallel import automatic
-from sdecor.sorting import LAST, ends_of_runs, kth_largest, order_keys, sort_rows
 
 
 def relevance_rank_accuracy(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:

@@ -5,9 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-from sdecor.rng import per_example
-from sdecor.sorting import order_keys, signed, sort_rows, unsigned
+from sdecor.core.arrays import order_keys, signed, sort_rows, unsigned
+from sdecor.core.checks import check_choice
+from sdecor.core.rng import per_example
 
 ORDERS = ("morf", "lerf", "random")
 

@@ -7,11 +7,11 @@ changed together. Every function takes the network for one image, `fn: image [H,
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count
+from sdecor.core.checks import check_count
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import area_under, baseline_images, defined, replaced_scores, score_of
-from sdecor.parallel import automatic
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:

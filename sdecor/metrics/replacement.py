@@ -13,14 +13,13 @@ import jax.numpy as jnp
 
 from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import target_score
-from sdecor.checks import check_choice, check_count, check_range
-from sdecor.chunks import map_examples
-from sdecor.gaussian import blur
+from sdecor.core.arrays import blur, moderate
+from sdecor.core.checks import check_choice, check_count, check_range
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
-from sdecor.parallel import automatic
-from sdecor.precision import moderate
-from sdecor.rng import per_example
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 

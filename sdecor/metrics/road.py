@@ -6,15 +6,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
-from sdecor.chunks import map_examples
-from sdecor.classes import correct
+from sdecor.core.checks import check_range
+from sdecor.core.chunks import map_examples
+from sdecor.core.classes import correct
+from sdecor.core.parallel import automatic
+from sdecor.core.rng import per_example
 from sdecor.metrics.imputation import gaussian_noise, linear_imputation
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.ranks import ranks
 from sdecor.metrics.replacement import defined, finite, percentage_counts, score_of
-from sdecor.parallel import automatic
-from sdecor.rng import per_example
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count
-from sdecor.chunks import map_examples
+from sdecor.core.checks import check_count
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
 from sdecor.metrics.replacement import baseline_images, map_samples
-from sdecor.parallel import automatic
 
 
 class Sensitivities(NamedTuple):

@@ -7,10 +7,9 @@ is not finite, and one without the variation that the measure compares (each fun
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
-from sdecor.parallel import automatic
-from sdecor.precision import moderate
-from sdecor.sorting import average_ranks
+from sdecor.core.arrays import average_ranks, moderate
+from sdecor.core.checks import check_choice
+from sdecor.core.parallel import automatic
 
 WINDOWS = ("gaussian", "uniform")
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_images, class_count
 from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
-from sdecor.parallel import automatic
 
 
 class Stabilities(NamedTuple):

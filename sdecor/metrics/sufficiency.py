@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_count, check_range
-from sdecor.chunks import map_examples
+from sdecor.core.checks import check_count, check_range
+from sdecor.core.chunks import map_examples
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
 from sdecor.metrics.replacement import defined
-from sdecor.parallel import automatic
 
 
 @automatic

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 from sdecor.models.cnn import MnistNet, SmallCNN
 from sdecor.models.frozen import frozen_statistics, record_statistics
 from sdecor.models.layers import check_positive

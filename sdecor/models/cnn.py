@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv, max_pool_2x2
 
 NORMS = ("batch", "layer", "group", "none")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv
 
 

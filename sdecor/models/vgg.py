@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_range
 from sdecor.models.layers import batch_norm, check_image_size, classifier, conv, max_pool_2x2
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 from sdecor.models.layers import HE_FAN_OUT, batch_norm, check_image_size, classifier, conv
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sdecor.checks import check_choice
+from sdecor.core.checks import check_choice
 
 COLORS = ("#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#882255", "#44aa99", "#999933", "#8888aa")
 THEMES = {

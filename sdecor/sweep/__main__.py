@@ -15,9 +15,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from sdecor import paths
-from sdecor.checks import check_count
-from sdecor.failure import as_one_line
+from sdecor.core import files
+from sdecor.core.checks import check_count
+from sdecor.core.commands import as_one_line
 from sdecor.sweep import check, commands, groups, local, plan, record, slurm, source, status
 
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def start(
 ) -> int:
     """Check the sweep, then run it here or submit it; return the exit status."""
     away = flags.slurm is not None
-    paths.check_checkpoints("--workdir", folder)
+    files.check_checkpoints("--workdir", folder)
     # The machine that submits need not have the accelerators.
     configs = check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
     source.write(folder, sweep)
@@ -107,7 +107,7 @@ def local_folder(flag: str, path: str) -> pathlib.Path:
     """
     if "://" in path:
         raise ValueError(f"{flag} = {path!r} is remote: a sweep's folder is local, or shared by the nodes of a cluster")
-    paths.check_output(flag, path)
+    files.check_output(flag, path)
     return pathlib.Path(path).absolute()
 
 

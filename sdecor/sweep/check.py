@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdecor import workdir
+from sdecor.core import files
 from sdecor.sweep import commands, record
 from sdecor.sweep.plan import ROOT, Run, Sweep
 
@@ -42,7 +43,7 @@ def dry_start(sweep: Sweep, runs: Sequence[Run], environment: Mapping[str, str])
     """Return the config of every cell that is to run, and what is wrong; see `sdecor.sweep.dry`."""
     cells: dict[str, Any] = {}
     for run in runs:  # one seed of each
-        about = {"arguments": commands.train_arguments(run), "overrides": workdir.plain(run.overrides)}
+        about = {"arguments": commands.train_arguments(run), "overrides": files.plain(run.overrides)}
         cells.setdefault(run.cell, about)
     request = {
         "cells": cells,
@@ -91,7 +92,7 @@ def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, A
         done = record.is_done(place, run, "train")
         differing = [
             f"{name} = {old!r} there, {new!r} here"
-            for name, (old, new) in workdir.differing_fields(there, here, ignore=workdir.FREE).items()
+            for name, (old, new) in files.differing_fields(there, here, ignore=workdir.FREE).items()
             if not (done and (name not in there or name not in here))
         ]
         if differing:

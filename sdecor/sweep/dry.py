@@ -15,8 +15,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, evaluation, metrics, workdir
-from sdecor.checks import check_choice
+from sdecor import build, evaluation, metrics
+from sdecor.core import files
+from sdecor.core.checks import check_choice
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             config = read_config(cell["arguments"])
             check_overrides(config, cell["overrides"])
             check_start(config)
-            configs[name] = workdir.plain(config)
+            configs[name] = files.plain(config)
         except Exception as error:  # whatever it is, it would stop the run as well
             errors.append(f"cell {name!r}: {message(error)}")
     try:
@@ -60,14 +61,14 @@ def check_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         if "." not in field:
             continue
         found = functools.reduce(lambda group, name: group[name], field.split("."), config)
-        if workdir.plain(found) != workdir.plain(value):
+        if files.plain(found) != files.plain(value):
             raise ValueError(f"config.{field} = {value!r} was read as {found!r}: give a value of the field's type")
 
 
 def check_start(config: ConfigDict) -> None:
     """Raise where train.py would before its first step."""
     build.check_config(config)
-    data = _data(json.dumps(workdir.plain(config.data), sort_keys=True))
+    data = _data(json.dumps(files.plain(config.data), sort_keys=True))
     canvas = tuple(data.image_shape)
     build.create_model(config, data.num_classes, build.image_size(config, canvas))
     prepare, _ = build.create_preparation(config, data.mean, data.std)

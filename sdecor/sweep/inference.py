@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # jax brings it
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 LEVEL = 0.95
 

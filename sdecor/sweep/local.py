@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
-from sdecor.interrupt import Interrupt
+from sdecor.core.interrupt import Interrupt
 from sdecor.sweep import groups, job, record, status
 from sdecor.sweep.groups import Group
 from sdecor.sweep.plan import Run

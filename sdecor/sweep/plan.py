@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.checks import check_choice, check_count
+from sdecor.core.checks import check_choice, check_count
 
 ROOT = pathlib.Path(__file__).parent.parent.parent  # where train.py, evaluate.py and configs/ are
 KEYS = ("base", "cells", "seeds", "evaluate", "tags", "tests")

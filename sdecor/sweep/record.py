@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from sdecor import logbook, workdir
+from sdecor.core import files
 from sdecor.sweep import claim, commands
 from sdecor.sweep.plan import Run
 
@@ -23,7 +24,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 def open_record(folder: pathlib.Path, run: Run) -> None:
     """Write down what the run is, as it starts; what is known of its finished stages is kept, a failure forgotten."""
     known = {name: value for name, value in read(folder).items() if name != "failed"}
-    workdir.write_json(folder / RECORD, known | workdir.plain(run._asdict()))
+    files.write_json(folder / RECORD, known | files.plain(run._asdict()))
 
 
 def add(folder: pathlib.Path, stage: str, arguments: list[str], seconds: float) -> None:
@@ -33,13 +34,13 @@ def add(folder: pathlib.Path, stage: str, arguments: list[str], seconds: float) 
     record["spent"] = {name: value for name, value in record.get("spent", {}).items() if name != stage}
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     done = {"arguments": arguments, "seconds": round(spent, 2), "finished": now}
-    workdir.write_json(folder / RECORD, record | {"done": record.get("done", {}) | {stage: done}})
+    files.write_json(folder / RECORD, record | {"done": record.get("done", {}) | {stage: done}})
 
 
 def add_failure(folder: pathlib.Path, stage: str, status: int, lines: list[str]) -> None:
     """Record that a stage failed, with the last lines that it wrote."""
     failed = {"stage": stage, "status": status, "lines": lines, "time": time.time()}
-    workdir.write_json(folder / RECORD, read(folder) | {"failed": failed})
+    files.write_json(folder / RECORD, read(folder) | {"failed": failed})
 
 
 def add_time(folder: pathlib.Path, stage: str, seconds: float) -> None:
@@ -47,7 +48,7 @@ def add_time(folder: pathlib.Path, stage: str, seconds: float) -> None:
     record = read(folder)
     spent = record.get("spent", {})
     record["spent"] = spent | {stage: round(spent.get(stage, 0.0) + seconds, 2)}
-    workdir.write_json(folder / RECORD, record)
+    files.write_json(folder / RECORD, record)
 
 
 def is_done(folder: pathlib.Path, run: Run, stage: str) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sdecor.interrupt import Interrupt
+from sdecor.core.interrupt import Interrupt
 from sdecor.sweep import job, record
 from sdecor.sweep.plan import SLURM, Run
 

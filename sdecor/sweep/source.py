@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sdecor import workdir
+from sdecor.core import files
 from sdecor.sweep.plan import PLAN, ROOT, Sweep, make
 
 
@@ -45,7 +45,7 @@ def write(folder: pathlib.Path, sweep: Sweep) -> None:
     """Keep the sweep in its folder, for the report; several sweeps may, at once."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{PLAN}.{platform.node()}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(workdir.plain(dataclasses.asdict(sweep)), indent=2, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(files.plain(dataclasses.asdict(sweep)), indent=2, ensure_ascii=False) + "\n")
     temporary.replace(folder / PLAN)
 
 

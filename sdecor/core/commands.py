@@ -1,9 +1,11 @@
-"""Errors in what was asked for, as one clear line; what the command lines share and what needs no JAX."""
+"""Command lines: an expected error as one line, and the progress bar. Needs no JAX."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
 
 
 @contextlib.contextmanager
@@ -20,3 +22,18 @@ def as_one_line(
         if os.environ.get("SDECOR_TRACEBACK"):
             raise
         sys.exit(f"{program}: {message(error)}")
+
+
+def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> tqdm:
+    """Return a bar that counts images, with images/s and the remaining time."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        unit_scale=True,
+        disable=not enabled,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        mininterval=0.2,
+    )

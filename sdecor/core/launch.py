@@ -1,4 +1,4 @@
-"""What the command lines of train.py and evaluate.py share: joining a job, and errors as one clear line."""
+"""Flags that train.py and evaluate.py share: lists of words, joining a job, and errors as one line."""
 
 import os
 import sys
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from sdecor import parallel
-from sdecor.failure import as_one_line
+from sdecor.core import parallel
+from sdecor.core.commands import as_one_line
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")

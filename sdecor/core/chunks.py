@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sdecor.checks import check_count
-from sdecor.jaxpr import inner_jaxprs, parameters
-from sdecor.precision import at_least_float32
+from sdecor.core.arrays import at_least_float32
+from sdecor.core.checks import check_count
+from sdecor.core.jaxpr import inner_jaxprs, parameters
 
 # More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
 _MOST = {"cpu": 64}

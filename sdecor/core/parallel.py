@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard, use_abstract_mesh
 
-from sdecor.checks import check_range
+from sdecor.core.checks import check_range
 
 AXIS = "batch"  # the name that collectives in losses, BatchNorm and steps refer to
 

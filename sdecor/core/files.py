@@ -1,7 +1,15 @@
-"""Paths and file names: checked before any long work, and written as text that every file and terminal takes."""
+"""Files: which paths are refused before any work, JSON written whole, digests, and what differs between two trees."""
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
 import os
+import platform
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 GLOB = "*?["  # orbax looks for its files by a pattern that begins with the folder's path
@@ -78,3 +86,64 @@ def make_folder(field: str, path: epath.PathLike) -> epath.Path:
 
 def _kind(path: str) -> str:
     return "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "a file"
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """Return the SHA-256 of bytes, and of arrays with their dtypes and shapes, as hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else _bytes(np.asarray(part))
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
+
+
+PACKAGES = (  # those that may change a result, or the pixels
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+    "tensorflow-datasets", "grain", "pillow", "scikit-learn",
+)  # fmt: skip
+
+
+def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
+    """Write `differing_fields` as lines of text."""
+    return "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+    """Write `content` so that a reader never sees half a file."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def plain(tree: Any) -> Any:
+    """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
+    tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
+    return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
+
+
+def differing_fields(
+    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "", ignore: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return `{dotted name: (old value, new value)}` for every field that differs."""
+    differences = {}
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            differences |= differing_fields(a, b, prefix=f"{prefix}{name}.", ignore=ignore)
+        elif a != b and not f"{prefix}{name}".startswith(ignore or ("\0",)):
+            differences[prefix + name] = (a, b)
+    return differences
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
