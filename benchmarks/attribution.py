@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from networks import NETWORKS, Network, jax_network, torch_network  # noqa: E402
 
 from sdecor.attribution import METHODS, explain  # noqa: E402
-from sdecor.attribution.cost import Cost, cost  # noqa: E402
+from sdecor.attribution.methods import Cost, cost  # noqa: E402
 from sdecor.attribution.targets import score_of  # noqa: E402
 
 try:

@@ -12,7 +12,7 @@ from sdecor import build, workdir
 from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.core import files
 from sdecor.core.checks import check_choice
-from sdecor.data.identity import identity
+from sdecor.data.batches import identity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from sdecor.attribution import METHODS, Contrast, Noise, explain
-from sdecor.attribution.cost import cost
+from sdecor.attribution.methods import cost
 
 N, SHAPE, CLASSES = 8, (8, 8, 3), 4
 FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # of the options that a method has

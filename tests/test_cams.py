@@ -12,9 +12,8 @@ import reference_network as reference
 from flax import nnx
 
 from sdecor.attribution import explain
-from sdecor.attribution.activations import activation_and_gradient, as_map
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
-from sdecor.attribution.layers import default_layer, named_layer
+from sdecor.attribution.layers import activation_and_gradient, as_map, default_layer, named_layer
 from sdecor.core.jaxpr import interpret
 from sdecor.models import SmallCNN, ViT, create_model
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFilter
 
-from sdecor.data import create_dataset, splits, statistics
+from sdecor.data import create_dataset, dataset, splits
 from sdecor.data.decode import Decoder, decode_image, decode_mask
 
 tfds.disable_progress_bar()
@@ -184,16 +184,16 @@ def test_folder_statistics_are_exact(root):
     assert given.mean == (0.5, 0.5, 0.5) and given.std == (0.1, 0.2, 0.3)
     with pytest.raises(ValueError, match="data.std = .*positive number for each of the 3 channels"):
         create_dataset("folder", path=root, std=(0.1, 0.0, 0.3))
-    half = statistics.compute(data.source("train"), sample=18)[0]
+    half = dataset.compute(data.source("train"), sample=18)[0]
     assert half != data.mean
 
 
 def test_statistics_of_a_sample_are_not_those_of_a_stride():
     """Examples that alternate between black and white: every other one would be all black."""
     images = [{"image": np.full((2, 2, 1), 255 * (i % 2), np.uint8)} for i in range(400)]
-    mean, _ = statistics.compute(images, sample=200)
+    mean, _ = dataset.compute(images, sample=200)
     assert mean[0] == pytest.approx(0.5, abs=0.1)
-    assert statistics.compute(images, sample=200)[0] == mean
+    assert dataset.compute(images, sample=200)[0] == mean
 
 
 def test_folder_own_val_canvas_grey_and_limit(root):

@@ -10,7 +10,7 @@ import pytest
 import reference_network as reference
 
 from sdecor.attribution import explain
-from sdecor.attribution.deeplift import deeplift
+from sdecor.attribution.propagation import deeplift
 from sdecor.models import ResNet, ViT, create_model
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)

@@ -6,7 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from sdecor.data import create_dataset, scenes, statistics
+from sdecor.data import create_dataset, dataset, scenes
 
 SHA256 = {
     "train": "76927463fdc593d044bdab30b664b069ab45bb75723912987c10feb7daae9f2c",
@@ -32,7 +32,7 @@ def test_the_same_on_every_machine(drawn, split):
 
 def test_published_statistics(drawn):
     pixels = drawn["train"].images.reshape(-1, 3) / 255.0
-    mean, std = statistics.PUBLISHED["digit_scenes"]
+    mean, std = dataset.PUBLISHED["digit_scenes"]
     np.testing.assert_allclose(mean, pixels.mean(0), atol=2e-6, err_msg=HINT)
     np.testing.assert_allclose(std, pixels.std(0), atol=2e-6, err_msg=HINT)
 

@@ -9,7 +9,7 @@ import pytest
 import reference_network as reference
 
 from sdecor.attribution import Contrast, explain
-from sdecor.attribution.guided import deconvnet, guided_backpropagation
+from sdecor.attribution.propagation import deconvnet, guided_backpropagation
 
 METHODS = {method.__name__: jax.jit(method, static_argnums=0) for method in (guided_backpropagation, deconvnet)}
 RELUS = {

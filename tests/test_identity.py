@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdecor.data.identity import identity
+from sdecor.data.batches import identity
 
 RNG = np.random.default_rng(0)
 

@@ -8,10 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from sdecor.data.batches import evaluation_batches, evaluation_indices, rasterise_box
+from sdecor.data.batches import (
+    batch_indices,
+    epoch_order,
+    evaluation_batches,
+    evaluation_indices,
+    rasterise_box,
+    steps_per_epoch,
+)
 from sdecor.data.loader import create_loader
 from sdecor.data.memory import MemorySource, load_in_memory
-from sdecor.data.order import batch_indices, epoch_order, steps_per_epoch
 
 
 @dataclasses.dataclass

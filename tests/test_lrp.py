@@ -9,7 +9,7 @@ import pytest
 import reference_network as reference
 
 from sdecor.attribution import explain
-from sdecor.attribution.lrp import lrp
+from sdecor.attribution.propagation import lrp
 from sdecor.models import ResNet, ViT
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)

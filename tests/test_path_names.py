@@ -13,7 +13,7 @@ import runs
 import train
 from sdecor import checkpoint, export, record, workdir
 from sdecor.core import files
-from sdecor.data import tfds_directory
+from sdecor.data import tfds_source
 from sdecor.export import __main__ as export_command
 from sdecor.runs import restore
 from sdecor.sweep import __main__ as sweep_command
@@ -119,7 +119,7 @@ def test_suggested_commands_are_quoted(tmp_path):
     folder = str(tmp_path / "it's a $run")
     said = record.Record(record.Member("", folder, 0), Saved(), None).closing(True)
     assert shlex.split(said.partition("Next: ")[2]) == ["python", "evaluate.py", f"--workdir={folder}"]
-    said = tfds_directory._how_to_prepare("cifar10", folder, folder)
+    said = tfds_source._how_to_prepare("cifar10", folder, folder)
     (line,) = [line for line in said.splitlines() if "python -c" in line]
     _, option, program = shlex.split(line)
     assert option == "-c" and json.dumps(folder) in program

@@ -11,9 +11,14 @@ import reference_network as reference
 
 from sdecor.attribution import Contrast, explain
 from sdecor.attribution.baselines import BASELINES, baseline_image
-from sdecor.attribution.blur_paths import blur_integrated_gradients
 from sdecor.attribution.guided_paths import guided_integrated_gradients
-from sdecor.attribution.paths import RULES, expected_gradients, integrated_gradients, quadrature
+from sdecor.attribution.paths import (
+    RULES,
+    blur_integrated_gradients,
+    expected_gradients,
+    integrated_gradients,
+    quadrature,
+)
 
 SHAPE = (6, 5, 3)
 KEY = jax.random.key(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdecor.attribution import explain
-from sdecor.attribution.guided import deconvnet, guided_backpropagation
+from sdecor.attribution.propagation import deconvnet, guided_backpropagation
 
 rng = np.random.default_rng(4)
 IMAGE = jnp.asarray(rng.normal(size=(2, 2, 2)), jnp.float32)

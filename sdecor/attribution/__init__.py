@@ -6,19 +6,15 @@ scaling (`normalise`) are separate steps, so that no choice is hidden in a metho
 """
 
 from sdecor.attribution.baselines import BASELINES, baseline_image
-from sdecor.attribution.blur_paths import blur_integrated_gradients
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
-from sdecor.attribution.cost import Cost, cost
-from sdecor.attribution.deeplift import deeplift
 from sdecor.attribution.explain import explain
 from sdecor.attribution.gradients import gradient, input_x_gradient
-from sdecor.attribution.guided import deconvnet, guided_backpropagation
 from sdecor.attribution.guided_paths import guided_integrated_gradients
-from sdecor.attribution.lrp import lrp
-from sdecor.attribution.methods import METHODS
+from sdecor.attribution.methods import METHODS, Cost, cost
 from sdecor.attribution.noise import Noise, smoothed, smoothgrad, squaregrad, vargrad
-from sdecor.attribution.paths import expected_gradients, integrated_gradients
+from sdecor.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients
 from sdecor.attribution.perturbation import occlusion, rise
+from sdecor.attribution.propagation import deconvnet, deeplift, guided_backpropagation, lrp
 from sdecor.attribution.reduce import NORMALISATIONS, REDUCTIONS, normalise, reduce
 from sdecor.attribution.targets import SALIENCY_OF, Contrast, target_score
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import jax
 
-from sdecor.attribution.activations import Layer, as_map, layer_and_patches
-from sdecor.attribution.guided import guided_backpropagation
+from sdecor.attribution.layers import Layer, as_map, layer_and_patches
+from sdecor.attribution.propagation import guided_backpropagation
 from sdecor.attribution.targets import Target
 from sdecor.core.arrays import widened
 from sdecor.core.checks import check_choice

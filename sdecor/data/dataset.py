@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import check_text
-from sdecor.data import folder, splits, statistics, tfds_directory, tiny_imagenet
+from sdecor.data import image_folders, splits, tfds_source
+from sdecor.data.batches import epoch_order
 from sdecor.data.decode import FITS, MASK_ENCODINGS, Decoder
 from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
@@ -135,7 +137,7 @@ def create_dataset(
     opened = functools.cache(
         lambda split: _open(origin, split, stored, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
     )
-    mean, std = statistics.resolve(name, mean, std, channels=channels, train=functools.partial(opened, "train"))
+    mean, std = resolve(name, mean, std, channels=channels, train=functools.partial(opened, "train"))
     return Dataset(
         name=name,
         class_names=origin.class_names,
@@ -154,19 +156,19 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Orig
     if name == "digit_scenes" and path is None:
         from sdecor.data import digit_scenes
 
-        directory = digit_scenes.prepare(tfds_directory.resolve_data_dir(data_dir))
+        directory = digit_scenes.prepare(tfds_source.resolve_data_dir(data_dir))
     else:
-        directory = tfds_directory.find(name, path=path, data_dir=data_dir)
+        directory = tfds_source.find(name, path=path, data_dir=data_dir)
     return _tfds(name, directory, mask_encoding_of(name, mask_encoding))
 
 
 def _folder(path: Any) -> _Origin:
     root = os.path.expanduser(path)
-    classes = folder.class_folders(root)
-    listed = functools.cache(lambda split: folder.open_split(root, split, classes=classes, decoder=Decoder()))
+    classes = image_folders.class_folders(root)
+    listed = functools.cache(lambda split: image_folders.open_split(root, split, classes=classes, decoder=Decoder()))
     return _Origin(
         classes,
-        {split: split if folder.find_split(root, split) else None for split in SPLITS},
+        {split: split if image_folders.find_split(root, split) else None for split in SPLITS},
         lambda split, decoder: dataclasses.replace(listed(split), decoder=decoder),
         f"data.path = {root!r} has no folder 'test'. To evaluate on its 'val', rename that to 'test': "
         "a validation split is then carved from train",
@@ -175,17 +177,17 @@ def _folder(path: Any) -> _Origin:
 
 def _tiny_imagenet(path: Any) -> _Origin:
     root = os.path.expanduser(path)
-    wnids, names = tiny_imagenet.read_classes(root)
+    wnids, names = image_folders.read_classes(root)
     return _Origin(
         names,
         {"train": "train", "val": None, "test": "val"},
-        lambda split, decoder: tiny_imagenet.open_split(root, split, wnids=wnids, decoder=decoder),
+        lambda split, decoder: image_folders.open_tiny_imagenet(root, split, wnids=wnids, decoder=decoder),
         "",
     )
 
 
 def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
-    prepared = tfds_directory.inspect(directory, name=name)
+    prepared = tfds_source.inspect(directory, name=name)
     held = ", ".join(repr(split) for split in prepared.sizes) or "none"
     if not prepared.sizes.get("train"):
         raise ValueError(f"data.name = {name!r} has no split 'train' with examples; its splits: {held}")
@@ -248,3 +250,64 @@ def _as_canvas(canvas: int | Sequence[int] | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"data.canvas = {canvas!r}: give one positive number of pixels, or (height, width)")
     return sides
+
+
+SAMPLE = 4096  # images from which mean and std are computed
+PUBLISHED = {  # mean and std of the training images, in [0, 1]
+    "digit_scenes": ((0.379278, 0.399056, 0.322808), (0.272799, 0.242677, 0.218832)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def resolve(
+    name: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    channels: int,
+    train: Callable[[], Source],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return `mean` and `std`, one value a channel; what is None is looked up by name or computed from `train()`."""
+    if mean is None or std is None:
+        published = PUBLISHED.get(name.partition(":")[0])
+        fits = published is not None and len(published[0]) in (1, channels)
+        found = published if fits else compute(train())
+        mean, std = found[0] if mean is None else mean, found[1] if std is None else std
+    return _per_channel("data.mean", mean, channels), _per_channel("data.std", std, channels, positive=True)
+
+
+def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
+
+    They are chosen at random, always the same: examples often follow a pattern, of which a stride would see a part. The
+    sums are whole numbers, so the result does not depend on their order. A constant channel gets 1/255 as its standard
+    deviation, so that dividing by it is harmless.
+    """
+    total = squares = pixels = 0
+    for i in np.sort(epoch_order(0, 0, len(source))[:sample]):
+        image = source[int(i)]["image"].astype(np.int64)
+        total = total + image.sum(axis=(0, 1))
+        squares = squares + (image * image).sum(axis=(0, 1))
+        pixels += image.shape[0] * image.shape[1]
+    mean, std = [], []
+    for s, q in zip(total.tolist(), squares.tolist(), strict=True):
+        mean.append(round(s / (255 * pixels), 6))
+        variance = (pixels * q - s * s) / (255 * pixels) ** 2
+        std.append(round(max(math.sqrt(variance), 1 / 255), 6))
+    return tuple(mean), tuple(std)
+
+
+def _per_channel(field: str, values: Sequence[float], channels: int, *, positive: bool = False) -> tuple[float, ...]:
+    values = tuple(float(value) for value in values)
+    values = values * channels if len(values) == 1 else values  # grey images in three channels
+    if len(values) != channels or not all(math.isfinite(v) and (v > 0 or not positive) for v in values):
+        kind = "positive number" if positive else "number"
+        raise ValueError(
+            f"{field} = {values!r}: give one {kind} for each of the {channels} channels, for pixels in [0, 1]"
+        )
+    return values

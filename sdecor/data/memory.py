@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdecor.core.checks import check_range
-from sdecor.data.batches import read
-from sdecor.data.order import batch_indices, steps_per_epoch
+from sdecor.data.batches import batch_indices, read, steps_per_epoch
 
 _CHUNK = 256  # examples a thread decodes before the progress bar moves
 _LARGE = 5000  # examples from which on decoding takes long enough to show its progress

@@ -1,7 +1,7 @@
 """Training batches read and decoded as they are needed, by Grain: for splits that do not fit in memory.
 
 One element of the Grain pipeline is one whole batch, found from its step: the order is the one of
-`sdecor.data.order`, so that the batches are those of `MemoryLoader`, whatever the number of threads and workers,
+`sdecor.data.batches`, so that the batches are those of `MemoryLoader`, whatever the number of threads and workers,
 and starting at a step decodes nothing of the steps before it.
 """
 
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdecor.core.checks import check_range
-from sdecor.data.batches import read, training_batch
-from sdecor.data.order import batch_indices, steps_per_epoch
+from sdecor.data.batches import batch_indices, read, steps_per_epoch, training_batch
 
 _LAST_STEP = 2**31 - 1  # Grain's pipelines have a length
 

@@ -1,19 +1,185 @@
-"""Prepared TFDS data sets with `image` and `label`, read record by record without TensorFlow.
+"""Prepared TFDS data sets: finding them, and reading them record by record without TensorFlow.
 
-The images are decoded here and not by TFDS, whose decoder without TensorFlow gives palette images wrong colours and
-CMYK images four channels. `segmentation_mask` and `bbox` are passed on; a `head_bbox` is no box of the whole object
-and is not.
+Nothing here downloads. Images are decoded here and not by TFDS, whose decoder without TensorFlow gives palette images
+wrong colours and CMYK images four channels. `segmentation_mask` and `bbox` are passed on; a `head_bbox` is no box of
+the whole object and is not.
 """
 
 import dataclasses
+import difflib
+import json
 import os
+import shlex
 import sys
 from typing import Any
 
 import numpy as np
 
 from sdecor.data.decode import Decoder, decode_mask
-from sdecor.data.tfds_directory import Prepared
+
+OWN_NAMES = ("digit_scenes", "folder", "tiny_imagenet")
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+MANUAL = {
+    "imagenet2012": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from https://image-net.org, with an account) "
+    "must lie in {data_dir}/downloads/manual before"
+}
+PREPARE = """\
+Prepare it once on a machine with TensorFlow and a network:
+    pip install tensorflow tensorflow-datasets array_record importlib_resources
+    python -c {program}
+and copy the resulting folder to {target}, if that is another machine. Reading it needs neither."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared TFDS directory, as its metadata describes it.
+
+    Attributes:
+      name: the data set's name, for messages.
+      directory: `<data_dir>/<name>[/<config>]/<version>`, an `epath.Path`.
+      class_names: of `label`, in order.
+      sizes: examples in each stored split.
+      has_mask: whether there is a `segmentation_mask`.
+      has_box: whether there is a `bbox`.
+    """
+
+    name: str
+    directory: Any
+    class_names: tuple[str, ...]
+    sizes: dict[str, int]
+    has_mask: bool
+    has_box: bool
+
+    def records(self, split: str) -> Any:
+        """The serialised records of a stored split; indexed, picklable, safe to read from several threads.
+
+        Raises:
+          ValueError: naming a data file that is missing.
+        """
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.directory)
+        for path in builder.info.splits[split].filepaths:
+            if not path.exists():
+                raise ValueError(f"{path}: the data file is missing; copy the prepared directory anew, whole")
+        method = tfds.decode.DeserializeMethod.RAW_BYTES
+        return builder.as_data_source(split, deserialize_method=method, file_format="array_record").data_source
+
+
+def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> Any:
+    """Return the prepared directory of a data set: `path` itself, or the newest version below `data_dir`.
+
+    Args:
+      name: a TFDS name, also `name/config`, `name:version` or `name/config:version`.
+      path: the directory that holds `dataset_info.json`, when it is not below a data_dir.
+      data_dir: where TFDS keeps data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+      ValueError: when it is not prepared, with what to run and where the result must lie; or the name is unknown.
+    """
+    from etils import epath
+
+    if path is not None:
+        directory = epath.Path(path).expanduser()
+        if not (directory / "dataset_info.json").exists():
+            raise ValueError(
+                f"data.path = {os.fspath(path)!r} holds no dataset_info.json: it is no prepared TFDS directory"
+            )
+        return directory
+    root = resolve_data_dir(data_dir)
+    builder_name, _, version = name.partition(":")
+    base = root / builder_name
+    versions = _versions(base)
+    if not versions and base.is_dir():  # a data set with configurations, none of them named
+        configs = [child for child in sorted(base.iterdir()) if child.is_dir() and _versions(child)]
+        if len(configs) > 1:
+            listed = ", ".join(repr(f"{builder_name}/{child.name}") for child in configs)
+            raise ValueError(f"data.name = {name!r} is prepared in several configurations, name one of them: {listed}")
+        versions = _versions(configs[0]) if configs else {}
+    if version and version not in versions and versions:
+        raise ValueError(f"data.name = {name!r}: {base} holds the versions {', '.join(sorted(versions))}")
+    if versions:
+        return versions[version or max(versions, key=_version_key)]
+    raise ValueError(_not_prepared(name, builder_name.split("/")[0], root, base))
+
+
+def inspect(directory: Any, *, name: str) -> Prepared:
+    """Read a prepared directory's metadata, with no code of the data set.
+
+    Raises:
+      ValueError: without an `image` or a class `label`, or when it was not prepared as ArrayRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(directory).info
+    features = info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise ValueError(f"data.name = {name!r} has no named features such as image and label")
+    held = ", ".join(features)
+    image, label, mask, box = (
+        features[key] if key in features else None for key in ("image", "label", "segmentation_mask", "bbox")
+    )
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != "uint8":
+        raise ValueError(f"data.name = {name!r} has no feature 'image' of 8-bit pixels; its features: {held}")
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(f"data.name = {name!r} has no feature 'label' that is one class; its features: {held}")
+    formats = {stored.value for stored in info.available_file_formats()}
+    if "array_record" not in formats:
+        target, again = os.fspath(directory), _how_to_prepare(name, "DIR", directory)
+        stored = ", ".join(sorted(formats))
+        raise ValueError(f"{target} was prepared as {stored}: as array_record it is read without TensorFlow. {again}")
+    return Prepared(
+        name=name,
+        directory=directory,
+        class_names=tuple(label.names),
+        sizes={split: stored.num_examples for split, stored in info.splits.items()},
+        has_mask=isinstance(mask, tfds.features.Image),
+        has_box=isinstance(box, tfds.features.BBoxFeature),
+    )
+
+
+def resolve_data_dir(data_dir: str | os.PathLike | None) -> Any:
+    """The directory data sets are kept in, as an `epath.Path`: given, else `$TFDS_DATA_DIR`, else TFDS's default."""
+    from etils import epath
+
+    return epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser()
+
+
+def _versions(base: Any) -> dict[str, Any]:
+    if not base.is_dir():
+        return {}
+    return {child.name: child for child in base.iterdir() if (child / "dataset_info.json").exists()}
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
+
+
+def _not_prepared(name: str, builder_name: str, root: Any, base: Any) -> str:
+    import tensorflow_datasets as tfds
+
+    known = (*OWN_NAMES, *tfds.list_builders(with_community_datasets=False))
+    if builder_name not in known:
+        close = difflib.get_close_matches(builder_name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        return (
+            f"data.name = {name!r} is not known: {hint}It is one of {', '.join(OWN_NAMES)}, the name of a TFDS data "
+            f"set with image and label, or of your own builder once prepared in {base} (file_format='array_record')"
+        )
+    prepare = _how_to_prepare(name, os.fspath(root), base)
+    manual = MANUAL[builder_name].format(data_dir=root) + ". " if builder_name in MANUAL else ""
+    return f"data.name = {name!r} is not prepared: no {base}/<version>/dataset_info.json. {manual}{prepare}"
+
+
+def _how_to_prepare(name: str, data_dir: str, target: Any) -> str:
+    """Return what to run, quoted for a shell."""
+    named, there = (json.dumps(text, ensure_ascii=False) for text in (name, data_dir))
+    program = (
+        "import tensorflow_datasets as tfds; "
+        f'tfds.builder({named}, data_dir={there}, file_format="array_record").download_and_prepare()'
+    )
+    return PREPARE.format(program=shlex.quote(program), target=target)
+
 
 NAME_FEATURES = ("file_name", "image/filename", "filename", "id", "image/id")
 TRIMAPS = ("oxford_iiit_pet",)  # data sets whose segmentation_mask is a trimap

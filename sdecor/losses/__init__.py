@@ -6,8 +6,7 @@ coefficients belong to the caller. Decorrelation is a statistic of the *global* 
 Everything is computed in float32 at least, whatever the dtype of the arguments.
 """
 
-from sdecor.losses.batch import SPATIALS
-from sdecor.losses.features import (
+from sdecor.losses.decorrelation import (
     CENTRED,
     FORMS,
     decorrelation,
@@ -20,6 +19,7 @@ from sdecor.losses.features import (
 )
 from sdecor.losses.gradients import PENALTY_OF, gradient_penalty
 from sdecor.losses.predictions import DIRECTIONS, classification, consistency
+from sdecor.losses.statistics import SPATIALS
 
 __all__ = [
     "CENTRED",

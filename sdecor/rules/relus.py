@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.equations import ROUTING, is_elementwise_call
-from sdecor.attribution.patterns import Elementwise, elementwise, is_float, is_nonnegative
-from sdecor.attribution.program import Program, Step, Unit, Value
+from sdecor.rules.patterns import Elementwise, elementwise, is_float, is_nonnegative
+from sdecor.rules.program import ROUTING, Program, Step, Unit, Value, is_elementwise_call
 
 _NEAR = 2.0**-10  # and twice this are where a function is looked at beside 0
 # What a ReLU is told by; dyadic, so that they are exact in every dtype.

@@ -1,9 +1,4 @@
-"""Penalties on what the dimensions of the features have in common, and the quantities to watch beside them.
-
-The statistics are those of the global batch: inside `pmap` or `vmap(axis_name=…)`, sums and counts are taken over all
-members of `axis_name` (which hold equally many samples), every member gets the same value, and the *mean* of the
-members' gradients is the gradient on the whole batch.
-"""
+"""Decorrelation: penalties on what the feature dimensions have in common, and the quantities to watch beside them."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +6,7 @@ import numpy as np
 
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.parallel import automatic
-from sdecor.losses import batch
+from sdecor.losses import statistics
 
 CENTRED = ("covariance", "correlation", "decov", "whitening")
 FORMS = (*CENTRED, "cosine", "density")
@@ -84,23 +79,23 @@ def decorrelation(
         raise ValueError(f"gram = True is not possible with form = {form!r}: leave it None")
     if form == "whitening":
         return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[0]
-    samples = batch.as_samples(features, spatial)
-    count, width = batch.count(samples, axis_name), samples.shape[-1]
+    samples = statistics.as_samples(features, spatial)
+    count, width = statistics.count(samples, axis_name), samples.shape[-1]
     gram = count < width if gram is None else gram
     if form == "density":
-        return float(count > 1) * jnp.mean(batch.densities(samples, axis_name))
+        return float(count > 1) * jnp.mean(statistics.densities(samples, axis_name))
     if form == "cosine":
-        unit = batch.unit_columns(samples, axis_name)
-        return float(count > 1) * batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
+        unit = statistics.unit_columns(samples, axis_name)
+        return float(count > 1) * statistics.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
     if form == "correlation":
-        samples = batch.centre_live(samples, axis_name)
-        unit = batch.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
-        return batch.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
-    centred = batch.centre(samples, axis_name)
+        samples = statistics.centre_live(samples, axis_name)
+        unit = statistics.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
+        return statistics.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
+    centred = statistics.centre(samples, axis_name)
     if form == "decov":
-        return 0.5 * batch.off_diagonal(centred / count**0.5, axis_name, gram=gram)
+        return 0.5 * statistics.off_diagonal(centred / count**0.5, axis_name, gram=gram)
     # The division by the width comes before the squares, which keeps their sum in range.
-    return batch.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
+    return statistics.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
 
 
 @automatic
@@ -128,9 +123,9 @@ def variance_hinge(
       Bardes et al., VICReg, 2022, https://arxiv.org/abs/2105.04906.
     """
     check_range("epsilon", epsilon, 0.0, low_open=True)
-    samples = batch.as_samples(features, spatial)
-    deviation = jnp.sqrt(batch.variances(samples, axis_name) + epsilon)
-    return float(batch.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
+    samples = statistics.as_samples(features, spatial)
+    deviation = jnp.sqrt(statistics.variances(samples, axis_name) + epsilon)
+    return float(statistics.count(samples, axis_name) > 1) * jnp.mean(jax.nn.relu(target - deviation))
 
 
 @automatic
@@ -156,12 +151,12 @@ def whitening(
     """
     epsilon = _ROOT_EPSILON if epsilon is None else epsilon
     check_range("epsilon", epsilon, 0.0)
-    samples = batch.as_samples(features, spatial)
-    size, width = batch.count(samples, axis_name) * samples.shape[-1], samples.shape[-1]
-    centred, target = batch.whiten(samples, axis_name, epsilon=epsilon, iterations=iterations)
+    samples = statistics.as_samples(features, spatial)
+    size, width = statistics.count(samples, axis_name) * samples.shape[-1], samples.shape[-1]
+    centred, target = statistics.whiten(samples, axis_name, epsilon=epsilon, iterations=iterations)
     limit = 0.5 * float(np.finfo(np.float32).max / size) ** 0.5
-    value = batch.total(jnp.sum(batch.bounded_square(centred - target, limit)), axis_name) / size
-    residual = jnp.linalg.norm(batch.covariance(target, axis_name) - jnp.eye(width)) / width**0.5
+    value = statistics.total(jnp.sum(statistics.bounded_square(centred - target, limit)), axis_name) / size
+    residual = jnp.linalg.norm(statistics.covariance(target, axis_name) - jnp.eye(width)) / width**0.5
     return value, residual
 
 
@@ -180,13 +175,13 @@ def whitening_residual(
 @automatic
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
     """Return the mean standard deviation of the features, a scalar without gradient: it shows a shrink."""
-    samples = jax.lax.stop_gradient(batch.as_samples(features, spatial))
-    return jnp.mean(jnp.sqrt(batch.variances(samples, axis_name)))
+    samples = jax.lax.stop_gradient(statistics.as_samples(features, spatial))
+    return jnp.mean(jnp.sqrt(statistics.variances(samples, axis_name)))
 
 
 def sample_count(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> int:
     """Return the number N of samples that the statistics of `features` are taken over, on all members of the axis."""
-    return batch.count(jax.eval_shape(lambda f: batch.as_samples(f, spatial), features), axis_name)
+    return statistics.count(jax.eval_shape(lambda f: statistics.as_samples(f, spatial), features), axis_name)
 
 
 def white_floor(n: int, width: int, *, form: str = "covariance") -> float:

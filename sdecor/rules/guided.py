@@ -8,77 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from sdecor.attribution.equations import is_elementwise_call
-from sdecor.attribution.patterns import elementwise, is_float
-from sdecor.attribution.program import Program, Step, Unit, Unsupported, execute, flatten, plain, plan
-from sdecor.attribution.relus import ReLU, relu_at
-from sdecor.attribution.targets import Target, checked_logits, score_of
 from sdecor.core.jaxpr import body_of, has_own_derivative, holds_function
+from sdecor.rules.patterns import elementwise, is_float
+from sdecor.rules.program import Program, Step, Unit, Unsupported, execute, flatten, is_elementwise_call, plain, plan
+from sdecor.rules.relus import ReLU, relu_at
 
 _COMBINING = ("scatter", "scatter-add", "scatter_add", "scatter_mul")  # which hold a function of two numbers
 
 
-def guided_backpropagation(
-    fn: Callable[[jax.Array], jax.Array],
-    image: jax.Array,
-    target: Target,
-    *,
-    saliency_of: str = "logit",
-) -> jax.Array:
-    """Return the gradient of the target's score in which a ReLU passes what is positive, forward and backward.
-
-    Each ReLU passes `g · (x > 0) · (g > 0)` in place of `g · (x > 0)`; everything else, other activations included,
-    keeps its gradient. A ReLU is what computes `max(x, 0)` or `min(max(x, 0), c)` elementwise, or a multiple of it, or
-    the same of −x, however it is written: as a maximum, a clip, a selection (`where`, `select`, `piecewise`),
-    `x * (x > 0)`, `(x + |x|) / 2` or `-min(-x, 0)`, and however often one function is used. What computes another
-    function of x as a whole has no ReLU in it: `x * relu6(x + 3)` (hard swish), `max(x, 0) + expm1(min(x, 0))` (CELU),
-    and leaky ReLU alike. Nor is the clamp one that keeps the variance of a LayerNorm from being negative. Cost: one
-    gradient.
-
-    Args:
-      fn: the network, `image [H, W, C] -> logits [K]`.
-      image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      saliency_of: "logit", "log_probability" or "probability".
-
-    Returns:
-      Signed attribution `[H, W, C]`.
-
-    Raises:
-      ValueError: for a network without a ReLU, and for one with something that may be a ReLU and is not known to be: an
-        operation that is not entered (`while`, a `cond` that depends on the image, a callback, a `custom_jvp` or
-        `custom_vjp` that is not elementwise and has a ReLU in it); a selection of a value by the sign of the same
-        value that is not an elementwise function of it; an elementwise function that is constant on one side of 0 and
-        bends there, but is no multiple of a ReLU.
-
-    References:
-      Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
-    """
-    changed = _with_relus(fn, image, 0.0, "guided_backpropagation")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
-
-
-def deconvnet(
-    fn: Callable[[jax.Array], jax.Array],
-    image: jax.Array,
-    target: Target,
-    *,
-    saliency_of: str = "logit",
-) -> jax.Array:
-    """Return the gradient of the target's score in which a ReLU passes `g · (g > 0)`, whatever its input was.
-
-    See `guided_backpropagation` for the arguments, what counts as a ReLU, and errors.
-
-    References:
-      Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2013.
-    """
-    changed = _with_relus(fn, image, -np.inf, "deconvnet")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
-
-
-def _with_relus(fn: Callable, image: jax.Array, low: float, method: str) -> Callable[[jax.Array], jax.Array]:
+def with_relus(fn: Callable, image: jax.Array, low: float, method: str) -> Callable[[jax.Array], jax.Array]:
     """Return `fn` with `_relu(x, low, cap)` for each of its ReLUs."""
-    program = flatten(lambda x: checked_logits(fn(x)), image, enter_custom=False)
+    program = flatten(fn, image, enter_custom=False)
     found = []
     units = plan(program, lambda step: _unit_of(program, step, low, method, found))
     if not found:

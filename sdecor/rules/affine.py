@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.equations import SUMS
-from sdecor.attribution.patterns import is_linear
-from sdecor.attribution.program import Program, Step, Value
 from sdecor.core.arrays import at_least_float32
+from sdecor.rules.patterns import is_linear
+from sdecor.rules.program import SUMS, Program, Step, Value
 
 _KERNEL_LAYERS = ("conv_general_dilated", "dot_general")
 _ADDING = ("add", "add_any", "sub")

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sdecor.attribution import deeplift_rules
-from sdecor.attribution.affine import Affine, affine_layer
-from sdecor.attribution.equations import BILINEAR, MAXIMA, MINIMA
-from sdecor.attribution.patterns import elementwise, is_float, is_linear, is_nonnegative, route_from_input
-from sdecor.attribution.program import Program, Step, Unit, Unsupported, plain
-from sdecor.attribution.surrogates import linearised, slope
+from sdecor.rules import deeplift
+from sdecor.rules.affine import Affine, affine_layer
+from sdecor.rules.patterns import elementwise, is_float, is_linear, is_nonnegative, linearised, route_from_input, slope
+from sdecor.rules.program import BILINEAR, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, plain
 
 RULES = ("epsilon", "gamma", "z_plus", "box")
 # Operations that an error had better call by what they are for.
@@ -74,7 +72,7 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
 
 def _unsupported(program: Program, step: Step, why: str) -> Unsupported:
     try:
-        deeplift_rules.unit_of(program, step)
+        deeplift.unit_of(program, step)
     except Unsupported:
         instead = "Use a gradient method, such as 'integrated_gradients'"
     else:
