@@ -9,7 +9,7 @@ import numpy as np
 
 from sdecor import metrics
 from sdecor.evaluation import MEASURES, RANDOM, Results
-from sdecor.metrics.reading import KNOWN, MEDIANS, RELATIVE
+from sdecor.metrics.registry import KNOWN, MEDIANS, RELATIVE
 from sdecor.statistics import Interval, Median, Statistic, bootstrap, difference_of, mean_of, median_of, ratio_of
 
 # The level that a meaningless map, or a network that always answers alike, reaches: that of another measure of the same

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import tiny_network as tiny
 
-from sdecor.metrics import correlations, groups, ranks, replacement
+from sdecor.metrics import correlations, replacement
 from sdecor.metrics.infidelity import infidelity
 
 N, H, W = tiny.N, tiny.H, tiny.W
@@ -44,7 +44,7 @@ def responses(base, masks, softmax):
 
 def random_places(sample):
     """The random order that belongs to a sample number."""
-    return np.asarray(ranks.random_ranks(replacement.fold_sample(KEYS, N, jnp.int32(sample)), MAPS.shape))
+    return np.asarray(replacement.random_ranks(replacement.fold_sample(KEYS, N, jnp.int32(sample)), MAPS.shape))
 
 
 def pearson(a, b):
@@ -111,10 +111,10 @@ class TestGroups:
     def test_faithfulness_estimate(self, steps):
         base = np.broadcast_to(IMAGES.min((1, 2), keepdims=True), IMAGES.shape)
         expected = pearson(*responses(base, groups_of(steps or H * W), softmax=False))
-        np.testing.assert_allclose(run(groups.faithfulness_estimate, steps=steps), expected, atol=2e-5)
+        np.testing.assert_allclose(run(correlations.faithfulness_estimate, steps=steps), expected, atol=2e-5)
 
     def test_contributions_to_a_linear_network_agree_perfectly(self):
-        found = on_linear(groups.faithfulness_estimate, (IMAGES * SLOPES).sum(-1), steps=6, baseline="zero")
+        found = on_linear(correlations.faithfulness_estimate, (IMAGES * SLOPES).sum(-1), steps=6, baseline="zero")
         np.testing.assert_allclose(found, 1, atol=1e-5)
 
     def test_monotonicity_correlation(self):
@@ -126,15 +126,15 @@ class TestGroups:
             sums, drops = responses(base, groups_of(7), softmax=True)
             squares.append(drops**2)
         expected = [scipy.stats.spearmanr(a, b)[0] for a, b in zip(sums, np.mean(squares, axis=0), strict=True)]
-        np.testing.assert_allclose(run(groups.monotonicity_correlation, steps=7, samples=3), expected, atol=1e-5)
+        np.testing.assert_allclose(run(correlations.monotonicity_correlation, steps=7, samples=3), expected, atol=1e-5)
 
     def test_undefined_where_nothing_varies(self):
-        for metric in (groups.faithfulness_estimate, groups.monotonicity_correlation):
+        for metric in (correlations.faithfulness_estimate, correlations.monotonicity_correlation):
             assert np.isnan(run(metric, np.ones_like(MAPS), steps=4)).all()
 
     def test_errors(self):
         with pytest.raises(ValueError, match="steps = 43"):
-            run(groups.faithfulness_estimate, steps=43)
+            run(correlations.faithfulness_estimate, steps=43)
 
 
 class TestInfidelity:
@@ -246,11 +246,11 @@ class TestQuantus:
         np.testing.assert_allclose(correlation(self.images, self.maps), expected, atol=2e-4)
 
     def test_faithfulness_estimate(self):
-        found = self.run(groups.faithfulness_estimate, steps=16)
+        found = self.run(correlations.faithfulness_estimate, steps=16)
         np.testing.assert_allclose(found, one_channel.stored("faithfulness_estimate"), atol=2e-5)
 
     def test_monotonicity_correlation(self):
-        found = self.run(groups.monotonicity_correlation, steps=16, baseline="black")
+        found = self.run(correlations.monotonicity_correlation, steps=16, baseline="black")
         np.testing.assert_allclose(found, one_channel.stored("monotonicity_correlation"), atol=1e-6)
 
     def test_infidelity(self):

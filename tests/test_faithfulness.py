@@ -11,14 +11,20 @@ import tiny_network as tiny
 from traced import largest
 
 from sdecor.attribution import Contrast
-from sdecor.metrics import correlations, drop, faithfulness, groups, inputs, ranks, regions, replacement
+from sdecor.metrics import (
+    correlations,
+    faithfulness,
+    inputs,
+    regions,
+    replacement,
+)
 from sdecor.metrics.infidelity import infidelity
 from sdecor.metrics.road import road
 from sdecor.metrics.sufficiency import sufficiency as eager_sufficiency
 
 RNG = np.random.default_rng(0)
 sufficiency = jax.jit(eager_sufficiency, static_argnames=("threshold", "chunk_size"))
-ranked = jax.jit(ranks.ranks, static_argnames="order")
+ranked = jax.jit(replacement.ranks, static_argnames="order")
 baseline_images = jax.jit(replacement.baseline_images, static_argnames=("baseline", "blur_sigma"))
 N, H, W = tiny.N, tiny.H, tiny.W
 IMAGES, MAPS, TARGETS, KEYS = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEYS
@@ -154,7 +160,7 @@ class TestRanks:
         assert (np.diff(ordered, axis=1) >= 0).all()
         np.testing.assert_array_equal(np.sort(found), np.arange(found.shape[1])[None].repeat(shape[0], 0))
 
-    @pytest.mark.parametrize("order", ranks.ORDERS)
+    @pytest.mark.parametrize("order", replacement.ORDERS)
     def test_equal_values_are_ordered_at_random_and_not_from_the_top_left(self, order):
         flat = np.where(np.arange(16) % 2, np.float32(0.0), np.float32(-0.0)).reshape(1, 4, 4).repeat(400, 0)
         found = np.asarray(ranked(flat, KEY, order=order))
@@ -221,9 +227,9 @@ class TestPixels:
         weight = (weight / weight.max((1, 2), keepdims=True))[..., None]
         whole = np.array([tiny.probability(x, t) for x, t in zip(IMAGES, TARGETS, strict=True)])
         masked = [tiny.probability(x, t) for x, t in zip(base + weight * (IMAGES - base), TARGETS, strict=True)]
-        lost = run(drop.average_drop, baseline=baseline)
+        lost = run(faithfulness.average_drop, baseline=baseline)
         np.testing.assert_allclose(lost, np.maximum(whole - masked, 0) / whole, atol=2e-6)
-        gained = run(drop.average_increase, baseline=baseline)
+        gained = run(faithfulness.average_increase, baseline=baseline)
         np.testing.assert_array_equal(gained, masked > whole)
 
 
@@ -314,12 +320,12 @@ ALL = {
     "region_perturbation": functools.partial(regions.region_perturbation, patch=3),
     "selectivity": regions.selectivity,
     "irof": regions.irof,
-    "average_drop": drop.average_drop,
-    "average_increase": drop.average_increase,
+    "average_drop": faithfulness.average_drop,
+    "average_increase": faithfulness.average_increase,
     "faithfulness_correlation": functools.partial(correlations.faithfulness_correlation, samples=11),
     "sensitivity_n": functools.partial(correlations.sensitivity_n, samples=5, shares=(0.1, 0.5)),
-    "faithfulness_estimate": functools.partial(groups.faithfulness_estimate, steps=6),
-    "monotonicity_correlation": functools.partial(groups.monotonicity_correlation, steps=6, samples=3),
+    "faithfulness_estimate": functools.partial(correlations.faithfulness_estimate, steps=6),
+    "monotonicity_correlation": functools.partial(correlations.monotonicity_correlation, steps=6, samples=3),
     "infidelity": functools.partial(infidelity, samples=7),
     "infidelity_noise": functools.partial(infidelity, samples=7, perturbation="noise"),
     "road": road,

@@ -8,8 +8,8 @@ from reference_network import objects as reference_objects
 from reference_network import stored
 from sklearn.metrics import roc_auc_score
 
-from sdecor.metrics import localization, ranking
-from sdecor.metrics.masks import boxes_to_masks
+from sdecor.metrics import localization
+from sdecor.metrics.localization import boxes_to_masks
 
 RNG = np.random.default_rng(0)
 N, H, W = 12, 6, 7
@@ -18,10 +18,10 @@ IGNORE = RNG.random((N, H, W)) < 0.2
 MAPS = (RNG.normal(size=(N, H, W)) + 0.5 * OBJECTS).astype(np.float32)
 TIED = MAPS.round()
 
-relevance_rank_accuracy = jax.jit(ranking.relevance_rank_accuracy)
-top_k_intersection = jax.jit(ranking.top_k_intersection, static_argnames="k")
-roc_auc = jax.jit(ranking.roc_auc)
-best_iou = jax.jit(ranking.best_iou)
+relevance_rank_accuracy = jax.jit(localization.relevance_rank_accuracy)
+top_k_intersection = jax.jit(localization.top_k_intersection, static_argnames="k")
+roc_auc = jax.jit(localization.roc_auc)
+best_iou = jax.jit(localization.best_iou)
 attribution_localization = jax.jit(localization.attribution_localization, static_argnames="weighted")
 RANKINGS = [relevance_rank_accuracy, top_k_intersection, roc_auc, best_iou]
 
@@ -122,7 +122,7 @@ class TestRankings:
     def test_sums_of_places_beyond_32_bits(self):
         """The areas of 2048×2048 pixels with one half of them ranked last, and first."""
         half, every = np.arange(2**22)[None] >= 2**21, np.ones((1, 2**11, 2**11), bool)
-        area = jax.jit(ranking._area_under_roc)
+        area = jax.jit(localization._area_under_roc)
         assert area(half, every)[0] == 0 and area(~half, every)[0] == 1
         huge = [jax.ShapeDtypeStruct(shape, bool) for shape in ((1, 2**24 + 1), (1, 1, 2**24 + 1))]
         with pytest.raises(ValueError, match="at most 16777216"):
@@ -135,11 +135,16 @@ class TestRankings:
 
     def test_errors(self):
         with pytest.raises(ValueError, match="k = 0 is no such count"):
-            ranking.top_k_intersection(MAPS, OBJECTS, k=0)
+            localization.top_k_intersection(MAPS, OBJECTS, k=0)
 
 
 MEASURES = [
-    *(ranking.relevance_rank_accuracy, ranking.top_k_intersection, ranking.roc_auc, ranking.best_iou),
+    *(
+        localization.relevance_rank_accuracy,
+        localization.top_k_intersection,
+        localization.roc_auc,
+        localization.best_iou,
+    ),
     *(localization.energy_inside, localization.attribution_localization, localization.pointing_game),
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdecor import metrics
-from sdecor.metrics.ranks import ranks
+from sdecor.metrics.replacement import ranks
 
 RNG = np.random.default_rng(0)
 N, H, W = 12, 6, 7

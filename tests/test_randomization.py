@@ -12,8 +12,8 @@ from reference_network import apply, images, labels, network, parameters, stored
 from scipy.stats import spearmanr
 
 from sdecor.attribution import gradient
-from sdecor.metrics import compared, randomization
 from sdecor.metrics import parameters as layers
+from sdecor.metrics import randomization
 
 N = 4
 EXPECTED = stored("quantus_robustness")
@@ -195,7 +195,7 @@ class TestSmooth:
             return jnp.zeros(a.shape[0])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(compared.SIMILARITIES, "pearson", tap)
+            patch.setitem(randomization.SIMILARITIES, "pearson", tap)
             options = {"samples": 4000, "noise": 0.2, "chunk_size": 500, "similarity": "pearson"}
             arguments = (PARAMS, OTHERS, SMALL[:1], TARGETS[:1])
             own = jax.jit(lambda: (randomization.smooth_mprt(square, *arguments, key=key, **options), seen.pop())[1])()

@@ -10,8 +10,7 @@ import pytest
 import scipy.sparse.linalg
 import tiny_network as tiny
 
-from sdecor.metrics.imputation import impute, linear_imputation
-from sdecor.metrics.road import road, road_curves
+from sdecor.metrics.road import impute, linear_imputation, road, road_curves
 
 RNG = np.random.default_rng(5)
 KEY = jax.random.key(6)
@@ -52,9 +51,7 @@ def masks(height, width):
 
 
 class TestImputation:
-    @pytest.mark.parametrize(
-        ("height", "width"), [(16, 16), pytest.param(13, 22, marks=pytest.mark.full), (3, 9)]
-    )
+    @pytest.mark.parametrize(("height", "width"), [(16, 16), pytest.param(13, 22, marks=pytest.mark.full), (3, 9)])
     def test_against_a_direct_solver(self, height, width):
         images = RNG.normal(2.0, 1.0, size=(4, height, width, 3)).astype(np.float32)
         removed = masks(height, width)

@@ -11,8 +11,8 @@ from scipy.stats import kstest
 from traced import largest
 
 from sdecor.attribution import gradient
-from sdecor.metrics import robustness, stability
-from sdecor.metrics.neighbours import NOISE, symmetric_uniform
+from sdecor.metrics import robustness
+from sdecor.metrics.robustness import NOISE, symmetric_uniform
 
 N, RADIUS, SAMPLES = 4, 0.05, 5
 RNG = np.random.default_rng(2)
@@ -65,7 +65,7 @@ class TestQuantus:
     def test_relative_stabilities(self, key):
         """Differs where a neighbour changes the prediction: Quantus's maximum is then NaN, ours is over the others."""
         options = {"features_fn": features, **self.options}
-        values = run(stability.relative_stabilities, explain, network, **options)(*self.batch, key=key)
+        values = run(robustness.relative_stabilities, explain, network, **options)(*self.batch, key=key)
         expected = stored("quantus_robustness")
         np.testing.assert_allclose(values.input, expected["relative_input_stability"], rtol=2e-3)
         np.testing.assert_allclose(values.output, expected["relative_output_stability"], rtol=2e-3)
@@ -163,7 +163,7 @@ INTEGERS = np.zeros(IMAGES.shape, np.uint8)
     [
         functools.partial(robustness.sensitivities, quadratic),
         functools.partial(robustness.continuity, quadratic),
-        functools.partial(stability.relative_stabilities, quadratic, lambda x: x[0, 0]),
+        functools.partial(robustness.relative_stabilities, quadratic, lambda x: x[0, 0]),
     ],
 )
 class TestInputs:
@@ -240,7 +240,7 @@ class TestStability:
         near[0, 0, 0, 0] += 5  # the first image is far from it
         near, explained = near.astype(np.float32), TARGETS
         options = {"features_fn": lambda x: x[..., 0] ** 2, "samples": 8}
-        stabilities = run(stability.relative_stabilities, quadratic, lambda x: weight @ x.ravel(), **options)
+        stabilities = run(robustness.relative_stabilities, quadratic, lambda x: weight @ x.ravel(), **options)
         values = stabilities(near, explained, key=key)
         changed = 0
         for i, steps in enumerate(draws(key, 3, IMAGES.shape[1:], 8, 0.02)):
@@ -264,7 +264,7 @@ class TestStability:
         def only_here(x):
             return jnp.where((x == jnp.asarray(IMAGES[1])).all() | (x[0, 0, 0] > 1e3), jnp.eye(2)[0], jnp.eye(2)[1])
 
-        values = run(stability.relative_stabilities, quadratic, only_here)(IMAGES, TARGETS, key=key)
+        values = run(robustness.relative_stabilities, quadratic, only_here)(IMAGES, TARGETS, key=key)
         np.testing.assert_array_equal(np.isnan(values.input), [False, True, False])
         assert values.representation is None
         # The other logits do not change at all: the least denominator stands in.
@@ -278,12 +278,12 @@ class TestStability:
             lambda x, y, k: of_map[x[0, 0, 2].round().astype(int)] * x,
             lambda x: of_logits[x[0, 0, 2].round().astype(int)] * x[0, 0, :2],
         )
-        values = run(stability.relative_input_stability, *functions)(images, TARGETS, key=key)
+        values = run(robustness.relative_input_stability, *functions)(images, TARGETS, key=key)
         assert np.isnan(values).all()
 
     def test_chunks_and_batches_do_not_matter(self, key):
         keys = jax.random.split(key, 3)
-        metric, functions = stability.relative_representation_stability, (lambda x: x[0, 0], lambda x: x[1])
+        metric, functions = robustness.relative_representation_stability, (lambda x: x[0, 0], lambda x: x[1])
         plain = run(metric, quadratic, *functions, samples=4)
         expected = plain(IMAGES, TARGETS, key=keys)
         chunked = run(metric, quadratic, *functions, samples=4, chunk_size=7)

@@ -9,7 +9,7 @@ from evaluated import COUNT, LABELS, QUICK
 
 from sdecor import metrics
 from sdecor.evaluation import MEASURES, RANDOM, Results, extend
-from sdecor.metrics.reading import KNOWN, MEDIANS
+from sdecor.metrics.registry import KNOWN, MEDIANS
 from sdecor.summary import FEWEST, compare, mean_curves, summarise
 
 MODEL = {name for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items() if metric.needs == "model"}

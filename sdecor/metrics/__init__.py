@@ -6,12 +6,17 @@ Measures of a whole data set are listed apart and finished on the host from sums
 """
 
 from sdecor.metrics.axiomatic import completeness, input_invariance, non_sensitivity
-from sdecor.metrics.chance import relative_to_random
-from sdecor.metrics.classification import accuracy, calibration_bins, calibration_error, confidence, cross_entropy
 from sdecor.metrics.complexity import effective_complexity, entropy, gini
-from sdecor.metrics.correlations import faithfulness_correlation, sensitivity_n, sensitivity_n_curve
-from sdecor.metrics.drop import average_drop, average_increase
+from sdecor.metrics.correlations import (
+    faithfulness_correlation,
+    faithfulness_estimate,
+    monotonicity_correlation,
+    sensitivity_n,
+    sensitivity_n_curve,
+)
 from sdecor.metrics.faithfulness import (
+    average_drop,
+    average_increase,
     deletion,
     deletion_curve,
     deletion_vs_random,
@@ -22,14 +27,31 @@ from sdecor.metrics.faithfulness import (
     monotonicity,
     pixel_flipping,
     pixel_flipping_curve,
+    relative_to_random,
 )
-from sdecor.metrics.features import feature_diagnostics, feature_moments, merge_moments
 from sdecor.metrics.grid import choose_mosaics, grid_pointing_game, make_mosaics
-from sdecor.metrics.groups import faithfulness_estimate, monotonicity_correlation
-from sdecor.metrics.imputation import impute
 from sdecor.metrics.infidelity import infidelity
-from sdecor.metrics.localization import area_share, attribution_localization, energy_inside, pointing_game
-from sdecor.metrics.masks import boxes_to_masks
+from sdecor.metrics.localization import (
+    area_share,
+    attribution_localization,
+    best_iou,
+    boxes_to_masks,
+    energy_inside,
+    pointing_game,
+    relevance_rank_accuracy,
+    roc_auc,
+    top_k_intersection,
+)
+from sdecor.metrics.network import (
+    accuracy,
+    calibration_bins,
+    calibration_error,
+    confidence,
+    cross_entropy,
+    feature_diagnostics,
+    feature_moments,
+    merge_moments,
+)
 from sdecor.metrics.parameters import layers_of, leaf_names, redraw
 from sdecor.metrics.randomization import (
     efficient_mprt,
@@ -38,7 +60,6 @@ from sdecor.metrics.randomization import (
     random_logit,
     smooth_mprt,
 )
-from sdecor.metrics.ranking import best_iou, relevance_rank_accuracy, roc_auc, top_k_intersection
 from sdecor.metrics.regions import (
     irof,
     irof_curve,
@@ -49,22 +70,20 @@ from sdecor.metrics.regions import (
 )
 from sdecor.metrics.registry import DATASET_METRICS, METRICS, NEEDS, Metric
 from sdecor.metrics.replacement import BASELINES, area_under, baseline_images, replacement_curve
-from sdecor.metrics.road import RoadCurves, road, road_curves
+from sdecor.metrics.road import RoadCurves, impute, road, road_curves
 from sdecor.metrics.robustness import (
     avg_sensitivity,
     consistency,
     continuity,
     local_lipschitz,
     max_sensitivity,
-    sensitivities,
-)
-from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
-from sdecor.metrics.stability import (
     relative_input_stability,
     relative_output_stability,
     relative_representation_stability,
     relative_stabilities,
+    sensitivities,
 )
+from sdecor.metrics.similarity import cosine, pearson, spearman, ssim
 from sdecor.metrics.sufficiency import sufficiency
 
 __all__ = [

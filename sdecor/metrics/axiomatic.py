@@ -12,8 +12,8 @@ from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
-from sdecor.metrics.neighbours import defined_for, over_examples
 from sdecor.metrics.replacement import baseline_images, finite, map_samples
+from sdecor.metrics.robustness import defined_for, over_examples
 
 
 @automatic

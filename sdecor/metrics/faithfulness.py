@@ -1,29 +1,69 @@
-"""Does the prediction follow the pixels that the map calls important? Pixels replaced in the map's order.
+"""Does the prediction follow the pixels that the map calls important? Pixels replaced in the map's order, or softly."""
 
-Conventions of every function: all channels of a pixel are changed together, equal values are ordered at random by the
-key, a curve begins with no pixel changed, and an area is a trapezoid sum over the unit interval, so that it does not
-depend on the number of steps. A network that was trained on masked images bears them better whatever its maps say:
-next to an area, look at its difference from a random order on the same network (`insertion_vs_random`).
-
-Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
-"""
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sdecor.core.arrays import moderate, widened
+from sdecor.core.chunks import map_examples
 from sdecor.core.classes import correct
 from sdecor.core.parallel import automatic
-from sdecor.metrics.chance import relative_to_random
-from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count
-from sdecor.metrics.ranks import ranks
+from sdecor.core.rng import per_example
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.replacement import (
     area_under,
     baseline_images,
     defined,
+    finite,
+    map_samples,
     percentage_counts,
+    ranks,
     replaced_scores,
     replacement_curve,
+    score_of,
+    varies,
 )
+
+
+def relative_to_random(metric: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return the metric minus its value for a random order of pixels on the same network, in one compiled loop.
+
+    A network that was trained on masked images bears them better whatever its maps say: only the difference compares
+    maps across networks. 0 is chance; the better direction stays. Options that are arrays belong to the examples.
+    """
+
+    @automatic
+    def relative(
+        fn: Fn,
+        images: jax.Array,
+        maps: jax.Array,
+        targets: jax.Array,
+        *,
+        key: jax.Array,
+        chunk_size: int | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        targets, n = check_batch(images, maps, targets, fn=fn), images.shape[0]
+        values = metric(
+            fn,
+            _twice(images),
+            jnp.concatenate([maps, jnp.ones_like(maps)]),  # equal values are ordered at random
+            _twice(targets),
+            key=_twice(per_example(key, n)),
+            chunk_size=chunk_size,
+            **{name: _twice(value) if getattr(value, "ndim", 0) else value for name, value in options.items()},
+        )
+        return values[:n] - values[n:]
+
+    relative.__name__ = f"{metric.__name__}_vs_random"
+    relative.__doc__ = f"Return `{metric.__name__}` (same arguments) minus that of a random order, `[N]`; 0 is chance."
+    return relative
+
+
+def _twice(array: jax.Array) -> jax.Array:
+    return jnp.concatenate([array, array])
 
 
 @automatic
@@ -211,3 +251,73 @@ def masked_accuracy_curve(
     places = ranks(jnp.abs(maps), key)
     curve = replaced_scores(fn, images, end, places, counts, labels, score=correct, chunk_size=chunk_size)
     return jnp.where(defined(maps)[:, None], curve, jnp.nan)
+
+
+@automatic
+def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return the share of the target's probability that is lost under the mask; a gain counts as 0.
+
+    Args:
+      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: `[N, H, W, C]`.
+      maps: `[N, H, W]`.
+      targets: classes whose score is followed, integers `[N]`.
+      **options: `baseline` ("zero"; see `baseline_images`), `blur_sigma`, `saliency_of` ("probability"), `chunk_size`
+        and, for the baseline "uniform" alone, `key`.
+
+    Returns:
+      `max(0, Y − O)/Y`, `[N]` in [0, 1]; lower is better. Its mean is published in per cent.
+
+    References:
+      Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
+      Wang et al., "Score-CAM", https://arxiv.org/abs/1910.01279, 2020.
+    """
+    whole, masked = _scores(fn, images, maps, targets, **options)
+    lost = jnp.maximum(whole - masked, 0) / jnp.where(whole != 0, whole, jnp.nan)
+    return jnp.where(varies(maps), lost, jnp.nan)
+
+
+@automatic
+def average_increase(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
+    """Return 1 where the target's probability is greater under the mask than on the image, else 0.
+
+    Takes the arguments of `average_drop`.
+
+    Returns:
+      `[N]`; higher is better. Its mean is published in per cent, as "increase in confidence".
+
+    References:
+      Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
+    """
+    whole, masked = _scores(fn, images, maps, targets, **options)
+    return jnp.where(varies(maps) & jnp.isfinite(whole - masked), (masked > whole).astype(jnp.float32), jnp.nan)
+
+
+def _scores(
+    fn: Fn,
+    images: jax.Array,
+    maps: jax.Array,
+    targets: jax.Array,
+    *,
+    baseline: str | jax.Array = "zero",
+    blur_sigma: float = 5.0,
+    saliency_of: str = "probability",
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the target's score on the image and under the mask, `[N]` each."""
+    targets = check_batch(images, maps, targets, fn=fn)
+    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    maps = moderate(maps.astype(jnp.float32), (1, 2))
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
+    score = score_of(saliency_of)
+    examples, at_once = in_flight(fn, chunk_size, images)
+
+    def one(image: jax.Array, base: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
+        masked = (widened(base) + weight * (widened(image) - widened(base))).astype(image.dtype)
+        return map_samples(lambda hide: score(fn(jnp.where(hide, masked, image)), target), jnp.arange(2) > 0, at_once)
+
+    scores = map_examples(one, (images, end, weights, targets), examples)
+    scores = jnp.where(finite(images)[:, None], scores, jnp.nan)
+    return scores[:, 0], scores[:, 1]

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from sdecor.core.checks import check_count
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
-from sdecor.metrics.ranks import ranks
-from sdecor.metrics.replacement import area_under, baseline_images, defined, replaced_scores, score_of
+from sdecor.metrics.replacement import area_under, baseline_images, defined, ranks, replaced_scores, score_of
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:

@@ -1,14 +1,19 @@
-"""The measures by name: their function, which direction is better, what they need, and their words in a table."""
+"""The metrics by name: their function, direction, what they need, and their words in a table."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sdecor.metrics.axiomatic import completeness, input_invariance, non_sensitivity
-from sdecor.metrics.classification import accuracy, calibration_error, confidence, cross_entropy
 from sdecor.metrics.complexity import effective_complexity, entropy, gini
-from sdecor.metrics.correlations import faithfulness_correlation, sensitivity_n
-from sdecor.metrics.drop import average_drop, average_increase
+from sdecor.metrics.correlations import (
+    faithfulness_correlation,
+    faithfulness_estimate,
+    monotonicity_correlation,
+    sensitivity_n,
+)
 from sdecor.metrics.faithfulness import (
+    average_drop,
+    average_increase,
     deletion,
     deletion_vs_random,
     insertion,
@@ -17,17 +22,28 @@ from sdecor.metrics.faithfulness import (
     monotonicity,
     pixel_flipping,
 )
-from sdecor.metrics.features import feature_diagnostics
 from sdecor.metrics.grid import grid_pointing_game
-from sdecor.metrics.groups import faithfulness_estimate, monotonicity_correlation
 from sdecor.metrics.infidelity import infidelity
-from sdecor.metrics.localization import area_share, attribution_localization, energy_inside, pointing_game
+from sdecor.metrics.localization import (
+    area_share,
+    attribution_localization,
+    best_iou,
+    energy_inside,
+    pointing_game,
+    relevance_rank_accuracy,
+    roc_auc,
+    top_k_intersection,
+)
+from sdecor.metrics.network import accuracy, calibration_error, confidence, cross_entropy, feature_diagnostics
 from sdecor.metrics.randomization import efficient_mprt, parameter_randomization, random_logit, smooth_mprt
-from sdecor.metrics.ranking import best_iou, relevance_rank_accuracy, roc_auc, top_k_intersection
 from sdecor.metrics.regions import irof, region_perturbation, selectivity
 from sdecor.metrics.road import road
-from sdecor.metrics.robustness import avg_sensitivity, consistency, continuity, local_lipschitz, max_sensitivity
-from sdecor.metrics.stability import (
+from sdecor.metrics.robustness import (
+    avg_sensitivity,
+    consistency,
+    continuity,
+    local_lipschitz,
+    max_sensitivity,
     relative_input_stability,
     relative_output_stability,
     relative_representation_stability,
@@ -247,3 +263,27 @@ DATASET_METRICS: dict[str, Metric] = {
         "Features that do not vary over the data set."),
 }
 # fmt: on
+
+
+RELATIVE = "_vs_random"  # ends the name of a metric less its value for a random order of pixels on the same network
+# A single image can decide their mean: a quotient whose denominator may be nearly 0. They are read as a median.
+MEDIANS = (
+    "completeness",
+    "relative_input_stability",
+    "relative_output_stability",
+    "relative_representation_stability",
+)
+
+
+def _with_relative() -> dict[str, Metric]:
+    known = {}
+    for name, metric in METRICS.items():
+        known[name] = metric
+        relative = name + RELATIVE
+        if metric.needs == "network" and not name.endswith(RELATIVE) and relative not in METRICS:
+            words = "Less its value for a random order of pixels. 0 is what a random order scores on the same network."
+            known[relative] = metric._replace(title=f"{metric.title}, relative to random", description=words)
+    return known | DATASET_METRICS
+
+
+KNOWN: dict[str, Metric] = _with_relative()

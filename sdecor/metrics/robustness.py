@@ -1,23 +1,92 @@
-"""How much does an explanation change when its image hardly does? Lower is better; 0 is an explanation that stays.
+"""How much does an explanation change when its image hardly does? Lower is better."""
 
-Every function takes an explanation of one image, `explain_one(image [H, W, C], target, key) -> attribution` of any
-shape, in evaluation mode. An example's image and its neighbours are explained with the same key, so that a method which
-draws (SmoothGrad, say) is compared under equal draws and only the image differs.
-
-Values are NaN for an attribution of zeros and for one that is not finite.
-"""
-
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.checks import check_count
+from sdecor.core.checks import check_count, check_range
 from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
-from sdecor.metrics.neighbours import ExplainOne, defined_for, norm, over_examples, over_neighbours
-from sdecor.metrics.replacement import baseline_images, map_samples
+from sdecor.core.rng import per_example
+from sdecor.metrics.inputs import Fn, check_classes, check_images, class_count, in_flight, nan_without_class
+from sdecor.metrics.replacement import baseline_images, finite, map_samples
+
+ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+NOISE = 0x6E6F6973  # folded in before a sample's number, so that a method that folds in small numbers shares no draw
+
+
+def over_examples(
+    one: Callable[..., Any],
+    explain_one: ExplainOne,
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    attributions: jax.Array | None,
+    chunk_size: int | None,
+    more: tuple[jax.Array, ...] = (),
+    count: int | None = None,
+) -> Any:
+    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained.
+
+    It returns scalars of an example. They are NaN for an image that is not finite, and for a target that is no class,
+    one of `count` where that is known.
+    """
+    check_images(images)
+    targets, keys = check_classes(images, targets, count=count), per_example(key, images.shape[0])
+    known = () if attributions is None else (attributions,)
+    if any(array.shape[:1] != images.shape[:1] for array in known):
+        shapes = f"images {images.shape} and attributions {known[0].shape}"
+        raise ValueError(f"{shapes} do not belong together: pass [N, H, W, C] and [N, …]")
+    examples, at_once = in_flight(explain_one, chunk_size, images, targets, keys)
+
+    def example(image: jax.Array, target: jax.Array, key: jax.Array, more: tuple, *own: jax.Array) -> Any:
+        own = own[0] if own else explain_one(image, target, key)
+        return one(image, target, key, own.astype(jnp.float32), at_once, *more)
+
+    values = map_examples(example, (images, targets, keys, more, *known), examples)
+    return nan_without_class(targets, jax.tree.map(lambda each: jnp.where(finite(images), each, jnp.nan), values))
+
+
+def over_neighbours(
+    evaluate: Callable[[jax.Array], Any], image: jax.Array, key: jax.Array, *, samples: int, radius: float, at_once: int
+) -> Any:
+    """Return `evaluate` of `samples` images that differ from `image` by at most `radius`, stacked."""
+    check_count("samples", samples)
+    check_range("radius", radius, 0, low_open=True)
+    key = jax.random.fold_in(key, NOISE)
+
+    def neighbour(i: jax.Array) -> Any:
+        draw = radius * symmetric_uniform(jax.random.fold_in(key, i), image.shape)
+        return evaluate(image + draw.astype(image.dtype))
+
+    return map_samples(neighbour, jnp.arange(samples), at_once)
+
+
+def symmetric_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return draws from 2¹⁶ equally spaced values in (−1, 1), symmetric about 0, float32 in `shape`.
+
+    Two draws come from one random word, and the draw is flat: on a CPU `jax.random.uniform` of an image's shape takes
+    four times as long, a quarter of a small network's gradient.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, ((size + 1) // 2,))
+    halves = jnp.concatenate([words >> 16, words & 0xFFFF])[:size]
+    return ((halves.astype(jnp.float32) + 0.5) / 2**15 - 1).reshape(shape)
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """Return the Euclidean norm of all entries; scaled first, so that no square leaves float32's range."""
+    peak = jnp.abs(x).max()
+    scale = jnp.where(peak > 0, peak, 1)
+    return scale * jnp.sqrt(((x / scale) ** 2).sum())
+
+
+def defined_for(attribution: jax.Array, values: jax.Array) -> jax.Array:
+    """Return the values, NaN throughout for an attribution of zeros, and where they are not finite."""
+    return jnp.where(jnp.isfinite(values) & (attribution != 0).any(), values, jnp.nan)
 
 
 class Sensitivities(NamedTuple):
@@ -181,3 +250,101 @@ def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 6
         return jnp.where(same.any(), agreeing.sum() / jnp.maximum(same.sum(), 1), jnp.nan)
 
     return map_examples(one, (jnp.arange(n),), chunk_size).astype(jnp.float32)
+
+
+class Stabilities(NamedTuple):
+    """What one pass over the neighbours tells, each `[N]`; `representation` is None without a `features_fn`."""
+
+    input: jax.Array
+    output: jax.Array
+    representation: jax.Array | None
+
+
+@automatic
+def relative_stabilities(
+    explain_one: ExplainOne,
+    fn: Fn,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    key: jax.Array,
+    features_fn: Fn | None = None,
+    samples: int = 10,
+    radius: float = 0.02,
+    epsilon: float = 1e-6,
+    chunk_size: int | None = None,
+    attributions: jax.Array | None = None,
+) -> Stabilities:
+    """Return relative input, output and representation stability over the same neighbours.
+
+    Args:
+      explain_one: explains one image, `explain_one(image, target, key) -> attribution` of any shape.
+      fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
+      images: floating point, `[N, H, W, C]`.
+      targets: classes explained, integers `[N]`.
+      key: one key or `[N]` keys. With keys that belong to the examples the result does not depend on batching.
+      features_fn: `image -> features` of any shape, for representation stability.
+      samples: neighbours of each image.
+      radius: the largest change of a pixel's channel, in input units.
+      epsilon: stands in for entries that are exactly 0 where a change is divided by the entry, and is the least
+        denominator. Explanations with exact zeros (behind dead units, in cropped maps) score huge values by definition.
+      chunk_size: neighbours in flight, each with its explanation and its forward pass. Default: what memory holds.
+      attributions: `[N, ...]`, the explanations of `images` if they are known already, made with the same keys.
+
+    Returns:
+      With relative changes `δφ = (φ(x) − φ(x')) / φ(x)` the maxima over the neighbours x' that are predicted as x of
+      `‖δφ‖ / ‖δx‖`, `‖δφ‖ / ‖logits(x) − logits(x')‖` and `‖δφ‖ / ‖δfeatures‖`. NaN where no neighbour keeps the
+      prediction, for an attribution of zeros, and for one that is not finite.
+
+    References:
+      Agarwal et al., "Rethinking Stability for Attribution-based Explanations", https://arxiv.org/abs/2203.06877, 2022.
+    """
+
+    def one(image: jax.Array, target: jax.Array, key: jax.Array, own: jax.Array, at_once: int) -> tuple:
+        def outputs(x: jax.Array) -> tuple[jax.Array, ...]:
+            features = () if features_fn is None else (features_fn(x).astype(jnp.float32),)
+            return x.astype(jnp.float32), fn(x).astype(jnp.float32), *features
+
+        def relative(near: jax.Array, here: jax.Array) -> jax.Array:
+            return norm((here - near) / jnp.where(here == 0, epsilon, here))
+
+        here = outputs(image)
+
+        def neighbour(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            near = outputs(x)
+            change = relative(explain_one(x, target, key).astype(jnp.float32), own)
+            # Equal logits do not differ, also where both are −inf and take a class out.
+            gap = jnp.where(near[1] == here[1], 0, near[1] - here[1])
+            below = (relative(near[0], here[0]), norm(gap), *map(relative, near[2:], here[2:]))
+            kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1].max())
+            return kept, tuple(change / jnp.maximum(size, epsilon) for size in below)
+
+        kept, ratios = over_neighbours(neighbour, image, key, samples=samples, radius=radius, at_once=at_once)
+        # The maximum over an empty set is −∞: not finite, so NaN.
+        return tuple(defined_for(own, jnp.where(kept, ratio, -jnp.inf).max()) for ratio in ratios)
+
+    check_images(images)
+    classes = class_count(fn, images)
+    values = over_examples(one, explain_one, images, targets, key, attributions, chunk_size, count=classes)
+    return Stabilities(values[0], values[1], values[2] if features_fn is not None else None)
+
+
+def relative_input_stability(
+    explain_one: ExplainOne, fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
+) -> jax.Array:
+    """Return the explanation's largest relative change over that of the image, `[N]`; see `relative_stabilities`."""
+    return relative_stabilities(explain_one, fn, images, targets, **options).input
+
+
+def relative_output_stability(
+    explain_one: ExplainOne, fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
+) -> jax.Array:
+    """Return the explanation's largest relative change over that of the logits, `[N]`; see `relative_stabilities`."""
+    return relative_stabilities(explain_one, fn, images, targets, **options).output
+
+
+def relative_representation_stability(
+    explain_one: ExplainOne, fn: Fn, features_fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
+) -> jax.Array:
+    """Return the explanation's largest relative change over that of the features, `[N]`; see `relative_stabilities`."""
+    return relative_stabilities(explain_one, fn, images, targets, features_fn=features_fn, **options).representation

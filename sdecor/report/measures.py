@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdecor.metrics.reading import KNOWN, MEDIANS
+from sdecor.metrics.registry import KNOWN, MEDIANS
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 _METHOD_TITLES = {
