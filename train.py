@@ -22,15 +22,22 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, inputs, logbook, replicas, stacked, steps, workdir
-from sdecor.checkpoint import Checkpoints, restore_together
 from sdecor.core import commands, files, launch, parallel, rng
 from sdecor.core.interrupt import Interrupt
-from sdecor.logbook import Logbook
 from sdecor.losses import CENTRED, white_floor
-from sdecor.record import Member, Record
-from sdecor.state import TrainState
-from sdecor.validation import Validate, create_validation
+from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.training.batches import (
+    Validate,
+    create_loaders,
+    create_validation,
+    stacked_batches,
+    step_batches,
+    validation_source,
+)
+from sdecor.training.checkpoint import Checkpoints, restore_together
+from sdecor.training.logbook import Logbook
+from sdecor.training.members import Member, Record
+from sdecor.training.state import TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, FILE or FILE:CHOICES.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
@@ -134,7 +141,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
     build.check_preparation(prepare, canvas)
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
-    loaders = inputs.create_loaders(
+    loaders = create_loaders(
         dataset.source("train"),
         [own.seed for own in configs],
         batch_size=config.train.batch_size // config.train.accumulate,
@@ -151,7 +158,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     _warn_small_batch(config, model, image_shape)
     # Every process checks, and raises alike; one writes.
     for own, place in zip(configs, folders, strict=True):
-        workdir.claim(place, own, dataset.info(), write=parallel.is_main_process())
+        run_folder.claim(place, own, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
     step = partial(
         steps.train_step,
@@ -163,24 +170,20 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         axis_name=parallel.AXIS,
     )
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
-    hyper = parallel.replicate(stacked.stack(hypers) if chosen else hypers[0])
+    hyper = parallel.replicate(members.stack(hypers) if chosen else hypers[0])
     key = parallel.replicate(rng.run_key(seeds, 1))
-    compiled = parallel.pmap_step(stacked.lift(step) if chosen else step)
+    compiled = parallel.pmap_step(members.lift(step) if chosen else step)
     run = Run(
         config=config,
         members=tuple(map(Member, [each.name for each in chosen] or [""], folders, [own.seed for own in configs])),
         replicas=len(chosen) or None,
         schedule=schedule,
         train_step=lambda state, batch: compiled(state, batch, hyper, key),
-        batches=(
-            partial(inputs.stacked_batches, loaders, **sizes)
-            if chosen
-            else partial(inputs.step_batches, loaders[0], **sizes)
-        ),
+        batches=(partial(stacked_batches, loaders, **sizes) if chosen else partial(step_batches, loaders[0], **sizes)),
         validate=create_validation(
             model.apply,
             prepare_evaluation,
-            inputs.validation_source(dataset.source("val"), loaders[0]),
+            validation_source(dataset.source("val"), loaders[0]),
             batch_size=config.evaluation.batch_size,
             stacked=bool(chosen),
         ),
@@ -199,7 +202,7 @@ def restore(run: Run, state: TrainState, checkpoints: Sequence[Checkpoints]) -> 
     else:
         saved = {member.name: each for member, each in zip(run.members, checkpoints, strict=True)}
         begun = [member.name for member in run.members if logbook.read_rows(member.folder)]
-        found = restore_together(saved, parallel.replicate(stacked.unstack_state(state)[0]), begun=begun)
+        found = restore_together(saved, parallel.replicate(members.unstack_state(state)[0]), begun=begun)
     if None in found:
         return state
     for (own, position), member in zip(found, run.members, strict=True):
@@ -209,7 +212,7 @@ def restore(run: Run, state: TrainState, checkpoints: Sequence[Checkpoints]) -> 
                 f"{member.folder}: the checkpoint's input position is {position}, this run's is {expected}"
             )
     states = [own for own, _ in found]
-    return states[0] if run.replicas is None else parallel.replicate(stacked.stack_states(states))
+    return states[0] if run.replicas is None else parallel.replicate(members.stack_states(states))
 
 
 def loop(run: Run, state: TrainState, records: Sequence[Record], interrupt: Interrupt) -> bool:
@@ -252,14 +255,14 @@ def conclude(
 ) -> bool:
     """Validate where asked to and save checkpoints; return False when interrupted during validation."""
     found = run.validate(state, interrupt) if validate else None
-    metrics = [None] * len(records) if found is None else stacked.rows(found, run.replicas)
+    metrics = [None] * len(records) if found is None else members.rows(found, run.replicas)
     for record, values in zip(records, metrics, strict=True):
         if values is not None and not record.failure:
             record.book.write(step, "val", values)
         record.book.flush()
     for record in records:  # so that a kill leaves no replica more than one checkpoint behind another
         record.checkpoints.manager.wait_until_finished()
-    states = [state] if run.replicas is None else stacked.unstack_state(state)
+    states = [state] if run.replicas is None else members.unstack_state(state)
     for record, own, values in zip(records, states, metrics, strict=True):
         record.save(own if run.replicas is None else parallel.replicate(own), step, values)
         if jax.process_count() > 1:  # orbax's barriers do not tell one replica's checkpoint from another's
@@ -271,7 +274,7 @@ def _note(
     run: Run, records: Sequence[Record], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
     """Fetch a step's terms, stop what has a loss or gradient that is not finite, and log the rest where due."""
-    rows = stacked.rows(parallel.to_host(terms), run.replicas)
+    rows = members.rows(parallel.to_host(terms), run.replicas)
     for record, row in zip(records, rows, strict=True):
         record.check(step, row)
     going = [(record, row) for record, row in zip(records, rows, strict=True) if not record.failure]
@@ -295,7 +298,7 @@ def _former_failures(config: ConfigDict, folder: str, chosen: Sequence[replicas.
         place = f"{folder}/{replica.name}"
         step = replicas.failed_at(logbook.read_rows(place))
         same = step is not None and not files.differing_fields(
-            workdir.read(place)["config"], files.plain(own), ignore=workdir.FREE
+            run_folder.read(place)["config"], files.plain(own), ignore=run_folder.FREE
         )
         said = f"failed at step {step} of an earlier start; see {place}/metrics.jsonl"
         failures[replica.name] = said if same else ""
@@ -342,7 +345,7 @@ def _warn_small_batch(config: ConfigDict, model: Any, image_shape: tuple[int, in
 
 
 def _title(run: Run) -> str:
-    title = workdir.title(run.config)
+    title = run_folder.title(run.config)
     return title if run.replicas is None else f"{title} × {run.replicas}"
 
 

@@ -24,11 +24,15 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor import models, optim, stacked, steps
+from sdecor import models
 from sdecor.core import parallel, rng  # noqa: E402
 from sdecor.data.augment import normalise  # noqa: E402
-from sdecor.objective import Objective  # noqa: E402
-from sdecor.state import create_train_state  # noqa: E402
+from sdecor.training import members, steps
+from sdecor.training.objective import Objective  # noqa: E402
+from sdecor.training.state import (
+    create_optimizer,
+    create_train_state,  # noqa: E402
+)
 
 CLASSES = 10
 METHODS = {
@@ -93,12 +97,12 @@ def build(name: str, replicas: int | None, options: argparse.Namespace) -> tuple
         schedule=lambda step: 1.0,
         axis_name=parallel.AXIS,
     )
-    model, tx, shape = create_model(name), optim.create_optimizer("adamw"), (options.size, options.size, 3)
+    model, tx, shape = create_model(name), create_optimizer("adamw"), (options.size, options.size, 3)
     batches = [create_batch(seed, options.batch_size, options.size) for seed in range(replicas or 1)]
     sharded = [parallel.shard(batch) for batch in batches]
     hyper = {name: np.float32(value) for name, value in HYPER.items()}
     if replicas is not None:
-        step, batch, hyper = stacked.lift(step), stacked.stack(sharded, axis=1), stacked.stack([hyper] * replicas)
+        step, batch, hyper = members.lift(step), members.stack(sharded, axis=1), members.stack([hyper] * replicas)
     else:
         batch = sharded[0]
     seeds = 0 if replicas is None else list(range(replicas))

@@ -27,11 +27,15 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor import masking, models, optim, steps
+from sdecor import masking, models
 from sdecor.core import parallel  # noqa: E402
 from sdecor.data.augment import normalise  # noqa: E402
-from sdecor.objective import Objective  # noqa: E402
-from sdecor.state import create_train_state  # noqa: E402
+from sdecor.training import steps
+from sdecor.training.objective import Objective  # noqa: E402
+from sdecor.training.state import (
+    create_optimizer,
+    create_train_state,  # noqa: E402
+)
 
 MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
 CE = Objective(consistency=False, decorrelation=False)
@@ -90,7 +94,7 @@ def build(
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
     if objective.decorrelation and objective.rectify:
         model = models.Tap(model, model.activations)
-    tx = optim.create_optimizer("sgd")
+    tx = create_optimizer("sgd")
     shape = (size, size, 3)
     state = parallel.replicate(create_train_state(model, tx, key=jax.random.key(0), image_shape=shape))
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ _FUNCTIONS = {
     "frozen_statistics": "models",
     "gradient_penalty": "losses",
     "least_salient": "masking",
-    "saliency_decor": "specification",
+    "saliency_decor": "training.specification",
 }
 
 __all__ = [*_MODULES, *_FUNCTIONS]

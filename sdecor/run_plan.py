@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 import sdecor
-from sdecor import evaluation, workdir
+from sdecor import evaluation
 from sdecor.core import parallel
 from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Setup, Subject, stored
 from sdecor.runs import Run
+from sdecor.training import run_folder
 
 # On how many images measures are taken, by the field that says so, and what those measures need.
 IMAGES = {
@@ -96,7 +97,7 @@ def provenance_of(run: Run) -> dict[str, Any]:
     """Return what exported maps come from: the run's config, checkpoint and data."""
     known, source = run.recorded["dataset"], source_of(run)
     return {
-        "config": workdir.lasting(run.recorded["config"]),
+        "config": run_folder.lasting(run.recorded["config"]),
         "checkpoint": {name: run.settings[name] for name in ("step", "parameters")},
         "dataset": {
             **{name: known[name] for name in ("name", "class_names", "mean", "std")},

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sdecor import logbook, report, summary
+from sdecor import report, summary
 from sdecor.attribution import reduce
 from sdecor.core import files
 from sdecor.data import center_crop
@@ -14,6 +14,7 @@ from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Results, Store
 from sdecor.run_plan import source_of
 from sdecor.runs import Run
+from sdecor.training import logbook
 
 
 def summary_of(

@@ -8,11 +8,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from sdecor import build, workdir
-from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.core import files
 from sdecor.core.checks import check_choice
 from sdecor.data.batches import identity
+from sdecor.training import build, run_folder
+from sdecor.training.checkpoint import Checkpoints, checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def restore(
       ValueError: when there is no run, or no such checkpoint, or it is damaged.
     """
     files.check_text("--workdir", folder)
-    recorded = workdir.read(folder)
+    recorded = run_folder.read(folder)
     config, known = ConfigDict(recorded["config"]), recorded["dataset"]
     for group, changes in (("data", data), ("evaluation", evaluation)):
         config[group].update({name: value for name, value in (changes or {}).items() if value is not None})
@@ -151,7 +151,7 @@ def run_names(folders: Sequence[str]) -> list[str]:
     if twice:
         raise ValueError(f"--workdir={twice[0]} is given twice: a run is compared with other runs")
     for names in (
-        [workdir.title(workdir.read(folder)["config"]) for folder in folders],
+        [run_folder.title(run_folder.read(folder)["config"]) for folder in folders],
         [epath.Path(folder).name for folder in folders],
     ):
         if len(set(names)) == len(names):

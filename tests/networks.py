@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor import masking, optim, steps
-from sdecor import objective as method
+from sdecor import masking
 from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
-from sdecor.state import TrainState, create_train_state
+from sdecor.training import objective as method
+from sdecor.training import steps
+from sdecor.training.state import TrainState, create_optimizer, create_train_state
 
 SHAPE, CLASSES, N = (12, 12, 3), 4, 16
 HYPER = {
@@ -39,7 +40,7 @@ def tiny_model(norm: str = "batch", axis_name: str | None = None, widths=(8,), *
 
 
 def tiny_state(model: nn.Module, *, tx=None, ema: bool = False, shape=SHAPE) -> TrainState:
-    tx = tx or optim.create_optimizer("sgd")
+    tx = tx or create_optimizer("sgd")
     return create_train_state(model, tx, key=jax.random.key(1), image_shape=shape, ema=ema)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.core import files, parallel
-from sdecor.state import TrainState
+from sdecor.training.checkpoint import Checkpoints, checksums
+from sdecor.training.state import TrainState
 
 
 def state_at(step: int, ema: bool = True) -> TrainState:

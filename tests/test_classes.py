@@ -9,10 +9,11 @@ import oracles
 import pytest
 
 import sdecor
-from sdecor import losses, metrics, steps
+from sdecor import losses, metrics
 from sdecor.attribution import METHODS, Contrast, explain, gradient
 from sdecor.core import classes
-from sdecor.objective import Objective, _true_class, loss_fn
+from sdecor.training import steps
+from sdecor.training.objective import Objective, _true_class, loss_fn
 
 NARROW = (np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int32)
 RNG = np.random.default_rng(0)

@@ -8,9 +8,10 @@ import re
 import pytest
 
 from configs import default
-from sdecor import build, losses, models, workdir
+from sdecor import losses, models
 from sdecor.core import files
-from sdecor.objective import Objective
+from sdecor.training import build, run_folder
+from sdecor.training.objective import Objective
 
 NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -165,8 +166,8 @@ def test_sdecor_is_the_papers_method(name):
 def test_forms_are_those_of_the_losses_and_their_defaults_are_the_papers():
     assert set(default.FORMS) == set(default.PHOTOGRAPHS) == set(losses.FORMS)
     signature = inspect.signature(losses.decorrelation)
-    assert signature.parameters["form"].default == Objective().form == workdir.PAPERS_FORM == "covariance"
-    assert default.base().decorrelation.form == workdir.PAPERS_FORM
+    assert signature.parameters["form"].default == Objective().form == run_folder.PAPERS_FORM == "covariance"
+    assert default.base().decorrelation.form == run_folder.PAPERS_FORM
 
 
 @pytest.mark.parametrize("name", ["default", "tiny_imagenet"])
@@ -196,7 +197,7 @@ def test_density_is_of_all_activations_of_every_model(name):
     }.items(),
 )
 def test_a_run_is_named_by_its_form_where_it_is_not_the_papers(arg, title):
-    assert workdir.title(files.plain(default.get_config(arg))) == title
+    assert run_folder.title(files.plain(default.get_config(arg))) == title
 
 
 @pytest.mark.parametrize("epochs", [None, 2.0])

@@ -10,8 +10,8 @@ import oracles
 import pytest
 
 from sdecor import losses, models
-from sdecor import objective as method
-from sdecor.objective import Objective
+from sdecor.training import objective as method
+from sdecor.training.objective import Objective
 
 N, SHAPE, CLASSES = 5, (2, 3, 2), 4
 GRADPEN = Objective(consistency=False, decorrelation=False, gradient_penalty=True)

@@ -130,7 +130,7 @@ def test_library_imports_without_data_packages():
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         "import sdecor, sdecor.losses, sdecor.masking, sdecor.models, sdecor.attribution, sdecor.metrics\n"
-        "import sdecor.steps, sdecor.state, sdecor.optim, sdecor.core.parallel, sdecor.data.augment, sdecor.evaluation\n"
+        "import sdecor.training.steps, sdecor.training.state, sdecor.training.state, sdecor.core.parallel, sdecor.data.augment, sdecor.evaluation\n"
         "import sdecor.export\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

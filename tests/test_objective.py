@@ -11,7 +11,7 @@ import oracles
 import pytest
 
 from sdecor import masking, models
-from sdecor.objective import FORWARDS, Objective, loss_fn
+from sdecor.training.objective import FORWARDS, Objective, loss_fn
 
 SMALL = (4, 5, 3)
 

@@ -11,12 +11,13 @@ import pytest
 import runs
 
 import train
-from sdecor import checkpoint, export, record, workdir
+from sdecor import export
 from sdecor.core import files
 from sdecor.data import tfds_source
 from sdecor.export import __main__ as export_command
 from sdecor.runs import restore
 from sdecor.sweep import __main__ as sweep_command
+from sdecor.training import checkpoint, members, run_folder
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -53,7 +54,7 @@ def test_what_can_be_a_folder_is_not():
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"--workdir = '{tmp_path}/file/x' cannot be made: Not a directory"):
-        workdir.claim(tmp_path / "file" / "x", {}, {})
+        run_folder.claim(tmp_path / "file" / "x", {}, {})
 
 
 @pytest.mark.parametrize("name", ["lr[0.1]", "file", LATIN])
@@ -117,7 +118,7 @@ def test_suggested_commands_are_quoted(tmp_path):
             return None
 
     folder = str(tmp_path / "it's a $run")
-    said = record.Record(record.Member("", folder, 0), Saved(), None).closing(True)
+    said = members.Record(members.Member("", folder, 0), Saved(), None).closing(True)
     assert shlex.split(said.partition("Next: ")[2]) == ["python", "evaluate.py", f"--workdir={folder}"]
     said = tfds_source._how_to_prepare("cifar10", folder, folder)
     (line,) = [line for line in said.splitlines() if "python -c" in line]
@@ -147,7 +148,7 @@ def test_best_and_last_are_said_once(tmp_path):
 
     row = {"step": 4, "split": "val", "accuracy": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    closing = record.Record(record.Member("", str(tmp_path), 0), Saved(), None).closing(True)
+    closing = members.Record(members.Member("", str(tmp_path), 0), Saved(), None).closing(True)
     assert "Validation accuracy: 50.0% at step 4 (best and last). Next" in closing
 
 

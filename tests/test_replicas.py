@@ -14,11 +14,12 @@ import pytest
 import runs
 
 import train
-from sdecor import build, logbook, masking, optim, replicas, stacked, steps, workdir
-from sdecor.checkpoint import Checkpoints, checksums
+from sdecor import masking
 from sdecor.core import parallel, rng
-from sdecor.objective import Objective
-from sdecor.state import create_train_state
+from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.training.checkpoint import Checkpoints, checksums
+from sdecor.training.objective import Objective
+from sdecor.training.state import create_optimizer, create_train_state
 
 TEXTS = ("a:seed=0", "b:seed=1,optim.lr=0.01,decorrelation.weight=0.5", "c:seed=0,masking.fraction=0.25")
 SEEDS = (0, 1, 1)
@@ -42,17 +43,17 @@ def first_steps(devices: int, chosen: list[int] | None, count: int = 3):
     model = networks.tiny_model(axis_name=parallel.AXIS)
     step = networks.make_step(Objective(variance=True), axis_name=parallel.AXIS)
     together = isinstance(chosen, list)
-    tx = optim.create_optimizer("sgd")
+    tx = create_optimizer("sgd")
     seeds = [SEEDS[i] for i in chosen] if together else SEEDS[chosen]
     state = create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=networks.SHAPE)
     values = [networks.hyper(**{"variance_weight": 0.1} | HYPERS[i]) for i in (chosen if together else [chosen])]
     key = rng.run_key(seeds, 1)
-    run = networks.pmapped(stacked.lift(step) if together else step, devices, axis=1 if together else 0)
+    run = networks.pmapped(members.lift(step) if together else step, devices, axis=1 if together else 0)
     terms = []
     for number in range(count):
         batches = [networks.tiny_batch(seed=10 * number + i) for i in (chosen if together else [chosen])]
-        batch = stacked.stack(batches) if together else batches[0]
-        state, found = run(state, batch, stacked.stack(values) if together else values[0], key)
+        batch = members.stack(batches) if together else batches[0]
+        state, found = run(state, batch, members.stack(values) if together else values[0], key)
         terms.append(found)
     return state, terms
 
@@ -72,7 +73,7 @@ def alone(index: int):
 @pytest.mark.parametrize("devices", [8, *(pytest.param(devices, marks=pytest.mark.full) for devices in (1, 2, 4))])
 def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
     state, terms = first_steps(devices, [0, 1, 2])
-    for index, own in enumerate(stacked.unstack_state(state)):
+    for index, own in enumerate(members.unstack_state(state)):
         single, single_terms = alone(index)
         assert own.step == single.step == 3
         near((own.params, own.opt_state), (single.params, single.opt_state))
@@ -176,7 +177,7 @@ def final(folder):
 def test_each_folder_is_that_of_a_single_run(images, undisturbed, tmp_path):
     (single,) = build.create_replicas(tiny(images), replicas.parse(TEXTS[1:2]))
     assert train.train(single, str(tmp_path))
-    assert workdir.read(tmp_path)["config"] == workdir.read(undisturbed / "b")["config"]
+    assert run_folder.read(tmp_path)["config"] == run_folder.read(undisturbed / "b")["config"]
     one, other = (
         {(row["step"], row["split"]): row for row in logbook.read_rows(place)}
         for place in (tmp_path, undisturbed / "b")

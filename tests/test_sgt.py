@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import sgt_mnist
-from sdecor import build, models, optim, steps
-from sdecor.state import create_train_state
+from sdecor import models
+from sdecor.training import build, steps
+from sdecor.training.state import create_optimizer, create_train_state
 
 N, CLASSES, SHAPE = 6, 10, (28, 28, 1)
 
@@ -89,7 +90,7 @@ def ours():
     """The config's loss on one batch, without dropout: the state, the batch, the terms and what masking saw."""
     config = sgt_mnist.get_config()
     model = models.create_model(config.model.name, num_classes=CLASSES, dropout=(0.0, 0.0))
-    tx = optim.create_optimizer(config.optim.name)
+    tx = create_optimizer(config.optim.name)
     state = create_train_state(model, tx, key=jax.random.key(1), image_shape=SHAPE)
     # Fresh weights predict nearly the same for any image: with a louder head the masking matters.
     head = {**state.params["head"], "kernel": 30.0 * state.params["head"]["kernel"]}

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import sdecor
 from sdecor.core import rng
 from sdecor.models import frozen_statistics
-from sdecor.objective import FORWARDS, Objective, apply_model, loss_and_gradients
+from sdecor.training.objective import FORWARDS, Objective, apply_model, loss_and_gradients
 
 COLOURS = np.random.default_rng(1).normal(size=(16, 1, 1, 3)).astype(np.float32)  # so that features vary
 IMAGES = networks.prepare(None, jnp.asarray(networks.tiny_batch()["image"])) + COLOURS

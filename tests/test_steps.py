@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from sdecor import losses, masking, optim, steps
-from sdecor.checkpoint import Checkpoints
+from sdecor import losses, masking
 from sdecor.core import parallel
 from sdecor.models import Tap
-from sdecor.objective import FORWARDS, Objective
+from sdecor.training import steps
+from sdecor.training.checkpoint import Checkpoints
+from sdecor.training.objective import FORWARDS, Objective
+from sdecor.training.state import OPTIMIZERS, create_optimizer, learning_rate_schedule, with_hyperparams
 
 
 def leaves_close(a, b, rtol, atol):
@@ -42,7 +44,7 @@ def one_step(objective: Objective, devices: int):
     model = networks.tiny_model(axis_name=parallel.AXIS)
     model = Tap(model, model.activations) if objective.rectify else model
     step = networks.make_step(objective, axis_name=parallel.AXIS)
-    state = networks.loud_state(model, tx=optim.create_optimizer("sgd", momentum=0.0))
+    state = networks.loud_state(model, tx=create_optimizer("sgd", momentum=0.0))
     before = jax.tree.map(np.array, state.params)  # a copy: the step donates its state
     weights = {"decor_weight": 4.0, "variance_weight": 4.0, "consist_weight": 10.0, "gradient_penalty_weight": 0.5}
     values = networks.hyper(learning_rate=1.0, weight_decay=0.0, **weights)
@@ -129,7 +131,7 @@ def test_one_trace_a_run_whatever_changes(key, tmp_path):
         traces.append(1)
         return networks.prepare(keys, images)
 
-    model, tx = networks.tiny_model(axis_name=parallel.AXIS), optim.create_optimizer("adamw")
+    model, tx = networks.tiny_model(axis_name=parallel.AXIS), create_optimizer("adamw")
     compiled = parallel.pmap_step(
         networks.make_step(Objective(fill="zero"), axis_name=parallel.AXIS, prepare=counting, ema_decay=0.99)
     )
@@ -184,16 +186,16 @@ def test_ramps_and_schedule():
 
 
 def test_warm_up_cosine_and_constant():
-    cosine = optim.create_schedule("cosine", total_steps=110, warmup_steps=10)
+    cosine = learning_rate_schedule("cosine", total_steps=110, warmup_steps=10)
     rates = [float(cosine(step)) for step in (0, 4, 9, 10, 60, 110)]
     np.testing.assert_allclose(rates, [0.1, 0.5, 1.0, 1.0, 0.5, 0.0], atol=1e-6)
-    constant = optim.create_schedule("constant", total_steps=10, warmup_steps=0)
+    constant = learning_rate_schedule("constant", total_steps=10, warmup_steps=0)
     assert [float(constant(step)) for step in (0, 5, 9)] == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="warmup_epochs"):
-        optim.create_schedule("cosine", total_steps=10, warmup_steps=10)
+        learning_rate_schedule("cosine", total_steps=10, warmup_steps=10)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_are_those_of_optax(name):
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     grads = {"kernel": jnp.full((2, 2), 0.3), "bias": jnp.full(2, -0.2)}
@@ -207,10 +209,10 @@ def test_optimizers_are_those_of_optax(name):
             optax.add_decayed_weights(0.01, mask={"kernel": True, "bias": False}), optax.adadelta(0.1)
         ),
     }[name]
-    tx = optim.create_optimizer(name, momentum=0.9)
+    tx = create_optimizer(name, momentum=0.9)
     state, expected_state = tx.init(params), expected_tx.init(params)
     for _ in range(3):
-        state = optim.with_hyperparams(state, learning_rate=0.1, weight_decay=0.01)
+        state = with_hyperparams(state, learning_rate=0.1, weight_decay=0.01)
         updates, state = tx.update(grads, state, params)
         expected, expected_state = expected_tx.update(grads, expected_state, params)
         leaves_close(updates, expected, rtol=1e-6, atol=1e-8)

@@ -8,9 +8,9 @@ import networks
 import numpy as np
 
 from sdecor import attribution, losses, masking, metrics, models
-from sdecor import objective as training
 from sdecor.data.augment import augment, center_crop, denormalise, normalise, to_float
-from sdecor.specification import saliency_decor
+from sdecor.training import objective as training
+from sdecor.training.specification import saliency_decor
 
 N, SIDE, CLASSES = 4, 12, 5
 _RNG = np.random.default_rng(0)

@@ -9,10 +9,10 @@ import sys
 import pytest
 import sweeps
 
-from sdecor import logbook, workdir
 from sdecor.core import files
 from sdecor.sweep import __main__ as command_line
 from sdecor.sweep import claim, commands, groups, local, plan, record, status
+from sdecor.training import logbook, run_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 CELLS = [
@@ -170,7 +170,7 @@ def test_smoke_sweep_really(tmp_path):
         assert process.returncode == 0, process.stdout + process.stderr
     for run in plan.make(sweeps.content(cells=[("ce", {}), ("sgt_fraction=0.5", {})])).runs():
         one, other = (tmp_path / name / run.key for name in ("together", "in_turn"))
-        assert workdir.read(one) == workdir.read(other)
+        assert run_folder.read(one) == run_folder.read(other)
         rows = [[row for row in logbook.read_rows(place) if row["split"] == "val"] for place in (one, other)]
         for row, same in zip(*rows, strict=True):
             assert row["step"] == same["step"]

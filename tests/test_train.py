@@ -13,11 +13,12 @@ import runs
 
 import train
 from configs import default
-from sdecor import build, inputs, logbook, workdir
 from sdecor import runs as trained
-from sdecor.checkpoint import Checkpoints, checksums
 from sdecor.core import files, parallel
 from sdecor.core.interrupt import Interrupt
+from sdecor.training import build, logbook, run_folder
+from sdecor.training.batches import step_batches
+from sdecor.training.checkpoint import Checkpoints, checksums
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def rows_without_rate(folder):
 
 
 def test_run_writes_its_record(undisturbed):
-    recorded = workdir.read(undisturbed)
+    recorded = run_folder.read(undisturbed)
     assert recorded["config"]["method"] == "sdecor" and recorded["versions"]["jax"] == jax.__version__
     rows = logbook.read_rows(undisturbed)
     steps = [row["step"] for row in rows if row["split"] == "train"]
@@ -81,7 +82,7 @@ def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
     *_, last = [row for row in logbook.read_rows(tmp_path) if row["split"] == "train"]
     assert last["gradient_penalty"] > 0 and last["gradient_penalty_weight"] == pytest.approx(0.1)
     assert last["loss"] == pytest.approx(last["classification"] + 0.1 * last["gradient_penalty"], rel=1e-5)
-    recorded = workdir.read(tmp_path)
+    recorded = run_folder.read(tmp_path)
     restored = trained.restore(str(tmp_path))
     del recorded["config"]["gradient_penalty"]  # as before there was this group
     files.write_json(tmp_path / "config.json", recorded)
@@ -190,7 +191,7 @@ def test_gradient_accumulation_draws_apart():
             assert start == 6
             return (dict(batch) for batch in loader)
 
-    batch = next(inputs.step_batches(Loader(), 3, batch_size=16, accumulate=2))
+    batch = next(step_batches(Loader(), 3, batch_size=16, accumulate=2))
     assert sorted(batch["position"].ravel()) == list(range(16))
     assert batch["image"].shape[:2] == (jax.local_device_count(), 2)
 
@@ -210,9 +211,9 @@ def test_batch_size_must_divide():
 
 
 def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
-    workdir.claim(tmp_path, runs.tiny_config(images), {"name": "folder"})
-    workdir.claim(tmp_path, runs.tiny_config(images, **{"optim.lr": 0.5}), {"name": "folder"})
-    assert workdir.read(tmp_path)["config"]["optim"]["lr"] == 0.5
+    run_folder.claim(tmp_path, runs.tiny_config(images), {"name": "folder"})
+    run_folder.claim(tmp_path, runs.tiny_config(images, **{"optim.lr": 0.5}), {"name": "folder"})
+    assert run_folder.read(tmp_path)["config"]["optim"]["lr"] == 0.5
 
 
 WRONG = {

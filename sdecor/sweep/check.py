@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdecor import workdir
 from sdecor.core import files
 from sdecor.sweep import commands, record
 from sdecor.sweep.plan import ROOT, Run, Sweep
+from sdecor.training import run_folder
 
 
 def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def same_cells(configs: Mapping[str, Any]) -> list[str]:
     """Name cells with the same config: the same numbers would be there twice."""
     found: dict[str, list[str]] = {}
     for name, config in configs.items():
-        kept = flat(workdir.lasting(config))
+        kept = flat(run_folder.lasting(config))
         found.setdefault(json.dumps(kept | {"seed": None}, sort_keys=True), []).append(name)
     return [
         f"the cells {', '.join(names)} have the same config: leave all but one out"
@@ -88,11 +88,11 @@ def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, A
         place = folder / run.key
         if not (place / "config.json").is_file() or record.last_step(place) == 0:
             continue
-        there, here = flat(workdir.read(place)["config"]), flat(configs[run.cell] | {"seed": run.seed})
+        there, here = flat(run_folder.read(place)["config"]), flat(configs[run.cell] | {"seed": run.seed})
         done = record.is_done(place, run, "train")
         differing = [
             f"{name} = {old!r} there, {new!r} here"
-            for name, (old, new) in files.differing_fields(there, here, ignore=workdir.FREE).items()
+            for name, (old, new) in files.differing_fields(there, here, ignore=run_folder.FREE).items()
             if not (done and (name not in there or name not in here))
         ]
         if differing:

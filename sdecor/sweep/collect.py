@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor import workdir
 from sdecor.sweep import check, record
 from sdecor.sweep.inference import Mean, mean_interval
 from sdecor.sweep.plan import Run, Sweep
+from sdecor.training import run_folder
 
 TIME = "training_seconds"
 OTHERWISE = "evaluated otherwise"
@@ -63,7 +63,7 @@ def with_forms(sweep: Sweep, results: Sequence[Result]) -> tuple[Sweep, list[Res
     for cell, group in cells(results).items():
         config = next((result.config for result in group if result.config), {})
         form = config.get("decorrelation.form")
-        suffix = workdir.form_suffix(form, config.get("decorrelation.weight"))
+        suffix = run_folder.form_suffix(form, config.get("decorrelation.weight"))
         names[cell] = cell if form and form in cell else cell + suffix
     tags = {
         "references": [names[cell] for cell in sweep.tags["references"]],
@@ -166,7 +166,7 @@ def _result(run: Run, folder: pathlib.Path) -> Result:
         {key: entry["n"] for key, entry in entries.items()},
         {key: entry["chance"] for key, entry in entries.items() if "chance" in entry},
         {name: value for name, value in settings.items() if name not in ("step", "parameters")},
-        check.flat(workdir.read(folder)["config"]),
+        check.flat(run_folder.read(folder)["config"]),
     )
 
 

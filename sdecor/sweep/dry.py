@@ -15,9 +15,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor import build, evaluation, metrics
+from sdecor import evaluation, metrics
 from sdecor.core import files
 from sdecor.core.checks import check_choice
+from sdecor.training import build
 
 
 def main() -> None:

@@ -4,19 +4,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor import workdir
 from sdecor.report.measures import direction, keys_by_method, method_title, split_key
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors
 from sdecor.sweep import collect
 from sdecor.sweep.collect import TIME, Result
 from sdecor.sweep.inference import Mean
 from sdecor.sweep.tables import Means, heading, is_percent
+from sdecor.training import run_folder
 
 QUALITY = "accuracy"
 _ACROSS, _PANELS = 4, 12  # panels side by side, and in a figure
 _MARKERS = "oDs^vPXd"
 # The method is named after its weights, and the rest changes no parameter of the network.
-_IGNORED = ("seed", "method", *workdir.FREE)
+_IGNORED = ("seed", "method", *run_folder.FREE)
 
 
 class Curve(NamedTuple):

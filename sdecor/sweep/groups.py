@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor import logbook, replicas
 from sdecor.sweep import check, commands, record
 from sdecor.sweep.plan import Run
+from sdecor.training import logbook, replicas
 
 
 class Group(NamedTuple):

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Mapping
 
-from sdecor import logbook, replicas
 from sdecor.sweep import claim, commands, groups, record
 from sdecor.sweep.groups import Group
 from sdecor.sweep.plan import ROOT, Run
+from sdecor.training import logbook, replicas
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 INTERRUPTED = 130  # exit status of train.py when a signal stopped it and its state is saved

@@ -5,10 +5,10 @@ import pathlib
 import time
 from typing import Any
 
-from sdecor import logbook, workdir
 from sdecor.core import files
 from sdecor.sweep import claim, commands
 from sdecor.sweep.plan import Run
+from sdecor.training import logbook, run_folder
 
 RECORD, LOG = "sweep.json", "sweep.log"
 FINISHED, RUNNING, FAILED, STARTED, LEFT = "finished", "running", "failed", "started", "left"
@@ -91,7 +91,7 @@ def training_seconds(folder: pathlib.Path) -> float | None:
     rows = [row for row in logbook.read_rows(folder) if row.get("images_per_second")]
     if not rows:
         return None
-    batch_size = workdir.read(folder)["config"]["train"]["batch_size"]
+    batch_size = run_folder.read(folder)["config"]["train"]["batch_size"]
     return rows[-1]["step"] * batch_size / rows[-1]["images_per_second"]
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from sdecor import attribution, losses, masking, models, objective, optim, replicas, state
+from sdecor import attribution, losses, masking, models
 from sdecor.core import parallel, rng
 from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
+from sdecor.training import objective, replicas
+from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
 
 MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")
 
@@ -58,8 +60,8 @@ def _check_training(config: ConfigDict) -> None:
     train, optimizer = config.train, config.optim
     check_choice("config.model.name", config.model.name, models.MODELS)
     check_choice("config.model.dtype", config.model.dtype, models.DTYPES)
-    optim.create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
-    check_choice("config.optim.schedule", optimizer.schedule, optim.SCHEDULES)
+    create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
+    check_choice("config.optim.schedule", optimizer.schedule, SCHEDULES)
     check_range("config.optim.lr", optimizer.lr, 0, float("inf"), low_open=True, high_open=True)
     check_range("config.optim.weight_decay", optimizer.weight_decay, 0)
     check_range("config.optim.warmup_epochs", optimizer.warmup_epochs, 0)
@@ -244,13 +246,13 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
 
 def create_state(
     config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], seeds: Sequence[int] | None = None
-) -> state.TrainState:
+) -> TrainState:
     """Initialise the config's model and optimizer, on the local devices; for several seeds, the replicas' state."""
     optimizer = config.optim
-    tx = optim.create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
+    tx = create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
     key = rng.run_key(config.seed if seeds is None else seeds, 0)
     ema = optimizer.ema_decay is not None
-    return parallel.replicate(state.create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
+    return parallel.replicate(create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
 
 
 def create_objective(config: ConfigDict) -> objective.Objective:
@@ -304,7 +306,7 @@ def create_hyper(config: ConfigDict, steps_per_epoch: int) -> dict[str, np.ndarr
 
 def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
     """Build the learning rate's shape over the run."""
-    return optim.create_schedule(config.optim.schedule, total_steps=schedule.total, warmup_steps=schedule.warmup)
+    return learning_rate_schedule(config.optim.schedule, total_steps=schedule.total, warmup_steps=schedule.warmup)
 
 
 def check_preparation(prepare: Callable, canvas: tuple[int, int, int]) -> None:

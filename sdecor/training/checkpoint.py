@@ -18,9 +18,9 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from sdecor import replicas
 from sdecor.core import files, parallel
-from sdecor.state import TrainState
+from sdecor.training import replicas
+from sdecor.training.state import TrainState
 
 BEST_BY = "accuracy"  # of the validation split
 KEEP_LATEST = 2  # the last one, and the one to fall back on should it turn out damaged

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdecor import losses, masking, optim
+from sdecor import losses, masking
 from sdecor.core.classes import check_classes, correct
 from sdecor.core.rng import example_keys
-from sdecor.objective import Objective, Terms, apply_model, loss_and_gradients
-from sdecor.state import TrainState
+from sdecor.training.objective import Objective, Terms, apply_model, loss_and_gradients
+from sdecor.training.state import TrainState, with_hyperparams
 
 HYPER = (  # what `hyper` holds: float32 scalars; the ramps are in steps
     "learning_rate",
@@ -156,7 +156,7 @@ def apply_gradients(
     state: TrainState, grads: Any, batch_stats: Any, values: Terms, ema_decay: float | None
 ) -> TrainState:
     """Update parameters, running statistics and the average."""
-    opt_state = optim.with_hyperparams(
+    opt_state = with_hyperparams(
         state.opt_state, learning_rate=values["learning_rate"], weight_decay=values["weight_decay"]
     )
     state = state.replace(opt_state=opt_state, batch_stats=batch_stats).apply_gradients(grads=grads)
