@@ -32,9 +32,20 @@ from sdecor.attribution import REDUCTIONS
 from sdecor.core import commands, files, launch, parallel
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Results, Store, stored
-from sdecor.run_plan import IMAGES, depends_of, options_of, plan_of, provenance_of, source_of, subject_of
-from sdecor.run_report import pictures_of, summary_of, write_report
-from sdecor.runs import Run, check_comparable, restore, run_names
+from sdecor.evaluation.runs import (
+    IMAGES,
+    Run,
+    check_comparable,
+    depends_of,
+    options_of,
+    plan_of,
+    provenance_of,
+    restore,
+    run_names,
+    source_of,
+    subject_of,
+)
+from sdecor.report.run import pictures_of, summary_of, write_report
 
 FLAGS = flags.FLAGS
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that no file names

@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor.core import parallel  # noqa: E402
 from sdecor.evaluation import Setup, choose_methods  # noqa: E402
-from sdecor.evaluation.device import images_of, network  # noqa: E402
+from sdecor.evaluation.programs import images_of, network  # noqa: E402
 from sdecor.export import Options, export_split  # noqa: E402
 from sdecor.export.device import Task, compiled, fitting_chunk_size  # noqa: E402
 from sdecor.export.specs import named  # noqa: E402

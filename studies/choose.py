@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from configs.sweeps.evidence import PRIMARY
-from sdecor.report.measures import direction
-from sdecor.sweep.inference import paired_difference
+from sdecor.evaluation.statistics import paired_test
+from sdecor.report.wording import direction
 
 REFERENCE, MARGIN = "ce", 0.02 + 1e-9  # of rounding
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -37,8 +37,7 @@ def gains(values: Values) -> dict[str, dict[str, float]]:
     """Return cell → primary measure → mean gain over the reference, positive where it is better."""
     return {
         cell: {
-            key: (1 if direction(key) else -1) * paired_difference(found[key], values[REFERENCE][key]).mean
-            for key in PRIMARY
+            key: (1 if direction(key) else -1) * paired_test(found[key], values[REFERENCE][key]).mean for key in PRIMARY
         }
         for cell, found in values.items()
     }

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.evaluation.statistics import mean_interval, paired_test
 from sdecor.metrics import energy_inside, gini
-from sdecor.sweep.inference import mean_interval, paired_difference
 from studies import figures
 from studies.network import LAYERS, Params, Recipe, cosines, densities, forward, input_gradient, train
 from studies.patches import CLASSES, Examples, groups, parts
@@ -203,7 +203,7 @@ def table(rows: Sequence[Row]) -> str:
         plain = found[name.split(" + ")[0]]
         for key in COMPARED if group is not plain else ():
             values, reference = ({row["seed"]: row[key] for row in each} for each in (group, plain))
-            entries.append(_entry(paired_difference(values, reference)))
+            entries.append(_entry(paired_test(values, reference)))
         entries += ["–"] * (len(header) - 2 - len(entries))
         lines.append(f"| {name} | {len(group)} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"

@@ -10,10 +10,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from configs.sweeps.evidence import PRIMARY
+from sdecor.evaluation.statistics import Mean, holm, mean_interval, paired_test
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
 from sdecor.sweep import tables
 from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
-from sdecor.sweep.inference import Mean, holm, mean_interval, paired_difference
 from studies.choose import Values, read
 
 STUDIES = (  # the data of each preregistration, whose tests are corrected together, and their results
@@ -56,7 +56,7 @@ def planned(found: dict[str, Values]) -> dict[str, list[Comparison]]:
 def compare(kind: str, values: Values, cell: str, measure: str, reference: str) -> Comparison:
     """Compare two cells in a measure, paired over seeds."""
     one, other = (values.get(name, {}).get(measure, {}) for name in (cell, reference))
-    return Comparison(kind, cell, measure, reference, paired_difference(one, other))
+    return Comparison(kind, cell, measure, reference, paired_test(one, other))
 
 
 def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:

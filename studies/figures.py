@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sdecor.evaluation.statistics import mean_interval
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
-from sdecor.sweep.inference import mean_interval
 
 Row = Mapping[str, Any]
 

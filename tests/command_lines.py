@@ -12,14 +12,14 @@ import subprocess
 import sys
 import tempfile
 
-import runs
+import tiny_runs
 
 
 def answers(program: str, lists: list[list[str]], env: dict[str, str] | None = None) -> list[tuple[int, str]]:
     """Return the exit status and the output (with errors) of each command line."""
-    environment = os.environ | (env or {}) | {"PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tests'}"}
+    environment = os.environ | (env or {}) | {"PYTHONPATH": f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}"}
     command = [sys.executable, __file__, program]
-    options = {"cwd": runs.ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    options = {"cwd": tiny_runs.ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     process = subprocess.run(command, input=json.dumps(lists), **options)
     assert process.returncode == 0, process.stderr
     return [tuple(each) for each in json.loads(process.stdout)]

@@ -8,13 +8,13 @@ import command_lines
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 from ml_collections import ConfigDict
 
 import sdecor
 import train
-from sdecor import run_plan
-from sdecor.runs import check_comparable, run_names
+from sdecor.evaluation import runs
+from sdecor.evaluation.runs import check_comparable, run_names
 
 METHODS = ("gradient", "smoothgrad:samples=2")
 
@@ -23,9 +23,9 @@ METHODS = ("gradient", "smoothgrad:samples=2")
 def folders(tmp_path_factory):
     """Two finished runs on the same images."""
     root = tmp_path_factory.mktemp("evaluate")
-    images = runs.draw_images(root / "data")
+    images = tiny_runs.draw_images(root / "data")
     for method in ("ce", "sdecor"):
-        assert train.train(runs.tiny_config(images, method, **{"train.epochs": 2.0}), str(root / method))
+        assert train.train(tiny_runs.tiny_config(images, method, **{"train.epochs": 2.0}), str(root / method))
     return root
 
 
@@ -36,7 +36,9 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def run(*arguments, devices: int = 1):
-    process = runs.start([runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], environment(devices))
+    process = tiny_runs.start(
+        [tiny_runs.sys.executable, "evaluate.py", "--images=3", *map(str, arguments)], environment(devices)
+    )
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -164,6 +166,6 @@ def test_runs_are_named_by_method_or_folder(folders):
 
 def test_numbers_depend_on_the_data_and_the_version():
     settings = {name: name for name in ("split", "step", "parameters", "target", "seed", "data", "resamples")}
-    found = run_plan.depends_of(types.SimpleNamespace(settings=settings))
+    found = runs.depends_of(types.SimpleNamespace(settings=settings))
     assert found.pop("sdecor") == sdecor.__version__
     assert found == {name: name for name in ("split", "step", "parameters", "target", "seed", "data")}

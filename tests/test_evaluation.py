@@ -28,8 +28,8 @@ from sdecor.evaluation import (
     measures_of,
     merge,
     nested_order,
+    plan,
     predict,
-    trial,
 )
 
 NAMES = (*QUICK, "max_sensitivity", "efficient_mprt", "consistency")
@@ -282,14 +282,14 @@ def test_a_measure_that_refuses_a_method_is_left_out_of_it():
 @pytest.mark.parametrize("name", ["max_sensitivity", "parameter_randomization", "infidelity"])
 def test_what_explains_again_is_tried_with_every_method(name, monkeypatch):
     """A method that cannot bear to be called by the measure is found, though it is not the first."""
-    inner = trial.make_measurement
+    inner = plan.make_measurement
 
     def refusing(setup, measures, method=None):
         if method is not None and method.key == "input_x_gradient":
             return lambda *arguments: (_ for _ in ()).throw(NotImplementedError("not with this method"))
         return inner(setup, measures, method)
 
-    monkeypatch.setattr(trial, "make_measurement", refusing)
+    monkeypatch.setattr(plan, "make_measurement", refusing)
     with pytest.raises(ValueError, match="of input_x_gradient cannot be taken of this network: not with this method"):
         small_plan(["gradient", "input_x_gradient"], [name])
 

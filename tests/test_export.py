@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 from sdecor import evaluation, export
 from sdecor.attribution import explain, reduce
@@ -505,15 +505,15 @@ def trained(tmp_path_factory):
     import train
 
     root = tmp_path_factory.mktemp("export")
-    images = runs.draw_images(root / "data")
-    assert train.train(runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "run"))
+    images = tiny_runs.draw_images(root / "data")
+    assert train.train(tiny_runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "run"))
     return root / "run"
 
 
 def evaluate(*arguments, devices: int = 1):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "MPLBACKEND": "Agg"}
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    process = runs.start([runs.sys.executable, "evaluate.py", *map(str, arguments)], env)
+    process = tiny_runs.start([tiny_runs.sys.executable, "evaluate.py", *map(str, arguments)], env)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 

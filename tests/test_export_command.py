@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 from PIL import Image
 
 from sdecor import export
@@ -24,13 +24,13 @@ SMALL = ("--methods=gradient,smoothgrad:samples=2", "--device_batch=1", "--chunk
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> pathlib.Path:
-    return runs.draw_images(tmp_path_factory.mktemp("images"))
+    return tiny_runs.draw_images(tmp_path_factory.mktemp("images"))
 
 
 def train_run(images: pathlib.Path, workdir: pathlib.Path, **changes) -> pathlib.Path:
     import train
 
-    assert train.train(runs.tiny_config(images, "ce", **{"train.epochs": 2.0} | changes), str(workdir))
+    assert train.train(tiny_runs.tiny_config(images, "ce", **{"train.epochs": 2.0} | changes), str(workdir))
     return workdir
 
 
@@ -42,7 +42,7 @@ def trained(images, tmp_path_factory) -> pathlib.Path:
 def start(*arguments: object) -> subprocess.Popen:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "MPLBACKEND": "Agg"}
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    return runs.start([runs.sys.executable, "evaluate.py", "--noprogress", *map(str, arguments)], env)
+    return tiny_runs.start([tiny_runs.sys.executable, "evaluate.py", "--noprogress", *map(str, arguments)], env)
 
 
 def evaluate(*arguments: object) -> tuple[int, str]:
@@ -88,7 +88,7 @@ def test_a_broken_image_stops_it_or_is_skipped(trained, images, whole, tmp_path)
 def test_something_else_is_refused_by_name(trained, images, whole, tmp_path):
     before, another = tree(whole), tmp_path / "run"
     train_run(images, another, **{"seed": 1})
-    other = runs.draw_images(tmp_path / "other")
+    other = tiny_runs.draw_images(tmp_path / "other")
     pixels = np.asarray(Image.open(other / "test/class0/0.png"))
     for file in other.glob("test/*/*.png"):
         Image.fromarray(255 - pixels).save(file)

@@ -8,16 +8,18 @@ import sys
 import export_job
 import jax
 import pytest
-import runs
+import tiny_runs
 
 from sdecor import export
 
 
 def start(path: pathlib.Path, *job: object, devices: int = 1):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(runs.ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    return runs.start([sys.executable, str(runs.ROOT / "tests/export_job.py"), str(path), *map(str, job)], env)
+    return tiny_runs.start(
+        [sys.executable, str(tiny_runs.ROOT / "tests/export_job.py"), str(path), *map(str, job)], env
+    )
 
 
 def finish(*processes) -> str:

@@ -15,7 +15,7 @@ import export_program
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 KILLS = 24  # of each layout, at random moments
 LAYOUTS = list(export_program.LAYOUTS)
@@ -148,11 +148,11 @@ def test_killed_twice(start, undisturbed, tmp_path):
 
 
 def command(path: pathlib.Path, *job: object) -> subprocess.Popen:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(runs.ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}-export"}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = [sys.executable, str(runs.ROOT / "tests/export_program.py"), str(path), "plain", *map(str, job)]
-    return runs.start(program, env)
+    program = [sys.executable, str(tiny_runs.ROOT / "tests/export_program.py"), str(path), "plain", *map(str, job)]
+    return tiny_runs.start(program, env)
 
 
 def wait_for(path: pathlib.Path, count: int, process: subprocess.Popen) -> None:

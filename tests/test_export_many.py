@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-import runs
+import tiny_runs
 
 from sdecor import export
 
@@ -15,11 +15,11 @@ GROWTH = 12  # MB: a few bytes an example, of labels and of what the allocator k
 
 def peak(path: pathlib.Path, count: int, kind: str) -> tuple[float, float]:
     """Return the peak of memory in MB and the images exported per second, in a process of its own."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(runs.ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}-export"}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = [sys.executable, str(runs.ROOT / "tests/export_many.py"), str(path), str(count), kind]
-    process = runs.start(program, env)
+    program = [sys.executable, str(tiny_runs.ROOT / "tests/export_many.py"), str(path), str(count), kind]
+    process = tiny_runs.start(program, env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     words = output.split()

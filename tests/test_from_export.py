@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 import stored_export
+import tiny_runs
 from evaluated import COUNT
 
 import train
@@ -254,8 +254,8 @@ def test_methods_are_those_stored_with_the_same_settings(tmp_path):
 def folder(tmp_path_factory):
     """A trained run, its exports, and its evaluation without them."""
     root = tmp_path_factory.mktemp("from_export")
-    images = runs.draw_images(root / "data")
-    assert train.train(runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "ce"))
+    images = tiny_runs.draw_images(root / "data")
+    assert train.train(tiny_runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "ce"))
     for name, flags in (("maps", ()), ("half", ("--dtype=float16",))):
         status, output = run(root, f"--export={root / name}.zarr", "--methods=gradient,smoothgrad:samples=2", *flags)
         assert status == 0, output
@@ -266,8 +266,8 @@ def run(root, *arguments, workdir="ce", devices=2):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "MPLBACKEND": "Agg"}
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    command = [runs.sys.executable, "evaluate.py", f"--workdir={root / workdir}", "--images=3", "--noprogress"]
-    process = runs.start([*command, *map(str, arguments)], env)
+    command = [tiny_runs.sys.executable, "evaluate.py", f"--workdir={root / workdir}", "--images=3", "--noprogress"]
+    process = tiny_runs.start([*command, *map(str, arguments)], env)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 

@@ -8,14 +8,14 @@ import shlex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 import train
 from sdecor import export
 from sdecor.core import files
 from sdecor.data import tfds_source
+from sdecor.evaluation.runs import restore
 from sdecor.export import __main__ as export_command
-from sdecor.runs import restore
 from sdecor.sweep import __main__ as sweep_command
 from sdecor.training import checkpoint, members, run_folder
 
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["lr[0.1]", "file", LATIN])
 def test_training_is_refused_before_its_data_are_read(tmp_path, name):
     (tmp_path / "file").touch()
-    config = runs.tiny_config(tmp_path / "no data")
+    config = tiny_runs.tiny_config(tmp_path / "no data")
     with pytest.raises(ValueError, match="--workdir = "):
         train.train(config, str(tmp_path / name))
     with pytest.raises(ValueError, match="--workdir = "):
@@ -134,7 +134,7 @@ def test_suggested_commands_are_quoted(tmp_path):
 )  # fmt: skip
 def test_a_start_says_what_is_to_be_done(step, said):
     schedule = train.build.Schedule(62, 372, 0, 62, None)
-    run = train.Run(runs.tiny_config("data", method="ce"), (), None, schedule, None, None, None)
+    run = train.Run(tiny_runs.tiny_config("data", method="ce"), (), None, schedule, None, None, None)
     state = argparse.Namespace(step=step, params={"kernel": np.zeros((30, 50))})
     assert train._opening(run, state, "runs/a") == (
         f"ce · folder · cnn (1,500 parameters) · 8 cpu devices · {said} · runs/a"

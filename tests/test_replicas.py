@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 import train
 from sdecor import masking
@@ -83,8 +83,8 @@ def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
 
 
 def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
-    sdecor = runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
-    gradpen, changed = runs.tiny_config(tmp_path, method="gradpen"), set()
+    sdecor = tiny_runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
+    gradpen, changed = tiny_runs.tiny_config(tmp_path, method="gradpen"), set()
     for field in set(replicas.FIELDS) - {"seed"}:
         config = gradpen if field.startswith("gradient_penalty") else sdecor
         before = build.create_hyper(config, 10)
@@ -120,7 +120,7 @@ def test_what_cannot_be_a_replica_is_refused(texts, message):
 
 
 def test_impossible_values_name_the_replica(tmp_path):
-    config = runs.tiny_config(tmp_path)
+    config = tiny_runs.tiny_config(tmp_path)
     with pytest.raises(ValueError, match=r"replica a: config.masking.fraction = 1.5"):
         build.create_replicas(config, replicas.parse(["a:masking.fraction=1.5"]))
     with pytest.raises(ValueError, match="variance_weight is 0 in some replicas"):
@@ -149,11 +149,11 @@ def test_steps_in_common():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return runs.draw_images(tmp_path_factory.mktemp("images") / "data")
+    return tiny_runs.draw_images(tmp_path_factory.mktemp("images") / "data")
 
 
 def tiny(images, **changes):
-    return runs.tiny_config(images, **{"train.batch_size": 8, "log.tensorboard": False} | changes)
+    return tiny_runs.tiny_config(images, **{"train.batch_size": 8, "log.tensorboard": False} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_each_is_its_single_run_in_whatever_way_it_trains(images, tmp_path, meth
 
 
 def test_restored_as_evaluation_restores(undisturbed):
-    from sdecor import runs as trained
+    from sdecor.evaluation import runs as trained
 
     found = {name: trained.restore(str(undisturbed / name), split="val") for name in "abc"}
     rows = {name: logbook.read_rows(undisturbed / name) for name in "abc"}
@@ -319,17 +319,17 @@ def test_killed_process_continues_exactly(images, tmp_path, lines):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     flags = [f"--replica={text}" for text in TEXTS]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = runs.start(runs.command(images, whole, *flags), env)
+    process = tiny_runs.start(tiny_runs.command(images, whole, *flags), env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    process = runs.start(runs.command(images, broken, *flags), env)
+    process = tiny_runs.start(tiny_runs.command(images, broken, *flags), env)
     while process.poll() is None:
         if len(logbook.read_rows(broken / "b")) >= lines:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.02)
     process.wait()
-    process = runs.start(runs.command(images, broken, *flags), env)
+    process = tiny_runs.start(tiny_runs.command(images, broken, *flags), env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert final(broken) == final(whole)
@@ -342,7 +342,9 @@ def test_two_processes_train_and_resume_as_one(images, tmp_path):
     for attempt in range(2):
         port = f"--coordinator=127.0.0.1:{20000 + (os.getpid() + 7 * attempt) % 20000}"
         pair = [
-            runs.start(runs.command(images, tmp_path / "two", *flags, port, "--processes=2", f"--process={i}"), env)
+            tiny_runs.start(
+                tiny_runs.command(images, tmp_path / "two", *flags, port, "--processes=2", f"--process={i}"), env
+            )
             for i in range(2)
         ]
         outputs = [process.communicate(timeout=400)[0] for process in pair]
@@ -351,7 +353,7 @@ def test_two_processes_train_and_resume_as_one(images, tmp_path):
             shutil.rmtree(tmp_path / "two" / "b" / "checkpoints" / "12")
         else:
             assert "continuing at step 10 of 12" in outputs[0]
-    one = runs.start(runs.command(images, tmp_path / "one", *flags), env | {"JAX_NUM_CPU_DEVICES": "8"})
+    one = tiny_runs.start(tiny_runs.command(images, tmp_path / "one", *flags), env | {"JAX_NUM_CPU_DEVICES": "8"})
     output, _ = one.communicate(timeout=300)
     assert one.returncode == 0, output
     for name in "abc":

@@ -3,8 +3,8 @@
 import pytest
 
 from sdecor import report
-from sdecor.report.html_tables import facts_table, methods_table, plain
-from sdecor.report.measures import format_interval, format_several, format_value, keys_by_method, method_title, title
+from sdecor.report.html import facts_table, methods_table, plain
+from sdecor.report.wording import format_interval, format_several, format_value, keys_by_method, method_title, title
 
 SUMMARIES = {
     "ce": {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdecor import report
-from sdecor.report.shares import common_scale, relative, shrink
+from sdecor.report.gallery import common_scale, relative, shrink
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)

@@ -12,8 +12,17 @@ from test_report import COMPARISONS, SUMMARIES
 from test_report_figures import CURVES
 
 from sdecor import report
-from sdecor.report.gallery import DIVERGING_MAPS, SEQUENTIAL_MAPS, color_table, gallery_data, script_json
-from sdecor.report.shares import brightest, relative, shrink
+from sdecor.report.gallery import (
+    DIVERGING_MAPS,
+    SEQUENTIAL_MAPS,
+    brightest,
+    color_table,
+    gallery_data,
+    relative,
+    script_json,
+    shrink,
+)
+from sdecor.report.run import run_report
 
 RNG = np.random.default_rng(1)
 CLASSES = ["cat", "</script><b>dog", "fox & hen"]
@@ -238,7 +247,7 @@ def test_diverging_maps_have_their_extreme_in_the_middle_and_even_arms(name):
 
 @pytest.mark.parametrize("runs", [["ce"], ["ce", "sdecor <b>"]])
 def test_report_writes_the_page_and_its_figures(runs, tmp_path):
-    report.run_report(
+    run_report(
         tmp_path,
         summaries={run: SUMMARIES[run] for run in runs},
         comparisons=COMPARISONS if len(runs) > 1 else {},
@@ -265,7 +274,7 @@ def test_names_are_written_as_they_stand_and_a_network_of_nan_is_reported(tmp_pa
     broken = picture(confidence=np.full(4, np.nan), maps=maps, signed={}, prediction=np.zeros(4, int))
     curves = {name: {"gradient/deletion_curve": [0.9, 0.5, 0.1]} for name in names}
     curves["_ce"]["gradient/deletion_curve_random"] = [0.9, 0.6, 0.3]
-    report.run_report(
+    run_report(
         tmp_path,
         summaries=dict(zip(names, SUMMARIES.values(), strict=True)),
         comparisons={names[1]: COMPARISONS["sdecor <b>"]},

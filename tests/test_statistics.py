@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdecor.statistics import (
+from sdecor.evaluation.statistics import (
     Statistic,
     bootstrap,
     bootstrap_mean,
@@ -85,7 +85,7 @@ def test_columns_of_few_examples_are_resampled_with_all_others():
 
 
 def test_memory_is_bounded_for_many_examples(monkeypatch):
-    import sdecor.statistics as module
+    import sdecor.evaluation.statistics as module
 
     columns = RNG.normal(size=(3000, 2))
     whole = bootstrap_sums(columns, n_resamples=40)
@@ -184,7 +184,7 @@ def test_median_has_the_interval_of_medians_of_resamples(n):
 
 def draws_of_median(values: np.ndarray) -> np.ndarray:
     """Return the draws behind an interval, by asking for many of its ends."""
-    import sdecor.statistics as module
+    import sdecor.evaluation.statistics as module
 
     kept = []
     inner = module._percentiles

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from evaluated import IMAGES_OF, subject
 
-from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, sweep
+from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, programs
 from sdecor.evaluation import store as store_module
 
 SETTINGS = {"split": "test", "step": 7}
@@ -37,13 +37,13 @@ def silent(what, total):
 def done(monkeypatch) -> list:
     """What is evaluated, in order: "predictions", and a method with its measures and the number of its pictures."""
     log = []
-    predict, measure = sweep.predict, explained.measure
+    predict, measure = programs.predict, explained.measure
 
     def logged(subject, method, measures, **options):
         log.append((method.key, {each.name for each in measures}, options["pictures"]))
         return measure(subject, method, measures, **options)
 
-    monkeypatch.setattr(sweep, "predict", lambda *args: log.append("predictions") or predict(*args))
+    monkeypatch.setattr(programs, "predict", lambda *args: log.append("predictions") or predict(*args))
     monkeypatch.setattr(explained, "measure", logged)
     return log
 

@@ -9,8 +9,8 @@ from evaluated import COUNT, LABELS, QUICK
 
 from sdecor import metrics
 from sdecor.evaluation import MEASURES, RANDOM, Results, extend
+from sdecor.evaluation.summary import FEWEST, compare, mean_curves, summarise
 from sdecor.metrics.registry import KNOWN, MEDIANS
-from sdecor.summary import FEWEST, compare, mean_curves, summarise
 
 MODEL = {name for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items() if metric.needs == "model"}
 RELATIVE = {"insertion_vs_random", "deletion_vs_random", "energy_ratio"}

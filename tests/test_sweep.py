@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-import runs as trained
 import sweeps
+import tiny_runs as trained
 
 from sdecor.sweep import __main__ as command_line
 from sdecor.sweep import check, claim, commands, dry, job, local, plan, record, source, status

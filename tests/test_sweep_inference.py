@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdecor.sweep.inference import holm, mean_interval, paired_difference
+from sdecor.evaluation.statistics import holm, mean_interval, paired_test
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -27,7 +27,7 @@ def test_too_few_values_have_no_interval():
 def test_paired_test_is_scipys(n):
     rng = np.random.default_rng(n)
     a, b = rng.normal(1, 1, n), rng.normal(0, 1, n)
-    found = paired_difference(dict(enumerate(a)), dict(enumerate(b)))
+    found = paired_test(dict(enumerate(a)), dict(enumerate(b)))
     expected = stats.ttest_rel(a, b)
     interval = expected.confidence_interval(0.95)
     np.testing.assert_allclose(
@@ -39,16 +39,16 @@ def test_paired_test_is_scipys(n):
 
 def test_seeds_that_one_side_lacks_are_left_out():
     a, b = {0: 1.0, 1: 2.0, 2: 5.0, 3: None, 4: 9.0}, {0: 0.5, 1: 1.0, 2: 1.0, 3: 3.0, 5: 0.0}
-    found = paired_difference(a, b)
+    found = paired_test(a, b)
     assert found.n == 3 and found.mean == pytest.approx(5.5 / 3)
     assert found.p == pytest.approx(stats.ttest_rel([1.0, 2.0, 5.0], [0.5, 1.0, 1.0]).pvalue)
 
 
 def test_no_pair_one_pair_and_no_spread():
-    assert paired_difference({0: 1.0}, {1: 1.0}) == (None, None, None, 0, None)
-    assert paired_difference({0: 1.0}, {0: 0.5}) == (0.5, None, None, 1, None)
-    assert paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p is None
-    assert paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p == 0
+    assert paired_test({0: 1.0}, {1: 1.0}) == (None, None, None, 0, None)
+    assert paired_test({0: 1.0}, {0: 0.5}) == (0.5, None, None, 1, None)
+    assert paired_test({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p is None
+    assert paired_test({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p == 0
 
 
 def test_holm_by_hand():

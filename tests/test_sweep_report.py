@@ -8,8 +8,8 @@ import pytest
 import sweeps
 from scipy import stats
 
+from sdecor.evaluation.statistics import Mean
 from sdecor.sweep import collect, comparisons, figures, plan, record, source, summing_up, tables
-from sdecor.sweep.inference import Mean
 
 GINI = "gradient/gini"
 CE = {0: 0.40, 1: 0.42, 2: 0.41, 3: 0.43}

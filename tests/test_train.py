@@ -9,13 +9,13 @@ import command_lines
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 import train
 from configs import default
-from sdecor import runs as trained
 from sdecor.core import files, parallel
 from sdecor.core.interrupt import Interrupt
+from sdecor.evaluation import runs as trained
 from sdecor.training import build, logbook, run_folder
 from sdecor.training.batches import step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
@@ -23,19 +23,19 @@ from sdecor.training.checkpoint import Checkpoints, checksums
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return runs.draw_images(tmp_path_factory.mktemp("images") / "data")
+    return tiny_runs.draw_images(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(images, tmp_path_factory):
     """A run from start to end, which others are compared with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert train.train(runs.tiny_config(images), str(folder))
+    assert train.train(tiny_runs.tiny_config(images), str(folder))
     return folder
 
 
 def final_state(images, folder):
-    _, state = train.build_run(runs.tiny_config(images), str(folder))
+    _, state = train.build_run(tiny_runs.tiny_config(images), str(folder))
     with Checkpoints(folder, create=False) as checkpoints:
         state, position = checkpoints.restore(state)
         return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
@@ -70,14 +70,14 @@ def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
 
 
 def test_a_data_set_of_one_class_is_refused_at_the_start(tmp_path):
-    images = runs.draw_images(tmp_path / "images", classes=1, train=4, test=1)
+    images = tiny_runs.draw_images(tmp_path / "images", classes=1, train=4, test=1)
     with pytest.raises(ValueError, match="config.data.name = 'folder', data.path = .* has one class, 'class0'"):
-        train.train(runs.tiny_config(images), str(tmp_path / "run"))
+        train.train(tiny_runs.tiny_config(images), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
-    config = runs.tiny_config(images, method="gradpen", **{"train.epochs": 1.0})
+    config = tiny_runs.tiny_config(images, method="gradpen", **{"train.epochs": 1.0})
     assert train.train(config, str(tmp_path))
     *_, last = [row for row in logbook.read_rows(tmp_path) if row["split"] == "train"]
     assert last["gradient_penalty"] > 0 and last["gradient_penalty_weight"] == pytest.approx(0.1)
@@ -101,9 +101,9 @@ def interrupt_at(monkeypatch, step):
 def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
-        assert not train.train(runs.tiny_config(images), str(tmp_path))
+        assert not train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert "Run the same command to continue" in capsys.readouterr().out
-    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert final_state(images, tmp_path) == final_state(images, undisturbed)
     assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
 
@@ -122,22 +122,22 @@ def test_validation_cut_off_by_a_signal_is_made_up_for(images, undisturbed, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "create_validation", validation)
-        assert not train.train(runs.tiny_config(images), str(tmp_path))
+        assert not train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert not [row for row in logbook.read_rows(tmp_path) if row["split"] == "val"]
-    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert final_state(images, tmp_path) == final_state(images, undisturbed)
     assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
 
 
 def test_finished_run_is_left_as_it_is(images, undisturbed, capsys):
     before = (undisturbed / "metrics.jsonl").read_text()
-    assert train.train(runs.tiny_config(images), str(undisturbed))
+    assert train.train(tiny_runs.tiny_config(images), str(undisturbed))
     assert (undisturbed / "metrics.jsonl").read_text() == before
     assert "Finished" in capsys.readouterr().out
 
 
 def test_folder_of_another_config_is_refused_with_the_fields(images, undisturbed):
-    other = runs.tiny_config(images, **{"optim.lr": 0.5, "masking.fill": "zero"})
+    other = tiny_runs.tiny_config(images, **{"optim.lr": 0.5, "masking.fill": "zero"})
     with pytest.raises(ValueError, match="another config") as error:
         train.train(other, str(undisturbed))
     assert "optim.lr: 0.002 there, 0.5 here" in str(error.value)
@@ -145,11 +145,11 @@ def test_folder_of_another_config_is_refused_with_the_fields(images, undisturbed
 
 
 def test_fields_that_change_no_parameter_may_differ(images, undisturbed):
-    assert train.train(runs.tiny_config(images, **{"log.every_steps": 5, "data.workers": 0}), str(undisturbed))
+    assert train.train(tiny_runs.tiny_config(images, **{"log.every_steps": 5, "data.workers": 0}), str(undisturbed))
 
 
 def test_non_finite_loss_stops_with_step_terms_and_last_checkpoint(images, tmp_path):
-    config = runs.tiny_config(images, method="ce", **{"optim.name": "sgd", "optim.lr": 1e30, "model.norm": "none"})
+    config = tiny_runs.tiny_config(images, method="ce", **{"optim.name": "sgd", "optim.lr": 1e30, "model.norm": "none"})
     with pytest.raises(FloatingPointError, match=r"not finite at step \d+ .*classification") as error:
         train.train(config, str(tmp_path))
     assert str(tmp_path) in str(error.value)
@@ -158,11 +158,11 @@ def test_non_finite_loss_stops_with_step_terms_and_last_checkpoint(images, tmp_p
 def test_damaged_last_checkpoint_costs_only_its_steps(images, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9)
-        train.train(runs.tiny_config(images), str(tmp_path))
+        train.train(tiny_runs.tiny_config(images), str(tmp_path))
     for path in (tmp_path / "checkpoints" / "9" / "state").rglob("*"):
         if path.is_file() and "/d/" in str(path):
             path.write_bytes(b"")
-    assert train.train(runs.tiny_config(images), str(tmp_path))
+    assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert final_state(images, tmp_path) == final_state(images, undisturbed)
     assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
 
@@ -211,8 +211,8 @@ def test_batch_size_must_divide():
 
 
 def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
-    run_folder.claim(tmp_path, runs.tiny_config(images), {"name": "folder"})
-    run_folder.claim(tmp_path, runs.tiny_config(images, **{"optim.lr": 0.5}), {"name": "folder"})
+    run_folder.claim(tmp_path, tiny_runs.tiny_config(images), {"name": "folder"})
+    run_folder.claim(tmp_path, tiny_runs.tiny_config(images, **{"optim.lr": 0.5}), {"name": "folder"})
     assert run_folder.read(tmp_path)["config"]["optim"]["lr"] == 0.5
 
 
@@ -250,17 +250,17 @@ def test_killed_process_continues_exactly(images, tmp_path, lines):
     """kill -9 once so many lines are logged; the same command then ends where an undisturbed run ends."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = runs.start(runs.command(images, whole), env)
+    process = tiny_runs.start(tiny_runs.command(images, whole), env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    process = runs.start(runs.command(images, broken), env)
+    process = tiny_runs.start(tiny_runs.command(images, broken), env)
     while process.poll() is None:
         if (broken / "metrics.jsonl").exists() and len((broken / "metrics.jsonl").read_text().splitlines()) >= lines:
             process.kill()
             break
         time.sleep(0.02)
     process.wait()
-    process = runs.start(runs.command(images, broken), env)
+    process = tiny_runs.start(tiny_runs.command(images, broken), env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert final_state(images, broken) == final_state(images, whole)
@@ -270,7 +270,7 @@ def test_killed_process_continues_exactly(images, tmp_path, lines):
 @pytest.mark.full
 def test_ctrl_c_saves_and_says_how_to_go_on(images, tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    process = runs.start(runs.command(images, tmp_path, "--config.train.epochs=4000"), env)
+    process = tiny_runs.start(tiny_runs.command(images, tmp_path, "--config.train.epochs=4000"), env)
     while process.poll() is None:
         if (tmp_path / "metrics.jsonl").exists() and len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 4:
             process.send_signal(signal.SIGINT)
@@ -288,8 +288,8 @@ def test_two_processes_train_and_resume_as_one(images, tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "4"}
     port = 20000 + os.getpid() % 20000
     pair = [
-        runs.start(
-            runs.command(
+        tiny_runs.start(
+            tiny_runs.command(
                 images, tmp_path / "two", f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}"
             ),
             env,
@@ -298,7 +298,7 @@ def test_two_processes_train_and_resume_as_one(images, tmp_path):
     ]
     outputs = [process.communicate(timeout=400)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
-    one = runs.start(runs.command(images, tmp_path / "one"), env | {"JAX_NUM_CPU_DEVICES": "8"})
+    one = tiny_runs.start(tiny_runs.command(images, tmp_path / "one"), env | {"JAX_NUM_CPU_DEVICES": "8"})
     assert one.wait(timeout=300) == 0
     rows = [{r["step"]: r for r in logbook.read_rows(tmp_path / n) if r["split"] == "val"} for n in ("one", "two")]
     assert rows[0].keys() == rows[1].keys()

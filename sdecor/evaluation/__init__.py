@@ -2,7 +2,7 @@
 
 A measure belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
 `choices` (which methods and metrics), `sweep` (predict, then explain and measure, on all devices), `results` (what was
-found, joined and stored); `sdecor.summary` makes numbers with intervals of it.
+found, joined and stored); `sdecor.evaluation.summary` makes numbers with intervals of it.
 """
 
 from sdecor.evaluation.choices import (
@@ -14,15 +14,22 @@ from sdecor.evaluation.choices import (
     choose_metrics,
     split_words,
 )
-from sdecor.evaluation.device import IGNORE, TARGETS, Setup, make_explanation, make_measurement, make_prediction
-from sdecor.evaluation.explained import measure
+from sdecor.evaluation.explained import grid_pointing_game, measure
 from sdecor.evaluation.measures import MEASURES, Measure, measures_of
-from sdecor.evaluation.mosaics import grid_pointing_game
-from sdecor.evaluation.plan import Plan
+from sdecor.evaluation.plan import Plan, make_plan
+from sdecor.evaluation.programs import (
+    IGNORE,
+    TARGETS,
+    Setup,
+    Subject,
+    make_explanation,
+    make_measurement,
+    make_prediction,
+    nested_order,
+    predict,
+)
 from sdecor.evaluation.results import Results, collect, extend, load, merge, save
 from sdecor.evaluation.store import Store
-from sdecor.evaluation.sweep import Subject, nested_order, predict
-from sdecor.evaluation.trial import make_plan
 
 __all__ = [
     "IGNORE",

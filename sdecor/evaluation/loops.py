@@ -1,10 +1,8 @@
-"""Measures that need more than a call: several metrics from one loop over the network, or arguments of their own.
+"""Metrics that need more than a call: several from one loop over the network, or arguments of their own."""
 
-Each takes a `Context` and its options, and returns arrays whose names `measures.py` lists in the same order.
-"""
-
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,65 @@ import numpy as np
 from sdecor import metrics
 from sdecor.attribution.baselines import baseline_image
 from sdecor.core.arrays import blur
-from sdecor.evaluation.context import Context
+
+Fn = Callable[[jax.Array], jax.Array]
+
+
+class Context(NamedTuple):
+    """A batch of n examples, explained by one method.
+
+    Attributes:
+      images: as the network takes them, `[n, H, W, C]`.
+      targets: classes explained, int `[n]`.
+      labels: the right classes, int `[n]`.
+      maps: the attributions reduced over channels, `[n, H, W]`.
+      signed: their sum over channels, `[n, H, W]`: a pixel contributes what its channels do.
+      objects: bool `[n, H, W]`, or None where the data set has no masks.
+      ignore: bool `[n, H, W]`, pixels that count neither as object nor as background; or None.
+      keys: `[n]`, for what a measure draws.
+      explanation_keys: `[n]`, those that the attributions were made with.
+      chunk_size: network evaluations in flight.
+      num_classes: of the network.
+      params: the network's parameters.
+      fn_of: the network of given parameters, `params -> (image [H, W, C] -> logits [K])`.
+      features_fn: the network's features, `image -> [D]`.
+      attributions: signed, `[n, H, W, C]`; None for measures that explain nothing again.
+      contributions: whether the method's attributions are in score units rather than score units per input unit.
+      explain_of: the method, `(fn, image, target, key) -> attribution [H, W, C]`; None for the same measures.
+    """
+
+    images: jax.Array
+    targets: jax.Array
+    labels: jax.Array
+    maps: jax.Array
+    signed: jax.Array
+    objects: jax.Array | None
+    ignore: jax.Array | None
+    keys: jax.Array
+    explanation_keys: jax.Array
+    chunk_size: int
+    num_classes: int
+    params: Any
+    fn_of: Callable[[Any], Fn]
+    features_fn: Fn
+    attributions: jax.Array | None
+    contributions: bool
+    explain_of: Callable[[Fn, jax.Array, jax.Array, jax.Array], jax.Array] | None
+
+    @property
+    def fn(self) -> Fn:
+        """The network, `image -> logits`."""
+        return self.fn_of(self.params)
+
+    @property
+    def explain_one(self) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+        """The explanation as a function of the image, `(image, target, key) -> attribution`."""
+        return partial(self.explain_of, self.fn)
+
+    def explain_with(self, params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
+        """Explain one image by the network of other parameters."""
+        return self.explain_of(self.fn_of(params), image, target, key)
+
 
 PARAMETER_SEED = 0  # of the random parameters, the same for every image
 

@@ -15,7 +15,7 @@ import jax
 from sdecor import metrics
 from sdecor.evaluation import loops
 from sdecor.evaluation.choices import Method
-from sdecor.evaluation.context import Context
+from sdecor.evaluation.loops import Context
 
 WHOLE = ("attributions", "explanation", "parameters")  # needs of measures that look at all channels of an attribution
 # Keywords of metrics that are no options: the context fills them in, or they are left to the default.

@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from sdecor.evaluation import explained, mosaics, sweep
+from sdecor.evaluation import explained, programs
 from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.plan import Plan, plain
+from sdecor.evaluation.programs import Subject
 from sdecor.evaluation.results import Results, extend, load, load_with_versions, save
-from sdecor.evaluation.sweep import Subject
 
 # `progress(what, count)` is a context that gives a function to be told of every few examples done.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]]
@@ -77,7 +77,7 @@ class Store:
         """Evaluate what the plan comprises and is not stored, and store it method by method."""
         if self.results is None or self._fresh:
             with progress("predictions", len(subject.source)) as advance:
-                found = sweep.predict(subject, advance)
+                found = programs.predict(subject, advance)
             stored = {} if self.results is None else self.results.examples
             self.results = Results(stored | found.examples, found.moments)
             self.versions[PREDICTIONS] = self._now
@@ -109,7 +109,7 @@ class Store:
         for measure in [measure for measure, _ in missing.values() if measure.needs == "mosaic"]:
             given = {"images": images[measure.name], **dict(measure.options)}
             with progress(f"{method.key}, mosaics", images[measure.name]) as advance:
-                found = mosaics.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **given)
+                found = explained.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **given)
             self.results = extend(self.results, found, method.key)
         self.parts |= {part: settings for part, (_, settings) in missing.items()}
         self.versions |= dict.fromkeys(missing, self._now)

@@ -11,14 +11,13 @@ import numpy as np
 
 from sdecor.attribution import reduce
 from sdecor.core import parallel
-from sdecor.evaluation import explained, sweep
+from sdecor.evaluation import explained, programs
 from sdecor.evaluation.choices import RANDOM, Method
-from sdecor.evaluation.device import Batch, Setup
 from sdecor.evaluation.measures import WHOLE, Measure
 from sdecor.evaluation.plan import Plan
+from sdecor.evaluation.programs import Advance, Batch, Setup, Subject, compiled
 from sdecor.evaluation.results import Results, extend, load, save
 from sdecor.evaluation.store import SCHEMA, Progress
-from sdecor.evaluation.sweep import Advance, Subject, compiled
 
 
 class Maps(NamedTuple):
@@ -107,7 +106,7 @@ def complete(
     results, parts = load(path, depends)
     if results is None or fresh:
         with progress("predictions", len(subject.source)) as advance:
-            results, parts = sweep.predict(subject, advance), {}
+            results, parts = programs.predict(subject, advance), {}
     # Of a tie, another device may predict the other class: what the maps explain is what counts.
     results = Results(results.examples | {"target": np.asarray(maps.targets, np.int32)}, results.moments)
     for method in plan.methods.values():

@@ -20,7 +20,7 @@ from sdecor.core.chunks import default_chunk_size, map_examples
 from sdecor.core.classes import check_classes
 from sdecor.core.rng import example_keys
 from sdecor.evaluation import Method
-from sdecor.evaluation.device import EXPLANATION, TARGETS
+from sdecor.evaluation.programs import EXPLANATION, TARGETS
 from sdecor.export.encode import DTYPES, encode
 
 Batch = dict[str, jax.Array]

@@ -9,8 +9,7 @@ from etils import epath
 
 from sdecor.export.pictures import pictures
 from sdecor.export.reader import Export
-from sdecor.report.gallery import color_table
-from sdecor.report.shares import brightest, relative
+from sdecor.report.gallery import brightest, color_table, relative
 
 LONGEST = 256  # pixels: smaller pictures are enlarged by a whole factor
 STRONGEST = 0.85  # opacity of the most salient pixels

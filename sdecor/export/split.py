@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from sdecor.evaluation import Method, Setup
-from sdecor.evaluation.device import images_of, network
+from sdecor.evaluation.programs import images_of, network
 from sdecor.export.device import Task
 from sdecor.export.feed import reader_of
 from sdecor.export.plan import Options

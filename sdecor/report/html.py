@@ -1,12 +1,25 @@
-"""Pieces of a self-contained page: the document, tables and figures. Every text from outside is escaped."""
+"""The HTML of a page: document, tables and figures. Every text from outside is escaped."""
 
 import base64
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from sdecor.report.style import figure_bytes
+from sdecor.report.table import config_differences
+from sdecor.report.wording import (
+    ARROWS,
+    description,
+    direction,
+    format_bounds,
+    format_chance,
+    format_mean,
+    format_several,
+    method_title,
+    split_key,
+    title,
+)
 
 _SCRIPTS = ("pixels.js", "state.js", "gallery.js", "page.js")
 # Nothing is ever loaded from elsewhere; a browser is told so.
@@ -67,3 +80,115 @@ def figure(heading: str, caption: str, themes: Mapping[str, Any]) -> str:
 
 def _data_uri(drawn: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(figure_bytes(drawn)).decode()
+
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+def runs_table(
+    keys: Sequence[str], summaries: Mapping[str, Entries], comparisons: Mapping[str, Entries], *, label: str
+) -> str:
+    """Return a row for each measure: chance, each run's value, the number of images, and paired differences."""
+    runs = list(summaries)
+    head = ["<th>Measure</th>", "<th>Chance</th>", *(f"<th>{text(run)}</th>" for run in runs), "<th>Images</th>"]
+    head += [f"<th>{text(run)} − {text(runs[0])}</th>" for run in comparisons]
+    rows = []
+    for key in keys:
+        entries = [summary.get(key) for summary in summaries.values()]
+        cells = [f"<td>{format_chance(key, entries)}</td>", *(_value(key, entry) for entry in entries), _count(entries)]
+        cells += [_difference(key, comparison.get(key)) for comparison in comparisons.values()]
+        rows.append(f'<tr id="{text(key)}">{_name(key)}{"".join(cells)}</tr>')
+    return table(head, rows, label=label)
+
+
+def methods_table(groups: Mapping[str, Sequence[str]], summary: Entries, *, label: str) -> str:
+    """Return one run's row for each measure with a column for each method; a row's best mean is bold.
+
+    Args:
+      groups: method → keys.
+      summary: key → numbers.
+      label: what the table holds.
+    """
+    head = ["<th>Measure</th>", "<th>Chance</th>", *(f"<th>{text(method_title(method))}</th>" for method in groups)]
+    head.append("<th>Images</th>")
+    rows = []
+    for measure in dict.fromkeys(split_key(key)[1] for keys in groups.values() for key in keys):
+        entries = [summary.get(f"{method}/{measure}") for method in groups]
+        best = _best(measure, entries)
+        cells = [_value(measure, entry, best=k == best) for k, entry in enumerate(entries)]
+        chance = f"<td>{format_chance(measure, entries)}</td>"
+        rows.append(f"<tr>{_name(measure)}{chance}{''.join(cells)}{_count(entries)}</tr>")
+    return table(head, rows, label=label, wide=True)
+
+
+def configs_table(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the fields in which the configs differ, or a sentence that there are none."""
+    differences = config_differences(configs)
+    if not differences:
+        return "<p>Nothing: the configs are equal.</p>"
+    head = ["<th>Field</th>", *(f"<th>{text(run)}</th>" for run in configs)]
+    rows = []
+    for field, values in differences:
+        cells = "".join(f'<td class="wrap">{text("–" if v is None else v)}</td>' for v in values)
+        rows.append(f"<tr><th><code>{text(field)}</code></th>{cells}</tr>")
+    return table(head, rows, label="What differs between the runs", wide=True)
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Return a row for each fact; of a mapping of mappings, a row for each of its entries."""
+    rows = []
+    for name, value in facts.items():
+        groups = isinstance(value, Mapping) and value and all(isinstance(entry, Mapping) for entry in value.values())
+        for label, entry in ((f"{name}: {part}", value[part]) for part in value) if groups else ((name, value),):
+            rows.append(f'<tr><th scope="row">{text(label)}</th><td class="wrap">{text(plain(entry))}</td></tr>')
+    return table((), rows, label="How it was measured")
+
+
+def plain(value: Any) -> str:
+    """Write a fact: what a mapping or a list holds, separated by commas; large whole numbers in groups of three."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000
+    return f"{value:,}".replace(",", "\u202f") if whole else str(value)
+
+
+def _name(key: str) -> str:
+    note = f"<small>{text(description(key))}</small>" if description(key) else ""
+    return f'<th scope="row">{text(title(key))}\u00a0{ARROWS[direction(key)]}{note}</th>'
+
+
+def _value(key: str, entry: Mapping[str, Any] | None, *, best: bool = False) -> str:
+    if entry is None:
+        return "<td>–</td>"
+    mean, bounds = format_mean(key, entry), format_bounds(key, entry)
+    cell = f'<span class="best">{mean}</span>' if best else mean
+    cell += f"<small>{bounds[0]} to {bounds[1]}</small>" if bounds else ""
+    return f"<td>{cell}</td>"
+
+
+def _best(measure: str, entries: Sequence[Mapping[str, Any] | None]) -> int | None:
+    """Return the place of the best mean; None where no direction is better, or there is nothing to choose."""
+    means = [(entry["mean"], k) for k, entry in enumerate(entries) if entry and entry["mean"] is not None]
+    if direction(measure) is None or len(means) < 2:
+        return None
+    return (max if direction(measure) else min)(means)[1]
+
+
+def _count(entries: Sequence[Mapping[str, Any] | None]) -> str:
+    """The number of images behind each value, and of those left out."""
+    counts = [(entry["n"], entry.get("undefined", 0)) for entry in entries if entry]
+    counts = counts if len(counts) <= 3 else sorted(counts)
+    undefined = [str(count) for _, count in counts]
+    note = f"<small>{format_several(undefined)} left out</small>" if set(undefined) != {"0"} else ""
+    return f"<td>{format_several([str(n) for n, _ in counts])}{note}</td>"
+
+
+def _difference(key: str, entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "<td></td>"
+    mean, bounds = format_mean(key, entry, signed=True), format_bounds(key, entry, signed=True)
+    kind = {True: "better", False: "worse", None: ""}[entry["better"]]
+    mean = f'<span class="mark {kind}">{mean} {kind}</span>' if kind else mean
+    return f"<td>{mean}<small>{bounds[0]} to {bounds[1]}</small></td>" if bounds else f"<td>{mean}</td>"

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.report.measures import method_title
-from sdecor.report.shares import common_scale, relative
+from sdecor.report.gallery import common_scale, relative
 from sdecor.report.style import RIGHT, WRONG, axes_at, new_figure, theme_colors, verbatim
+from sdecor.report.wording import method_title
 
 SEQUENTIAL, DIVERGING = "magma", "berlin"  # perceptually uniform, and black where there is nothing
 _OUTLINE = "#6ff2ff"

@@ -3,11 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdecor.report.curves import Curves, figure_curves
+from sdecor.report.figures import Curves, figure_curves
 from sdecor.report.gallery import Pictures, gallery_data, script_json
-from sdecor.report.html import document, figure, part, text
-from sdecor.report.html_tables import Entries, configs_table, facts_table, methods_table, plain, runs_table
-from sdecor.report.measures import (
+from sdecor.report.html import (
+    Entries,
+    configs_table,
+    document,
+    facts_table,
+    figure,
+    methods_table,
+    part,
+    plain,
+    runs_table,
+    text,
+)
+from sdecor.report.style import COLORS, THEMES
+from sdecor.report.wording import (
     expected_by_chance,
     format_bounds,
     format_mean,
@@ -16,7 +27,6 @@ from sdecor.report.measures import (
     split_key,
     title,
 )
-from sdecor.report.style import COLORS, THEMES
 
 _CARD = ("calibration_error", "effective_rank")  # on a run's card, beside the accuracy
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sdecor.report.measures import (
+from sdecor.report.wording import (
     ARROWS,
     direction,
     expected_by_chance,

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdecor.evaluation.statistics import Mean, mean_interval
 from sdecor.sweep import check, record
-from sdecor.sweep.inference import Mean, mean_interval
 from sdecor.sweep.plan import Run, Sweep
 from sdecor.training import run_folder
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sdecor.report.measures import direction
+from sdecor.evaluation.statistics import Difference, holm, paired_test
+from sdecor.report.wording import direction
 from sdecor.sweep import collect
 from sdecor.sweep.collect import Result
-from sdecor.sweep.inference import Difference, holm, paired_difference
 from sdecor.sweep.plan import Sweep
 
 PLANNED, EXPLORATORY = "preregistered", "exploratory"
@@ -69,4 +69,4 @@ def compare(sweep: Sweep, results: Sequence[Result]) -> list[Comparison]:
 
 def _compare(kind: str, groups: dict[str, list[Result]], cell: str, measure: str, reference: str) -> Comparison:
     one, other = (collect.by_seed(groups[name], measure) for name in (cell, reference))
-    return Comparison(kind, cell, measure, reference, paired_difference(one, other))
+    return Comparison(kind, cell, measure, reference, paired_test(one, other))

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.report.measures import direction, keys_by_method, method_title, split_key
+from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, theme_colors
+from sdecor.report.wording import direction, keys_by_method, method_title, split_key
 from sdecor.sweep import collect
 from sdecor.sweep.collect import TIME, Result
-from sdecor.sweep.inference import Mean
 from sdecor.sweep.tables import Means, heading, is_percent
 from sdecor.training import run_folder
 

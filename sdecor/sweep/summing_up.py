@@ -4,11 +4,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
 from sdecor.sweep import collect, comparisons, figures, plan, source, tables
 from sdecor.sweep.collect import TIME, Result
 from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
-from sdecor.sweep.inference import Mean
 from sdecor.sweep.plan import Sweep
 
 FORMATS = ("pdf", "svg", "png")

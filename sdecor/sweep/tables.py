@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sdecor.report.measures import (
+from sdecor.evaluation.statistics import Difference, Mean
+from sdecor.report.wording import (
     ARROWS,
     direction,
     format_several,
@@ -17,7 +18,6 @@ from sdecor.report.measures import (
 from sdecor.sweep import collect
 from sdecor.sweep.collect import TIME, Result
 from sdecor.sweep.comparisons import Comparison
-from sdecor.sweep.inference import Difference, Mean
 
 _COLUMNS = 6  # measures side by side
 _LATEX = {

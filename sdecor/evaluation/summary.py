@@ -9,8 +9,17 @@ import numpy as np
 
 from sdecor import metrics
 from sdecor.evaluation import MEASURES, RANDOM, Results
+from sdecor.evaluation.statistics import (
+    Interval,
+    Median,
+    Statistic,
+    bootstrap,
+    difference_of,
+    mean_of,
+    median_of,
+    ratio_of,
+)
 from sdecor.metrics.registry import KNOWN, MEDIANS, RELATIVE
-from sdecor.statistics import Interval, Median, Statistic, bootstrap, difference_of, mean_of, median_of, ratio_of
 
 # The level that a meaningless map, or a network that always answers alike, reaches: that of another measure of the same
 # examples, or a constant. Beside these, measures that were taken of a random order have its value.

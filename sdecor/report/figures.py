@@ -1,0 +1,234 @@
+"""Figures of numbers: faithfulness curves, paired differences between runs, and how training went."""
+
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdecor import metrics
+from sdecor.report.style import COLORS, RIGHT, WRONG, axes_at, dress, legend_below, new_figure, theme_colors, verbatim
+from sdecor.report.wording import direction, format_mean, keys_by_method, method_title, split_key, title
+
+Curves = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+class _Kind(NamedTuple):
+    """What a curve says, and the function whose default percentages it is drawn at; None = evenly over all pixels."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    function: Callable | None = None
+
+
+_PROBABILITY = "probability of the explained class"
+KINDS = {
+    "insertion": _Kind("Insertion", "% of pixels inserted, most salient first", _PROBABILITY),
+    "deletion": _Kind("Deletion", "% of pixels deleted, most salient first", _PROBABILITY),
+    "road": _Kind("ROAD", "% of pixels imputed, most salient first", "accuracy", metrics.road_curves),
+    "masked_accuracy": _Kind(
+        "Masked accuracy", "% of pixels replaced, most salient first", "accuracy", metrics.masked_accuracy_curve
+    ),
+}
+
+
+def figure_curves(curves: Curves, *, theme: str = "light") -> Any:
+    """Draw mean insertion, deletion and ROAD curves: a row of panels for each attribution method, a line for each run.
+
+    To compare methods in one panel, give them in place of the runs: `{"Gradient": {"deletion_curve": …}, …}`.
+
+    Args:
+      curves: run → key → values `[S]`. Keys are `insertion_curve`, `deletion_curve`, `road_curve` and
+        `masked_accuracy_curve`, after the name of a method and a slash where there are several
+        ("gradient/deletion_curve"). Beside each may stand, with the same number of values, `…_curve_random` (a random
+        order of pixels on the same network, dotted), `…_curve_low` and `…_curve_high` (a band). Insertion and deletion
+        are drawn evenly over 0 to 100 % of the pixels; the others at `…_percentages` where given, else at the
+        metric's own.
+      theme: "light" or "dark".
+    """
+    color = theme_colors(theme)
+    found = [split_key(key) for run in curves.values() for key in run]
+    methods = list(dict.fromkeys(method for method, _ in found))
+    kinds = [kind for kind in KINDS if any(measure == f"{kind}_curve" for _, measure in found)]
+    width = 4.1 if len(kinds) <= 3 else 3.4
+    figure = new_figure(width * max(1, len(kinds)), 3.5 * max(1, len(methods)), color)
+    for place, (method, kind) in enumerate(itertools.product(methods, kinds), 1):
+        axes = figure.add_subplot(len(methods), len(kinds), place)
+        _lines(axes, curves, f"{method}/{kind}".lstrip("/"), color)
+        name, xlabel, ylabel, _ = KINDS[kind]
+        dress(axes, color, f"{method_title(method)} · {name}" if len(methods) > 1 else name, xlabel)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, None)
+        axes.set_ylabel(ylabel, color=color["faint"], fontsize=9)
+    legend_below(figure, color, lay_out=True)
+    return figure
+
+
+def _lines(axes: Any, curves: Curves, prefix: str, color: Mapping[str, str]) -> None:
+    key, drawn = f"{prefix}_curve", {name: run for name, run in curves.items() if f"{prefix}_curve" in run}
+    randoms = [np.asarray(run[f"{key}_random"]) for run in drawn.values() if f"{key}_random" in run]
+    shared = len(randoms) > 1 and all(r.shape == randoms[0].shape and np.allclose(r, randoms[0]) for r in randoms)
+    dotted = {"linestyle": (0, (2, 2)), "linewidth": 1.2, "alpha": 0.8}
+    for name, run in drawn.items():
+        shade = COLORS[list(curves).index(name) % len(COLORS)]
+        x = run.get(f"{prefix}_percentages", _percentages(split_key(prefix)[1], len(run[key])))
+        axes.plot(x, run[key], color=shade, linewidth=2, label=verbatim(name, legend=True))
+        if f"{key}_low" in run and f"{key}_high" in run:
+            axes.fill_between(x, run[f"{key}_low"], run[f"{key}_high"], color=shade, alpha=0.18, linewidth=0)
+        if f"{key}_random" in run and not shared:
+            axes.plot(
+                x, run[f"{key}_random"], color=shade, label=verbatim(f"{name}, random order", legend=True), **dotted
+            )
+    if shared:
+        axes.plot(x, randoms[0], color=color["faint"], label="random order", **dotted)
+
+
+def _percentages(kind: str, count: int) -> Sequence[float]:
+    function = KINDS[kind].function
+    own = inspect.signature(function).parameters["percentages"].default if function else ()
+    return own if len(own) == count else np.linspace(0, 100, count)
+
+
+Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
+_MARKERS = "oDs^vP"
+_PANELS = 8  # side by side; more begin a new line
+_ABOVE, _BELOW, _GAP = 0.55, 0.35, 0.12  # inches above a panel, below it, and between two
+_NARROW, _BROAD, _VALUES = 1.27, 4.4, 0.9  # inches: a panel among others with its gap, one alone, values beside it
+
+
+class _Difference(NamedTuple):
+    """Panels side by side, with the same measures in their rows."""
+
+    methods: Sequence[str]
+    measures: Sequence[str]
+
+
+def figure_differences(comparisons: Comparisons, *, reference: str, theme: str = "light") -> Any:
+    """Draw each measure's paired difference with its interval, better to the right; methods side by side.
+
+    Measures have different units: a difference is drawn in half-widths of its interval, so that a bar which does not
+    touch the middle line excludes 0; beyond ±2 the axis is logarithmic.
+
+    Args:
+      comparisons: run → key → `mean`, `low`, `high`, `better`, as of `summary.compare`.
+      reference: name of the run that the others are compared with.
+      theme: "light" or "dark".
+    """
+    color = theme_colors(theme)
+    lines = _differences(comparisons)
+    heights = [0.3 * max(1, 0.7 * len(comparisons)) * max(1, len(line.measures)) for line in lines]
+    left = 0.3 + 0.073 * max((len(title(measure)) for line in lines for measure in line.measures), default=0)
+    panels = max(len(line.methods) for line in lines)
+    pitch = max(_NARROW, min(2.4, (_BROAD + _VALUES) / panels))
+    legend = 0.3 if len(comparisons) > 1 else 0.0
+    width = left + max(_BROAD + _VALUES, panels * pitch) + 0.1
+    figure = new_figure(width, sum(heights) + len(lines) * (_ABOVE + _BELOW) + legend, color)
+    top = _ABOVE
+    for line, height in zip(lines, heights, strict=True):
+        alone = len(line.methods) == 1
+        across = _BROAD if alone else pitch - _GAP
+        shown = [axes_at(figure, left + k * pitch, top, across, height) for k in range(len(line.methods))]
+        for axes, method in zip(shown, line.methods, strict=True):
+            _panel(axes, [f"{method}/{measure}".lstrip("/") for measure in line.measures], comparisons, color, alone)
+            name = "" if alone and len(lines) == 1 else method_title(method) if method else "Model"
+            _label(axes, color, name, [title(m) for m in line.measures], reference, alone)
+            axes.tick_params(labelleft=axes is shown[0])
+        _equal_reach(shown)
+        top += height + _BELOW + _ABOVE
+    if legend:
+        legend_below(figure, color)
+    return figure
+
+
+def _differences(comparisons: Comparisons) -> list[_Difference]:
+    """Arrange what can be drawn: measures with a better direction that have an interval somewhere."""
+    keys = {key: None for comparison in comparisons.values() for key in comparison if direction(key) is not None}
+    groups = keys_by_method(k for k in keys if any(c.get(k, {}).get("low") is not None for c in comparisons.values()))
+    model = groups.pop("", [])
+    methods = list(groups)
+    measures = keys_by_method(split_key(key)[1] for keys in groups.values() for key in keys).get("", [])
+    lines = [_Difference(methods[k : k + _PANELS], measures) for k in range(0, len(methods), _PANELS)]
+    return [_Difference([""], model), *lines] if model or not lines else lines
+
+
+def _panel(
+    axes: Any, keys: Sequence[str], comparisons: Comparisons, color: Mapping[str, str], with_values: bool
+) -> None:
+    for k, (run, comparison) in enumerate(comparisons.items()):
+        shift = (k - (len(comparisons) - 1) / 2) * 0.7 / len(comparisons)
+        marker = _MARKERS[k % len(_MARKERS)]
+        for row, key in enumerate(keys):
+            entry = comparison.get(key)
+            if entry and entry["low"] is not None:
+                _interval(axes, color, key, entry, row + shift, marker, with_values)
+        if len(comparisons) > 1:
+            axes.plot([], [], marker, color=color["faint"], label=verbatim(run, legend=True))
+    axes.axvline(0, color=color["ink"], linewidth=1)
+    axes.set_ylim(max(1, len(keys)) - 0.5, -0.5)
+
+
+def _interval(
+    axes: Any, color: Mapping[str, str], key: str, entry: Mapping[str, Any], y: float, marker: str, with_value: bool
+) -> None:
+    half = (entry["high"] - entry["low"]) / 2 or 1.0
+    sign = 1 if direction(key) else -1
+    mean, low, high = (sign * entry[end] / half for end in ("mean", "low", "high"))
+    shade = color["faint"] if entry["better"] is None else RIGHT if entry["better"] else WRONG
+    axes.plot([low, high], [y, y], color=shade, linewidth=2.2, solid_capstyle="round")
+    axes.plot(mean, y, marker, color=shade, markersize=6 if with_value else 4.5)
+    if with_value:
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (58, 0), "textcoords": "offset points"}
+        style = {"ha": "right", "va": "center", "fontsize": 8.5, "color": shade}
+        axes.annotate(format_mean(key, entry, signed=True), (1.0, y), **place, **style)
+
+
+def _label(
+    axes: Any, color: Mapping[str, str], name: str, measures: Sequence[str], reference: str, alone: bool
+) -> None:
+    """Title a panel, name its rows and say which side is better; differences of different units have no numbers."""
+    axes.set_xscale("symlog", linthresh=2)
+    ends = f"← worse than {reference}          better than {reference} →" if alone else "← worse · better →"
+    dress(axes, color, name if alone else textwrap.fill(name, 15), ends, small=not alone)
+    axes.grid(False, axis="x")
+    axes.set_xticks([])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(len(measures)), measures)
+    axes.tick_params(axis="y", colors=color["ink"], labelsize=9)
+
+
+def _equal_reach(panels: Sequence[Any]) -> None:
+    """Give panels the same symmetric range, with whole markers at the ends."""
+    reach = 1.2 * max(abs(end) for axes in panels for end in axes.get_xlim())
+    for axes in panels:
+        axes.set_xlim(-reach, reach)
+
+
+def figure_training(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    measures: Sequence[str] = ("loss", "accuracy"),
+    theme: str = "light",
+) -> Any:
+    """Draw how measures developed in training.
+
+    Args:
+      rows: run → rows of its `metrics.jsonl`, with `step`, `split` ("train" or "val") and named values.
+      measures: names of values, a panel each.
+      theme: "light" or "dark".
+    """
+    color = theme_colors(theme)
+    figure = new_figure(4.1 * len(measures), 3.5, color)
+    for place, measure in enumerate(measures):
+        axes = figure.add_subplot(1, len(measures), place + 1)
+        for run, shade in zip(rows, itertools.cycle(COLORS), strict=False):
+            for split, style, width, alpha in (("train", "-", 1.2, 0.65), ("val", "--", 2, 1)):
+                points = [(r["step"], r[measure]) for r in rows[run] if r.get("split") == split and measure in r]
+                if points:
+                    line = {"color": shade, "linestyle": style, "linewidth": width, "alpha": alpha}
+                    axes.plot(*zip(*points, strict=True), label=verbatim(f"{run}, {split}", legend=True), **line)
+        dress(axes, color, measure.replace("_", " ").capitalize(), "step")
+    legend_below(figure, color, lay_out=True)
+    return figure
