@@ -30,8 +30,12 @@ from sdecor.core import parallel  # noqa: E402
 from sdecor.evaluation import Setup, choose_methods  # noqa: E402
 from sdecor.evaluation.programs import images_of, network  # noqa: E402
 from sdecor.export import Options, export_split  # noqa: E402
-from sdecor.export.device import Task, compiled, fitting_chunk_size  # noqa: E402
-from sdecor.export.specs import named  # noqa: E402
+from sdecor.export.programs import (  # noqa: E402
+    Task,
+    compiled,
+    fitting_chunk_size,
+    named,  # noqa: E402
+)
 from sdecor.models import create_model  # noqa: E402
 
 POOL = 256  # different images

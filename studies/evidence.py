@@ -13,7 +13,7 @@ from configs.sweeps.evidence import PRIMARY
 from sdecor.evaluation.statistics import Mean, holm, mean_interval, paired_test
 from sdecor.report.style import COLORS, dress, legend_below, new_figure, save_figure, theme_colors
 from sdecor.sweep import tables
-from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
+from sdecor.sweep.collect import EXPLORATORY, PLANNED, Comparison
 from studies.choose import Values, read
 
 STUDIES = (  # the data of each preregistration, whose tests are corrected together, and their results

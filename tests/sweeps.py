@@ -5,7 +5,7 @@ import pathlib
 import sys
 from typing import Any
 
-from sdecor.sweep import commands, plan, record, source
+from sdecor.sweep import commands, plan, trial_folder
 
 CELLS = [("ce", {"method": "ce"}), ("sgt", {"method": "sgt"})]
 
@@ -67,16 +67,16 @@ def finished(
       numbers: cell → seed → measure → value; other runs are left out.
       **config: cell → fields of the config.
     """
-    source.write(folder, sweep)
+    plan.write(folder, sweep)
     for run in sweep.runs():
         values = numbers.get(run.cell, {}).get(run.seed)
         if values is None:
             continue
         place = folder / run.key
         place.mkdir(parents=True)
-        record.open_record(place, run)
+        trial_folder.open_record(place, run)
         for stage in commands.STAGES:
-            record.add(place, stage, commands.arguments(run, stage), 60.0)
+            trial_folder.add(place, stage, commands.arguments(run, stage), 60.0)
         fields = {"seed": run.seed, "method": run.cell, "train": {"batch_size": 2}, **config.get(run.cell, {})}
         write_json(place / "config.json", {"config": fields, "dataset": {}, "versions": {}})
         entries = {name: {"mean": value, "low": value, "high": value, "n": 100} for name, value in values.items()}

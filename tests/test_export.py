@@ -16,7 +16,7 @@ import tiny_runs
 from sdecor import evaluation, export
 from sdecor.attribution import explain, reduce
 from sdecor.evaluation import choose_methods
-from sdecor.export import decode, encode, feed, indexed
+from sdecor.export import decode, encode, feed
 from sdecor.export.encode import zero_point
 
 WORDS = ("gradient", "smoothgrad:samples=2", "integrated_gradients:steps=4")
@@ -487,7 +487,7 @@ def test_reading_is_ahead_by_a_bounded_number_of_examples():
     class Counting(Source):
         def __getitem__(self, index):
             seen.append(index)
-            assert index <= len(used) + 2 * 3 * indexed._MOST_THREADS
+            assert index <= len(used) + 2 * 3 * feed._MOST_THREADS
             return super().__getitem__(index)
 
     reader = feed.reader_of(Counting(np.repeat(IMAGES, 20, 0), np.repeat(LABELS, 20)))

@@ -9,7 +9,7 @@ from PIL import Image
 from stored_export import CLASSES, METHODS, H, N, W
 
 from sdecor.export import __main__ as command
-from sdecor.export import pictures, reader, to_hdf5, to_npz
+from sdecor.export import convert, reader, to_hdf5, to_npz
 from sdecor.export.overlays import overlay, overlays
 
 RNG = np.random.default_rng(4)
@@ -131,10 +131,10 @@ def test_other_data_than_was_exported_are_refused(tmp_path):
         to_npz(export, tmp_path / "x.npz", method="gradient", source=relabelled)
     renamed = type("Renamed", (Source,), {"name": lambda self, i: f"picture {i}"})(columns["label"])
     with pytest.raises(ValueError, match="'picture 3'.*'image 3'"):
-        pictures.pictures(export, renamed, [3])
+        convert.pictures(export, renamed, [3])
     shorter = type("Shorter", (Source,), {"__len__": lambda self: N - 1})(columns["label"])
     with pytest.raises(ValueError, match="10 examples, and .* 11"):
-        pictures.pictures(export, shorter, [0])
+        convert.pictures(export, shorter, [0])
     assert not list(tmp_path.glob("*.npz*"))
 
 
@@ -167,7 +167,7 @@ def call(capsys, *arguments):
 
 def test_the_command_line_describes_checks_and_converts(tmp_path, capsys, monkeypatch):
     _, columns, export, source = exported(tmp_path / "a.zarr")
-    monkeypatch.setattr(pictures, "open_source", lambda export, **changes: source)
+    monkeypatch.setattr(convert, "open_source", lambda export, **changes: source)
     code, output = call(capsys, tmp_path / "a.zarr", "--check", f"--npz={tmp_path / 'm.npz'}", "--methods=gradient")
     assert code == 0 and "11 examples, complete" in output and "every file is whole" in output
     assert "gradient: array gradient, float32 (6, 6), 9 values clipped" in output
@@ -194,7 +194,7 @@ def test_the_command_line_describes_checks_and_converts(tmp_path, capsys, monkey
 )
 def test_what_cannot_be_converted_is_one_clear_line(tmp_path, capsys, monkeypatch, flags, message):
     _, _, _, source = exported(tmp_path / "a.zarr")
-    monkeypatch.setattr(pictures, "open_source", lambda export, **changes: source)
+    monkeypatch.setattr(convert, "open_source", lambda export, **changes: source)
     monkeypatch.chdir(tmp_path)
     code, _ = call(capsys, tmp_path / "a.zarr", *flags)
     assert message in code and code.startswith("sdecor.export: ")
@@ -203,6 +203,6 @@ def test_what_cannot_be_converted_is_one_clear_line(tmp_path, capsys, monkeypatc
 def test_images_of_an_export_that_does_not_tell_where_they_lie(tmp_path, capsys):
     stored_export.write(tmp_path / "a.zarr", stored_export.draw(), reduction="sum")
     with pytest.raises(ValueError, match="does not tell where its images lie"):
-        pictures.open_source(reader.open(tmp_path / "a.zarr"))
+        convert.open_source(reader.open(tmp_path / "a.zarr"))
     code, output = call(capsys, tmp_path / "a.zarr", f"--npz={tmp_path / 'm.npz'}", "--methods=gradient")
     assert code == 0 and "without images" in output and "x_batch" not in loaded(tmp_path / "m.npz")

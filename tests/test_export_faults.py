@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sdecor import export
-from sdecor.export.records import read_all
+from sdecor.export.manifest import read_all
 
 OPTIONS = export_program.OPTIONS | {"chunk_rows": 4}
 COUNT = export_program.COUNT

@@ -11,8 +11,7 @@ import time
 import pytest
 import tensorstore as ts
 
-from sdecor.export.lease import Lease
-from sdecor.export.lock import hold
+from sdecor.export.lock import Lease, hold
 
 ROOT = pathlib.Path(__file__).parent.parent
 HOLD = """

@@ -4,9 +4,8 @@ import pytest
 from object_server import Server
 from test_export_store import LAYOUTS, N, export, tree
 
-from sdecor.export import check
-from sdecor.export.lease import Lease
-from sdecor.export.lock import hold
+from sdecor.export import verify
+from sdecor.export.lock import Lease, hold
 from sdecor.export.store import StorageError, recorded
 
 URL = "gs://bucket/out.zarr"
@@ -42,7 +41,7 @@ def test_the_files_are_those_of_a_local_export(server, tmp_path, layout):
     assert export(URL, LAYOUTS[layout], known=False) == [8]
     assert remote_tree(server) == tree(tmp_path / "out")
     assert export(URL, LAYOUTS[layout]) == ["complete"] and recorded(URL)["num_examples"] == N
-    assert not check.problems(URL)
+    assert not verify.problems(URL)
     with pytest.raises(ValueError, match="gs://bucket/out.zarr/.* another export"):
         export(URL, LAYOUTS[layout]._replace(attributes={}))
 
@@ -68,7 +67,7 @@ def test_damage_is_found_and_repaired(server):
     name = "out.zarr/map/c.1.0.0"
     for damaged in (whole["map/c.1.0.0"][:-1], whole["map/c.1.0.0"][::-1]):
         server.objects[name] = (damaged, 7)
-        assert len(check.problems(URL)) == 1
+        assert len(verify.problems(URL)) == 1
         assert export(URL) == [4] and remote_tree(server) == whole
 
 

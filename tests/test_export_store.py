@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from sdecor.export import check, records
 from sdecor.export import files as files_module
-from sdecor.export import writer as writers
+from sdecor.export import manifest, verify
+from sdecor.export import store as writers
 from sdecor.export.layout import ArraySpec, Layout
 from sdecor.export.store import StorageError, Store, recorded
 
@@ -99,8 +99,8 @@ def test_files_are_one_for_each_array_and_range(whole):
     assert names == [{"example_id": i, "name": f"bild-{i}-ä"} for i in range(N)]
     skipped = [json.loads(line) for line in (path / "skipped.jsonl").read_text().splitlines()]
     assert skipped == [{"index": 5, "name": "bild-5-ä", "error": "cut off"}]
-    assert not check.problems(path) and not check.problems(path, "sizes")
-    assert [record["stop"] for record in records.read_all(path).values()] == [4, 8, 11]
+    assert not verify.problems(path) and not verify.problems(path, "sizes")
+    assert [record["stop"] for record in manifest.read_all(path).values()] == [4, 8, 11]
 
 
 READ = """
@@ -159,7 +159,7 @@ def test_a_url_gives_the_same_tree(whole, tmp_path):
     path, layout = whole
     export(f"file://{tmp_path}/out.zarr", layout)
     assert tree(tmp_path / "out.zarr") == tree(path)
-    assert not check.problems(f"file://{tmp_path}/out.zarr")
+    assert not verify.problems(f"file://{tmp_path}/out.zarr")
     assert export(f"file://{tmp_path}/out.zarr", layout) == ["complete"]
 
 
@@ -168,7 +168,7 @@ def test_few_examples(tmp_path, n):
     export(tmp_path / "known", n=n)
     export(tmp_path / "unknown", n=n, known=False)
     assert tree(tmp_path / "known") == tree(tmp_path / "unknown")
-    assert not check.problems(tmp_path / "known")
+    assert not verify.problems(tmp_path / "known")
     assert (tmp_path / "known/skipped.jsonl").exists() == (n > 5)
 
 
@@ -282,7 +282,7 @@ def damaged_copies(path, tmp_path):
 def test_every_damage_is_found_and_repaired(whole, tmp_path, caplog):
     path, layout = whole
     for key, what, copy in damaged_copies(path, tmp_path):
-        assert len(check.problems(copy)) == 1, (key, what)
+        assert len(verify.problems(copy)) == 1, (key, what)
         caplog.clear()
         again = export(copy, layout)
         assert os.path.basename(key).split(".json")[0] in caplog.text or key.startswith(".sdecor"), (key, what)
@@ -388,7 +388,7 @@ def test_what_is_no_export_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{name}.*give another path"):
             export(tmp_path / name)
     with pytest.raises(ValueError, match="holds no export"):
-        check.problems(tmp_path / "nothing")
+        verify.problems(tmp_path / "nothing")
     with pytest.raises(ValueError, match="main process comes first"):
         export(tmp_path / "nothing", index=1, count=2)
 

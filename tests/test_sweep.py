@@ -14,7 +14,7 @@ import sweeps
 import tiny_runs as trained
 
 from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import check, claim, commands, dry, job, local, plan, record, source, status
+from sdecor.sweep import check, commands, dry, job, local, plan, trial_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,9 +53,9 @@ def test_runs_are_all_cells_of_a_seed_then_of_the_next():
         sweep.runs(["sgtt"])
     with pytest.raises(ValueError, match="--seeds = 4"):
         sweep.runs((), [4])
-    assert source.parse_seeds("0:3") == (0, 1, 2) and source.parse_seeds("0,2") == (0, 2)
+    assert plan.parse_seeds("0:3") == (0, 1, 2) and plan.parse_seeds("0,2") == (0, 2)
     with pytest.raises(ValueError, match="0:3"):
-        source.parse_seeds("0-3")
+        plan.parse_seeds("0-3")
 
 
 def test_command_lines_are_those_of_train_and_evaluate(tmp_path):
@@ -71,29 +71,29 @@ def test_command_lines_are_those_of_train_and_evaluate(tmp_path):
 def test_sweep_file_is_read_changed_and_kept(tmp_path):
     path = tmp_path / "file.py"
     path.write_text(f"def get_config(which='a'):\n    return {sweeps.content()!r} | {{'seeds': len(which)}}\n")
-    assert source.load(str(path)).seeds == (0,)
+    assert plan.load(str(path)).seeds == (0,)
     settings = ("evaluate.split=val", "config.train.epochs=2.0", "evaluate.curve_images=5")
-    sweep = source.load(f"{path}:three", settings)
+    sweep = plan.load(f"{path}:three", settings)
     assert sweep.seeds == (0, 1, 2, 3, 4)
     assert sweep.evaluate == {"metrics": ["gini"], "split": "val", "curve_images": 5}
     assert all(overrides["train.epochs"] == 2.0 for overrides in sweep.cells.values())
-    source.write(tmp_path / "runs", sweep)
-    assert source.read(tmp_path / "runs") == sweep
+    plan.write(tmp_path / "runs", sweep)
+    assert plan.read(tmp_path / "runs") == sweep
     for setting in ("evaluate", "train.epochs=2", "evaluate.split"):
         with pytest.raises(ValueError, match="evaluate.FLAG=VALUE"):
-            source.load(str(path), [setting])
+            plan.load(str(path), [setting])
     with pytest.raises(ValueError, match="holds no sweep"):
-        source.read(tmp_path)
+        plan.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ablation", "smoke"])
 def test_sweep_files_of_the_package_can_be(name):
-    sweep = source.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
+    sweep = plan.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
     assert len(sweep.runs()) == len(sweep.cells) * len(sweep.seeds) and sweep.tests
 
 
 def test_a_form_is_a_word_of_a_cell():
-    sweep = source.load(str(ROOT / "configs" / "sweeps" / "ablation.py"))
+    sweep = plan.load(str(ROOT / "configs" / "sweeps" / "ablation.py"))
     found = {run.cell: dry.read_config(commands.train_arguments(run)) for run in sweep.runs(seeds=[0])}
     forms = {cell: (config.method, config.decorrelation.form) for cell, config in found.items()}
     assert forms["sdecor"] == ("sdecor", "covariance") and forms["sdecor_density"] == ("sdecor", "density")
@@ -120,11 +120,11 @@ def test_each_run_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monkeyp
     sweep = plan.make(sweeps.content())
     sweeps.stand_in(monkeypatch, fails=("ce/seed0",))
     assert local.run_all(sweep.runs(), tmp_path, jobs=3)
-    states = status.states(sweep.runs(), tmp_path)
+    states = local.states(sweep.runs(), tmp_path)
     assert states == {"ce/seed0": "failed", "sgt/seed0": "finished", "ce/seed1": "finished", "sgt/seed1": "finished"}
-    failed = record.read(tmp_path / "ce/seed0")["failed"]
+    failed = trial_folder.read(tmp_path / "ce/seed0")["failed"]
     assert (failed["stage"], failed["status"]) == ("train", 1) and "not finite" in failed["lines"][-1]
-    text = status.describe(sweep.runs(), tmp_path)
+    text = local.describe(sweep.runs(), tmp_path)
     assert "3 finished, 0 running, 1 failed, 0 started, 0 left" in text and "not finite" in text
     sweeps.stand_in(monkeypatch)  # what failed is tried again, what is finished is not
     assert local.run_all(sweep.runs(), tmp_path)
@@ -146,11 +146,11 @@ def test_other_settings_of_evaluation_evaluate_again(tmp_path, monkeypatch):
     only = plan.make(sweeps.content(seeds=1)).runs(["ce"])
     assert local.run_all(only, tmp_path)
     again = plan.make(sweeps.content(seeds=1, evaluate={"metrics": ["entropy"]})).runs(["ce"])
-    assert record.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
+    assert trial_folder.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
     assert local.run_all(again, tmp_path)
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "evaluate", "evaluate"]
     (tmp_path / "ce/seed0/evaluation.json").unlink()
-    assert record.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
+    assert trial_folder.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
 
 
 DRIVER = """
@@ -204,11 +204,14 @@ def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
     (run, *_) = plan.make(sweeps.content()).runs()
     started = job.start(run, tmp_path)
     os.close(started.held[0].descriptor)  # the sweep died, its child lives
-    assert claim.take(tmp_path / run.key) is None and claim.holder(tmp_path / run.key)["process"] == os.getpid()
-    assert record.state(tmp_path / run.key, run) == "running"
+    assert (
+        trial_folder.take(tmp_path / run.key) is None
+        and trial_folder.holder(tmp_path / run.key)["process"] == os.getpid()
+    )
+    assert trial_folder.state(tmp_path / run.key, run) == "running"
     started.process.wait(30)
-    assert record.state(tmp_path / run.key, run) == "started"
-    claim.take(tmp_path / run.key).release()
+    assert trial_folder.state(tmp_path / run.key, run) == "started"
+    trial_folder.take(tmp_path / run.key).release()
 
 
 def test_interrupt_lets_the_run_save_and_starts_no_other(tmp_path):
@@ -217,18 +220,18 @@ def test_interrupt_lets_the_run_save_and_starts_no_other(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert (tmp_path / "ce/seed0/saved").exists() and not (tmp_path / "sgt").exists()
-    assert record.read(tmp_path / "ce/seed0")["spent"]["train"] > 0
+    assert trial_folder.read(tmp_path / "ce/seed0")["spent"]["train"] > 0
 
 
 def test_run_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
     sweeps.stand_in(monkeypatch, seconds=0.0)
     runs = plan.make(sweeps.content(seeds=1)).runs()
-    held = claim.take(tmp_path / runs[0].key)
+    held = trial_folder.take(tmp_path / runs[0].key)
     threading.Timer(1.0, held.release).start()
     began = time.monotonic()
     assert local.run_all(runs, tmp_path) and time.monotonic() - began > 1
-    assert set(status.states(runs, tmp_path).values()) == {"finished"}
+    assert set(local.states(runs, tmp_path).values()) == {"finished"}
 
 
 def test_time_left_is_that_of_finished_runs(tmp_path):
@@ -236,13 +239,13 @@ def test_time_left_is_that_of_finished_runs(tmp_path):
     sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})  # a minute for each stage
     runs = sweep.runs()
     left = [run for run in runs if run.key != "ce/seed0"]
-    assert status.seconds_left(runs, left, tmp_path) == 3 * 120
+    assert local.seconds_left(runs, left, tmp_path) == 3 * 120
     (tmp_path / "ce/seed1").mkdir()
     (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
-    assert status.seconds_left(runs, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
-    assert "3 left, about 3 min" in status.remaining(runs, tmp_path, jobs=2)
-    assert status.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
-    texts = [status.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
+    assert local.seconds_left(runs, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
+    assert "3 left, about 3 min" in local.remaining(runs, tmp_path, jobs=2)
+    assert local.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
+    texts = [local.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
     assert texts == ["40 s", "12 min", "3 h 20 min", "2 d 4 h"]
 
 

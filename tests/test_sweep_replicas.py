@@ -11,7 +11,7 @@ import sweeps
 
 from sdecor.core import files
 from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import claim, commands, groups, local, plan, record, status
+from sdecor.sweep import commands, job, local, plan, trial_folder
 from sdecor.training import logbook, run_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def keys(found):
 
 
 def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path):
-    found = groups.together(sweep.runs(), tmp_path, configs, 3)
+    found = job.together(sweep.runs(), tmp_path, configs, 3)
     assert keys(found) == [
         ["ce/seed0", "ce/seed1"],
         ["sgt/seed0", "low/seed0", "sgt/seed1"],
@@ -72,15 +72,15 @@ def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path
     ]
     assert found[0].replicas["ce/seed1"] == "ce/seed1:seed=1"  # with what differs within the group
     assert found[1].replicas["low/seed0"] == "low/seed0:seed=0,masking.fraction=0.25"
-    assert keys(groups.together(sweep.runs(), tmp_path, configs, 1)) == [[run.key] for run in sweep.runs()]
-    command = groups.command(found[1], "train", tmp_path)
+    assert keys(job.together(sweep.runs(), tmp_path, configs, 1)) == [[run.key] for run in sweep.runs()]
+    command = job.group_command(found[1], "train", tmp_path)
     assert command[1:3] == [str(ROOT / "train.py"), f"--config={ROOT}/configs/default.py:method=sgt"]
     assert command[-4:] == [
         *(f"--replica={key}:seed={key[-1]},masking.fraction={fraction}"
           for key, fraction in (("sgt/seed0", 0.5), ("low/seed0", 0.25), ("sgt/seed1", 0.5))),
         f"--workdir={tmp_path}",
     ]  # fmt: skip
-    assert groups.command(found[4], "train", tmp_path)[-1] == f"--workdir={tmp_path}/low/seed1"
+    assert job.group_command(found[4], "train", tmp_path)[-1] == f"--workdir={tmp_path}/low/seed1"
 
 
 def test_what_is_trained_given_up_or_at_another_step_is_apart(sweep, configs, tmp_path):
@@ -88,10 +88,10 @@ def test_what_is_trained_given_up_or_at_another_step_is_apart(sweep, configs, tm
     for step in (2, 4):
         (tmp_path / "sgt/seed0/checkpoints" / str(step)).mkdir(parents=True)
     (tmp_path / "low/seed0").mkdir(parents=True)
-    record.add(tmp_path / "low/seed0", "train", [], 1.0)
+    trial_folder.add(tmp_path / "low/seed0", "train", [], 1.0)
     (tmp_path / "sgt/seed1").mkdir()
     (tmp_path / "sgt/seed1/metrics.jsonl").write_text('{"step": 3, "split": "failed"}\n')
-    found = groups.together(runs, tmp_path, configs, 4)
+    found = job.together(runs, tmp_path, configs, 4)
     assert keys(found) == [["sgt/seed0"], ["low/seed0"], ["sgt/seed1"], ["low/seed1"]]
 
 
@@ -112,10 +112,10 @@ def starts(folder, runs):
 def test_trained_at_once_and_evaluated_each(sweep, configs, tmp_path, monkeypatch):
     stand_in(monkeypatch)
     runs = sweep.runs(["ce"])
-    assert local.run_all(runs, tmp_path, grouped=groups.together(runs, tmp_path, configs, 2))
+    assert local.run_all(runs, tmp_path, grouped=job.together(runs, tmp_path, configs, 2))
     assert all(stages == ["together", "evaluate"] for stages in starts(tmp_path, runs).values())
-    assert set(status.states(runs, tmp_path).values()) == {"finished"}
-    done = [record.read(tmp_path / run.key)["done"]["train"] for run in runs]
+    assert set(local.states(runs, tmp_path).values()) == {"finished"}
+    done = [trial_folder.read(tmp_path / run.key)["done"]["train"] for run in runs]
     assert done[1]["arguments"] == commands.arguments(runs[1], "train")
     assert "trained together with ce/seed0" in (tmp_path / "ce/seed1/sweep.log").read_text()
 
@@ -124,15 +124,15 @@ def test_trained_at_once_and_evaluated_each(sweep, configs, tmp_path, monkeypatc
 def test_failed_replicas_are_recorded_and_tried_again_alone(sweep, configs, tmp_path, monkeypatch, code, failed):
     stand_in(monkeypatch, code=code, fails=code == 3)
     runs = sweep.runs(["ce"])
-    assert local.run_all(runs, tmp_path, grouped=groups.together(runs, tmp_path, configs, 2))
-    states = status.states(runs, tmp_path)
+    assert local.run_all(runs, tmp_path, grouped=job.together(runs, tmp_path, configs, 2))
+    states = local.states(runs, tmp_path)
     assert [key for key, state in states.items() if state == "failed"] == failed
-    assert record.read(tmp_path / "ce/seed1")["failed"]["lines"][-1] == "the last words"
-    again = groups.together(runs, tmp_path, configs, 2)
+    assert trial_folder.read(tmp_path / "ce/seed1")["failed"]["lines"][-1] == "the last words"
+    again = job.together(runs, tmp_path, configs, 2)
     assert len(again) == 2
     stand_in(monkeypatch)
     assert local.run_all(runs, tmp_path, grouped=again)
-    assert set(status.states(runs, tmp_path).values()) == {"finished"}
+    assert set(local.states(runs, tmp_path).values()) == {"finished"}
     assert starts(tmp_path, runs)["ce/seed1"] == ["together", "train", "evaluate"]
 
 
@@ -140,8 +140,8 @@ def test_what_another_sweep_holds_is_left_out_of_the_group(sweep, configs, tmp_p
     stand_in(monkeypatch)
     monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
     runs = sweep.runs(["sgt", "low"])
-    held = claim.take(tmp_path / runs[0].key)
-    grouped = groups.together(runs, tmp_path, configs, 4)
+    held = trial_folder.take(tmp_path / runs[0].key)
+    grouped = job.together(runs, tmp_path, configs, 4)
     still_held = [held]
     monkeypatch.setattr(local, "_tell", lambda *arguments: still_held and still_held.pop().release())
     assert local.run_all(runs, tmp_path, grouped=grouped)

@@ -9,7 +9,7 @@ import sweeps
 from scipy import stats
 
 from sdecor.evaluation.statistics import Mean
-from sdecor.sweep import collect, comparisons, figures, plan, record, source, summing_up, tables
+from sdecor.sweep import collect, figures, plan, report, tables, trial_folder
 
 GINI = "gradient/gini"
 CE = {0: 0.40, 1: 0.42, 2: 0.41, 3: 0.43}
@@ -21,7 +21,7 @@ CELLS = [(name, {"method": name}) for name in ("ce", "sgt", "decor", "sdecor")]
 def written(tmp_path_factory):
     """A sweep's folder with its report, not to be changed."""
     folder = make(tmp_path_factory.mktemp("sweep"))
-    text = summing_up.write(folder)
+    text = report.write(folder)
     assert "8 of 17 runs are finished" in text
     return folder
 
@@ -50,8 +50,8 @@ def make(tmp_path):
     )
     for run in sweep.runs(["decor"], [0, 1]):
         (tmp_path / run.key).mkdir(parents=True)
-        record.open_record(tmp_path / run.key, run)
-        record.add_failure(tmp_path / run.key, "train", 1, ["the loss is not finite"])
+        trial_folder.open_record(tmp_path / run.key, run)
+        trial_folder.add_failure(tmp_path / run.key, "train", 1, ["the loss is not finite"])
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def test_what_was_not_run_is_listed(written):
 def test_runs_evaluated_otherwise_are_not_mixed_in(folder):
     stored = json.loads((folder / "sweep.json").read_text())
     sweeps.write_json(folder / "sweep.json", stored | {"evaluate": {"split": "val"}})
-    results = collect.collect(source.read(folder), folder)
+    results = collect.collect(plan.read(folder), folder)
     assert {result.state for result in results if result.run.cell == "ce"} == {collect.OTHERWISE}
 
 
@@ -121,9 +121,9 @@ def test_runs_not_measured_alike_are_named(folder):
     path = folder / "sgt/seed0/evaluation.json"
     found = json.loads(path.read_text())
     sweeps.write_json(path, found | {"settings": found["settings"] | {"curve_images": 7}})
-    (note,) = collect.unlike(collect.collect(source.read(folder), folder))
+    (note,) = collect.unlike(collect.collect(plan.read(folder), folder))
     assert note.startswith("curve_images: ") and "7 in sgt" in note
-    summing_up.write(folder)
+    report.write(folder)
     assert "Not all runs were measured alike" in (folder / "report" / "report.md").read_text()
 
 
@@ -131,7 +131,7 @@ def test_figures_are_drawn_in_three_formats(written):
     for name in ("pareto_gradient", "sensitivity_consistency_weight"):
         for kind in ("pdf", "svg", "png"):
             assert (written / "report" / f"{name}.{kind}").stat().st_size > 0
-    means = collect.means(collect.collect(source.read(written), written))
+    means = collect.means(collect.collect(plan.read(written), written))
     (axes,) = figures.pareto(means)["gradient"].axes
     assert {text for text in axes.get_legend_handles_labels()[1] if text != "Pareto front"} == {"ce", "sgt", "old"}
 
@@ -144,7 +144,9 @@ def test_front_is_what_nothing_beats():
 
 def result(cell, **config):
     run = plan.Run(cell, 0, "", {}, {})
-    return collect.Result(run, record.FINISHED, values={"accuracy": 0.5}, config={"method": cell, "seed": 0, **config})
+    return collect.Result(
+        run, trial_folder.FINISHED, values={"accuracy": 0.5}, config={"method": cell, "seed": 0, **config}
+    )
 
 
 def test_curves_are_of_cells_that_differ_in_one_field():
@@ -179,7 +181,7 @@ def test_numbers_are_written_with_the_digits_of_their_interval():
     assert tables.mean_text(GINI, Mean(0.4123, 0.4, 0.4246, 3)) == "0.412 ± 0.012"
     assert tables.mean_text("accuracy", Mean(0.8, None, None, 1)) == "80.0"
     assert tables.p_text(0.00001) == "< 0.0001" and tables.p_text(0.0234) == "0.023" and tables.p_text(None) == "–"
-    difference = comparisons.Difference(0.02, 0.01, 0.03, 5, 0.01)
+    difference = collect.Difference(0.02, 0.01, 0.03, 5, 0.01)
     assert tables.difference_text("accuracy", difference, difference.mean) == "+2.0 pp"
 
 
@@ -193,7 +195,7 @@ def test_tables_name_the_form_where_it_is_not_the_papers(tmp_path):
     sweep = plan.make({"cells": cells, "seeds": 1, "tests": tests, "tags": tags})
     configs = {name: {"decorrelation": {"form": form, "weight": float(name != "ce")}} for name, form in named.items()}
     sweeps.finished(tmp_path, sweep, {name: {0: {"accuracy": 0.8, GINI: 0.3}} for name in named}, **configs)
-    summing_up.write(tmp_path)
+    report.write(tmp_path)
     text = (tmp_path / "report" / "report.md").read_text()
     for row in ("| sdecor (density) | masking.fraction = 0.5 |", "| decor_density |", "| plain |", "| ce |"):
         assert row in text

@@ -10,7 +10,7 @@ import types
 import pytest
 import sweeps
 
-from sdecor.sweep import claim, plan, record, slurm
+from sdecor.sweep import plan, slurm, trial_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def submitit(monkeypatch):
 def test_one_task_for_each_run_that_is_left(tmp_path, submitit):
     sweep = plan.make(sweeps.content())
     sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})
-    held = claim.take(tmp_path / "sgt/seed1")
+    held = trial_folder.take(tmp_path / "sgt/seed1")
     options = slurm.parse(["partition=gpu", "timeout_min=240", "gpus_per_node=1", "slurm_qos=low"])
     jobs = slurm.submit(sweep.runs(), tmp_path, options, jobs=4)
     held.release()
@@ -74,9 +74,9 @@ def test_task_does_a_run_and_fails_with_it(tmp_path, monkeypatch, submitit):
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "evaluate"]
     with pytest.raises(RuntimeError, match="not finite"):
         slurm.Task()(runs[1]._asdict(), str(tmp_path))
-    assert record.state(tmp_path / "sgt/seed0", runs[1]) == "failed"
+    assert trial_folder.state(tmp_path / "sgt/seed0", runs[1]) == "failed"
     monkeypatch.setattr(slurm, "_TRIES", 1)
-    held = claim.take(tmp_path / "sgt/seed0")
+    held = trial_folder.take(tmp_path / "sgt/seed0")
     assert "claimed" in slurm.Task()(runs[1]._asdict(), str(tmp_path))
     held.release()
 

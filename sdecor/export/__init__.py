@@ -5,19 +5,15 @@ on disk), `run` (the loop over these); `function` and `split` say what is export
 `hdf5` and `overlays` write other formats, and `python -m sdecor.export` does both from the command line.
 """
 
+from sdecor.export.api import export, export_split
+from sdecor.export.convert import open_source, to_hdf5, to_npz
 from sdecor.export.encode import DTYPES, decode, encode
-from sdecor.export.errors import StorageError
 from sdecor.export.feed import ON_ERROR
-from sdecor.export.function import export
-from sdecor.export.hdf5 import to_hdf5
-from sdecor.export.npz import to_npz
+from sdecor.export.loop import Summary
 from sdecor.export.overlays import overlays
-from sdecor.export.pictures import open_source
 from sdecor.export.plan import CHECKS, Options
-from sdecor.export.reader import Export, open
-from sdecor.export.run import Summary
-from sdecor.export.same import check_same, stored_methods
-from sdecor.export.split import export_split
+from sdecor.export.reader import Export, check_same, open, stored_methods
+from sdecor.export.store import StorageError
 
 __all__ = [
     "CHECKS",

@@ -13,9 +13,8 @@ from typing import Any
 
 from sdecor.core.commands import as_one_line
 from sdecor.core.files import check_output, check_text
-from sdecor.export import pictures, reader
-from sdecor.export.hdf5 import to_hdf5
-from sdecor.export.npz import to_npz
+from sdecor.export import convert, reader
+from sdecor.export.convert import to_hdf5, to_npz
 from sdecor.export.overlays import overlays
 
 
@@ -96,7 +95,7 @@ def describe(export: reader.Export) -> str:
 def _source(export: reader.Export, flags: argparse.Namespace, *, needed: bool) -> Any:
     """Open the images; where they are not needed and cannot be had, say so and go on without."""
     try:
-        return pictures.open_source(export, path=flags.data_path, data_dir=flags.data_dir)
+        return convert.open_source(export, path=flags.data_path, data_dir=flags.data_dir)
     except (ValueError, OSError) as error:
         if needed:
             raise

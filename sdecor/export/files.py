@@ -177,3 +177,6 @@ def _sync_folder(folder: str) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+Files = LocalFiles | RemoteFiles

@@ -5,14 +5,130 @@ import fcntl
 import json
 import os
 import platform
+import threading
+import time
+import uuid
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
 
+import tensorstore as ts
 from absl import logging
 from etils import epath
 
 from sdecor.export.files import LocalFiles, make_folder, open_files
-from sdecor.export.lease import Lease
-from sdecor.export.records import PRIVATE
+from sdecor.export.manifest import PRIVATE
+
+HEARTBEAT_SECONDS, EXPIRY_SECONDS = 10.0, 60.0
+
+
+class Lease:
+    """A lease as a context: taken at its begin, renewed by a thread, given back at its end.
+
+    Args:
+      store: where the lease lies; its writes can be made to depend on what is there.
+      key: the lease's file.
+      holder: what others are told of this job, plain JSON.
+      heartbeat: seconds between two renewals.
+      expiry: seconds without a renewal after which the lease is free.
+    """
+
+    def __init__(
+        self,
+        store: ts.KvStore,
+        key: str,
+        holder: dict[str, Any],
+        *,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        expiry: float = EXPIRY_SECONDS,
+    ):
+        self._store, self._key = store, key
+        self._content = {**holder, "token": uuid.uuid4().hex}
+        self._heartbeat, self._expiry = heartbeat, expiry
+        self._generation, self._beats, self._renewed = b"", 0, time.monotonic()
+        self._ended = threading.Event()
+        self._lost: str | None = None
+        self._thread = threading.Thread(target=self._renew_until_ended, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the lease.
+
+        Raises:
+          ValueError: when a living job holds it.
+        """
+        if not self._write(self._free_generation()):
+            raise ValueError(f"{self._name} was taken by another export just now: wait for it, or give another path")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._lost is None:
+            with contextlib.suppress(ValueError, RuntimeError):  # it expires by itself
+                self._store.write(self._key, None, if_equal=self._generation).result()
+
+    def check(self) -> None:
+        """Raise `OSError` when the lease was lost, so that another job may have begun."""
+        if self._lost is not None:
+            raise OSError(f"the lease {self._name} was lost ({self._lost}): run the same command to continue")
+
+    @property
+    def _name(self) -> str:
+        return self._store.url + self._key
+
+    def _free_generation(self) -> bytes:
+        """Return the generation of a lease that is free: not there, or not renewed while it was watched."""
+        found = self._store.read(self._key).result()
+        if found.state == "missing":
+            return found.stamp.generation
+        logging.warning("%s is there: watching for %g s whether its holder lives", self._name, self._expiry)
+        end = time.monotonic() + self._expiry
+        while time.monotonic() < end:
+            time.sleep(min(self._heartbeat / 2, max(end - time.monotonic(), 0)))
+            now = self._store.read(self._key, staleness_bound=float("inf")).result()
+            if now.state == "missing":
+                return now.stamp.generation
+            if now.stamp.generation != found.stamp.generation:
+                raise ValueError(
+                    f"{self._name}: an export is being written by {now.value.decode(errors='replace')}: "
+                    "wait for it, or give another path"
+                )
+        return found.stamp.generation
+
+    def _write(self, expected: bytes) -> bool:
+        """Write the lease if it is of the generation expected; return whether it was."""
+        self._beats += 1
+        content = json.dumps({**self._content, "beat": self._beats}).encode()
+        stamp = self._store.write(self._key, content, if_equal=expected).result()
+        if not stamp.generation:  # of a conditional write that found another generation
+            return False
+        self._generation, self._renewed = stamp.generation, time.monotonic()
+        return True
+
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(self._heartbeat):
+            try:
+                if not self._write(self._generation) and not self._adopt():
+                    self._lost = "another export took it"
+            except (ValueError, RuntimeError, OSError) as error:
+                if time.monotonic() - self._renewed > self._expiry:
+                    self._lost = f"it could not be renewed for {self._expiry:g} s: {error}"
+            if self._lost is not None:
+                logging.error("the lease %s was lost: %s", self._name, self._lost)
+                return
+
+    def _adopt(self) -> bool:
+        """Take the generation that is there if this job wrote it, though it never learned so; return whether."""
+        found = self._store.read(self._key, staleness_bound=float("inf")).result()
+        with contextlib.suppress(ValueError, AttributeError):
+            if found.state == "value" and json.loads(found.value).get("token") == self._content["token"]:
+                self._generation = found.stamp.generation
+                return True
+        return False
+
 
 LOCK, LEASE = f"{PRIVATE}/lock", f"{PRIVATE}/lease.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sdecor.export.pictures import pictures
+from sdecor.export.convert import pictures
 from sdecor.export.reader import Export
 from sdecor.report.gallery import brightest, color_table, relative
 

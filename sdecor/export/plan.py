@@ -11,11 +11,11 @@ from sdecor.core import files, parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.classes import check_classes
 from sdecor.evaluation.plan import plain
-from sdecor.export import device
-from sdecor.export.blocks import Reader, check_labels
-from sdecor.export.differences import filled
+from sdecor.export import programs
+from sdecor.export.feed import Reader, check_labels
 from sdecor.export.layout import ArraySpec, Layout
-from sdecor.export.specs import specs
+from sdecor.export.manifest import filled
+from sdecor.export.programs import specs
 
 CHECKS = ("checksums", "sizes")
 DEVICE_BATCH = 64
@@ -37,8 +37,8 @@ class Options(NamedTuple):
 
 
 def make_plan(
-    task: device.Task, variables: Any, reader: Reader, provenance: Any, options: Options, found: Mapping[str, Any]
-) -> tuple[device.Task, Layout]:
+    task: programs.Task, variables: Any, reader: Reader, provenance: Any, options: Options, found: Mapping[str, Any]
+) -> tuple[programs.Task, Layout]:
     """Settle what was left open.
 
     Args:
@@ -56,7 +56,7 @@ def make_plan(
       ValueError: for a choice that is not known or out of range, a target or label that is no class, or a method that
         refuses the network.
     """
-    device.check(task)
+    programs.check(task)
     check_choice("check", options.check, CHECKS)
     given = {name: getattr(options, name) for name in ("device_batch", "chunk_size", "chunk_rows", "shard_rows")}
     for name, value in given.items():
@@ -64,7 +64,7 @@ def make_plan(
             check_range(name, value, 1)
     given = {name: found.get(name) if value is None else value for name, value in given.items()}
     size = given["device_batch"] or min(DEVICE_BATCH, reader.count or DEVICE_BATCH)
-    fitting = given["chunk_size"] or device.fitting_chunk_size(task, variables, reader.shape, reader.dtype)
+    fitting = given["chunk_size"] or programs.fitting_chunk_size(task, variables, reader.shape, reader.dtype)
     # Processes might find different amounts of memory.
     task = task._replace(chunk_size=int(parallel.gather(np.array([fitting])).min()))
     reader = reader._replace(fingerprint=filled(reader.fingerprint, found.get("data")))
@@ -77,7 +77,7 @@ def make_plan(
 
 
 def _attributes(
-    task: device.Task, arrays: tuple[ArraySpec, ...], reader: Reader, provenance: Any, options: Options, size: int
+    task: programs.Task, arrays: tuple[ArraySpec, ...], reader: Reader, provenance: Any, options: Options, size: int
 ) -> dict[str, Any]:
     """Return what an export is recognised by: nothing that may differ from start to start."""
     image = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *reader.shape), reader.dtype))
@@ -98,7 +98,7 @@ def _class_count(arrays: tuple[ArraySpec, ...]) -> int:
     return logits.tail[0]
 
 
-def _check_classes(task: device.Task, reader: Reader, classes: int) -> None:
+def _check_classes(task: programs.Task, reader: Reader, classes: int) -> None:
     """Raise `ValueError` for a target, or a label that is known already, that is no class of the network."""
     if not isinstance(task.target, str):
         check_classes("target", task.target, classes)

@@ -1,24 +1,55 @@
-"""Reading an export: maps rescaled to float32, and beside them what was predicted and which class was explained."""
+"""Reading an export: maps rescaled to float32, predictions and targets, and whether it is of the run at hand."""
 
 import functools
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorstore as ts
 from etils import epath
 
 from sdecor.core.checks import check_choice
-from sdecor.core.files import check_text
+from sdecor.core.files import check_text, differing_fields, list_differences
+from sdecor.evaluation import Method, choose_methods
+from sdecor.evaluation.plan import plain
 from sdecor.evaluation.stored import Maps
-from sdecor.export import check
-from sdecor.export.arrays import Arrays
+from sdecor.export import verify
 from sdecor.export.encode import decode
+from sdecor.export.feed import reader_of
 from sdecor.export.files import open_files
-from sdecor.export.finish import IDS, SKIPPED
-from sdecor.export.group import layout_of, read_group
-from sdecor.export.records import read_records
+from sdecor.export.manifest import IDS, SKIPPED, filled, layout_of, list_shortly, read_group, read_records
+
+_CACHE_BYTES = 1 << 26  # of decoded chunks: what is read at random from one chunk is decoded once
+
+
+class Arrays:
+    """The arrays in the folder or under the URL `path`, opened when they are first read."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._opened: dict[str, ts.TensorStore] = {}
+
+    def read(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Return the entries of an array at `places`, a number or `[n]`, as they are stored."""
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        if places.ndim == 0:
+            return self._opened[name][int(places)].read().result()
+        run = places.size and np.array_equal(places, np.arange(places[0], places[0] + places.size))
+        chosen = slice(int(places[0]), int(places[0]) + places.size) if run else places
+        return self._opened[name][chosen].read().result()
+
+    def _open(self, name: str) -> ts.TensorStore:
+        folder: Any = f"{self._path.rstrip('/')}/{name}/"
+        if "://" not in folder:
+            folder = {"driver": "file", "path": os.path.abspath(os.path.expanduser(folder)) + "/"}
+        spec = {"driver": "zarr3", "kvstore": folder, "recheck_cached_data": "open"}
+        return ts.open(spec, read=True, open=True, context=self._context).result()
+
 
 Index = int | slice | np.ndarray | list[int]
 
@@ -195,7 +226,7 @@ class Export:
 
     def check(self) -> list[str]:
         """Read every byte again and return what is wrong, a line for each problem; empty = it is whole."""
-        return check.problems(self.path)
+        return verify.problems(self.path)
 
     def maps(self) -> Maps:
         """Return the maps as `evaluation.stored` measures them.
@@ -206,3 +237,46 @@ class Export:
         if not self.complete:
             raise ValueError(f"{self.path} is not finished: run the export's command again to finish it")
         return Maps(self.attribution, self.attributes["reduction"], self.target)
+
+
+def check_same(export: Export, expected: Mapping[str, Any], source: Any) -> None:
+    """Check that a finished export is of what the attributes `expected` tell, and of the data of `source`.
+
+    Raises:
+      ValueError: when it is of something else, naming each differing field; or when it is not finished.
+    """
+    there, here = export.attributes, reader_of(source, on_error="skip").fingerprint
+    there = {**there, "data": filled(there.get("data") or {}, here)}
+    expected = plain({**expected, "data": filled(here, there["data"])})
+    differences = differing_fields({name: there.get(name) for name in expected}, expected)
+    if differences:
+        raise ValueError(
+            f"{export.path} was not made of this run and data:\n{list_shortly(differences)}\n"
+            "Give the run, checkpoint, split and target that were exported, or export again."
+        )
+    if not export.complete:
+        raise ValueError(f"{export.path} is not finished: run the export's command again to finish it")
+
+
+def stored_methods(export: Export, words: Sequence[str] | None, saliency_of: str) -> dict[str, tuple[Method, bool]]:
+    """Return the methods that `words` name, all stored ones for None, as `choose_methods` does.
+
+    Raises:
+      ValueError: for a method that is not stored, or whose settings here are others than those stored.
+    """
+    chosen = choose_methods(words or list(export.methods))
+    missing = [key for key, (_, named) in chosen.items() if key not in export.methods and named]
+    if missing:
+        held = ", ".join(export.methods)
+        raise ValueError(f"--methods has {missing[0]}, which {export.path} does not hold; it holds: {held}")
+    chosen = {key: each for key, each in chosen.items() if key in export.methods}
+    if not chosen:
+        raise ValueError(f"--methods names none of the methods that {export.path} holds: {', '.join(export.methods)}")
+    for key, (method, _) in chosen.items():
+        differences = differing_fields(export.methods[key]["settings"], plain(method.settings(saliency_of)))
+        if differences:
+            raise ValueError(
+                f"{key} in {export.path} has other settings than here:\n{list_differences(differences)}\n"
+                "Export again, or use the version of sdecor that exported it."
+            )
+    return chosen

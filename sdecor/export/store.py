@@ -1,12 +1,12 @@
-"""An export on disk: ranges of examples are written durably, then recorded, and at the end the whole is finished.
-
-Each process writes its own ranges, every `process_count`-th; none shares a file with another. What a range's data are
-stands on disk before its record does, so that at any moment what is recorded is whole.
-"""
+"""An export on disk: ranges are written durably, then committed, and at the end the whole is finished."""
 
 import contextlib
+import errno
+import hashlib
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -15,15 +15,105 @@ import numpy as np
 from etils import epath
 
 from sdecor.core.checks import check_choice, check_range
-from sdecor.export.check import CHECKS
-from sdecor.export.errors import StorageError, explained
-from sdecor.export.files import open_files
-from sdecor.export.finish import expected_starts, finish
-from sdecor.export.former import take_up
-from sdecor.export.group import read_group
-from sdecor.export.layout import Layout, check_layout
-from sdecor.export.records import STOP, read_record, starts
-from sdecor.export.writer import Pending, Writer
+from sdecor.core.files import plain
+from sdecor.export.files import LocalFiles, RemoteFiles, open_files
+from sdecor.export.layout import ArraySpec, Layout, check_layout, encode_range
+from sdecor.export.manifest import STOP, expected_starts, finish, keys_of, read_group, read_record, starts, write_record
+from sdecor.export.verify import CHECKS, take_up
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StorageError(OSError):
+    """Something could not be written; what was recorded before is whole."""
+
+
+@contextlib.contextmanager
+def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_examples: int | None) -> Iterator[None]:
+    """Raise an error of the disk as `StorageError`, with what is finished and what to do.
+
+    Args:
+      files: the export's.
+      finished: how many examples are.
+      num_examples: of how many, where that is known.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        of = "" if num_examples is None else f" of {num_examples}"
+        what = "free space" if error.errno in FULL else "repair that"
+        raise StorageError(
+            f"could not read or write {error.filename or files.name('')}: {error.strerror or error}. "
+            f"{finished()}{of} examples are finished and kept: {what} and run the same command to continue"
+        ) from error
+
+
+PENDING = 2  # ranges that are being written; more would grow the memory
+WRITERS = 4  # files being written of each
+
+Pending = Future[int]  # of a range on its way to the disk: `result()` gives its bytes, or raises `StorageError`
+
+
+class Writer:
+    """Writes ranges in threads of its own.
+
+    Args:
+      files: the export's.
+      layout: what is stored.
+      explained: gives the context in which errors of the disk are explained.
+      recorded: is told where each range begins that has been recorded.
+    """
+
+    def __init__(
+        self,
+        files: LocalFiles | RemoteFiles,
+        layout: Layout,
+        explained: Callable[[], AbstractContextManager],
+        recorded: Callable[[int], Any],
+    ):
+        self._files, self._layout, self._explained, self._recorded = files, layout, explained, recorded
+        self._failure: Exception | None = None
+        self._slots = threading.Semaphore(PENDING)
+        self._commits = ThreadPoolExecutor(PENDING, "commit")
+        self._writers = ThreadPoolExecutor(PENDING * WRITERS, "write")
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._commits.shutdown()
+        self._writers.shutdown()
+
+    def write(self, start: int, stop: int, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Pending:
+        """Begin to write a range, see `Store.write`; waits while `PENDING` others are being written."""
+        self._slots.acquire()
+        if self._failure is not None:
+            self._slots.release()
+            raise self._failure
+        pending = self._commits.submit(self._commit, start, stop, arrays, record)
+        pending.add_done_callback(lambda _: self._slots.release())
+        return pending
+
+    def _commit(self, start: int, stop: int, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> int:
+        keys = keys_of(self._layout, start)
+
+        def store(spec: ArraySpec) -> dict[str, Any]:
+            content = encode_range(spec, self._layout, arrays[spec.name])
+            self._files.write(keys[spec.name], content)
+            return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+        try:
+            with self._explained():
+                written = {spec.name: self._writers.submit(store, spec) for spec in self._layout.arrays}
+                wait(written.values())
+                files = {name: future.result() for name, future in written.items()}
+                write_record(self._files, {**plain(dict(record)), "start": start, "stop": stop, "files": files})
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
+        self._recorded(start)
+        return sum(file["size"] for file in files.values())
+
 
 __all__ = ["Pending", "StorageError", "Store", "recorded"]
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from sdecor.core import files
 from sdecor.core.checks import check_count
 from sdecor.core.commands import as_one_line
-from sdecor.sweep import check, commands, groups, local, plan, record, slurm, source, status
+from sdecor.sweep import check, commands, job, local, plan, slurm, trial_folder
 
 INTERRUPTED = 130
 
@@ -38,9 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
 def run(flags: argparse.Namespace) -> int:
     """Return the exit status: 0 where nothing is left, 130 when stopped, 1 where some runs failed."""
     if flags.report is not None:
-        from sdecor.sweep import summing_up
+        from sdecor.sweep import report
 
-        print(summing_up.write(local_folder("--report", flags.report)))
+        print(report.write(local_folder("--report", flags.report)))
         return 0
     if flags.workdir is None:
         raise ValueError("--workdir is missing: name the folder of the sweep, or give --report DIR")
@@ -52,10 +52,10 @@ def run(flags: argparse.Namespace) -> int:
     check_count("--replicas", flags.replicas)
     if flags.replicas > 1 and flags.slurm is not None:
         raise ValueError("--replicas is for this machine: a task of --slurm is one run")
-    sweep = source.load(flags.config, flags.set) if flags.config else source.read(folder)
-    runs = sweep.runs(flags.only, source.parse_seeds(flags.seeds) if flags.seeds else ())
+    sweep = plan.load(flags.config, flags.set) if flags.config else plan.read(folder)
+    runs = sweep.runs(flags.only, plan.parse_seeds(flags.seeds) if flags.seeds else ())
     if flags.status:
-        print(status.describe(runs, folder, jobs))
+        print(local.describe(runs, folder, jobs))
         return 0
     if flags.list:
         for each in runs:
@@ -75,7 +75,7 @@ def start(
     files.check_checkpoints("--workdir", folder)
     # The machine that submits need not have the accelerators.
     configs = check.check(sweep, runs, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
-    source.write(folder, sweep)
+    plan.write(folder, sweep)
     if away:
         options = slurm.parse(flags.slurm)
         submitted = slurm.submit(runs, folder, options, flags.jobs)
@@ -84,16 +84,16 @@ def start(
         if options.get("cluster") in ("local", "debug"):
             for each in submitted:
                 each.wait()
-            print(status.describe(runs, folder))
+            print(local.describe(runs, folder))
         return 0
     places = [{"CUDA_VISIBLE_DEVICES": name} for name in flags.gpus or ()]
-    grouped = groups.together(runs, folder, configs, flags.replicas)
+    grouped = job.together(runs, folder, configs, flags.replicas)
     went_through = local.run_all(runs, folder, jobs=jobs, environments=places, grouped=grouped)
-    print(status.describe(runs, folder, jobs))
+    print(local.describe(runs, folder, jobs))
     if not went_through:
         print("stopped: run the same command to continue")
         return INTERRUPTED
-    finished = all(record.state(folder / each.key, each) == record.FINISHED for each in runs)
+    finished = all(trial_folder.state(folder / each.key, each) == trial_folder.FINISHED for each in runs)
     if finished:
         print("Next:", shlex.join(["python", "-m", "sdecor.sweep", "--report", str(folder)]))
     return 0 if finished else 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdecor.core import files
-from sdecor.sweep import commands, record
+from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Run, Sweep
 from sdecor.training import run_folder
 
@@ -86,10 +86,10 @@ def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, A
     errors = []
     for run in runs:
         place = folder / run.key
-        if not (place / "config.json").is_file() or record.last_step(place) == 0:
+        if not (place / "config.json").is_file() or trial_folder.last_step(place) == 0:
             continue
         there, here = flat(run_folder.read(place)["config"]), flat(configs[run.cell] | {"seed": run.seed})
-        done = record.is_done(place, run, "train")
+        done = trial_folder.is_done(place, run, "train")
         differing = [
             f"{name} = {old!r} there, {new!r} here"
             for name, (old, new) in files.differing_fields(there, here, ignore=run_folder.FREE).items()

@@ -1,4 +1,4 @@
-"""What the runs of a sweep found, from the files in their folders."""
+"""What the trials of a sweep found, from the files in their folders, and the differences between cells over seeds."""
 
 import csv
 import dataclasses
@@ -8,15 +8,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.evaluation.statistics import Mean, mean_interval
-from sdecor.sweep import check, record
+from sdecor.evaluation.statistics import Difference, Mean, holm, mean_interval, paired_test
+from sdecor.report.wording import direction
+from sdecor.sweep import check, trial_folder
 from sdecor.sweep.plan import Run, Sweep
 from sdecor.training import run_folder
 
 TIME = "training_seconds"
 OTHERWISE = "evaluated otherwise"
 NOT_RUN = {
-    record.LEFT: "not run", record.STARTED: "not finished", record.RUNNING: "still running", record.FAILED: "failed"
+    trial_folder.LEFT: "not run", trial_folder.STARTED: "not finished", trial_folder.RUNNING: "still running", trial_folder.FAILED: "failed"
 }  # fmt: skip
 RESULTS = ("cell", "seed", "overrides", "step", "measure", "value", "n")
 
@@ -42,7 +43,7 @@ def collect(sweep: Sweep, folder: pathlib.Path) -> list[Result]:
     """Return all runs: those of the sweep, then others that were once run in its folder, which are never dropped."""
     runs = sweep.runs()
     known = {run.key for run in runs}
-    former = [_former(path, sweep) for path in sorted(folder.glob(f"*/seed*/{record.RECORD}"))]
+    former = [_former(path, sweep) for path in sorted(folder.glob(f"*/seed*/{trial_folder.RECORD}"))]
     return [_result(run, folder / run.key) for run in [*runs, *(run for run in former if run.key not in known)]]
 
 
@@ -110,7 +111,7 @@ def chances(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 def unlike(results: Sequence[Result]) -> list[str]:
     """Name the settings of evaluation in which finished runs differ, with the cells that have each value."""
-    finished = [result for result in results if result.state == record.FINISHED]
+    finished = [result for result in results if result.state == trial_folder.FINISHED]
     notes = []
     for field in sorted({field for result in finished for field in result.settings}):
         found: dict[str, dict[str, None]] = {}
@@ -129,7 +130,7 @@ def results_csv(results: Sequence[Result]) -> str:
     for result in results:
         run = result.run
         start = [run.cell, run.seed, json.dumps(run.overrides, ensure_ascii=False), result.step]
-        if result.state != record.FINISHED:
+        if result.state != trial_folder.FINISHED:
             rows.append([*start, f"({result.state})", None, None])
         rows += [[*start, measure, value, result.counts.get(measure)] for measure, value in result.values.items()]
     return to_csv(RESULTS, rows)
@@ -151,13 +152,13 @@ def _former(path: pathlib.Path, sweep: Sweep) -> Run:
 
 
 def _result(run: Run, folder: pathlib.Path) -> Result:
-    state = record.state(folder, run)
-    if state != record.FINISHED:
-        done = record.read(folder).get("done", {})
-        return Result(run, OTHERWISE if state == record.STARTED and "evaluate" in done else NOT_RUN[state])
+    state = trial_folder.state(folder, run)
+    if state != trial_folder.FINISHED:
+        done = trial_folder.read(folder).get("done", {})
+        return Result(run, OTHERWISE if state == trial_folder.STARTED and "evaluate" in done else NOT_RUN[state])
     found = json.loads((folder / "evaluation.json").read_text())
     entries, settings = found["metrics"], found["settings"]
-    seconds = record.training_seconds(folder)
+    seconds = trial_folder.training_seconds(folder)
     return Result(
         run,
         state,
@@ -173,3 +174,66 @@ def _result(run: Run, folder: pathlib.Path) -> Result:
 def in_sweep(sweep: Sweep, run: Run) -> bool:
     """Tell whether a run is one of the sweep's, rather than one of a former state of its file."""
     return run.cell in sweep.cells and run.seed in sweep.seeds
+
+
+PLANNED, EXPLORATORY = "preregistered", "exploratory"
+ALPHA = 0.05
+HEADER = ("kind", "cell", "measure", "reference", "n", "difference", "low", "high", "p", "p_holm", "verdict")
+
+
+class Comparison(NamedTuple):
+    """A cell against a reference in one measure; `p_holm` is of planned comparisons alone."""
+
+    kind: str
+    cell: str
+    measure: str
+    reference: str
+    difference: Difference
+    p_holm: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Say what the test found, "better" and "worse" where the measure has such a direction."""
+        planned = self.kind == PLANNED
+        p = self.p_holm if planned else self.difference.p
+        if self.difference.n == 0:
+            return "not run"
+        if self.difference.n == 1:
+            return "one pair"
+        if p is None or p >= ALPHA:
+            return ""
+        higher = self.difference.mean > 0
+        better = direction(self.measure)
+        word = ("higher" if higher else "lower") if better is None else ("better" if higher == better else "worse")
+        return word if planned else f"{word}, uncorrected"
+
+    def row(self) -> list:
+        """Return the comparison as a row of `HEADER`."""
+        d = self.difference
+        start = [self.kind, self.cell, self.measure, self.reference]
+        return [*start, d.n, d.mean, d.low, d.high, d.p, self.p_holm, self.verdict]
+
+
+def compare(sweep: Sweep, results: Sequence[Result]) -> list[Comparison]:
+    """Return the planned comparisons, all of them, then the exploratory ones.
+
+    Exploratory are all other measures and cells against each of `tags.references` and the references of the tests.
+    """
+    groups = cells(results)
+    planned = [_compare(PLANNED, groups, *test) for test in sweep.tests]
+    corrected = holm([each.difference.p for each in planned])
+    planned = [each._replace(p_holm=p) for each, p in zip(planned, corrected, strict=True)]
+    references = dict.fromkeys([*sweep.tags["references"], *(test[2] for test in sweep.tests)])
+    others = [
+        _compare(EXPLORATORY, groups, cell, measure, reference)
+        for reference in references
+        for measure in measures(results)
+        for cell in groups
+        if cell != reference and (cell, measure, reference) not in sweep.tests
+    ]
+    return [*planned, *others]
+
+
+def _compare(kind: str, groups: dict[str, list[Result]], cell: str, measure: str, reference: str) -> Comparison:
+    one, other = (by_seed(groups[name], measure) for name in (cell, reference))
+    return Comparison(kind, cell, measure, reference, paired_test(one, other))

@@ -1,23 +1,105 @@
-"""One run on its way: train.py and then evaluate.py, each as a process of its own, watched without waiting.
-
-A group of replicas is trained by one process; its runs are then evaluated each by itself.
-"""
+"""One trial on its way: train.py and then evaluate.py, a process each; and which trials train as replicas."""
 
 import contextlib
 import ctypes
 import dataclasses
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sdecor.sweep import claim, commands, groups, record
-from sdecor.sweep.groups import Group
+from sdecor.sweep import check, commands, trial_folder
 from sdecor.sweep.plan import ROOT, Run
 from sdecor.training import logbook, replicas
+
+
+class Group(NamedTuple):
+    """Runs that are trained at once, or one run; `replicas` are what each of several has of its own, by key."""
+
+    runs: tuple[Run, ...]
+    replicas: Mapping[str, str] = {}
+
+    def of(self, chosen: Sequence[Run]) -> "Group":
+        """Return the group of these runs alone."""
+        return Group(tuple(chosen), self.replicas)
+
+
+def singly(runs: Sequence[Run]) -> list[Group]:
+    """Return each run by itself."""
+    return [Group((run,)) for run in runs]
+
+
+def together(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, Any], size: int) -> list[Group]:
+    """Put up to `size` runs into a group, in the order of the runs, where they can be trained at once.
+
+    A run that is trained, or whose training failed, alone or in an earlier group, is by itself.
+
+    Args:
+      runs: of the sweep.
+      folder: the sweep's.
+      configs: of every cell, as of `check.check`.
+      size: the most runs of a group.
+    """
+    found: list[list[Run]] = []
+    open_groups: dict[str, list[Run]] = {}
+    for run in runs:
+        place = folder / run.key
+        failed = trial_folder.read(place).get("failed", {}).get("stage") == "train"
+        alone = (
+            failed
+            or trial_folder.is_done(place, run, "train")
+            or replicas.failed_at(logbook.read_rows(place)) is not None
+        )
+        kind = _kind(configs[run.cell])
+        group = open_groups.get(kind)
+        if alone or group is None or len(group) >= size or not _at_the_same_step([*group, run], folder):
+            group = []
+            found.append(group)
+            if not alone:
+                open_groups[kind] = group
+        group.append(run)
+    return [_group(group, configs) for group in found]
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """Return what the replicas of a program have in common, as text."""
+    return json.dumps(replicas.common(check.flat(config)), sort_keys=True)
+
+
+def _at_the_same_step(runs: Sequence[Run], folder: pathlib.Path) -> bool:
+    saved = {
+        run.key: [int(path.name) for path in (folder / run.key / "checkpoints").glob("*") if path.name.isdigit()]
+        for run in runs
+    }
+    begun = [run.key for run in runs if logbook.read_rows(folder / run.key)]
+    try:
+        replicas.common_steps(saved, begun)
+    except ValueError:
+        return False
+    return True
+
+
+def _group(runs: Sequence[Run], configs: Mapping[str, Any]) -> Group:
+    if len(runs) == 1:
+        return Group(tuple(runs))
+    values = {run.key: check.flat(configs[run.cell]) | {"seed": run.seed} for run in runs}
+    own = [field for field in replicas.FIELDS if len({fields[field] for fields in values.values()}) > 1]
+    texts = {key: replicas.text(replicas.Replica(key, {f: fields[f] for f in own})) for key, fields in values.items()}
+    return Group(tuple(runs), texts)
+
+
+def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
+    """Return the whole command line of a stage of a group in the sweep's `folder`."""
+    first = group.runs[0]
+    if len(group.runs) == 1:
+        return commands.command(first, stage, folder)
+    return commands.together(first, [group.replicas[run.key] for run in group.runs], folder)
+
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 INTERRUPTED = 130  # exit status of train.py when a signal stopped it and its state is saved
@@ -44,7 +126,7 @@ class Job:
 
     group: Group
     root: pathlib.Path
-    held: list[claim.Claim]
+    held: list[trial_folder.Claim]
     stages: list[str]
     slot: Mapping[str, str]
     process: subprocess.Popen | None = None
@@ -80,20 +162,20 @@ def start_group(
 
     What is left of a group may be a single run, which is then evaluated as well; None when all are held.
     """
-    taken = [(run, claim.take(sweep_folder / run.key, tries=tries)) for run in group.runs]
+    taken = [(run, trial_folder.take(sweep_folder / run.key, tries=tries)) for run in group.runs]
     claimed = [(run, held) for run, held in taken if held is not None]
     if not claimed:
         return None
     # Another sweep may have trained some of them meanwhile.
-    chosen = [each for each in claimed if not record.is_done(sweep_folder / each[0].key, each[0], "train")]
+    chosen = [each for each in claimed if not trial_folder.is_done(sweep_folder / each[0].key, each[0], "train")]
     chosen = chosen or claimed[:1]
     for each in claimed:
         if each not in chosen:
             each[1].release()
     runs, held = [run for run, _ in chosen], [held for _, held in chosen]
     for run in runs:
-        record.open_record(sweep_folder / run.key, run)
-    stages = ["train"] if len(runs) > 1 else record.missing_stages(sweep_folder / runs[0].key, runs[0])
+        trial_folder.open_record(sweep_folder / run.key, run)
+    stages = ["train"] if len(runs) > 1 else trial_folder.missing_stages(sweep_folder / runs[0].key, runs[0])
     job = Job(group.of(runs), sweep_folder, held, stages, environment or {})
     _go_on(job)
     return job
@@ -126,11 +208,11 @@ def _go_on(job: Job) -> None:
     if not job.stages or job.stopping:
         _end(job, STOPPED if job.stages else FINISHED)
         return
-    command = groups.command(job.group, job.stages[0], job.root)
+    command = group_command(job.group, job.stages[0], job.root)
     for run in job.group.runs[1:]:
-        with (job.root / run.key / record.LOG).open("a") as log:
-            log.write(f"\ntrained together with {job.group.runs[0].key}: see {job.folder / record.LOG}\n")
-    with (job.folder / record.LOG).open("ab") as log:
+        with (job.root / run.key / trial_folder.LOG).open("a") as log:
+            log.write(f"\ntrained together with {job.group.runs[0].key}: see {job.folder / trial_folder.LOG}\n")
+    with (job.folder / trial_folder.LOG).open("ab") as log:
         log.write(f"\n$ {commands.shown(command)}\n".encode())
         log.flush()
         job.log_start, job.began = log.tell(), time.monotonic()
@@ -163,14 +245,14 @@ def _ended(job: Job, status: int) -> None:
     for run in job.group.runs:
         folder = job.root / run.key
         if stopped and status != 0:
-            record.add_time(folder, stage, seconds)
+            trial_folder.add_time(folder, stage, seconds)
         elif run not in failed:
-            record.add(folder, stage, commands.arguments(run, stage), seconds)
+            trial_folder.add(folder, stage, commands.arguments(run, stage), seconds)
         else:
-            lines = record.tail(job.folder / record.LOG, start=job.log_start)
+            lines = trial_folder.tail(job.folder / trial_folder.LOG, start=job.log_start)
             if status < 0:
                 lines.append(f"{stage}.py was killed by {signal.Signals(-status).name}")
-            record.add_failure(folder, stage, status, lines)
+            trial_folder.add_failure(folder, stage, status, lines)
     if status == 0:
         job.stages.pop(0)
         _go_on(job)

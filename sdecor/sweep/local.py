@@ -1,14 +1,107 @@
-"""A sweep on this machine: a few runs at a time, until nothing is left."""
+"""A sweep on this machine: a few trials at a time until nothing is left, and how far it is."""
 
 import collections
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sdecor.core.interrupt import Interrupt
-from sdecor.sweep import groups, job, record, status
-from sdecor.sweep.groups import Group
+from sdecor.sweep import job, trial_folder
+from sdecor.sweep.job import Group
 from sdecor.sweep.plan import Run
+
+
+def states(runs: Sequence[Run], folder: pathlib.Path) -> dict[str, str]:
+    """Return the state of every run, by its key."""
+    return {run.key: trial_folder.state(folder / run.key, run) for run in runs}
+
+
+def describe(runs: Sequence[Run], folder: pathlib.Path, jobs: int = 1) -> str:
+    """Return some lines: how many runs are in which state, those that run or failed by name, and the time left."""
+    found = states(runs, folder)
+    counts = {state: list(found.values()).count(state) for state in trial_folder.STATES}
+    lines = [f"{folder}: {len(runs)} runs", "  " + ", ".join(f"{count} {state}" for state, count in counts.items())]
+    for key, state in found.items():
+        if state == trial_folder.RUNNING:
+            who = trial_folder.holder(folder / key) or {"process": "?", "host": "?", "since": "?"}
+            step = trial_folder.last_step(folder / key)
+            held = f"since {who['since']} by process {who['process']} on {who['host']}"
+            lines.append(f"  {trial_folder.RUNNING} {key}: at step {step}, {held}")
+        elif state == trial_folder.STARTED:
+            lines.append(f"  {trial_folder.STARTED} {key}: at step {trial_folder.last_step(folder / key)}")
+        elif state == trial_folder.FAILED:
+            failed = trial_folder.read(folder / key)["failed"]
+            lines.append(f"  {trial_folder.FAILED} {key}: {failed['stage']}.py, exit status {failed['status']}")
+            lines += [f"    {line}" for line in failed["lines"][-3:]]
+    return "\n".join([*lines, "  " + remaining(runs, folder, jobs)])
+
+
+def remaining(runs: Sequence[Run], folder: pathlib.Path, jobs: int = 1) -> str:
+    """Return how many runs are left and how long they will take, from the time that the finished ones took."""
+    found = states(runs, folder)
+    left = [run for run in runs if found[run.key] != trial_folder.FINISHED]
+    if not left:
+        return "nothing is left to do"
+    seconds = seconds_left(runs, left, folder)
+    if seconds is None:
+        return f"{len(left)} left; the time is known once one is finished"
+    at = time.strftime("%a %H:%M", time.localtime(time.time() + seconds / jobs))
+    return f"{len(left)} left, about {duration(seconds / jobs)} (until {at}, {jobs} at a time)"
+
+
+def seconds_left(runs: Sequence[Run], left: Sequence[Run], folder: pathlib.Path) -> float | None:
+    """Estimate the time for the runs that are left, in turn: by finished ones of the same cell, else by all.
+
+    None before a stage that is needed was finished anywhere.
+    """
+    spent = {run.key: _stage_seconds(folder / run.key) for run in runs}
+    total = 0.0
+    for run in left:
+        for stage in trial_folder.missing_stages(folder / run.key, run):
+            usual = _mean_for(run, runs, spent, stage)
+            if usual is None:
+                return None
+            done = _share_done(run, runs, folder) if stage == "train" else 0.0
+            total += usual * (1 - done)
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _stage_seconds(folder: pathlib.Path) -> dict[str, float]:
+    seconds = {stage: done["seconds"] for stage, done in trial_folder.read(folder).get("done", {}).items()}
+    if "train" in seconds:  # what a killed start spent is only known to the run itself
+        seconds["train"] = max(seconds["train"], trial_folder.training_seconds(folder) or 0.0)
+    return seconds
+
+
+def _mean_for(run: Run, runs: Sequence[Run], spent: Mapping[str, Any], stage: str) -> float | None:
+    for chosen in ([other for other in runs if other.cell == run.cell], runs):
+        seconds = [spent[other.key][stage] for other in chosen if stage in spent[other.key]]
+        if seconds:
+            return sum(seconds) / len(seconds)
+    return None
+
+
+def _share_done(run: Run, runs: Sequence[Run], folder: pathlib.Path) -> float:
+    """Return the share of its steps that an unfinished run has made, by a finished run of the same cell."""
+    for other in runs:
+        if other.cell == run.cell and trial_folder.is_done(folder / other.key, other, "train"):
+            return min(
+                1.0, trial_folder.last_step(folder / run.key) / max(1, trial_folder.last_step(folder / other.key))
+            )
+    return 0.0
+
 
 _PAUSE, _LOOK_AGAIN = 0.2, 5.0  # seconds between looks at processes, and at runs that other sweeps hold
 
@@ -36,8 +129,8 @@ def run_all(
     Returns:
       False when a signal stopped it.
     """
-    to_do = [run for run in runs if record.missing_stages(folder / run.key, run)]
-    left = collections.deque(groups.singly(to_do) if grouped is None else grouped)
+    to_do = [run for run in runs if trial_folder.missing_stages(folder / run.key, run)]
+    left = collections.deque(job.singly(to_do) if grouped is None else grouped)
     print(f"{len(runs) - len(to_do)} of {len(runs)} runs are finished, {len(to_do)} to do · {folder}", flush=True)
     free = collections.deque(environments or [{}] * jobs)
     began, active, waiting, look = time.time(), [], False, 0.0
@@ -57,7 +150,7 @@ def run_all(
                 free.append(each.slot)
                 look = 0.0
                 if len(each.group.runs) > 1 and each.outcome != job.STOPPED:  # to be evaluated each by itself
-                    left.extendleft(reversed(groups.singly(each.group.runs)))
+                    left.extendleft(reversed(job.singly(each.group.runs)))
                 _tell(each, runs, folder, jobs)
             time.sleep(_PAUSE)
     return not interrupt
@@ -95,11 +188,14 @@ def _fill(
 def _is_settled(run: Run, folder: pathlib.Path, began: float) -> bool:
     """Tell whether another sweep finished the run, or failed at it since this one began."""
     place = folder / run.key
-    return not record.missing_stages(place, run) or record.read(place).get("failed", {}).get("time", 0) >= began
+    return (
+        not trial_folder.missing_stages(place, run)
+        or trial_folder.read(place).get("failed", {}).get("time", 0) >= began
+    )
 
 
 def _doing(started: job.Job) -> str:
-    step = record.last_step(started.folder)
+    step = trial_folder.last_step(started.folder)
     if started.stages[0] == "train":
         return f"training, continuing after step {step}" if step else "training"
     return "evaluating"
@@ -118,10 +214,10 @@ def _tell(each: job.Job, runs: Sequence[Run], folder: pathlib.Path, jobs: int) -
     if each.outcome != job.FAILED:
         trained = len(each.group.runs) > 1 and each.outcome == job.FINISHED
         outcome = "trained" if trained else each.outcome
-        print(f"{_names(each.group.runs)}: {outcome} · {status.remaining(runs, folder, jobs)}", flush=True)
+        print(f"{_names(each.group.runs)}: {outcome} · {remaining(runs, folder, jobs)}", flush=True)
         return
     for run in each.group.runs:
-        failed = record.read(folder / run.key).get("failed")
+        failed = trial_folder.read(folder / run.key).get("failed")
         if failed is not None:
             last = failed["lines"][-1] if failed["lines"] else "it wrote nothing"
             print(f"{run.key}: {failed['stage']}.py failed: {last}", flush=True)

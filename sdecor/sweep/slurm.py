@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdecor.core.interrupt import Interrupt
-from sdecor.sweep import job, record
+from sdecor.sweep import job, trial_folder
 from sdecor.sweep.plan import SLURM, Run
 
 SHARED = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
@@ -35,7 +35,7 @@ class Task:
           RuntimeError: when it failed, so that Slurm counts the task as failed.
         """
         run, place = Run(**run), pathlib.Path(folder)
-        if not record.missing_stages(place / run.key, run):
+        if not trial_folder.missing_stages(place / run.key, run):
             return job.FINISHED
         with Interrupt() as interrupt:
             self.job = job.start(run, place, tries=_TRIES)
@@ -46,7 +46,7 @@ class Task:
                     job.stop(self.job, signal.SIGTERM)
                 time.sleep(_PAUSE)
         if self.job.outcome == job.FAILED:
-            failed = record.read(self.job.folder)["failed"]
+            failed = trial_folder.read(self.job.folder)["failed"]
             raise RuntimeError(f"{failed['stage']}.py of {run.key} failed:\n" + "\n".join(failed["lines"]))
         return self.job.outcome
 
@@ -70,7 +70,10 @@ def submit(runs: Sequence[Run], folder: pathlib.Path, options: dict[str, Any], j
     Raises:
       ValueError: when submitit is missing, or does not know an option.
     """
-    submitit, left = _submitit(), [run for run in runs if record.state(folder / run.key, run) not in _NOT_SUBMITTED]
+    submitit, left = (
+        _submitit(),
+        [run for run in runs if trial_folder.state(folder / run.key, run) not in _NOT_SUBMITTED],
+    )
     if not left:
         return []
     options = DEFAULTS | options
@@ -105,7 +108,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-_NOT_SUBMITTED = (record.FINISHED, record.RUNNING)
+_NOT_SUBMITTED = (trial_folder.FINISHED, trial_folder.RUNNING)
 
 
 def _value(text: str) -> Any:

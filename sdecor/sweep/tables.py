@@ -16,8 +16,7 @@ from sdecor.report.wording import (
     title,
 )
 from sdecor.sweep import collect
-from sdecor.sweep.collect import TIME, Result
-from sdecor.sweep.comparisons import Comparison
+from sdecor.sweep.collect import TIME, Comparison, Result
 
 _COLUMNS = 6  # measures side by side
 _LATEX = {

@@ -6,9 +6,8 @@ from typing import Any
 
 from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
-from sdecor.sweep import collect, comparisons, figures, plan, source, tables
-from sdecor.sweep.collect import TIME, Result
-from sdecor.sweep.comparisons import EXPLORATORY, PLANNED, Comparison
+from sdecor.sweep import collect, figures, plan, tables
+from sdecor.sweep.collect import EXPLORATORY, PLANNED, TIME, Comparison, Result
 from sdecor.sweep.plan import Sweep
 
 FORMATS = ("pdf", "svg", "png")
@@ -21,23 +20,23 @@ def write(folder: pathlib.Path) -> str:
     Raises:
       ValueError: when there is no sweep.
     """
-    sweep = source.read(folder)
+    sweep = plan.read(folder)
     results = collect.collect(sweep, folder)
     output = folder / plan.REPORT
     output.mkdir(exist_ok=True)
     means, chances = collect.means(results), collect.chances(results)
-    compared = comparisons.compare(sweep, results)
+    compared = collect.compare(sweep, results)
     rows = [
         [cell, key, entry.n, *entry[:3], chances.get(cell, {}).get(key)]
         for cell, found in means.items()
         for key, entry in found.items()
     ]
     shown, shown_results = collect.with_forms(sweep, results)
-    shown_means, shown_compared = collect.means(shown_results), comparisons.compare(shown, shown_results)
+    shown_means, shown_compared = collect.means(shown_results), collect.compare(shown, shown_results)
     files = {
         "results.csv": collect.results_csv(results),
         "means.csv": collect.to_csv(MEANS, rows),
-        "differences.csv": collect.to_csv(comparisons.HEADER, [each.row() for each in compared]),
+        "differences.csv": collect.to_csv(collect.HEADER, [each.row() for each in compared]),
     }
     drawn = draw(shown, shown_results, shown_means)
     for name, figure in drawn.items():

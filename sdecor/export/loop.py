@@ -1,0 +1,313 @@
+"""The export loop: examples are read, explained on all devices and written, all at once and in bounded memory."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from sdecor.core import commands, files, parallel
+from sdecor.core.interrupt import Interrupt
+from sdecor.export import lock, programs
+from sdecor.export.encode import COUNTS
+from sdecor.export.feed import Block, FeedBatch, Reader, check_labels
+from sdecor.export.layout import Layout
+from sdecor.export.plan import Options, make_plan
+from sdecor.export.store import Pending, Store, recorded
+
+
+class Ranges:
+    """The ranges under way in this process.
+
+    Attributes:
+      bytes: what is written so far.
+
+    Args:
+      store: where they are written.
+      layout: what a range comprises.
+      count: the number of examples, None where it is unknown.
+    """
+
+    def __init__(self, store: Store, layout: Layout, count: int | None):
+        self.bytes = 0
+        self._store, self._layout, self._count = store, layout, count
+        self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._records: dict[int, dict[str, Any]] = {}
+        self._pending: collections.deque[Pending] = collections.deque()
+
+    def add(self, block: Block, arrays: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> None:
+        """Take the rows of a block: `arrays` `[size, …]` of which the first are its examples, and counts `[size, 3]`.
+
+        A range whose last block this is starts to be written.
+        """
+        n, first = len(block.names), block.start - block.start % self._layout.range_rows
+        if first not in self._open:
+            self._open[first] = {
+                spec.name: np.empty((self._layout.range_rows, *spec.tail), spec.dtype) for spec in self._layout.arrays
+            }
+            nothing = {name: dict.fromkeys(COUNTS, 0) for name in counts}
+            self._records[first] = {"names": [], "skipped": [], "counts": nothing}
+        rows, record = slice(block.start - first, block.start - first + n), self._records[first]
+        skipped = [each.index - first for each in block.skipped]
+        real = np.ones(n, bool)
+        real[[place - rows.start for place in skipped]] = False
+        for spec in self._layout.arrays:
+            target = self._open[first][spec.name]
+            if spec.name == "example_id":
+                target[rows] = np.arange(block.start, block.start + n)
+                continue
+            target[rows] = arrays[spec.name][:n]
+            if skipped:
+                target[skipped] = _missing(spec.fill, target.dtype)
+        for name, values in counts.items():
+            for column, total in zip(COUNTS, values[:n][real].sum(0), strict=True):
+                record["counts"][name][column] += int(total)
+        record["names"] += block.names
+        record["skipped"] += [each._asdict() for each in block.skipped]
+        stop = block.start + n
+        if stop == first + self._layout.range_rows or stop == self._count:
+            self._write(first, stop)
+
+    def write_rest(self) -> None:
+        """Write the last range of data whose number was unknown."""
+        for first in list(self._open):
+            self._write(first, first + len(self._records[first]["names"]))
+
+    def wait(self) -> None:
+        """Wait until all that was handed over is durable."""
+        while self._pending:
+            self.bytes += self._pending.popleft().result()
+
+    def _write(self, start: int, stop: int) -> None:
+        arrays = {name: values[: stop - start] for name, values in self._open.pop(start).items()}
+        self._pending.append(self._store.write(start, stop, arrays, self._records.pop(start)))
+        while len(self._pending) > 2:
+            self.bytes += self._pending.popleft().result()
+
+
+def _missing(fill: float | int | None, dtype: np.dtype) -> float | int:
+    if fill is not None:
+        return fill
+    return np.nan if np.issubdtype(dtype, np.floating) else 0
+
+
+POLL_SECONDS = 1.0  # between two looks at what other processes do
+
+
+class Job(NamedTuple):
+    """What the loop works with."""
+
+    task: programs.Task
+    reader: Reader
+    layout: Layout
+    store: Store
+    ranges: Ranges
+    stop: Callable[[], bool]
+    advance: Callable[[int], Any]
+
+
+def wanted(job: Job) -> Callable[[int], bool]:
+    """Return whether a block that starts at an example is this process's to compute."""
+    rows, process, processes = job.layout.range_rows, jax.process_index(), jax.process_count()
+
+    def is_wanted(start: int) -> bool:
+        inside = job.reader.count is None or start < job.reader.count
+        return inside and start // rows % processes == process and not job.store.done(start - start % rows)
+
+    return is_wanted
+
+
+def check_batch(job: Job, batch: FeedBatch, count: int | None) -> None:
+    if batch.total is not None and batch.total != count:
+        raise ValueError(f"num_examples = {count}: data has {batch.total} examples")
+    attributes = job.layout.attributes
+    size, classes, needed = attributes["device_batch"], attributes["num_classes"], job.task.target == "label"
+    for place, block in enumerate(batch.blocks):
+        labels = batch.arrays["label"][place * size : place * size + len(block.names)]
+        check_labels(labels, classes, start=block.start, needed=needed)
+
+
+@contextlib.contextmanager
+def kept(job: Job) -> Iterator[None]:
+    """Keep what is on its way to the disk when something goes wrong, and say how to continue."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            job.ranges.wait()
+        with contextlib.suppress(Exception):
+            job.store.ask_to_stop()
+        of = "" if job.reader.count is None else f" of {job.reader.count}"
+        told = f"{job.store.finished}{of} examples are finished and kept: run the same command to continue"
+        if "cannot be read" in str(error):
+            told += ", with on_error=skip to leave out and record what cannot be read"
+        if isinstance(error, ValueError):
+            raise ValueError(f"{error}\n{told}") from error
+        error.add_note(told)
+        raise
+
+
+def stopping(store: Store, interrupt: Interrupt, held: Any) -> Callable[[], bool]:
+    """Return whether to stop, for a signal here or in another process of the job."""
+    alone, looked, found = jax.process_count() == 1, -POLL_SECONDS, False
+
+    def stop() -> bool:
+        nonlocal looked, found
+        if held is not None:
+            held.check()
+        if interrupt and not found:
+            found = True
+            if not alone:
+                store.ask_to_stop()
+        if not alone and not found and time.monotonic() - looked >= POLL_SECONDS:
+            looked, found = time.monotonic(), store.asked_to_stop()
+        return found
+
+    return stop
+
+
+@contextlib.contextmanager
+def progressing(
+    progress: bool | Callable[[int], Any], path: str, count: int | None, store: Store, ranges: Ranges
+) -> Iterator[Callable[[int], Any]]:
+    """Give the function that is told of examples done: the caller's own, or one that moves a bar."""
+    if callable(progress):
+        yield progress
+        return
+    shown = bool(progress) and parallel.is_main_process()
+    initial = store.finished if shown else 0
+    with commands.progress_bar(total=count, initial=initial, description=path, enabled=shown) as bar:
+
+        def advance(done: int) -> None:
+            everywhere = done * jax.process_count()
+            bar.set_postfix_str(f"{ranges.bytes / 1e6:.1f} MB written", refresh=False)
+            bar.update(everywhere if count is None else min(everywhere, count - bar.n))
+
+        yield advance
+
+
+class Summary(NamedTuple):
+    """What an export did.
+
+    Attributes:
+      path: where it is.
+      examples: how many examples there are, None while that is unknown.
+      finished: how many of them are durable, by all processes.
+      computed: how many this process computed in this start.
+      bytes: how much it wrote.
+      seconds: how long it took.
+      complete: whether all examples are exported and the store is finished.
+    """
+
+    path: str
+    examples: int | None
+    finished: int
+    computed: int
+    bytes: int
+    seconds: float
+    complete: bool
+
+    def __str__(self) -> str:
+        if self.complete:
+            before = "" if self.computed else ", finished before: nothing to do"
+            return f"{self.path}: {self.examples} examples{before}"
+        known = "" if self.examples is None else f" of {self.examples}"
+        return f"{self.path}: stopped, {self.finished}{known} examples are finished. Run the same command to continue."
+
+
+def run(
+    task: programs.Task, variables: Any, reader: Reader, path: epath.PathLike, *, provenance: Any, options: Options
+) -> Summary:
+    """Export what `reader` reads as `task` says; see `export` for what it raises."""
+    began = time.monotonic()
+    files.check_output("path", path)
+    found = recorded(path) or {}
+    task, layout = make_plan(task, variables, reader, provenance, options, found)
+    with contextlib.ExitStack() as stack:
+        held, store = _open(stack, path, layout, reader.count, options.check)
+        ranges = Ranges(store, layout, reader.count)
+        computed, count, complete = 0, found.get("num_examples"), store.complete
+        if not complete:
+            stop = stopping(store, stack.enter_context(Interrupt()), held)
+            advance = stack.enter_context(progressing(options.progress, str(path), reader.count, store, ranges))
+            job = Job(task, reader, layout, store, ranges, stop, advance)
+            variables, key = parallel.replicate((variables, jax.random.key(options.seed)))
+            computed, count = _compute(job, variables, key)
+            complete = count is not None and _finish(job, count)
+        seconds, finished = time.monotonic() - began, store.finished
+        return Summary(str(path), count or reader.count, finished, computed, ranges.bytes, seconds, complete)
+
+
+def _open(
+    stack: contextlib.ExitStack, path: epath.PathLike, layout: Layout, count: int | None, check: str
+) -> tuple[Any, Store]:
+    """Return the lock, None but in the main process, and the store; where one process cannot open it, all raise."""
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    held = store = error = None
+    for mains_turn in (True, False):  # it creates what the others open
+        if mains_turn == parallel.is_main_process():
+            try:
+                held = stack.enter_context(lock.hold(path)) if mains_turn else None
+                store = stack.enter_context(Store(path, layout, num_examples=count, check=check, **place))
+            except Exception as problem:
+                error = problem
+        if parallel.any_process(error is not None):
+            raise error or ValueError(f"another process of this job could not open {path}: its message says why")
+    return held, store
+
+
+def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]:
+    """Compute and write this process's ranges.
+
+    Returns:
+      How many examples were computed, and how many there are in all; None for the latter where it was stopped.
+    """
+    compiled, size = programs.compiled(job.task), job.layout.attributes["device_batch"]
+    feed = job.reader.feed(wanted(job), size, jax.local_device_count())
+    computed, count, pending, failure = 0, job.reader.count, None, None
+    with kept(job), contextlib.closing(feed) as batches:
+        while not (stopped := job.stop()):
+            try:
+                if (batch := next(batches, None)) is None:
+                    break
+                count = batch.total if count is None else count
+                check_batch(job, batch, count)
+            except Exception as error:
+                failure = error  # raised when the batch before it is in its range
+                break
+            if batch.blocks:
+                outputs = compiled(variables, parallel.put(batch.arrays), key)
+                parallel.fetch_ahead(outputs)
+                computed += _collect(job, *pending) if pending else 0
+                pending = batch, outputs
+        computed += _collect(job, *pending) if pending else 0
+        if failure is not None:
+            raise failure
+        if not stopped:
+            job.ranges.write_rest()
+        job.ranges.wait()
+    return computed, None if stopped else count
+
+
+def _collect(job: Job, batch: FeedBatch, outputs: Any) -> int:
+    """Put a batch's results into their ranges; return the number of examples."""
+    size = job.layout.attributes["device_batch"]
+    for place, (arrays, counts) in enumerate(parallel.parts(outputs)[: len(batch.blocks)]):
+        label = batch.arrays["label"][place * size : (place + 1) * size]
+        job.ranges.add(batch.blocks[place], arrays | {"label": label}, counts)
+    done = sum(len(block.names) for block in batch.blocks)
+    job.advance(done)
+    return done
+
+
+def _finish(job: Job, count: int) -> bool:
+    """Wait for the other processes' ranges and finish the store; return False when asked to stop."""
+    while jax.process_count() > 1 and job.store.finished < count:
+        if job.stop():
+            return False
+        time.sleep(POLL_SECONDS)
+    return job.store.wait_and_finish(count) or not parallel.is_main_process()
