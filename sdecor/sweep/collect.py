@@ -17,7 +17,8 @@ from sdecor.training import run_folder
 TIME = "training_seconds"
 OTHERWISE = "evaluated otherwise"
 NOT_RUN = {
-    trial_folder.LEFT: "not run", trial_folder.STARTED: "not finished", trial_folder.RUNNING: "still running", trial_folder.FAILED: "failed"
+    trial_folder.LEFT: "not run", trial_folder.STARTED: "not finished",
+    trial_folder.RUNNING: "still running", trial_folder.FAILED: "failed",
 }  # fmt: skip
 RESULTS = ("cell", "seed", "overrides", "step", "measure", "value", "n")
 

@@ -540,6 +540,6 @@ from sdecor.data import create_dataset
 data = create_dataset('sdecor_fake', data_dir={str(tmp_path)!r})
 assert data.source('test')[0]['image'].shape == (12, 10, 3)
 """
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)

@@ -12,7 +12,7 @@ import sweeps
 
 from sdecor.sweep import plan, slurm, trial_folder
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Executor:
@@ -102,7 +102,7 @@ print(task(*arguments))
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR2, 7), (signal.SIGTERM, 0)])
 def test_warned_task_saves_and_goes_on_when_queued_again(tmp_path, number, status):
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}"}
     start = [sys.executable, "-c", DRIVER, str(tmp_path)]
     process = subprocess.Popen([*start, "3.0"], env=env)
     rows = tmp_path / "ce/seed0/metrics.jsonl"

@@ -13,7 +13,7 @@ import tensorstore as ts
 
 from sdecor.export.lock import Lease, hold
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from sdecor.export.lock import hold

@@ -18,7 +18,7 @@ def peak(path: pathlib.Path, count: int, kind: str) -> tuple[float, float]:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}-export"}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = [sys.executable, str(tiny_runs.ROOT / "tests/export_many.py"), str(path), str(count), kind]
+    program = [sys.executable, str(tiny_runs.ROOT / "tests/helpers/export_many.py"), str(path), str(count), kind]
     process = tiny_runs.start(program, env)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -16,7 +16,7 @@ import tiny_runs as trained
 from sdecor.sweep import __main__ as command_line
 from sdecor.sweep import check, commands, dry, job, local, plan, trial_folder
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ sys.exit(0 if done else 130)
 
 def drive(folder: pathlib.Path, seconds: float = 1.0) -> subprocess.Popen:
     """Start a sweep of stand-ins as a process."""
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}"}
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(seconds)], env=env, text=True)
 
 

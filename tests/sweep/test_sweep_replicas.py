@@ -14,7 +14,7 @@ from sdecor.sweep import __main__ as command_line
 from sdecor.sweep import commands, job, local, plan, trial_folder
 from sdecor.training import logbook, run_folder
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 CELLS = [
     ("ce", {"method": "ce"}),
     ("sgt", {"method": "sgt"}),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = {
     "data.name": "folder",
     "data.canvas": 8,

@@ -18,7 +18,7 @@ def start(path: pathlib.Path, *job: object, devices: int = 1):
     env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     return tiny_runs.start(
-        [sys.executable, str(tiny_runs.ROOT / "tests/export_job.py"), str(path), *map(str, job)], env
+        [sys.executable, str(tiny_runs.ROOT / "tests/helpers/export_job.py"), str(path), *map(str, job)], env
     )
 
 

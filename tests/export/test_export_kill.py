@@ -151,7 +151,13 @@ def command(path: pathlib.Path, *job: object) -> subprocess.Popen:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}-export"}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = [sys.executable, str(tiny_runs.ROOT / "tests/export_program.py"), str(path), "plain", *map(str, job)]
+    program = [
+        sys.executable,
+        str(tiny_runs.ROOT / "tests/helpers/export_program.py"),
+        str(path),
+        "plain",
+        *map(str, job),
+    ]
     return tiny_runs.start(program, env)
 
 

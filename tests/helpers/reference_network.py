@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FOLDER = pathlib.Path(__file__).parent / "references"
+FOLDER = pathlib.Path(__file__).parents[1] / "references"
 CLASSES = 5
 
 

@@ -17,7 +17,7 @@ import tiny_runs
 
 def answers(program: str, lists: list[list[str]], env: dict[str, str] | None = None) -> list[tuple[int, str]]:
     """Return the exit status and the output (with errors) of each command line."""
-    environment = os.environ | (env or {}) | {"PYTHONPATH": f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}"}
+    environment = os.environ | (env or {}) | {"PYTHONPATH": f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests/helpers'}"}
     command = [sys.executable, __file__, program]
     options = {"cwd": tiny_runs.ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     process = subprocess.run(command, input=json.dumps(lists), **options)
