@@ -75,7 +75,7 @@ def config_fields(path: pathlib.Path) -> set[str]:
     """Return what a file reads from a `config` (`config.optim`), and the config library if it imports that."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     fields = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}
-    return fields | ({"ml_collections"} & imports(path))
+    return (fields - set(dir(dict))) | ({"ml_collections"} & imports(path))
 
 
 def test_configs_are_read_where_the_design_says():
