@@ -27,11 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from networks import NETWORKS, Network, jax_network, torch_network  # noqa: E402
+from networks import NETWORKS, Network, jax_network, torch_network
 
-from sdecor.attribution import METHODS, explain  # noqa: E402
-from sdecor.attribution.methods import Cost, cost  # noqa: E402
-from sdecor.attribution.targets import score_of  # noqa: E402
+from sdecor.attribution import METHODS, explain
+from sdecor.attribution.methods import Cost, cost
+from sdecor.attribution.targets import score_of
 
 try:
     import torch

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor.attribution import METHODS, explain  # noqa: E402
-from sdecor.models import create_model  # noqa: E402
+from sdecor.attribution import METHODS, explain
+from sdecor.models import create_model
 
 # The option of a method that says how many evaluations an image takes; the others have a fixed number.
 MANY = {

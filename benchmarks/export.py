@@ -26,17 +26,17 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor.core import parallel  # noqa: E402
-from sdecor.evaluation import Setup, choose_methods  # noqa: E402
-from sdecor.evaluation.programs import images_of, network  # noqa: E402
-from sdecor.export import Options, export_split  # noqa: E402
-from sdecor.export.programs import (  # noqa: E402
+from sdecor.core import parallel
+from sdecor.evaluation import Setup, choose_methods
+from sdecor.evaluation.programs import images_of, network
+from sdecor.export import Options, export_split
+from sdecor.export.programs import (
     Task,
     compiled,
     fitting_chunk_size,
-    named,  # noqa: E402
+    named,
 )
-from sdecor.models import create_model  # noqa: E402
+from sdecor.models import create_model
 
 POOL = 256  # different images
 

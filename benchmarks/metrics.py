@@ -34,12 +34,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from attribution import best_times  # noqa: E402
-from jax.extend import core  # noqa: E402
-from networks import NETWORKS, draw, jax_network  # noqa: E402
+from attribution import best_times
+from jax.extend import core
+from networks import NETWORKS, draw, jax_network
 
-from sdecor.attribution import METHODS, reduce  # noqa: E402
-from sdecor.metrics import DATASET_METRICS, METRICS, redraw  # noqa: E402
+from sdecor.attribution import METHODS, reduce
+from sdecor.metrics import DATASET_METRICS, METRICS, redraw
 
 try:
     from quantus_metrics import counterparts

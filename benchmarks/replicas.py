@@ -25,30 +25,27 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor import models
-from sdecor.core import parallel, rng  # noqa: E402
-from sdecor.data.augment import normalise  # noqa: E402
-from sdecor.training import members, steps
-from sdecor.training.objective import Objective  # noqa: E402
-from sdecor.training.state import (
-    create_optimizer,
-    create_train_state,  # noqa: E402
-)
+from sdecor.core import parallel, rng
+from sdecor.data.augment import normalise
+from sdecor.training import members, steps, terms
+from sdecor.training.objective import Masking, Objective, Ramp
+from sdecor.training.state import create_optimizer, create_train_state
 
 CLASSES = 10
 METHODS = {
-    "ce": Objective(consistency=False, decorrelation=False),
-    "sgt": Objective(decorrelation=False),
-    "decor": Objective(consistency=False),
-    "sdecor": Objective(),
-    "gradpen": Objective(consistency=False, decorrelation=False, gradient_penalty=True),
+    "ce": Objective(),
+    "sgt": Objective({"consistency": terms.consistency}, masking=Masking()),
+    "decor": Objective({"decorrelation": terms.decorrelation}),
+    "sdecor": Objective({"consistency": terms.consistency, "decorrelation": terms.decorrelation}, masking=Masking()),
+    "gradpen": Objective({"gradient_penalty": terms.gradient_penalty}, penalty_of="cross_entropy"),
 }
-HYPER = dict.fromkeys(steps.HYPER, 0.0) | {
-    "learning_rate": 1e-3,
-    "consist_weight": 1.0,
-    "decor_weight": 0.1,
-    "gradient_penalty_weight": 0.1,
-    "mask_fraction": 0.5,
-}
+WEIGHTS = {"consistency": 1.0, "decorrelation": 0.1, "gradient_penalty": 0.1}
+HYPER = steps.Hyper(
+    learning_rate=np.float32(1e-3),
+    weight_decay=np.float32(0),
+    mask_fraction=Ramp(np.float32(0.5), np.float32(0)),
+    weights={name: Ramp(np.float32(weight), np.float32(0)) for name, weight in WEIGHTS.items()},
+)
 
 
 class Dense(nn.Module):
@@ -100,11 +97,10 @@ def build(name: str, replicas: int | None, options: argparse.Namespace) -> tuple
     model, tx, shape = create_model(name), create_optimizer("adamw"), (options.size, options.size, 3)
     batches = [create_batch(seed, options.batch_size, options.size) for seed in range(replicas or 1)]
     sharded = [parallel.shard(batch) for batch in batches]
-    hyper = {name: np.float32(value) for name, value in HYPER.items()}
     if replicas is not None:
-        step, batch, hyper = members.lift(step), members.stack(sharded, axis=1), members.stack([hyper] * replicas)
+        step, batch, hyper = members.lift(step), members.stack(sharded, axis=1), members.stack([HYPER] * replicas)
     else:
-        batch = sharded[0]
+        batch, hyper = sharded[0], HYPER
     seeds = 0 if replicas is None else list(range(replicas))
     state = parallel.replicate(create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=shape))
     arguments = jax.device_put(batch), parallel.replicate(hyper), parallel.replicate(rng.run_key(seeds, 1))

@@ -28,26 +28,26 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor import masking, models
-from sdecor.core import parallel  # noqa: E402
-from sdecor.data.augment import normalise  # noqa: E402
-from sdecor.training import steps
-from sdecor.training.objective import Objective  # noqa: E402
-from sdecor.training.state import (
-    create_optimizer,
-    create_train_state,  # noqa: E402
-)
+from sdecor.core import parallel
+from sdecor.data.augment import normalise
+from sdecor.training import steps, terms
+from sdecor.training.objective import Masking, Objective, Ramp
+from sdecor.training.state import create_optimizer, create_train_state
 
 MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
-CE = Objective(consistency=False, decorrelation=False)
-SDECOR = Objective()  # the paper's: the covariance of the last features
-DENSITY = Objective(form="density", spatial="positions", rectify=True)  # of all activations, as form=density sets it
-HYPER = dict.fromkeys(steps.HYPER, np.float32(0)) | {
-    "learning_rate": np.float32(1e-3),
-    "consist_weight": np.float32(1),
-    "decor_weight": np.float32(1),
-    "gradient_penalty_weight": np.float32(0.1),
-    "mask_fraction": np.float32(0.5),
-}
+CONSISTENCY, MASKING = {"consistency": terms.consistency}, Masking()
+COVARIANCE = {"decorrelation": terms.decorrelation}  # the paper's: of the last features
+OPTIONS = {"spatial": "positions", "rectify": True}  # as form=density sets them: of all activations
+DENSITIES = {"decorrelation": partial(terms.decorrelation, form="density", **OPTIONS)}
+DENSITY = Objective(CONSISTENCY | DENSITIES, masking=MASKING, watch=partial(terms.watch, **OPTIONS))
+CE, SDECOR = Objective(), Objective(CONSISTENCY | COVARIANCE, masking=MASKING)
+WEIGHTS = {"consistency": 1.0, "decorrelation": 1.0, "gradient_penalty": 0.1}
+HYPER = steps.Hyper(
+    learning_rate=np.float32(1e-3),
+    weight_decay=np.float32(0),
+    mask_fraction=Ramp(np.float32(0.5), np.float32(0)),
+    weights={name: Ramp(np.float32(weight), np.float32(0)) for name, weight in WEIGHTS.items()},
+)
 
 
 def given_mask(key: jax.Array, saliency: jax.Array, **options: Any) -> jax.Array:
@@ -69,19 +69,19 @@ def variants() -> dict[str, tuple[Objective, Any]]:
     constant_ranking = partial(mock.patch.object, masking, "rank_saliency", no_saliency)
     return {
         "ce": (CE, nothing),
-        "sgt (shared)": (dataclasses.replace(SDECOR, decorrelation=False), nothing),
-        "decor": (dataclasses.replace(SDECOR, consistency=False), nothing),
-        "decor (density)": (dataclasses.replace(DENSITY, consistency=False), nothing),
-        "gradpen": (dataclasses.replace(CE, gradient_penalty=True), nothing),
+        "sgt (shared)": (Objective(CONSISTENCY, masking=MASKING), nothing),
+        "decor": (Objective(COVARIANCE), nothing),
+        "decor (density)": (dataclasses.replace(DENSITY, terms=DENSITIES, masking=None), nothing),
+        "gradpen": (Objective({"gradient_penalty": terms.gradient_penalty}, penalty_of="cross_entropy"), nothing),
         "sdecor (shared)": (SDECOR, nothing),
-        "sdecor (frozen)": (dataclasses.replace(SDECOR, forward="frozen"), nothing),
-        "sdecor (eval)": (dataclasses.replace(SDECOR, forward="eval"), nothing),
+        "sdecor (frozen)": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen")), nothing),
+        "sdecor (eval)": (dataclasses.replace(SDECOR, masking=Masking(forward="eval")), nothing),
         "sdecor (density)": (DENSITY, nothing),
         "· without selection": (SDECOR, no_selection),
         "· without the saliency's pull-back": (SDECOR, constant_ranking),
-        "· fill by zeros": (dataclasses.replace(SDECOR, fill="zero"), nothing),
+        "· fill by zeros": (dataclasses.replace(SDECOR, masking=Masking(fill="zero")), nothing),
         "· without selection, zeros, decorrelation": (
-            dataclasses.replace(SDECOR, fill="zero", decorrelation=False),
+            Objective(CONSISTENCY, masking=Masking(fill="zero")),
             no_selection,
         ),
     }
@@ -92,7 +92,7 @@ def build(
 ) -> tuple[Callable, float]:
     """Compile one variant; return a function that takes one step and waits, and the compiler's count of operations."""
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
-    if objective.decorrelation and objective.rectify:
+    if objective.watch is DENSITY.watch:
         model = models.Tap(model, model.activations)
     tx = create_optimizer("sgd")
     shape = (size, size, 3)

@@ -15,13 +15,13 @@ and every field can be changed on the command line: `--config.optim.lr=0.01`.
 
 from ml_collections import ConfigDict, config_dict
 
-# Weights of (consistency, decorrelation, gradient penalty) by name, as multiples of those below.
+# Training methods by name: the groups below whose terms the loss has. The weights of the others become 0.
 METHODS = {
-    "ce": (0.0, 0.0, 0.0),
-    "sgt": (1.0, 0.0, 0.0),
-    "decor": (0.0, 1.0, 0.0),
-    "sdecor": (1.0, 1.0, 0.0),
-    "gradpen": (0.0, 0.0, 1.0),
+    "ce": (),
+    "sgt": ("consistency",),
+    "decor": ("decorrelation",),
+    "sdecor": ("consistency", "decorrelation"),
+    "gradpen": ("gradient_penalty",),
 }
 
 # What enters the last linear layer; or all that ReLUs let through, each position of a map as a sample.
@@ -176,11 +176,10 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
                 f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
                 f"method={'|'.join(METHODS)}, model=NAME, form={'|'.join(forms)} and runlocal"
             )
-    consist, decor, gradpen = METHODS[config.method]
-    config.consistency.weight *= consist
-    config.decorrelation.weight *= decor
-    config.gradient_penalty.weight *= gradpen
-    if decor == 0:
+    for group in sorted({group for groups in METHODS.values() for group in groups}):
+        if group not in METHODS[config.method]:
+            config[group].weight = 0.0
+    if "decorrelation" not in METHODS[config.method]:
         config.decorrelation.variance_weight = 0.0
     if any(name == "runlocal" for name, _, _ in words):
         shrink(config)

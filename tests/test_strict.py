@@ -9,7 +9,6 @@ import numpy as np
 
 from sdecor import attribution, losses, masking, metrics, models
 from sdecor.data.augment import augment, center_crop, denormalise, normalise, to_float
-from sdecor.training import objective as training
 from sdecor.training.specification import saliency_decor
 
 N, SIDE, CLASSES = 4, 12, 5
@@ -168,9 +167,9 @@ def test_metrics():
 
 
 def test_training_step_with_every_term():
-    plain = training.Objective(variance=True, saliency_of="log_probability", order="alternate", fill="blur")
-    frozen = training.Objective(forward="frozen", form="density", rectify=True, gradient_penalty=True)
-    whitened = training.Objective(forward="eval", form="whitening", label_smoothing=0.1)
+    plain = networks.objective(variance=True, saliency_of="log_probability", order="alternate", fill="blur")
+    frozen = networks.objective(forward="frozen", form="density", rectify=True, gradient_penalty=True)
+    whitened = networks.objective(forward="eval", form="whitening", label_smoothing=0.1)
     with jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(lambda: networks.tiny_state(networks.tiny_model("batch"), ema=True))
         for objective in (plain, frozen, whitened):

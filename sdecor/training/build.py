@@ -18,8 +18,11 @@ from sdecor import attribution, losses, masking, models
 from sdecor.core import parallel, rng
 from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
-from sdecor.training import objective, replicas
+from sdecor.training import replicas
+from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
+from sdecor.training.steps import Hyper
+from sdecor.training.terms import METHODS, TERMS, Term, watch
 
 MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")
 
@@ -76,23 +79,21 @@ def _check_training(config: ConfigDict) -> None:
 
 def _check_method(config: ConfigDict) -> None:
     """Raise where the weights are not those of the method that tables will name the run by."""
-    check_choice("config.method", config.method, objective.METHODS)
-    decor = config.decorrelation
-    check_range("config.decorrelation.weight", decor.weight, 0)
-    check_range("config.decorrelation.variance_weight", decor.variance_weight, 0)
-    weights = {
-        "consistency": config.consistency.weight,
-        "decorrelation": max(decor.weight, decor.variance_weight),
-        "gradient_penalty": config.gradient_penalty.weight,
-    }
-    for (group, weight), has_term in zip(weights.items(), objective.METHODS[config.method], strict=True):
-        check_range(f"config.{group}.weight", weight, 0)
-        _check_if_set(f"config.{group}.ramp_epochs", config[group].ramp_epochs, 0)
-        if (weight > 0) != has_term:
+    check_choice("config.method", config.method, METHODS)
+    weights: dict[str, dict[str, float]] = {}  # by config group
+    for term in TERMS.values():
+        weight = get_field(config, term.weight)
+        check_range(f"config.{term.weight}", weight, 0)
+        _check_if_set(f"config.{term.ramp}", get_field(config, term.ramp), 0)
+        weights.setdefault(term.weight.partition(".")[0], {})[term.weight] = weight
+    for group, found in weights.items():
+        has_term = group in METHODS[config.method]
+        if any(found.values()) != has_term:
+            field, weight = next(iter(found.items()))
             right = "above 0" if has_term else "0"
             raise ValueError(
-                f"config.{group}.weight = {weight!r} contradicts config.method = {config.method!r}, where it is "
-                f"{right}: choose the method by the config string, --config=FILE:method={'|'.join(objective.METHODS)}"
+                f"config.{field} = {weight!r} contradicts config.method = {config.method!r}, where it is "
+                f"{right}: choose the method by the config string, --config=FILE:method={'|'.join(METHODS)}"
             )
 
 
@@ -106,7 +107,7 @@ def _check_terms(config: ConfigDict) -> None:
     check_choice("config.masking.order", masks.order, masking.ORDERS)
     check_choice("config.masking.fill", masks.fill, masking.FILLS)
     check_range("config.masking.blur_sigma", masks.blur_sigma, 0, low_open=True)
-    check_choice("config.masking.forward", masks.forward, objective.FORWARDS)
+    check_choice("config.masking.forward", masks.forward, FORWARDS)
     check_choice("config.decorrelation.form", decor.form, losses.FORMS)
     check_choice("config.decorrelation.spatial", decor.spatial, losses.SPATIALS)
     check_range("config.decorrelation.iterations", decor.iterations, 1)
@@ -235,7 +236,7 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
             raise ValueError(f"replica {replica.name}: {error}") from error
         configs.append(own)
     for field in replicas.WEIGHTS:
-        weights = [functools.reduce(getitem, field.split("."), own) for own in configs]
+        weights = [get_field(own, field) for own in configs]
         if min(weights) == 0 < max(weights):
             raise ValueError(
                 f"config.{field} is 0 in some replicas and above 0 in others ({weights}): a term of weight 0 is not "
@@ -255,53 +256,53 @@ def create_state(
     return parallel.replicate(create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
 
 
-def create_objective(config: ConfigDict) -> objective.Objective:
-    """Collect the static choices of the loss; a term whose weight is 0 is not computed."""
-    consistency, masks, decor = config.consistency, config.masking, config.decorrelation
-    return objective.Objective(
-        consistency=consistency.weight > 0,
-        decorrelation=decor.weight > 0,
-        gradient_penalty=config.gradient_penalty.weight > 0,
+def create_objective(config: ConfigDict) -> Objective:
+    """Bind the terms whose weight is above 0 to their options, and collect the other static choices of the loss."""
+    terms = {
+        name: partial(term.function, **{field.rpartition(".")[2]: get_field(config, field) for field in term.options})
+        for name, term in _used_terms(config).items()
+    }
+    decor = config.decorrelation
+    rectify = decor.rectify and bool({"decorrelation", "variance"} & set(terms))
+    return Objective(
+        terms=terms,
         label_smoothing=config.train.label_smoothing,
-        direction=consistency.direction,
-        stop_gradient=consistency.stop_gradient,
-        rank_by=masks.rank_by,
-        saliency_of=masks.saliency_of,
-        order=masks.order,
-        fill=masks.fill,
-        blur_sigma=masks.blur_sigma,
-        forward=masks.forward,
-        form=decor.form,
-        spatial=decor.spatial,
-        rectify=decor.rectify,
-        variance=decor.variance_weight > 0,
-        epsilon=decor.epsilon,
-        iterations=decor.iterations,
-        penalty_of=config.gradient_penalty.of,
+        masking=Masking(**_without(config.masking, "fraction", "ramp_epochs")) if "consistency" in terms else None,
+        penalty_of=config.gradient_penalty.of if "gradient_penalty" in terms else None,
+        watch=partial(watch, spatial=decor.spatial, rectify=rectify),
     )
 
 
-def create_hyper(config: ConfigDict, steps_per_epoch: int) -> dict[str, np.ndarray]:
-    """Collect the values that enter the compiled step as an argument; ramps are converted to steps."""
+def create_hyper(config: ConfigDict, steps_per_epoch: int) -> Hyper:
+    """Collect the numbers that enter the compiled step as an argument; ramps are converted to steps."""
 
-    def ramp(group: str) -> float:
-        epochs = config[group].ramp_epochs
-        return (config.train.epochs if epochs is None else epochs) * steps_per_epoch
+    def ramp(value: float, epochs: float | None) -> Ramp:
+        epochs = config.train.epochs if epochs is None else epochs
+        return Ramp(np.float32(value), np.float32(epochs * steps_per_epoch))
 
-    values = {
-        "learning_rate": config.optim.lr,
-        "weight_decay": config.optim.weight_decay,
-        "consist_weight": config.consistency.weight,
-        "consist_ramp": ramp("consistency"),
-        "decor_weight": config.decorrelation.weight,
-        "decor_ramp": ramp("decorrelation"),
-        "variance_weight": config.decorrelation.variance_weight,
-        "gradient_penalty_weight": config.gradient_penalty.weight,
-        "gradient_penalty_ramp": ramp("gradient_penalty"),
-        "mask_fraction": config.masking.fraction,
-        "mask_ramp": ramp("masking"),
+    weights = {
+        name: ramp(get_field(config, term.weight), get_field(config, term.ramp))
+        for name, term in _used_terms(config).items()
     }
-    return {name: np.float32(value) for name, value in values.items()}
+    return Hyper(
+        learning_rate=np.float32(config.optim.lr),
+        weight_decay=np.float32(config.optim.weight_decay),
+        mask_fraction=ramp(config.masking.fraction, config.masking.ramp_epochs),
+        weights=weights,
+    )
+
+
+def _used_terms(config: ConfigDict) -> dict[str, Term]:
+    return {name: term for name, term in TERMS.items() if get_field(config, term.weight) > 0}
+
+
+def get_field(config: ConfigDict, field: str) -> Any:
+    """Return the value of a field by its dotted name."""
+    return functools.reduce(getitem, field.split("."), config)
+
+
+def _without(group: ConfigDict, *fields: str) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in fields}
 
 
 def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:

@@ -1,56 +1,90 @@
-"""The method: classification, consistency under masking, decorrelation, gradient penalty; their joint gradient.
+"""The training objective: a weighted sum of named terms, and its gradient from one clean forward, pulled back twice.
 
-The clean forward is made once and pulled back twice: to the images for the saliency that places the mask, and to
-the parameters for the loss. See docs/method.md for the mathematics.
+One pull-back goes to the images, for the saliency that places the mask; the other to the parameters, for the loss.
+See docs/method.md for the mathematics, and terms.py for the terms.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sdecor import losses, masking
-from sdecor.core.classes import check_classes, correct, one_hot
+from sdecor.core.classes import check_classes, one_hot
 from sdecor.models import frozen_statistics, record_statistics
+from sdecor.training.terms import Outputs, Watched, classification, watch
 
 Terms = dict[str, jax.Array]
 FORWARDS = ("shared", "frozen", "eval")
-METHODS = {  # name → whether it has the terms (consistency, decorrelation, gradient penalty)
-    "ce": (False, False, False),
-    "sgt": (True, False, False),
-    "decor": (False, True, False),
-    "sdecor": (True, True, False),
-    "gradpen": (False, False, True),
-}
+
+
+class Ramp(NamedTuple):
+    """A value that rises linearly from 0 and is reached after `steps`; at once where that is 0."""
+
+    value: jax.Array | float
+    steps: jax.Array | float = 0.0
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """Return the value in force at `step`."""
+        share = jnp.asarray(step, jnp.float32) / jnp.maximum(self.steps, 1.0)
+        return self.value * jnp.clip(share, jnp.where(self.steps > 0, 0.0, 1.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """The static choices of the loss: each field is documented in configs/default.py."""
+class Masking:
+    """How the masked images are made; each field is documented in configs/default.py."""
 
-    consistency: bool = True  # whether the masked forward is made at all
-    decorrelation: bool = True
-    gradient_penalty: bool = False  # whether the input gradient is differentiated again
-    label_smoothing: float = 0.0
-    direction: str = "clean_masked"
-    stop_gradient: bool = False
     rank_by: str = "abs"
     saliency_of: str = "logit"
     order: str = "lowest"
     fill: str = "uniform"
     blur_sigma: float = 2.0
     forward: str = "shared"
-    form: str = "covariance"
-    spatial: str = "pool"
-    rectify: bool = False
-    variance: bool = False
-    epsilon: float | None = None
-    iterations: int = 20
-    penalty_of: str = "cross_entropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The static choices of the loss.
+
+    Attributes:
+      terms: those beside the classification, by name, as in `terms.TERMS` with their options bound.
+      label_smoothing: of the cross-entropy.
+      masking: how the masked images are made; None makes no masked forward.
+      penalty_of: what the gradient penalty differentiates, one of `losses.PENALTY_OF`; None makes no penalty.
+      watch: `(outputs, axis_name) -> scalars` that are logged and do not enter the loss.
+    """
+
+    terms: Mapping[str, Callable[..., tuple[jax.Array, Watched]]] = dataclasses.field(default_factory=dict)
+    label_smoothing: float = 0.0
+    masking: Masking | None = None
+    penalty_of: str | None = None
+    watch: Callable[..., Watched] = watch
+
+
+class Values(NamedTuple):
+    """The numbers in force at a step.
+
+    Attributes:
+      weights: of the terms, by name.
+      mask_fraction: share of the positions that is masked.
+      mask_highest: whether the most salient positions are masked.
+    """
+
+    weights: Mapping[str, jax.Array]
+    mask_fraction: jax.Array | float = 0.0
+    mask_highest: jax.Array | bool = False
+
+
+class Keys(NamedTuple):
+    """Keys of a batch's draws: of ties and fills one an example, `[N]`; of dropout one for each forward, `[2]`."""
+
+    ties: jax.Array
+    fills: jax.Array
+    dropout: jax.Array
 
 
 def apply_model(
@@ -71,43 +105,51 @@ def loss_and_gradients(
     images: jax.Array,
     labels: jax.Array,
     *,
-    tie_keys: jax.Array,
-    fill_keys: jax.Array,
-    dropout_keys: jax.Array,
-    values: Terms,
-    highest: jax.Array | bool,
+    keys: Keys,
+    values: Values,
     objective: Objective,
     axis_name: str | None,
 ) -> tuple[Any, Any, Terms]:
     """Return the loss's gradients, the clean forward's running statistics and the named terms.
 
-    The clean forward is linearised once, with the penalty on its input gradient where that is a term; its pull-back
-    serves the saliency and the loss.
+    The clean forward is linearised once, together with the penalty on its input gradient where there is one. Its
+    pull-back serves the saliency and the loss.
+
+    Args:
+      forward: `(params, images, dropout_key, train=True) -> ((logits, features), batch_stats)`.
+      params: the parameters.
+      images: `[N, H, W, C]`, normalised.
+      labels: true classes, int `[N]`.
+      keys: of everything that is drawn.
+      values: weights and masked fraction.
+      objective: the static choices.
+      axis_name: of the devices.
     """
-    clean = partial(forward, dropout_key=dropout_keys[0])
-    recorded = partial(_recorded, clean, objective.forward == "frozen")
+    clean = partial(forward, dropout_key=keys.dropout[0])
+    how = objective.masking
+    recorded = partial(_recorded, clean, how is not None and how.forward == "frozen")
     (outputs, penalties), pull_back, (batch_stats, record) = jax.vjp(
         partial(_penalised, recorded, labels=labels, objective=objective), params, images, has_aux=True
     )
     masked_logits, masked_pull_back = None, None
-    if objective.consistency:
+    if how is not None:
         no_penalty = jax.tree.map(jnp.zeros_like, penalties)
         of_outputs = lambda cotangent: pull_back((cotangent, no_penalty))  # noqa: E731
         linear = {"outputs": outputs, "pull_back": of_outputs, "record": record}
-        gradient = saliency(partial(clean, params), images, labels, objective=objective, **linear)
-        ranking = masking.rank_saliency(gradient, rank_by=objective.rank_by)
-        mask = masking.least_salient(tie_keys, ranking, fraction=values["mask_fraction"], highest=highest)
-        masked = masking.fill(fill_keys, images, mask, how=objective.fill, blur_sigma=objective.blur_sigma)
+        gradient = saliency(partial(clean, params), images, labels, how=how, **linear)
+        ranking = masking.rank_saliency(gradient, rank_by=how.rank_by)
+        mask = masking.least_salient(keys.ties, ranking, fraction=values.mask_fraction, highest=values.mask_highest)
+        masked = masking.fill(keys.fills, images, mask, how=how.fill, blur_sigma=how.blur_sigma)
 
         def masked_forward(params: Any) -> jax.Array:
-            (logits, _), _ = forward(params, masked, dropout_key=dropout_keys[1])
+            (logits, _), _ = forward(params, masked, dropout_key=keys.dropout[1])
             return logits
 
         masked_logits, masked_pull_back = jax.vjp(masked_forward, params)
     loss = partial(loss_fn, labels=labels, values=values, objective=objective, axis_name=axis_name)
     cotangents, terms = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(outputs, penalties, masked_logits)
     grads, _ = pull_back(cotangents[:2])
-    if objective.consistency:
+    if how is not None:
         (masked_grads,) = masked_pull_back(cotangents[2])
         grads = jax.tree.map(jnp.add, grads, masked_grads)
     return grads, batch_stats, terms
@@ -127,7 +169,7 @@ def _penalised(
 
     One function of the parameters gives both, so that one backward pass serves the loss and the penalty.
     """
-    if not objective.gradient_penalty:
+    if objective.penalty_of is None:
         outputs, others = forward(params, images)
         return (outputs, None), others
 
@@ -149,7 +191,7 @@ def saliency(
     outputs: tuple[jax.Array, Any],
     pull_back: Callable,
     record: Any,
-    objective: Objective,
+    how: Masking,
 ) -> jax.Array:
     """Return the true class's input gradient `[N, H, W, C]` by the chosen forward.
 
@@ -163,12 +205,12 @@ def saliency(
       outputs: `forward`'s, in train mode.
       pull_back: of the outputs' cotangent to `(params, images)`.
       record: `record_statistics` of the forward, for `frozen`; empty without BatchNorm.
-      objective: its `forward` and `saliency_of`.
+      how: its `forward` and `saliency_of`.
     """
-    cotangent = partial(_true_class, labels=labels, saliency_of=objective.saliency_of)
-    if objective.forward == "shared" or (objective.forward == "frozen" and not record):
+    cotangent = partial(_true_class, labels=labels, saliency_of=how.saliency_of)
+    if how.forward == "shared" or (how.forward == "frozen" and not record):
         return pull_back(cotangent(outputs))[1]
-    train = objective.forward == "frozen"
+    train = how.forward == "frozen"
     with frozen_statistics(record) if train else contextlib.nullcontext():
         outputs, pull_back, _ = jax.vjp(partial(forward, train=train), images, has_aux=True)
         return pull_back(cotangent(outputs))[0]
@@ -190,59 +232,18 @@ def loss_fn(
     masked_logits: jax.Array | None,
     *,
     labels: jax.Array,
-    values: Terms,
+    values: Values,
     objective: Objective,
     axis_name: str | None,
 ) -> tuple[jax.Array, Terms]:
-    """Return the total loss of the model's outputs, and its named terms before weighting."""
+    """Return the loss, `classification + Σ weight · term`, and its named terms before weighting."""
     logits, features = outputs
     labels = check_classes("labels", labels, logits.shape[-1])
-    layers = jax.tree.leaves(features)
-    if objective.rectify and (objective.decorrelation or objective.variance):
-        layers = [jax.nn.relu(layer) for layer in layers]
-    classification = losses.classification(logits, labels, label_smoothing=objective.label_smoothing)
-    terms = {"classification": jnp.mean(classification)}
+    found = Outputs(logits, jax.tree.leaves(features), labels, masked_logits, penalties)
+    terms = {"classification": classification(found, label_smoothing=objective.label_smoothing)}
     total = terms["classification"]
-    if objective.consistency:
-        kl = losses.consistency(
-            logits, masked_logits, direction=objective.direction, stop_gradient=objective.stop_gradient
-        )
-        terms["consistency"] = jnp.mean(kl)
-        total += values["consist_weight"] * terms["consistency"]
-        terms["masked_accuracy"] = jnp.mean(correct(masked_logits, labels))
-    if objective.decorrelation:
-        terms |= _decorrelation_terms(layers, objective=objective, axis_name=axis_name)
-        total += values["decor_weight"] * terms["decorrelation"]
-    if objective.variance:
-        hinge = partial(losses.variance_hinge, axis_name=axis_name, spatial=objective.spatial)
-        terms["variance"] = sum(map(hinge, layers)) / len(layers)
-        total += values["variance_weight"] * terms["variance"]
-    if objective.gradient_penalty:
-        terms["gradient_penalty"] = jnp.mean(penalties)
-        total += values["gradient_penalty_weight"] * terms["gradient_penalty"]
-    scale = partial(losses.feature_scale, axis_name=axis_name, spatial=objective.spatial)
-    terms["feature_scale"] = sum(map(scale, layers)) / len(layers)
-    terms["accuracy"] = jnp.mean(correct(logits, labels))
-    return total, {"loss": total, **terms}
-
-
-def _decorrelation_terms(layers: list[jax.Array], *, objective: Objective, axis_name: str | None) -> Terms:
-    """The decorrelation term averaged over layers, from how many samples, and what white features would score.
-
-    What comes out of a ReLU is never white, and the uncentred forms are for that, so the last is for the others alone.
-    """
-    options = {"axis_name": axis_name, "spatial": objective.spatial}
-    samples = [losses.sample_count(layer, **options) for layer in layers]
-    terms = {"decorrelation_samples": jnp.float32(min(samples))}
-    if objective.form in losses.CENTRED and not objective.rectify:
-        widths = [layer.shape[-1] for layer in layers]
-        floors = [losses.white_floor(n, width, form=objective.form) for n, width in zip(samples, widths, strict=True)]
-        terms["decorrelation_floor"] = jnp.float32(sum(floors) / len(floors))
-    options |= {"epsilon": objective.epsilon, "iterations": objective.iterations}
-    if objective.form == "whitening":
-        found = [losses.whitening(layer, **options) for layer in layers]
-        terms["whitening_residual"] = sum(residual for _, residual in found) / len(layers)
-        values = [value for value, _ in found]
-    else:
-        values = [losses.decorrelation(layer, form=objective.form, **options) for layer in layers]
-    return terms | {"decorrelation": sum(values) / len(layers)}
+    for name, term in objective.terms.items():
+        terms[name], watched = term(found, axis_name=axis_name)
+        total += values.weights[name] * terms[name]
+        terms |= watched
+    return total, {"loss": total, **terms, **objective.watch(found, axis_name=axis_name)}

@@ -11,23 +11,17 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.core.checks import check_choice, check_count, check_range
+from sdecor.training.terms import TERMS
 
-WEIGHTS = (  # a term whose weight is 0 is not computed: of all replicas, or of none
-    "consistency.weight",
-    "decorrelation.weight",
-    "decorrelation.variance_weight",
-    "gradient_penalty.weight",
-)
-FIELDS = (
-    "seed",
-    *WEIGHTS,
-    "consistency.ramp_epochs",
-    "decorrelation.ramp_epochs",
-    "gradient_penalty.ramp_epochs",
-    "masking.fraction",
-    "masking.ramp_epochs",
-    "optim.lr",
-    "optim.weight_decay",
+# A term whose weight is 0 is not computed: for all replicas, or for none.
+WEIGHTS = tuple(term.weight for term in TERMS.values())
+FIELDS = tuple(
+    dict.fromkeys(
+        (
+            *("seed", *WEIGHTS, *(term.ramp for term in TERMS.values())),
+            *("masking.fraction", "masking.ramp_epochs", "optim.lr", "optim.weight_decay"),
+        )
+    )
 )
 PARTLY = 3  # exit status of train.py when some replicas failed and the others are finished
 FAILED = "failed"  # the split of the row in metrics.jsonl that says at which step a replica failed

@@ -1,11 +1,11 @@
 """One training step and one validation step: pure, on one device's part of the batch, with named terms out.
 
-Static choices are in `Objective`; every number that a sweep changes is in `hyper`, an argument of the step.
+Static choices are in `Objective`. Every number that a sweep changes is in `Hyper`, an argument of the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,38 @@ import optax
 from sdecor import losses, masking
 from sdecor.core.classes import check_classes, correct
 from sdecor.core.rng import example_keys
-from sdecor.training.objective import Objective, Terms, apply_model, loss_and_gradients
+from sdecor.training.objective import Keys, Objective, Ramp, Terms, Values, apply_model, loss_and_gradients
 from sdecor.training.state import TrainState, with_hyperparams
 
-HYPER = (  # what `hyper` holds: float32 scalars; the ramps are in steps
-    "learning_rate",
-    "weight_decay",
-    "consist_weight",
-    "consist_ramp",
-    "decor_weight",
-    "decor_ramp",
-    "variance_weight",
-    "gradient_penalty_weight",
-    "gradient_penalty_ramp",
-    "mask_fraction",
-    "mask_ramp",
-)
+
+class Hyper(NamedTuple):
+    """Every number that a sweep changes: a pytree of float32 scalars, and an argument of the compiled step.
+
+    Attributes:
+      learning_rate: the peak.
+      weight_decay: of the kernels.
+      mask_fraction: share of the positions that is masked.
+      weights: of the terms that the loss has, by name.
+    """
+
+    learning_rate: Any
+    weight_decay: Any
+    mask_fraction: Ramp
+    weights: Mapping[str, Ramp]
+
+    def at(self, step: jax.Array, objective: Objective) -> Values:
+        """Return the numbers of the loss that are in force at `step`."""
+        weights = {name: ramp.at(step) for name, ramp in self.weights.items()}
+        if objective.masking is None:
+            return Values(weights)
+        highest = masking.masks_highest(objective.masking.order, step)
+        return Values(weights, self.mask_fraction.at(step), highest)
 
 
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
-    hyper: Terms,
+    hyper: Hyper,
     key: jax.Array,
     *,
     objective: Objective,
@@ -51,7 +61,7 @@ def train_step(
       state: the state, equal on all devices.
       batch: `image` uint8 `[n, H, W, C]`, `label` `[n]` and `position` `[n]` in the global batch, each with a leading
         `[accumulate]` axis where that is above 1.
-      hyper: the values named in `HYPER`.
+      hyper: the numbers, equal on all devices.
       key: the run's key, the same at every step and on every device.
       objective: the static choices of the loss.
       prepare: `(keys [n], images) -> float32 images`, augmentation and normalisation.
@@ -63,7 +73,7 @@ def train_step(
     Returns:
       The next state and the named terms, scalars, both equal on all devices.
     """
-    values = scheduled(hyper, state.step, schedule)
+    values = hyper.at(state.step, objective)
     gradients = partial(
         micro_gradients, state, values=values, key=key, objective=objective, prepare=prepare, axis_name=axis_name
     )
@@ -72,38 +82,12 @@ def train_step(
     else:
         grads, batch_stats, terms = accumulated(gradients, state, batch, accumulate)
     grads, terms, batch_stats = _pmean((grads, terms, batch_stats), axis_name)
-    terms |= {"gradient_norm": optax.tree.norm(grads), **_logged(values, objective)}
-    state = apply_gradients(state, grads, batch_stats, values, ema_decay)
-    return state, terms
-
-
-def scheduled(hyper: Terms, step: jax.Array, schedule: optax.Schedule) -> Terms:
-    """Return the values of `hyper` in force at `step`: ramps and the learning rate's schedule applied."""
-
-    def ramp(steps: jax.Array) -> jax.Array:
-        return jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(steps, 1.0), jnp.where(steps > 0, 0.0, 1.0), 1.0)
-
-    return {
-        "learning_rate": hyper["learning_rate"] * schedule(step),
-        "weight_decay": hyper["weight_decay"],
-        "consist_weight": hyper["consist_weight"] * ramp(hyper["consist_ramp"]),
-        "decor_weight": hyper["decor_weight"] * ramp(hyper["decor_ramp"]),
-        "variance_weight": hyper["variance_weight"] * ramp(hyper["decor_ramp"]),
-        "gradient_penalty_weight": hyper["gradient_penalty_weight"] * ramp(hyper["gradient_penalty_ramp"]),
-        "mask_fraction": hyper["mask_fraction"] * ramp(hyper["mask_ramp"]),
-    }
-
-
-def _logged(values: Terms, objective: Objective) -> Terms:
-    used = {
-        "learning_rate": True,
-        "consist_weight": objective.consistency,
-        "mask_fraction": objective.consistency,
-        "decor_weight": objective.decorrelation,
-        "variance_weight": objective.variance,
-        "gradient_penalty_weight": objective.gradient_penalty,
-    }
-    return {name: values[name] for name, is_used in used.items() if is_used}
+    learning_rate = hyper.learning_rate * schedule(state.step)
+    terms |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
+    terms |= {f"{name}_weight": values.weights[name] for name in objective.terms}
+    terms |= {} if objective.masking is None else {"mask_fraction": values.mask_fraction}
+    opt_state = with_hyperparams(state.opt_state, learning_rate=learning_rate, weight_decay=hyper.weight_decay)
+    return apply_gradients(state.replace(opt_state=opt_state), grads, batch_stats, ema_decay), terms
 
 
 def accumulated(gradients: Callable, state: TrainState, batch: Any, accumulate: int) -> tuple[Any, Any, Terms]:
@@ -127,7 +111,7 @@ def micro_gradients(
     batch_stats: Any,
     batch: dict[str, jax.Array],
     *,
-    values: Terms,
+    values: Values,
     key: jax.Array,
     objective: Objective,
     prepare: Callable,
@@ -142,24 +126,17 @@ def micro_gradients(
         state.params,
         images,
         batch["label"],
-        tie_keys=keys[:, 1],
-        fill_keys=keys[:, 2],
-        dropout_keys=jax.random.split(keys[0, 3]),  # of the device's first example: another on each device
+        # Dropout has the key of the device's first example: another on each device.
+        keys=Keys(ties=keys[:, 1], fills=keys[:, 2], dropout=jax.random.split(keys[0, 3])),
         values=values,
-        highest=masking.masks_highest(objective.order, state.step),
         objective=objective,
         axis_name=axis_name,
     )
 
 
-def apply_gradients(
-    state: TrainState, grads: Any, batch_stats: Any, values: Terms, ema_decay: float | None
-) -> TrainState:
+def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, ema_decay: float | None) -> TrainState:
     """Update parameters, running statistics and the average."""
-    opt_state = with_hyperparams(
-        state.opt_state, learning_rate=values["learning_rate"], weight_decay=values["weight_decay"]
-    )
-    state = state.replace(opt_state=opt_state, batch_stats=batch_stats).apply_gradients(grads=grads)
+    state = state.replace(batch_stats=batch_stats).apply_gradients(grads=grads)
     if ema_decay is None:
         return state
     # A young average follows closely, so that it does not carry the initial parameters for 1/(1 − decay) steps.

@@ -13,7 +13,7 @@ from sdecor import losses, metrics
 from sdecor.attribution import METHODS, Contrast, explain, gradient
 from sdecor.core import classes
 from sdecor.training import steps
-from sdecor.training.objective import Objective, _true_class, loss_fn
+from sdecor.training.objective import Objective, Values, _true_class, loss_fn
 
 NARROW = (np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int32)
 RNG = np.random.default_rng(0)
@@ -136,7 +136,10 @@ def test_the_step_s_saliency_and_loss_of_a_label_that_is_no_class():
             _true_class((LOGITS, features), labels=labels, saliency_of=of)[0] for of in ("logit", "log_probability")
         ]
         loss = functools.partial(
-            loss_fn, values={}, objective=Objective(consistency=False, decorrelation=False), axis_name=None
+            loss_fn,
+            values=Values({}),
+            objective=Objective(),
+            axis_name=None,
         )
         return cotangents, loss((LOGITS, features), None, None, labels=labels)
 

@@ -1,5 +1,6 @@
 """Tiny networks and batches that several tests share."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,23 +16,10 @@ from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
 from sdecor.training import objective as method
-from sdecor.training import steps
+from sdecor.training import steps, terms
 from sdecor.training.state import TrainState, create_optimizer, create_train_state
 
 SHAPE, CLASSES, N = (12, 12, 3), 4, 16
-HYPER = {
-    "learning_rate": 0.01,
-    "weight_decay": 1e-4,
-    "consist_weight": 1.0,
-    "consist_ramp": 0.0,
-    "decor_weight": 0.5,
-    "decor_ramp": 0.0,
-    "variance_weight": 0.0,
-    "gradient_penalty_weight": 0.0,
-    "gradient_penalty_ramp": 0.0,
-    "mask_fraction": 0.5,
-    "mask_ramp": 0.0,
-}
 
 
 def tiny_model(norm: str = "batch", axis_name: str | None = None, widths=(8,), **options) -> nn.Module:
@@ -61,8 +49,61 @@ def tiny_batch(n: int = N, seed: int = 0, shape=SHAPE) -> dict[str, np.ndarray]:
     }
 
 
-def hyper(**changes) -> dict[str, np.ndarray]:
-    return {name: np.float32(value) for name, value in (HYPER | changes).items()}
+def objective(
+    *,
+    consistency: bool = True,
+    decorrelation: bool = True,
+    variance: bool = False,
+    gradient_penalty: bool = False,
+    label_smoothing: float = 0.0,
+    penalty_of: str = "cross_entropy",
+    **options,
+) -> method.Objective:
+    """Return the objective of these terms; options are those of its masking and its terms, such as `form`."""
+    fields = {field.name for field in dataclasses.fields(method.Masking)}
+    how = {name: options.pop(name) for name in fields & set(options)}
+    used = {
+        "consistency": consistency,
+        "decorrelation": decorrelation,
+        "variance": variance,
+        "gradient_penalty": gradient_penalty,
+    }
+    bound = {name: partial(terms.TERMS[name].function, **_known(name, options)) for name in used if used[name]}
+    watched = {name: options[name] for name in ("spatial", "rectify") if name in options}
+    if not (decorrelation or variance):
+        watched.pop("rectify", None)
+    return method.Objective(
+        terms=bound,
+        label_smoothing=label_smoothing,
+        masking=method.Masking(**how) if consistency else None,
+        penalty_of=penalty_of if gradient_penalty else None,
+        watch=partial(terms.watch, **watched),
+    )
+
+
+def _known(name: str, options: dict) -> dict:
+    known = {field.rpartition(".")[2] for field in terms.TERMS[name].options}
+    return {option: value for option, value in options.items() if option in known}
+
+
+def hyper(
+    *,
+    learning_rate: float = 0.01,
+    weight_decay: float = 1e-4,
+    mask_fraction: float = 0.5,
+    mask_ramp: float = 0.0,
+    ramps: dict[str, float] | None = None,
+    **weights: float,
+) -> steps.Hyper:
+    """Return the numbers of a step; a term's weight and its ramp are under the term's name."""
+    weights = {"consistency": 1.0, "decorrelation": 0.5, "variance": 0.0, "gradient_penalty": 0.0} | weights
+    ramps = dict.fromkeys(weights, 0.0) | (ramps or {})
+    return steps.Hyper(
+        learning_rate=np.float32(learning_rate),
+        weight_decay=np.float32(weight_decay),
+        mask_fraction=method.Ramp(np.float32(mask_fraction), np.float32(mask_ramp)),
+        weights={name: method.Ramp(np.float32(weight), np.float32(ramps[name])) for name, weight in weights.items()},
+    )
 
 
 def prepare(keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -132,7 +173,7 @@ def gradients(state: TrainState, batch: dict, *, objective: method.Objective, ke
         state,
         state.batch_stats,
         batch,
-        values=steps.scheduled(hyper(**changes), state.step, lambda step: 1.0),
+        values=hyper(**changes).at(state.step, objective),
         key=jax.random.key(3) if key is None else key,
         objective=objective,
         prepare=prepare,
@@ -146,6 +187,6 @@ def saliency_of_step(state: TrainState, images, labels, *, forward: str, salienc
     outputs, pull_back, (_, record) = jax.vjp(
         partial(method._recorded, clean, forward == "frozen"), state.params, images, has_aux=True
     )
-    objective = method.Objective(forward=forward, saliency_of=saliency_of)
+    how = method.Masking(forward=forward, saliency_of=saliency_of)
     linear = {"outputs": outputs, "pull_back": pull_back, "record": record}
-    return method.saliency(partial(clean, state.params), images, labels, objective=objective, **linear)
+    return method.saliency(partial(clean, state.params), images, labels, how=how, **linear)

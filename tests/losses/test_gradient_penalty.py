@@ -1,5 +1,6 @@
 """The penalty on input gradients: closed forms, the coupling by BatchNorm, and its part in the method's gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,10 +12,9 @@ import pytest
 
 from sdecor import losses, models
 from sdecor.training import objective as method
-from sdecor.training.objective import Objective
 
 N, SHAPE, CLASSES = 5, (2, 3, 2), 4
-GRADPEN = Objective(consistency=False, decorrelation=False, gradient_penalty=True)
+GRADPEN = networks.objective(consistency=False, decorrelation=False, gradient_penalty=True)
 of_each = pytest.mark.parametrize("of", losses.PENALTY_OF)
 
 
@@ -101,11 +101,10 @@ def steps():
         state.params,
         images,
         labels,
-        tie_keys=jax.random.split(keys[0], len(labels)),
-        fill_keys=jax.random.split(keys[1], len(labels)),
-        dropout_keys=keys,
-        values=networks.hyper(gradient_penalty_weight=WEIGHT),
-        highest=False,
+        keys=method.Keys(
+            ties=jax.random.split(keys[0], len(labels)), fills=jax.random.split(keys[1], len(labels)), dropout=keys
+        ),
+        values=method.Values({"gradient_penalty": WEIGHT}),
         axis_name=None,
     )
 
@@ -130,10 +129,10 @@ def steps():
 
     @jax.jit
     def find():
-        ce = step(objective=Objective(consistency=False, decorrelation=False))
+        ce = step(objective=networks.objective(consistency=False, decorrelation=False))
         found = {}
         for of in losses.PENALTY_OF:
-            by_method = step(objective=Objective(**{**vars(GRADPEN), "penalty_of": of}))
+            by_method = step(objective=dataclasses.replace(GRADPEN, penalty_of=of))
             found[of] = by_method, jax.tree.map(jnp.add, ce[0], written_out(of))
         every = jax.jacrev(lambda x: logits(state.params, x))(images)  # [N, K, N, H, W, C]
         return ce, found, logits(state.params, images), every
@@ -178,7 +177,7 @@ def test_penalty_is_independent_of_the_batch_size():
 
     @jax.jit
     def find(state, batch, double):
-        run = functools.partial(networks.gradients, state, objective=GRADPEN, gradient_penalty_weight=1.0)
+        run = functools.partial(networks.gradients, state, objective=GRADPEN, gradient_penalty=1.0)
         return run(batch), run(double)
 
     once, twice = find(state, batch, double)
@@ -192,8 +191,8 @@ def test_mask_is_the_same_beside_a_penalty():
 
     @jax.jit
     def find(state, batch):
-        run = functools.partial(networks.recorded(networks.gradients), state, batch, gradient_penalty_weight=1.0)
-        return [run(objective=Objective(gradient_penalty=penalty))[1]["gradient"] for penalty in (False, True)]
+        run = functools.partial(networks.recorded(networks.gradients), state, batch, gradient_penalty=1.0)
+        return [run(objective=networks.objective(gradient_penalty=penalty))[1]["gradient"] for penalty in (False, True)]
 
     plain, beside = find(state, batch)
     np.testing.assert_allclose(beside, plain, rtol=0, atol=1e-6 * float(np.abs(plain).max()))

@@ -1,5 +1,6 @@
 """Configs: every file builds, config strings choose, and impossible values fail at once with what would be right."""
 
+import dataclasses
 import importlib
 import inspect
 import pathlib
@@ -11,7 +12,8 @@ from configs import default
 from sdecor import losses, models
 from sdecor.core import files
 from sdecor.training import build, run_folder
-from sdecor.training.objective import Objective
+from sdecor.training.objective import Masking
+from sdecor.training.terms import METHODS, TERMS
 
 NAMES = sorted(path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -44,14 +46,23 @@ def test_methods_are_which_terms_the_loss_has():
         config = default.get_config(f"method={method}")
         objective = build.create_objective(config)
         build.check_config(config)
-        cells[method] = (objective.consistency, objective.decorrelation, objective.gradient_penalty)
-    assert cells == {
-        "ce": (False, False, False),
-        "sgt": (True, False, False),
-        "decor": (False, True, False),
-        "sdecor": (True, True, False),
-        "gradpen": (False, False, True),
-    }
+        assert list(build.create_hyper(config, 10).weights) == list(objective.terms)
+        assert (objective.masking is not None) == ("consistency" in objective.terms)
+        assert (objective.penalty_of is not None) == ("gradient_penalty" in objective.terms)
+        cells[method] = tuple(objective.terms)
+    assert cells == default.METHODS == METHODS
+    assert cells["sdecor"] == ("consistency", "decorrelation") and cells["ce"] == ()
+
+
+def test_options_of_the_terms_are_those_of_the_config():
+    """A term's function takes what its row of TERMS names, and its defaults are the config's."""
+    base = default.base()
+    for name, term in TERMS.items():
+        parameters = inspect.signature(term.function).parameters
+        options = {field.rpartition(".")[2]: build.get_field(base, field) for field in term.options}
+        assert set(options) == set(parameters) - {"outputs", "axis_name"}, name
+        assert options == {option: parameters[option].default for option in options}, name
+    assert dataclasses.asdict(Masking()) == {field: base.masking[field] for field in dataclasses.asdict(Masking())}
 
 
 def test_config_string_chooses_model_and_shrinks():
@@ -166,7 +177,7 @@ def test_sdecor_is_the_papers_method(name):
 def test_forms_are_those_of_the_losses_and_their_defaults_are_the_papers():
     assert set(default.FORMS) == set(default.PHOTOGRAPHS) == set(losses.FORMS)
     signature = inspect.signature(losses.decorrelation)
-    assert signature.parameters["form"].default == Objective().form == run_folder.PAPERS_FORM == "covariance"
+    assert signature.parameters["form"].default == run_folder.PAPERS_FORM == "covariance"
     assert default.base().decorrelation.form == run_folder.PAPERS_FORM
 
 
@@ -205,7 +216,7 @@ def test_a_ramp_lasts_as_long_as_training_unless_it_is_set(epochs):
     config = default.get_config()
     config.train.epochs, config.consistency.ramp_epochs = 3.5, epochs
     build.check_config(config)
-    assert build.create_hyper(config, 10)["consist_ramp"] == 10 * (epochs or 3.5)
+    assert build.create_hyper(config, 10).weights["consistency"].steps == 10 * (epochs or 3.5)
 
 
 def test_option_of_another_model_is_an_error():
@@ -235,4 +246,4 @@ def test_impossible_augmentation_fails_before_training():
 def test_sgt_recipe_is_sgt_whatever_else_is_chosen(arg):
     config = importlib.import_module("configs.sgt_mnist").get_config(arg)
     objective = build.create_objective(config)
-    assert config.method == "sgt" and objective.consistency and not objective.decorrelation
+    assert config.method == "sgt" and list(objective.terms) == ["consistency"]

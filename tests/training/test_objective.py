@@ -11,7 +11,7 @@ import oracles
 import pytest
 
 from sdecor import masking, models
-from sdecor.training.objective import FORWARDS, Objective, loss_fn
+from sdecor.training.objective import FORWARDS, Values, loss_fn
 
 SMALL = (4, 5, 3)
 
@@ -65,7 +65,7 @@ def masked_images():
     def find(state, batch):
         found = {}
         for saliency_of, rank_by, order in MASKS:
-            objective = Objective(saliency_of=saliency_of, rank_by=rank_by, order=order, fill="zero")
+            objective = networks.objective(saliency_of=saliency_of, rank_by=rank_by, order=order, fill="zero")
             run = networks.recorded(functools.partial(networks.gradients, objective=objective, mask_fraction=0.3))
             found[saliency_of, rank_by, order] = run(state, batch)[1]["masked"]
         return list(found.values())
@@ -110,8 +110,8 @@ def consistency_gradients():
     def find(state, batch):
         found = []
         for direction, stop_gradient in FLOWS:
-            objective = Objective(direction=direction, stop_gradient=stop_gradient, decorrelation=False)
-            run = networks.recorded(functools.partial(networks.gradients, objective=objective, consist_weight=3.0))
+            objective = networks.objective(direction=direction, stop_gradient=stop_gradient, decorrelation=False)
+            run = networks.recorded(functools.partial(networks.gradients, objective=objective, consistency=3.0))
             (grads, _, terms), seen = run(state, batch)
             expected = jax.value_and_grad(loss)(state.params, batch, seen["masked"], direction, stop_gradient)
             found.append(((terms["loss"], grads), expected))
@@ -171,10 +171,8 @@ def tapped():
     def find(state, batch):
         found = []
         for spatial in ("pool", "positions"):
-            objective = Objective(consistency=False, variance=True, spatial=spatial)
-            grads, _, terms = networks.gradients(
-                state, batch, objective=objective, decor_weight=200.0, variance_weight=5.0
-            )
+            objective = networks.objective(consistency=False, variance=True, spatial=spatial)
+            grads, _, terms = networks.gradients(state, batch, objective=objective, decorrelation=200.0, variance=5.0)
             differentiate = jax.value_and_grad(loss, has_aux=True)
             (value, outputs), expected = differentiate(state.params, batch, spatial)
             found.append((terms, grads, value, expected, outputs))
@@ -204,10 +202,10 @@ def test_rectified_layers_are_those_behind_a_relu():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 3
     maps = {name: rng.normal(size=(8, 2, 3, width)).astype(np.float32) for name, width in (("a", 4), ("b", 5))}
-    values = {"decor_weight": 1.0, "variance_weight": 1.0}
+    values = Values({"decorrelation": 1.0, "variance": 1.0})
 
     def loss(features, **options):
-        objective = Objective(consistency=False, variance=True, form="density", spatial="positions", **options)
+        objective = networks.objective(consistency=False, variance=True, form="density", spatial="positions", **options)
         settings = {"labels": labels, "values": values, "objective": objective, "axis_name": None}
         return loss_fn((logits, features), None, None, **settings)
 
@@ -259,7 +257,7 @@ def forwards():
         found = {}
         for forward in FORWARDS:
             (_, batch_stats, terms), seen = networks.recorded(networks.gradients)(
-                state, batch, objective=Objective(forward=forward, decorrelation=False)
+                state, batch, objective=networks.objective(forward=forward, decorrelation=False)
             )
             (masked_logits, _), masked_stats = trained(state, seen["masked"])
             found[forward] = (seen, batch_stats, terms, masked_logits, masked_stats)
@@ -320,7 +318,7 @@ def test_gradients_are_those_of_the_loss():
     @jax.jit
     def find(state, batch):
         (grads, _, terms), seen = networks.recorded(networks.gradients)(
-            state, batch, objective=Objective(), consist_weight=5.0, decor_weight=1.0
+            state, batch, objective=networks.objective(), consistency=5.0, decorrelation=1.0
         )
         return terms, grads, jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, seen["masked"])
 

@@ -16,17 +16,16 @@ import tiny_runs
 import train
 from sdecor import masking
 from sdecor.core import parallel, rng
-from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.training import build, logbook, members, replicas, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
-from sdecor.training.objective import Objective
 from sdecor.training.state import create_optimizer, create_train_state
 
 TEXTS = ("a:seed=0", "b:seed=1,optim.lr=0.01,decorrelation.weight=0.5", "c:seed=0,masking.fraction=0.25")
 SEEDS = (0, 1, 1)
 HYPERS = (
     {},
-    {"learning_rate": 0.03, "weight_decay": 0.1, "consist_ramp": 2.0},
-    {"decor_weight": 4.0, "mask_fraction": 0.2, "mask_ramp": 3.0, "variance_weight": 1.0},
+    {"learning_rate": 0.03, "weight_decay": 0.1, "ramps": {"consistency": 2.0}},
+    {"decorrelation": 4.0, "mask_fraction": 0.2, "mask_ramp": 3.0, "variance": 1.0},
 )
 
 
@@ -41,12 +40,12 @@ def fixed_masks(monkeypatch):
 def first_steps(devices: int, chosen: list[int] | None, count: int = 3):
     """The states and terms of the first steps; `chosen` replicas at once, or one by itself where it is a number."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
-    step = networks.make_step(Objective(variance=True), axis_name=parallel.AXIS)
+    step = networks.make_step(networks.objective(variance=True), axis_name=parallel.AXIS)
     together = isinstance(chosen, list)
     tx = create_optimizer("sgd")
     seeds = [SEEDS[i] for i in chosen] if together else SEEDS[chosen]
     state = create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=networks.SHAPE)
-    values = [networks.hyper(**{"variance_weight": 0.1} | HYPERS[i]) for i in (chosen if together else [chosen])]
+    values = [networks.hyper(**{"variance": 0.1} | HYPERS[i]) for i in (chosen if together else [chosen])]
     key = rng.run_key(seeds, 1)
     run = networks.pmapped(members.lift(step) if together else step, devices, axis=1 if together else 0)
     terms = []
@@ -90,10 +89,13 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
         before = build.create_hyper(config, 10)
         (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
         after = build.create_hyper(own, 10)
-        found = {name for name in after if after[name] != before[name]}
+        assert jax.tree.structure(after) == jax.tree.structure(before)
+        leaves = zip(*map(jax.tree.leaves_with_path, (before, after)), strict=True)
+        found = {jax.tree_util.keystr(path) for (path, old), (_, new) in leaves if new != old}
         assert found, field
         changed |= found
-    assert changed == set(steps.HYPER)
+    entering = [build.create_hyper(config, 10) for config in (sdecor, gradpen)]
+    assert changed == {jax.tree_util.keystr(path) for hyper in entering for path, _ in jax.tree.leaves_with_path(hyper)}
 
 
 @pytest.mark.parametrize(

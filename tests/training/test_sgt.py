@@ -24,10 +24,11 @@ def test_config_is_the_published_recipe():
     assert (config.masking.fraction, config.masking.ramp_epochs) == (0.5, 0.0)
     assert not any((config.augment.crop_padding, config.augment.flip, config.augment.resized_crop))
     objective = build.create_objective(config)
-    assert objective.consistency and not objective.decorrelation and not objective.variance
-    assert (objective.direction, objective.stop_gradient) == ("clean_masked", False)
-    assert (objective.rank_by, objective.saliency_of, objective.order) == ("signed", "log_probability", "lowest")
-    assert (objective.fill, objective.forward) == ("uniform", "eval")
+    assert list(objective.terms) == ["consistency"]
+    assert objective.terms["consistency"].keywords == {"direction": "clean_masked", "stop_gradient": False}
+    how = objective.masking
+    assert (how.rank_by, how.saliency_of, how.order) == ("signed", "log_probability", "lowest")
+    assert (how.fill, how.forward) == ("uniform", "eval")
     assert build.create_model(config, CLASSES, SHAPE).dropout == (0.25, 0.5)
     assert sgt_mnist.get_config("") == config
 
@@ -108,11 +109,12 @@ def ours():
     @jax.jit
     @networks.recorded
     def find(state, batch, hyper, key):
-        values = steps.scheduled(hyper, state.step, rate)
         objective = build.create_objective(config)
+        values = hyper.at(state.step, objective)
         options = {"values": values, "key": key, "objective": objective, "prepare": prepare, "axis_name": None}
         _, _, terms = steps.micro_gradients(state, state.batch_stats, batch, **options)
-        return {**values, **terms}  # the gradients are not asked for, and so not compiled
+        numbers = {"learning_rate": hyper.learning_rate * rate(state.step), "mask_fraction": values.mask_fraction}
+        return {**numbers, **terms}  # the gradients are not asked for, and so not compiled
 
     terms, seen = find(state, batch, build.create_hyper(config, schedule.steps_per_epoch), jax.random.key(2))
     return state, batch, jax.device_get(terms), jax.device_get(seen)

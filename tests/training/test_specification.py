@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import sdecor
 from sdecor.core import rng
 from sdecor.models import frozen_statistics
-from sdecor.training.objective import FORWARDS, Objective, apply_model, loss_and_gradients
+from sdecor.training.objective import FORWARDS, Keys, Values, apply_model, loss_and_gradients
 
 COLOURS = np.random.default_rng(1).normal(size=(16, 1, 1, 3)).astype(np.float32)  # so that features vary
 IMAGES = networks.prepare(None, jnp.asarray(networks.tiny_batch()["image"])) + COLOURS
@@ -45,7 +45,7 @@ def forward_of(state, *, train=True, frozen=False):
     return with_constants
 
 
-def by_specification(state, forward, objective):
+def by_specification(state, forward, options):
     """Return loss, terms, new statistics and gradients of `saliency_decor`, its weights as in `by_training`."""
     saliency = {"shared": {}, "frozen": {"frozen": True}, "eval": {"train": False}}[forward]
 
@@ -61,29 +61,23 @@ def by_specification(state, forward, objective):
             fraction=0.4,
             saliency_apply=forward_of(state, **saliency),
             has_aux=True,
-            form=objective.form,
-            fill=objective.fill,
-            rank_by=objective.rank_by,
-            saliency_of=objective.saliency_of,
+            **options,
         )
 
     (value, (terms, statistics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     return terms | {"loss": value}, statistics, gradients
 
 
-def by_training(state, forward, objective):
+def by_training(state, forward, options):
     keys = jax.vmap(jax.random.split)(rng.per_example(KEY, len(IMAGES)))
     gradients, statistics, terms = loss_and_gradients(
         partial(apply_model, state.apply_fn, batch_stats=state.batch_stats),
         state.params,
         IMAGES,
         LABELS,
-        tie_keys=keys[:, 0],
-        fill_keys=keys[:, 1],
-        dropout_keys=jnp.stack([KEY, KEY]),
-        values={"consist_weight": 0.7, "decor_weight": 0.3, "mask_fraction": 0.4},
-        highest=False,
-        objective=objective,
+        keys=Keys(ties=keys[:, 0], fills=keys[:, 1], dropout=jnp.stack([KEY, KEY])),
+        values=Values({"consistency": 0.7, "decorrelation": 0.3}, mask_fraction=0.4),
+        objective=networks.objective(forward=forward, **options),
         axis_name=None,
     )
     return terms, statistics, gradients
@@ -102,8 +96,7 @@ def found():
 
     @jax.jit
     def find(states):
-        objectives = [(norm, forward, Objective(forward=forward, **options)) for norm, forward, options in CASES]
-        return [(by_specification(states[norm], *case), by_training(states[norm], *case)) for norm, *case in objectives]
+        return [(by_specification(states[norm], *case), by_training(states[norm], *case)) for norm, *case in CASES]
 
     return jax.device_get(find(states))
 

@@ -12,7 +12,6 @@ import pytest
 from sdecor import losses, masking
 from sdecor.core import parallel
 from sdecor.models import Tap
-from sdecor.training import steps
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.objective import FORWARDS, Objective
 from sdecor.training.state import OPTIMIZERS, create_optimizer, learning_rate_schedule, with_hyperparams
@@ -39,14 +38,14 @@ def fixed_masks(monkeypatch):
 
 
 @functools.cache
-def one_step(objective: Objective, devices: int):
+def one_step(devices: int, **options):
     """A step of SGD whose change of the parameters is the gradient, where each term of the loss counts."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
-    model = Tap(model, model.activations) if objective.rectify else model
-    step = networks.make_step(objective, axis_name=parallel.AXIS)
+    model = Tap(model, model.activations) if options.get("rectify") else model
+    step = networks.make_step(networks.objective(**options), axis_name=parallel.AXIS)
     state = networks.loud_state(model, tx=create_optimizer("sgd", momentum=0.0))
     before = jax.tree.map(np.array, state.params)  # a copy: the step donates its state
-    weights = {"decor_weight": 4.0, "variance_weight": 4.0, "consist_weight": 10.0, "gradient_penalty_weight": 0.5}
+    weights = {"decorrelation": 4.0, "variance": 4.0, "consistency": 10.0, "gradient_penalty": 0.5}
     values = networks.hyper(learning_rate=1.0, weight_decay=0.0, **weights)
     new, terms = networks.pmapped(step, devices)(state, networks.tiny_batch(), values, jax.random.key(0))
     return jax.tree.map(np.subtract, before, new.params), new.batch_stats, terms
@@ -70,18 +69,18 @@ def on_devices(main, *others):
     on_devices(("covariance", "shared"), ("correlation", "frozen"), ("decov", "eval"), ("whitening", "shared")),
 )
 def test_step_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
-    objective = Objective(form=form, forward=forward, variance=True)
-    steps_agree(objective, devices, counting=("consistency", "decorrelation", "variance"))
+    counting = ("consistency", "decorrelation", "variance")
+    steps_agree(devices, counting, form=form, forward=forward, variance=True)
 
 
 @pytest.mark.parametrize(("form", "forward", "devices"), on_devices(("density", "shared"), ("cosine", "frozen")))
 def test_step_on_what_relus_let_through_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
-    objective = Objective(form=form, forward=forward, spatial="positions", rectify=True)
-    steps_agree(objective, devices, counting=("consistency", "decorrelation"))
+    counting = ("consistency", "decorrelation")
+    steps_agree(devices, counting, form=form, forward=forward, spatial="positions", rectify=True)
 
 
-def steps_agree(objective: Objective, devices: int, counting: tuple[str, ...]) -> None:
-    (grads, batch_stats, terms), many = one_step(objective, 1), one_step(objective, devices)
+def steps_agree(devices: int, counting: tuple[str, ...], **options) -> None:
+    (grads, batch_stats, terms), many = one_step(1, **options), one_step(devices, **options)
     for name in counting:
         assert terms[name] > 0.01, f"{name} hardly counts"
     leaves_near(many[0], grads, 2e-5)
@@ -101,8 +100,8 @@ def on_eight(*names, quick):
 @pytest.mark.parametrize(("of", "devices"), on_eight(*losses.PENALTY_OF, quick=["cross_entropy"]))
 def test_penalised_step_is_the_same_on_any_number_of_devices(of, devices):
     """The input gradient crosses the devices through BatchNorm, and is differentiated again."""
-    objective = Objective(consistency=False, decorrelation=False, gradient_penalty=True, penalty_of=of)
-    steps_agree(objective, devices, counting=("gradient_penalty",))
+    options = {"consistency": False, "decorrelation": False, "gradient_penalty": True, "penalty_of": of}
+    steps_agree(devices, ("gradient_penalty",), **options)
 
 
 @functools.cache
@@ -133,7 +132,7 @@ def test_one_trace_a_run_whatever_changes(key, tmp_path):
 
     model, tx = networks.tiny_model(axis_name=parallel.AXIS), create_optimizer("adamw")
     compiled = parallel.pmap_step(
-        networks.make_step(Objective(fill="zero"), axis_name=parallel.AXIS, prepare=counting, ema_decay=0.99)
+        networks.make_step(networks.objective(fill="zero"), axis_name=parallel.AXIS, prepare=counting, ema_decay=0.99)
     )
     initial = networks.tiny_state(model, tx=tx, ema=True)
     state = parallel.replicate(initial)
@@ -148,16 +147,16 @@ def test_one_trace_a_run_whatever_changes(key, tmp_path):
         restored, _ = checkpoints.restore(fresh)
     for part in ("step", "params", "opt_state", "ema_params", "batch_stats"):
         leaves_close(getattr(restored, part), getattr(state, part), rtol=0, atol=0)
-    changed = networks.hyper(decor_weight=2.0, mask_fraction=0.2, learning_rate=0.5, weight_decay=0.1)
+    changed = networks.hyper(decorrelation=2.0, mask_fraction=0.2, learning_rate=0.5, weight_decay=0.1)
     last, terms = compiled(restored, batch, parallel.replicate(changed), key)
     assert len(traces) == 1 and int(last.step) == 3
-    assert float(terms["decor_weight"]) == 2.0 and float(terms["mask_fraction"]) == np.float32(0.2)
+    assert float(terms["decorrelation_weight"]) == 2.0 and float(terms["mask_fraction"]) == np.float32(0.2)
 
 
 def test_accumulated_gradients_are_the_mean_over_micro_batches(fixed_masks, key):
     state = networks.tiny_state(networks.tiny_model("layer"))
     batch = networks.tiny_batch()
-    step = networks.make_step(Objective(decorrelation=False))
+    step = networks.make_step(networks.objective(decorrelation=False))
     whole, _ = jax.jit(step)(state, batch, networks.hyper(), key)
     micro = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
     parts, terms = jax.jit(functools.partial(step, accumulate=4))(state, micro, networks.hyper(), key)
@@ -175,14 +174,26 @@ def test_micro_batches_hold_the_same_examples_on_any_number_of_devices():
 
 
 def test_ramps_and_schedule():
-    ramps = {"decor_ramp": 10, "mask_ramp": 4, "gradient_penalty_ramp": 20}
-    hyper = networks.hyper(gradient_penalty_weight=0.4, learning_rate=2.0, **ramps)
-    values = {step: steps.scheduled(hyper, jnp.int32(step), lambda s: 0.5) for step in (0, 5, 20)}
-    assert [float(values[s]["decor_weight"]) for s in (0, 5, 20)] == [0.0, 0.25, 0.5]
-    assert [float(values[s]["mask_fraction"]) for s in (0, 5, 20)] == [0.0, 0.5, 0.5]
-    assert [float(values[s]["consist_weight"]) for s in (0, 5, 20)] == [1.0, 1.0, 1.0]
-    assert [float(values[s]["gradient_penalty_weight"]) for s in (0, 5, 20)] == pytest.approx([0.0, 0.1, 0.4])
-    assert float(values[0]["learning_rate"]) == 1.0
+    ramps = {"decorrelation": 10, "gradient_penalty": 20}
+    hyper = networks.hyper(gradient_penalty=0.4, mask_ramp=4, ramps=ramps)
+    values = [hyper.at(jnp.int32(step), networks.objective()) for step in (0, 5, 20)]
+    assert [float(value.mask_fraction) for value in values] == [0.0, 0.5, 0.5]
+    expected = {"decorrelation": [0.0, 0.25, 0.5], "consistency": [1.0] * 3, "gradient_penalty": [0.0, 0.1, 0.4]}
+    for name, weights in expected.items():
+        assert [float(value.weights[name]) for value in values] == pytest.approx(weights), name
+
+
+def test_learning_rate_is_the_schedule_of_its_peak():
+    state = networks.tiny_state(networks.tiny_model("none"))
+    step = functools.partial(
+        networks.make_step(Objective()),
+        schedule=lambda step: 0.25 * (1 + step),
+    )
+    compiled = jax.jit(step)
+    for at, expected in ((0, 0.5), (3, 2.0)):
+        values = networks.hyper(learning_rate=2.0)
+        new, terms = compiled(state.replace(step=jnp.int32(at)), networks.tiny_batch(), values, jax.random.key(0))
+        assert float(terms["learning_rate"]) == float(new.opt_state.hyperparams["learning_rate"]) == expected
 
 
 def test_warm_up_cosine_and_constant():
@@ -220,7 +231,7 @@ def test_optimizers_are_those_of_optax(name):
 
 def test_average_of_parameters_follows():
     state = networks.tiny_state(networks.tiny_model("none"), ema=True)
-    step = jax.jit(networks.make_step(Objective(consistency=False, decorrelation=False), ema_decay=0.9))
+    step = jax.jit(networks.make_step(Objective(), ema_decay=0.9))
     before = state
     state, _ = step(state, networks.tiny_batch(), networks.hyper(), jax.random.key(0))
     decay = min(0.9, 2 / 11)
@@ -235,7 +246,7 @@ def test_bfloat16_step_is_finite_and_near_float32(norm, fixed_masks, key):
     for dtype in (jnp.float32, jnp.bfloat16):
         model = networks.tiny_model(norm, dtype=dtype)
         state = networks.tiny_state(model)
-        new, terms[dtype] = jax.jit(networks.make_step(Objective()))(
+        new, terms[dtype] = jax.jit(networks.make_step(networks.objective()))(
             state, networks.tiny_batch(), networks.hyper(), key
         )
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((new.params, new.batch_stats)))
@@ -246,11 +257,11 @@ def test_bfloat16_step_is_finite_and_near_float32(norm, fixed_masks, key):
 GOLDEN = {
     "accuracy": 0.375,
     "classification": 4.896673,
-    "consist_weight": 1.0,
+    "consistency_weight": 1.0,
     "consistency": 0.022519,
     "conv0 sum": 1.397958,
     "conv1 sum": 10.773843,
-    "decor_weight": 0.5,
+    "decorrelation_weight": 0.5,
     "decorrelation": 0.536929,
     "decorrelation_floor": 0.466667,
     "decorrelation_samples": 16.0,
@@ -272,8 +283,8 @@ CHANGED = (
 
 def test_golden_step():
     state = networks.loud_state(networks.tiny_model(widths=(6, 8)))
-    step = jax.jit(networks.make_step(Objective(variance=True)))
-    values = networks.hyper(variance_weight=0.1, learning_rate=0.5)
+    step = jax.jit(networks.make_step(networks.objective(variance=True)))
+    values = networks.hyper(variance=0.1, learning_rate=0.5)
     new, terms = step(state, networks.tiny_batch(), values, jax.random.key(0))
     found = {name: float(value) for name, value in terms.items()}
     for layer in ("conv0", "conv1"):
