@@ -2,11 +2,13 @@
 
 import os
 import tempfile
+import types
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -29,3 +31,26 @@ def pytest_configure(config: pytest.Config) -> None:
 def key() -> jax.Array:
     """A typed key that every test may split as it likes."""
     return jax.random.key(0)
+
+
+_SEEDED: dict[str, dict] = {}
+
+
+def begin_anew(module: types.ModuleType) -> None:
+    """Set a module's generator of random numbers back to its seed, so that a test draws the same in any order."""
+    for name in ("rng", "RNG"):
+        generator = getattr(module, name, None)
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = _SEEDED.setdefault(module.__name__, generator.bit_generator.state)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Function) -> None:
+    """Begin anew before the fixtures of a module, each of which is made for the first test that asks for it."""
+    begin_anew(item.module)
+
+
+@pytest.fixture(autouse=True)
+def draws_of_its_own(request: pytest.FixtureRequest) -> None:
+    """Begin anew before the test itself."""
+    begin_anew(request.module)

@@ -57,5 +57,5 @@ def command(images: pathlib.Path, workdir: pathlib.Path, *extra: str, method: st
     return [sys.executable, str(ROOT / "train.py"), config, f"--workdir={workdir}", *flags, *extra]
 
 
-def start(arguments: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:
-    return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(arguments: list[str], env: dict[str, str] | None = None, folder: pathlib.Path = ROOT) -> subprocess.Popen:
+    return subprocess.Popen(arguments, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
