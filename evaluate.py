@@ -49,7 +49,6 @@ from sdecor.report.run import pictures_of, summary_of, write_report
 
 FLAGS = flags.FLAGS
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that no file names
-INTERRUPTED = 130  # exit status of an export that a signal stopped and the same command continues
 EXPORT_SIZES = {
     "device_batch": "Images that a device gets at a time in an export.",
     "chunk_rows": "Images of a chunk of an export, a multiple of --device_batch; default: a few megabytes.",
@@ -165,7 +164,7 @@ def export_maps(folders: list[str]) -> None:
     if parallel.is_main_process():
         print(done)
     if not done.complete:
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(commands.INTERRUPTED)
 
 
 def measure_export(folders: list[str]) -> None:

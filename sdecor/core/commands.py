@@ -1,4 +1,4 @@
-"""Command lines: an expected error as one line, and the progress bar. Needs no JAX."""
+"""Command lines: exit statuses, an expected error as one line, and the progress bar. Needs no JAX."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
+
+INTERRUPTED = 130  # exit status of a program that a signal stopped and the same command continues
 
 
 @contextlib.contextmanager

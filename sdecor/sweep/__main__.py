@@ -17,10 +17,8 @@ from collections.abc import Sequence
 
 from sdecor.core import files
 from sdecor.core.checks import check_count
-from sdecor.core.commands import as_one_line
+from sdecor.core.commands import INTERRUPTED, as_one_line
 from sdecor.sweep import check, commands, job, local, plan, slurm, trial_folder
-
-INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> None:

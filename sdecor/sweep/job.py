@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdecor.core.commands import INTERRUPTED
 from sdecor.sweep import check, commands, trial_folder
 from sdecor.sweep.plan import ROOT, Run
 from sdecor.training import logbook, replicas
@@ -102,7 +103,6 @@ def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
 
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
-INTERRUPTED = 130  # exit status of train.py when a signal stopped it and its state is saved
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
