@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor import models
-from sdecor.core import parallel, rng
+from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.training import members, steps, terms
 from sdecor.training.objective import Masking, Objective, Ramp
@@ -97,13 +97,12 @@ def build(name: str, replicas: int | None, options: argparse.Namespace) -> tuple
     model, tx, shape = create_model(name), create_optimizer("adamw"), (options.size, options.size, 3)
     batches = [create_batch(seed, options.batch_size, options.size) for seed in range(replicas or 1)]
     sharded = [parallel.shard(batch) for batch in batches]
-    if replicas is not None:
-        step, batch, hyper = members.lift(step), members.stack(sharded, axis=1), members.stack([HYPER] * replicas)
-    else:
-        batch, hyper = sharded[0], HYPER
-    seeds = 0 if replicas is None else list(range(replicas))
-    state = parallel.replicate(create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=shape))
-    arguments = jax.device_put(batch), parallel.replicate(hyper), parallel.replicate(rng.run_key(seeds, 1))
+    count = replicas or 1
+    step, batch = members.lift(step, replicas), members.join(sharded, replicas, axis=1)
+    hyper = members.join([HYPER] * count, replicas)
+    first, key = (members.run_key(range(count), use, replicas) for use in (0, 1))
+    state = parallel.replicate(create_train_state(model, tx, key=first, image_shape=shape))
+    arguments = jax.device_put(batch), parallel.replicate(hyper), parallel.replicate(key)
     start = time.perf_counter()
     compiled = parallel.pmap_step(step).lower(state, *arguments).compile()
     seconds = time.perf_counter() - start

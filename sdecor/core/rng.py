@@ -1,7 +1,6 @@
 """Randomness that belongs to an example: the same draw on any number of devices, in any batch layout."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,8 @@ def example_keys(key: jax.Array, step: jax.Array | int, positions: jax.Array) ->
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)
 
 
-def run_key(seed: int | Sequence[int], use: int) -> jax.Array:
-    """Return a run's key for a use, 0 = initialisation, 1 = training; of several seeds, keys `[R]`."""
-    if isinstance(seed, Sequence):
-        return jnp.stack([run_key(each, use) for each in seed])
+def run_key(seed: int, use: int) -> jax.Array:
+    """Return a run's key for a use, 0 = initialisation, 1 = training."""
     return jax.random.fold_in(jax.random.key(seed), use)
 
 

@@ -16,10 +16,11 @@ from sdecor.training.state import TrainState
 
 
 def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[Any]:
-    """Create a loader for each seed, with the options of `create_loader`; what lies in memory they share."""
+    """Create this process's loader for each seed, with the options of `create_loader`; they share images in memory."""
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     loaders = []
     for seed in seeds:
-        loaders.append(create_loader(source, seed=seed, **options))
+        loaders.append(create_loader(source, seed=seed, **process, **options))
         if loaders[-1].kind == "memory":
             source = loaders[-1].source
     return loaders
@@ -42,39 +43,38 @@ def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 
             yield parallel.shard_micro_batches(micro)
 
 
-def stacked_batches(loaders: Sequence[Any], start: int, **sizes: int) -> Iterator[Any]:
-    """Yield what each step of all replicas takes: `[devices, R, …]`, of each replica its own `step_batches`."""
+def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
+    """Yield the batches of each step of all members: their `step_batches`, of replicas joined to `[devices, R, …]`."""
     with contextlib.ExitStack() as files:
         each = [files.enter_context(contextlib.closing(step_batches(loader, start, **sizes))) for loader in loaders]
         for batches in zip(*each, strict=True):
-            yield members.stack(batches, axis=1)
+            yield members.join(batches, replicas, axis=1)
 
 
-Validate = Callable[[TrainState, Interrupt], dict[str, np.ndarray] | None]
+Validate = Callable[[TrainState, Interrupt], list[dict[str, float]] | None]
 
 
 def create_validation(
-    apply_fn: Callable, prepare: Callable, source: Any, *, batch_size: int, stacked: bool = False
+    apply_fn: Callable, prepare: Callable, source: Any, *, batch_size: int, replicas: int | None = None
 ) -> Validate:
-    """Return `(state, interrupt) -> metrics` over a split: scalars, or `[R]` for a stacked state; None if interrupted.
+    """Return `(state, interrupt) -> metrics` over a split: a row for each member, or None if interrupted.
 
     Args:
       apply_fn: the model's, `(variables, images, train=False) -> (logits, features)`.
       prepare: of uint8 images.
       source: the split's examples.
       batch_size: over all devices; changes no result.
-      stacked: whether states are those of several replicas.
+      replicas: their number, or None for a single run.
     """
 
     def step(variables: Any, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        evaluate = partial(steps.evaluation_step, apply_fn)
-        images = prepare(batch["image"])
-        return (jax.vmap(evaluate, in_axes=(0, None, None)) if stacked else evaluate)(variables, images, batch)
+        evaluate = members.lift_evaluation(partial(steps.evaluation_step, apply_fn), replicas)
+        return evaluate(variables, prepare(batch["image"]), batch)
 
     compiled = parallel.pmap_evaluation(step)
     key = parallel.replicate(jax.random.key(0))
 
-    def validate(state: TrainState, interrupt: Interrupt) -> dict[str, np.ndarray] | None:
+    def validate(state: TrainState, interrupt: Interrupt) -> list[dict[str, float]] | None:
         batches = evaluation_batches(
             source,
             batch_size=parallel.round_up(batch_size),
@@ -91,6 +91,7 @@ def create_validation(
                 return None
         sums = {name: np.sum(parallel.gather(value[None]), axis=0) for name, value in sums.items()}
         count = sums.pop("count")
-        return {"accuracy": sums["correct"] / count, "cross_entropy": sums["cross_entropy"] / count}
+        means = {"accuracy": sums["correct"] / count, "cross_entropy": sums["cross_entropy"] / count}
+        return members.rows(means, replicas)
 
     return validate

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import getitem
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 from sdecor import attribution, losses, masking, models
@@ -36,6 +38,17 @@ class Schedule:
     warmup: int
     eval_every: int
     checkpoint_every: int | None
+
+    def is_due(self, step: int, every: int | None) -> bool:
+        """Tell whether something that happens every so many steps, and at the last, happens after `step`."""
+        return every is not None and step > 0 and (step % every == 0 or step == self.total)
+
+    def left(self, start: int) -> str:
+        """Say what is to be done from step `start` on."""
+        if start >= self.total:
+            return f"all {self.total} steps are done"
+        begin = f"continuing at step {start} of {self.total}" if start else f"starting: {self.total} steps"
+        return f"{begin} ({self.steps_per_epoch} an epoch)"
 
 
 def check_config(config: ConfigDict) -> None:
@@ -220,12 +233,34 @@ def _matches(pattern: str, known: Sequence[str]) -> list[str]:
     return found
 
 
+def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Warn where the batch is too small for its covariance to mean much; centred forms alone have such a floor."""
+    decor = config.decorrelation
+    if decor.weight == 0 or decor.rectify or decor.form not in losses.CENTRED:
+        return
+    n = config.train.batch_size // config.train.accumulate
+    images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
+    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+    for layer in jax.tree.leaves(features):
+        samples = n if decor.spatial == "pool" else math.prod(layer.shape[:-1])
+        width = layer.shape[-1]
+        if samples < 2 * width:
+            floor = losses.white_floor(samples, width, form=decor.form)
+            logging.warning(
+                "decorrelation of %d features from %d samples: white features of mean 0 would score %s; "
+                "use at least %d samples (config.train.batch_size / config.train.accumulate)",
+                width, samples, f"{floor:.3g}", 2 * width,
+            )  # fmt: skip
+
+
 def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> list[ConfigDict]:
-    """Return the config of each replica, checked: the run that it would be by itself.
+    """Return the config of each replica, checked: the run that it would be by itself; without any, that of the run.
 
     Raises:
       ValueError: naming the replica, for an impossible value, or a weight that is 0 in some replicas alone.
     """
+    if not chosen:
+        return [config]
     configs = []
     for replica in chosen:
         own = config.copy_and_resolve_references()
@@ -246,12 +281,15 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
 
 
 def create_state(
-    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], seeds: Sequence[int] | None = None
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array | None = None
 ) -> TrainState:
-    """Initialise the config's model and optimizer, on the local devices; for several seeds, the replicas' state."""
+    """Initialise the config's model and optimizer, on the local devices; with keys `[R]`, the state of R replicas.
+
+    Without a key, that of the config's seed is used.
+    """
     optimizer = config.optim
     tx = create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
-    key = rng.run_key(config.seed if seeds is None else seeds, 0)
+    key = rng.run_key(config.seed, 0) if key is None else key
     ema = optimizer.ema_decay is not None
     return parallel.replicate(create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
 

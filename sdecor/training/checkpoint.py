@@ -177,10 +177,10 @@ class Checkpoints:
 def restore_together(
     saved: Mapping[str, Checkpoints], state: TrainState, *, begun: Container[str]
 ) -> list[tuple[TrainState, dict[str, Any]] | None]:
-    """Read the last checkpoints of one step that all replicas have, whole; later ones are removed.
+    """Read the last checkpoints of one step that all members have, whole; of replicas, later ones are removed.
 
     Args:
-      saved: the replicas' checkpoints, by name.
+      saved: the members' checkpoints, by name.
       state: a state as of `Checkpoints.restore`.
       begun: as of `replicas.common_steps`.
 
@@ -190,6 +190,8 @@ def restore_together(
     Raises:
       ValueError: when there are some but none whole, or the replicas were not trained together.
     """
+    if len(saved) == 1:
+        return [each.restore(state) for each in saved.values()]
     common = replicas.common_steps({name: each.steps() for name, each in saved.items()}, begun)
     found, start = [None] * len(saved), 0
     for step in common:

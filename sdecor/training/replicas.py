@@ -29,6 +29,10 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
 
 
+class PartlyFinished(FloatingPointError):
+    """Some replicas failed, the others are finished."""
+
+
 class Replica(NamedTuple):
     """A replica: the folder within the program's, and the fields that are its own."""
 
@@ -125,6 +129,13 @@ def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> l
             "the same step together, the others by commands of their own"
         )
     return steps
+
+
+def list_failures(failures: Mapping[str, str]) -> str:
+    """Return a text about the replicas that failed, of why each did (name → reason, empty for the others)."""
+    listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
+    first = f"{len(listed)} of {len(failures)} replicas failed; start each of these again with a command of its own:"
+    return "\n".join([first, *listed])
 
 
 def failed_at(rows: Sequence[Mapping[str, Any]]) -> int | None:

@@ -118,7 +118,7 @@ def test_suggested_commands_are_quoted(tmp_path):
             return None
 
     folder = str(tmp_path / "it's a $run")
-    said = members.Record(members.Member("", folder, 0), Saved(), None).closing(True)
+    said = members.Writer(members.Member("", folder, 0), Saved(), None).closing(True)
     assert shlex.split(said.partition("Next: ")[2]) == ["python", "evaluate.py", f"--workdir={folder}"]
     said = tfds_source._how_to_prepare("cifar10", folder, folder)
     (line,) = [line for line in said.splitlines() if "python -c" in line]
@@ -134,7 +134,8 @@ def test_suggested_commands_are_quoted(tmp_path):
 )  # fmt: skip
 def test_a_start_says_what_is_to_be_done(step, said):
     schedule = train.build.Schedule(62, 372, 0, 62, None)
-    run = train.Run(tiny_runs.tiny_config("data", method="ce"), (), None, schedule, None, None, None)
+    member = members.Member("", "runs/a", 0)
+    run = train.Run(tiny_runs.tiny_config("data", method="ce"), [member], None, schedule, None, None, None)
     state = argparse.Namespace(step=step, params={"kernel": np.zeros((30, 50))})
     assert train._opening(run, state, "runs/a") == (
         f"ce · folder · cnn (1,500 parameters) · 8 cpu devices · {said} · runs/a"
@@ -148,7 +149,7 @@ def test_best_and_last_are_said_once(tmp_path):
 
     row = {"step": 4, "split": "val", "accuracy": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    closing = members.Record(members.Member("", str(tmp_path), 0), Saved(), None).closing(True)
+    closing = members.Writer(members.Member("", str(tmp_path), 0), Saved(), None).closing(True)
     assert "Validation accuracy: 50.0% at step 4 (best and last). Next" in closing
 
 

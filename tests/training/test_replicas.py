@@ -15,7 +15,7 @@ import tiny_runs
 
 import train
 from sdecor import masking
-from sdecor.core import parallel, rng
+from sdecor.core import parallel
 from sdecor.training import build, logbook, members, replicas, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.state import create_optimizer, create_train_state
@@ -37,22 +37,21 @@ def fixed_masks(monkeypatch):
     monkeypatch.setattr(masking, "least_salient", constant)
 
 
-def first_steps(devices: int, chosen: list[int] | None, count: int = 3):
+def first_steps(devices: int, chosen: list[int] | int, number_of_steps: int = 3):
     """The states and terms of the first steps; `chosen` replicas at once, or one by itself where it is a number."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
     step = networks.make_step(networks.objective(variance=True), axis_name=parallel.AXIS)
     together = isinstance(chosen, list)
     tx = create_optimizer("sgd")
-    seeds = [SEEDS[i] for i in chosen] if together else SEEDS[chosen]
-    state = create_train_state(model, tx, key=rng.run_key(seeds, 0), image_shape=networks.SHAPE)
-    values = [networks.hyper(**{"variance": 0.1} | HYPERS[i]) for i in (chosen if together else [chosen])]
-    key = rng.run_key(seeds, 1)
-    run = networks.pmapped(members.lift(step) if together else step, devices, axis=1 if together else 0)
+    indices, count = (chosen, len(chosen)) if together else ([chosen], None)
+    first, key = (members.run_key([SEEDS[i] for i in indices], use, count) for use in (0, 1))
+    state = create_train_state(model, tx, key=first, image_shape=networks.SHAPE)
+    values = [networks.hyper(**{"variance": 0.1} | HYPERS[i]) for i in indices]
+    run = networks.pmapped(members.lift(step, count), devices, axis=1 if together else 0)
     terms = []
-    for number in range(count):
-        batches = [networks.tiny_batch(seed=10 * number + i) for i in (chosen if together else [chosen])]
-        batch = members.stack(batches) if together else batches[0]
-        state, found = run(state, batch, members.stack(values) if together else values[0], key)
+    for number in range(number_of_steps):
+        batches = [networks.tiny_batch(seed=10 * number + i) for i in indices]
+        state, found = run(state, members.join(batches, count), members.join(values, count), key)
         terms.append(found)
     return state, terms
 
@@ -72,7 +71,7 @@ def alone(index: int):
 @pytest.mark.parametrize("devices", [8, *(pytest.param(devices, marks=pytest.mark.full) for devices in (1, 2, 4))])
 def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
     state, terms = first_steps(devices, [0, 1, 2])
-    for index, own in enumerate(members.unstack_state(state)):
+    for index, own in enumerate(members.split(state, 3)):
         single, single_terms = alone(index)
         assert own.step == single.step == 3
         near((own.params, own.opt_state), (single.params, single.opt_state))

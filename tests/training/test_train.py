@@ -65,7 +65,7 @@ def test_a_batch_too_small_for_its_covariance_is_told(arg, warned, caplog):
     config = default.get_config(arg)
     model = build.create_model(config, 10, (32, 32, 3))
     with caplog.at_level("WARNING"):
-        train._warn_small_batch(config, model, (32, 32, 3))
+        build.warn_small_batch(config, model, (32, 32, 3))
     assert ("128 features from 128 samples" in caplog.text) == warned
 
 
