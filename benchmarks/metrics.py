@@ -146,6 +146,7 @@ def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -
     explain_one, example = partial(explain_of, fn), (b.images, b.labels)
     features = jax_network(NETWORK._replace(layers=NETWORK.layers[:-1]))
     usual = {
+        "mask": (b.objects,),
         "maps": (b.maps,),
         "object": (b.maps, b.objects),
         "network": (fn, b.images, b.maps, b.labels),
@@ -153,7 +154,6 @@ def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -
         "parameters": (*with_params, *example),
     }
     special = {
-        "area_share": (b.objects,),
         "grid_pointing_game": (b.maps, b.labels % 4),
         "sufficiency": (b.maps, b.labels),
         "consistency": (b.maps.reshape(len(b.maps), -1).argmax(1) // 64, b.labels),

@@ -139,7 +139,8 @@ def call(name: str, function):
     return {
         "model": lambda x, m: function(LOGITS) if name == "confidence" else function(LOGITS, LABELS),
         "maps": lambda x, m: function(m),
-        "object": lambda x, m: function(OBJECTS) if name == "area_share" else function(m, OBJECTS, ignore=m < -1),
+        "mask": lambda x, m: function(OBJECTS, ignore=m < -1),
+        "object": lambda x, m: function(m, OBJECTS, ignore=m < -1),
         "mosaic": lambda x, m: function(m, LABELS),
         "network": lambda x, m: function(fn, x, m, LABELS, **options),
         "attributions": lambda x, m: function(fn, x, x, LABELS, key=KEY),

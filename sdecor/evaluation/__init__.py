@@ -1,8 +1,9 @@
 """Evaluating a network on a split: what it predicts, how it is explained, and how good the explanations are.
 
-A measure belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
-`choices` (which methods and metrics), `sweep` (predict, then explain and measure, on all devices), `results` (what was
-found, joined and stored); `sdecor.evaluation.summary` makes numbers with intervals of it.
+A metric belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
+`choices` (which methods and metrics), `plan` (what fits the network and data), `programs` and `explained` (predict,
+explain and measure on all devices), `results` (what was found, joined and stored). `sdecor.evaluation.summary` makes
+numbers with intervals of it.
 """
 
 from sdecor.evaluation.choices import (
@@ -15,7 +16,7 @@ from sdecor.evaluation.choices import (
     split_words,
 )
 from sdecor.evaluation.explained import grid_pointing_game, measure
-from sdecor.evaluation.measures import MEASURES, Measure, measures_of
+from sdecor.evaluation.groups import GROUPS, Group, groups_of
 from sdecor.evaluation.plan import Plan, make_plan
 from sdecor.evaluation.programs import (
     IGNORE,
@@ -32,13 +33,13 @@ from sdecor.evaluation.results import Results, collect, extend, load, merge, sav
 from sdecor.evaluation.store import Store
 
 __all__ = [
+    "GROUPS",
     "IGNORE",
-    "MEASURES",
     "METHOD_PRESETS",
     "METRIC_PRESETS",
     "RANDOM",
     "TARGETS",
-    "Measure",
+    "Group",
     "Method",
     "Plan",
     "Results",
@@ -50,13 +51,13 @@ __all__ = [
     "collect",
     "extend",
     "grid_pointing_game",
+    "groups_of",
     "load",
     "make_explanation",
     "make_measurement",
     "make_plan",
     "make_prediction",
     "measure",
-    "measures_of",
     "merge",
     "nested_order",
     "predict",

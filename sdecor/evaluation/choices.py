@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sdecor.attribution import METHODS
 from sdecor.core.checks import check_choice
 from sdecor.metrics import DATASET_METRICS, METRICS
+from sdecor.metrics.registry import KNOWN, PRESETS
 
 METHOD_PRESETS: dict[str, tuple[str, ...]] = {
     "quick": ("gradient",),
@@ -23,19 +24,14 @@ METHOD_PRESETS: dict[str, tuple[str, ...]] = {
     ),
     "full": tuple(METHODS),
 }
-_QUICK = ("energy_inside", "pointing_game", "gini", "insertion", "deletion")
-_STANDARD = (
-    *_QUICK,
-    *("entropy", "roc_auc", "relevance_rank_accuracy", "best_iou", "grid_pointing_game"),
-    *("road", "aopc_morf", "aopc_lerf", "average_drop", "faithfulness_correlation", "infidelity"),
-    *("max_sensitivity", "avg_sensitivity"),
-)
 METRIC_PRESETS: dict[str, tuple[str, ...]] = {
-    "quick": _QUICK,
-    "standard": _STANDARD,
-    "full": (*METRICS, "sufficiency", "consistency"),
+    preset: tuple(
+        name
+        for name, metric in (METRICS | DATASET_METRICS).items()
+        if metric.preset in PRESETS[: place + 1] and metric.derived_from is None
+    )
+    for place, preset in enumerate(PRESETS)
 }
-_FROM = {"insertion_vs_random": "insertion", "deletion_vs_random": "deletion", "energy_ratio": "energy_inside"}
 # Methods whose attributions are shares of the score; those of the others are its slope, or in units of their own.
 _CONTRIBUTIONS = (
     "input_x_gradient",
@@ -87,7 +83,7 @@ class Method(NamedTuple):
 
 
 def _random_order(fn: Callable, image: jax.Array, target: jax.Array, *, saliency_of: str = "logit") -> jax.Array:
-    """Explain nothing: equal values are ordered at random by the measures that rank pixels."""
+    """Explain nothing: equal values are ordered at random by the metrics that rank pixels."""
     return jnp.ones((*image.shape[:2], 1), jnp.float32)
 
 
@@ -136,15 +132,15 @@ def choose_methods(words: Iterable[str]) -> dict[str, tuple[Method, bool]]:
 def choose_metrics(words: Iterable[str]) -> dict[str, bool]:
     """Return the metrics that `words` name: name → whether it was named itself rather than by a preset.
 
-    What follows from another metric, such as its difference from a random order, is reported beside that one.
+    In place of a metric that is derived from another, the other is chosen: both are reported.
 
     Raises:
       ValueError: for an unknown preset or metric, saying which is close.
     """
     chosen: dict[str, bool] = {}
     for word in words:
-        check_choice("--metrics", word, (*METRIC_PRESETS, *METRICS, *DATASET_METRICS))
-        for name in METRIC_PRESETS.get(word, (_FROM.get(word, word),)):
+        check_choice("--metrics", word, (*METRIC_PRESETS, *KNOWN))
+        for name in METRIC_PRESETS[word] if word in METRIC_PRESETS else (KNOWN[word].derived_from or word,):
             chosen[name] = chosen.get(name, False) or word not in METRIC_PRESETS
     return chosen
 

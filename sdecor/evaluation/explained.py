@@ -11,7 +11,7 @@ from sdecor import metrics
 from sdecor.core import parallel
 from sdecor.data.augment import center_crop
 from sdecor.evaluation.choices import Method
-from sdecor.evaluation.measures import WHOLE, Measure
+from sdecor.evaluation.groups import WHOLE, Group
 from sdecor.evaluation.programs import (
     Advance,
     Batch,
@@ -28,13 +28,13 @@ from sdecor.evaluation.programs import (
 )
 from sdecor.evaluation.results import Results, collect, merge
 
-_CHEAP = ("maps", "object")  # needs of measures that are compiled together
+_CHEAP = ("maps", "object")  # needs of groups that are compiled together
 
 
 def measure(
     subject: Subject,
     method: Method,
-    measures: Sequence[Measure],
+    groups: Sequence[Group],
     *,
     images: Mapping[str, int],
     predicted: Results,
@@ -47,8 +47,8 @@ def measure(
     Args:
       subject: what is evaluated.
       method: what explains.
-      measures: what is measured, other than of mosaics.
-      images: by measure, of how many examples, chosen at random; fewer are always among more.
+      groups: what is measured, other than of mosaics.
+      images: by group, of how many examples, chosen at random; fewer are always among more.
       predicted: as of `predict`.
       pictures: the number of examples whose attributions are returned too.
       advance: is told how many examples were done.
@@ -59,7 +59,7 @@ def measure(
     """
     key = subject.key()
     explain = explain or _explaining(subject, method, key)
-    programs, sets = _programs(subject, method, measures, images), [each for each in measures if each.needs == "set"]
+    programs, sets = _programs(subject, method, groups, images), [each for each in groups if each.needs == "set"]
     keep = max(pictures, *(images[each.name] for each in sets), 0)
     targets, kept = predicted.examples["target"], []
 
@@ -82,7 +82,7 @@ def measure(
     found = collect(step, batches(subject, subject.source, order))
     for each in sets:
         found = _of_set(each, found, _first(kept, order[: images[each.name]]), predicted)
-    for each in measures:  # a measure's last batch may hold more examples than it is to measure
+    for each in groups:  # a group's last batch may hold more examples than it is to measure
         beyond = ~np.isin(found.examples["index"], order[: images[each.name]])
         for name in each.gives:
             found.examples[name][beyond] = np.nan
@@ -96,20 +96,20 @@ def _explaining(subject: Subject, method: Method, key: jax.Array) -> Callable[[B
 
 
 def _programs(
-    subject: Subject, method: Method, measures: Sequence[Measure], images: Mapping[str, int]
+    subject: Subject, method: Method, groups: Sequence[Group], images: Mapping[str, int]
 ) -> list[tuple[Callable[..., Any], bool, int]]:
     """Return programs, whether each looks at whole attributions, and of how many examples it measures.
 
-    The cheap measures are one program; of the others each is one, whatever else is measured.
+    The cheap groups are one program; of the others each is one, whatever else is measured.
     """
-    cheap = tuple(each for each in measures if each.needs in _CHEAP)
-    groups = [cheap] if cheap else []
-    groups += [(each,) for each in measures if each.needs not in (*_CHEAP, "set")]
+    cheap = tuple(each for each in groups if each.needs in _CHEAP)
+    together = [cheap] if cheap else []
+    together += [(each,) for each in groups if each.needs not in (*_CHEAP, "set")]
     programs = []
-    for group in groups:
-        whole = group[0].needs in WHOLE  # then the program is this method's alone
-        program = compiled(make_measurement, subject.setup, group, method if whole else None)
-        programs.append((program, whole, images[group[0].name]))
+    for chosen in together:
+        whole = chosen[0].needs in WHOLE  # then the program is this method's alone
+        program = compiled(make_measurement, subject.setup, chosen, method if whole else None)
+        programs.append((program, whole, images[chosen[0].name]))
     return programs
 
 
@@ -122,14 +122,14 @@ def _first(kept: Sequence[Mapping[str, np.ndarray]], chosen: np.ndarray) -> dict
     return merge(parts).examples
 
 
-def _of_set(measure: Measure, found: Results, arrays: Mapping[str, np.ndarray], predicted: Results) -> Results:
-    """Add a measure of many maps at once."""
+def _of_set(group: Group, found: Results, arrays: Mapping[str, np.ndarray], predicted: Results) -> Results:
+    """Add a metric of many maps at once."""
     index = arrays["index"]
     predictions = predicted.examples["prediction"][index]
     values = np.full(found.examples["index"].size, np.nan, np.float32)
-    (name,) = measure.gives
-    values[np.searchsorted(found.examples["index"], index)] = measure.function(
-        arrays["maps"], predictions, **dict(measure.options)
+    (name,) = group.gives
+    values[np.searchsorted(found.examples["index"], index)] = group.function(
+        arrays["maps"], predictions, **dict(group.options)
     )
     return Results(found.examples | {name: values}, found.moments)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sdecor.data.augment import center_crop
 from sdecor.evaluation.choices import RANDOM, Method, choose_methods
-from sdecor.evaluation.measures import MEASURES, WHOLE, Measure, measures_of
+from sdecor.evaluation.groups import GROUPS, WHOLE, Group, groups_of
 from sdecor.evaluation.programs import Setup, make_explanation, make_measurement
 from sdecor.evaluation.results import Results
 from sdecor.metrics import DATASET_METRICS, METRICS, make_mosaics
@@ -21,64 +21,65 @@ class Plan(NamedTuple):
 
     Attributes:
       setup: how the network is fed and what of it is explained.
-      methods: what explains, by key; a random order of pixels first, where a measure is compared with it.
-      measures: what is measured of each method.
-      images: by `Measure.needs`, on how many images.
+      methods: what explains, by key; a random order of pixels first, where a group is compared with it.
+      groups: what is measured of each method.
+      images: by `Group.needs`, on how many images.
       shown: the metrics that were asked for.
-      refused: parts, "method/measure", that there cannot be.
+      refused: parts, "method/group", that there cannot be.
     """
 
     setup: Setup
     methods: dict[str, Method]
-    measures: tuple[Measure, ...]
+    groups: tuple[Group, ...]
     images: dict[str, int]
     shown: tuple[str, ...]
     refused: frozenset[str] = frozenset()
 
-    def parts(self, method: Method) -> dict[str, tuple[Measure, dict[str, Any]]]:
-        """Return what is measured of a method: name of the part → the measure, and all that its numbers depend on."""
+    def parts(self, method: Method) -> dict[str, tuple[Group, dict[str, Any]]]:
+        """Return what is measured of a method: name of the part → the group, and all that its numbers depend on."""
         own = {"options": method.settings(self.setup.saliency_of), "reduction": self.setup.reduction}
         parts = {}
-        for measure in self.measures:
-            part = f"{method.key}/{measure.name}"
-            if part not in self.refused and (measure.reference or method.key != RANDOM.key):
-                measure = measure.of(method, self.setup.saliency_of)
-                settings = {"images": self.images[measure.needs], "options": dict(measure.options)}
-                settings["looks_at"] = measure.looks_at
-                parts[part] = (measure, plain({"method": own, "measure": settings}))
+        for group in self.groups:
+            part = f"{method.key}/{group.name}"
+            if part not in self.refused and (group.reference or method.key != RANDOM.key):
+                group = group.of(method, self.setup.saliency_of)
+                settings = {"images": self.images[group.needs], "options": dict(group.options)}
+                settings["looks_at"] = group.looks_at
+                parts[part] = (group, plain({"method": own, "measure": settings}))
         return parts
 
     def all_parts(self) -> dict[str, dict[str, Any]]:
-        """Return of all parts what their numbers depend on."""
+        """Return all that the numbers of each part depend on."""
         found = {}
         for method in self.methods.values():
             found |= {part: settings for part, (_, settings) in self.parts(method).items()}
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Return the options of all methods and measures, for the record."""
+        """Return the options of all methods and groups, for the record."""
         methods = {key: method.settings(self.setup.saliency_of) for key, method in self.explained().items()}
-        measures = {}
-        for each in self.measures:
+        groups = {}
+        for each in self.groups:
             options = dict(each.options) | {
                 name: f"the method's, else {dict(each.options)[name]}" for name in each.follows
             }
-            measures[each.name] = {"images": self.images[each.needs], "looks_at": each.looks_at, **options}
-        return plain({"methods": methods, "measures": measures})
+            groups[each.name] = {"images": self.images[each.needs], "looks_at": each.looks_at, **options}
+        return plain({"methods": methods, "measures": groups})
 
     def explained(self) -> dict[str, Method]:
         """Return the methods without the random order."""
         return {key: method for key, method in self.methods.items() if key != RANDOM.key}
 
     def with_percentages(self, curves: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to mean curves at which percentages of the pixels those of ROAD were taken."""
-        options = {name: value for each in self.measures if each.name == "road" for name, value in each.options}
-        found = [key for key in curves if key.endswith("/road_curve")]
-        return dict(curves) | {key.replace("road_curve", "road_percentages"): options["percentages"] for key in found}
+        """Add to mean curves the percentages of the pixels that they were taken at, where these are an option."""
+        options = {name: dict(each.options) for each in self.groups for name in each.gives}
+        found = [key for key in curves if "percentages" in options.get(key.rpartition("/")[2], {})]
+        percentages = {key: options[key.rpartition("/")[2]]["percentages"] for key in found}
+        return dict(curves) | {key.removesuffix("curve") + "percentages": each for key, each in percentages.items()}
 
     def select(self, results: Results) -> Results:
-        """Return of stored results what this evaluation comprises."""
-        part_of = {name: measure.name for measure in self.measures for name in measure.gives}
+        """Return the part of stored results that this evaluation comprises."""
+        part_of = {name: group.name for group in self.groups for name in group.gives}
         asked = {name for name in part_of if name in self.shown or name not in METRICS | DATASET_METRICS}
         parts = self.all_parts()
 
@@ -93,19 +94,19 @@ class Plan(NamedTuple):
 
         Args:
           stored: settings by part, as of `parts`; those of this plan are among them.
-          options: of measures, see `measures_of`.
+          options: of groups, see `groups_of`.
         """
-        methods, measures = dict(self.methods), {each.name: each for each in self.measures}
+        methods, groups = dict(self.methods), {each.name: each for each in self.groups}
         for part, settings in stored.items():
             key, _, name = part.rpartition("/")
             method = methods.get(key) or _method_of(key)
-            measure = measures.get(name) or _measure_of(name, settings, options)
-            one = self._replace(measures=(measure,) if measure else (), refused=frozenset())
+            group = groups.get(name) or _group_of(name, settings, options)
+            one = self._replace(groups=(group,) if group else (), refused=frozenset())
             if method and settings in [mine for _, mine in one.parts(method).values()]:
-                methods[key], measures[name] = method, measure
-        shown = (*self.shown, *(name for each in measures.values() for name in each.gives))
-        missing = {f"{key}/{name}" for key in methods for name in measures} - {*stored}
-        plan = self._replace(methods=methods, measures=tuple(measures.values()), shown=shown)
+                methods[key], groups[name] = method, group
+        shown = (*self.shown, *(name for each in groups.values() for name in each.gives))
+        missing = {f"{key}/{name}" for key in methods for name in groups} - {*stored}
+        plan = self._replace(methods=methods, groups=tuple(groups.values()), shown=shown)
         plan = plan._replace(refused=self.refused | missing)  # before the others' settings: some pairs have none
         other = {part for part, settings in plan.all_parts().items() if stored[part] != settings}
         return plan._replace(refused=plan.refused | other)
@@ -119,15 +120,15 @@ def _method_of(key: str) -> Method | None:
         return None
 
 
-def _measure_of(name: str, settings: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> Measure | None:
-    """Return the measure of a stored part; None where this version does not know it."""
-    if name not in MEASURES:
+def _group_of(name: str, settings: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> Group | None:
+    """Return the group of a stored part; None where this version does not know it."""
+    if name not in GROUPS:
         return None
-    (measure,) = measures_of(MEASURES[name].gives, options).values()
-    if measure.needs != "mosaic":
-        return measure
+    (group,) = groups_of(GROUPS[name].gives, options).values()
+    if group.needs != "mosaic":
+        return group
     resize = settings["measure"]["options"].get("resize")  # the network decides it, see `make_plan`
-    return measure._replace(options=(*measure.options, ("resize", resize)))
+    return group._replace(options=(*group.options, ("resize", resize)))
 
 
 def plain(settings: Any) -> Any:
@@ -135,7 +136,7 @@ def plain(settings: Any) -> Any:
     return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
 
 
-_REFUSALS = (ValueError, NotImplementedError)  # what methods and measures raise against a network
+_REFUSALS = (ValueError, NotImplementedError)  # what methods and metrics raise against a network
 
 
 def make_plan(
@@ -148,7 +149,7 @@ def make_plan(
     images: Mapping[str, int],
     options: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Plan, list[str]]:
-    """Choose what of the wanted methods and metrics there can be for a network and its data.
+    """Drop the requested methods and metrics that this network or data set does not support (traced, not run).
 
     Args:
       setup: see `Setup`.
@@ -157,10 +158,10 @@ def make_plan(
       variables: the network's, arrays or shapes.
       batch: of one example, arrays or shapes; with `object` where the data set has masks.
       images: see `Plan`.
-      options: of measures, those that differ from the measures' own.
+      options: of groups, those that differ from the groups' own.
 
     Returns:
-      The plan, and a line for each method or measure of a preset that is left out because it refuses the network.
+      The plan, and a line for each method or metric of a preset that is left out because it refuses the network.
 
     Raises:
       ValueError: when one that was named itself does so.
@@ -168,47 +169,45 @@ def make_plan(
     batch, notes = {**batch, "target": batch["label"]}, []
     explained, examples = _explaining(setup, methods, variables, batch, notes)
     chosen, refused = [], set()
-    for measure in measures_of(metrics, options).values():
-        named = any(metrics.get(name, False) for name in measure.gives)
-        if measure.needs == "object" and "object" not in batch:
+    for group in groups_of(metrics, options).values():
+        named = any(metrics.get(name, False) for name in group.gives)
+        if group.needs == "object" and "object" not in batch:
             if named:
-                raise ValueError(f"--metrics has {measure.name}: the data set has neither object masks nor boxes")
+                raise ValueError(f"--metrics has {group.title}: the data set has neither object masks nor boxes")
             continue
-        if measure.needs == "mosaic":
-            measure, refusal = _fitting_mosaics(measure, setup, variables, batch)
+        if group.needs == "mosaic":
+            group, refusal = _fitting_mosaics(group, setup, variables, batch)
             refusals = {} if refusal is None else dict.fromkeys(explained, refusal)
         else:
-            refusals = _refusals(
-                measure, setup, explained, variables, {key: batch | examples[key] for key in explained}
-            )
+            refusals = _refusals(group, setup, explained, variables, {key: batch | examples[key] for key in explained})
         if len(refusals) == len(explained):
-            _leave_out(notes, f"measure {measure.name}", next(iter(refusals.values())), named)
+            _leave_out(notes, f"metric {group.title}", next(iter(refusals.values())), named)
             continue
         for key, refusal in refusals.items():
-            _leave_out(notes, f"measure {measure.name} of {key}", refusal, named and methods[key][1])
-        refused |= {f"{key}/{measure.name}" for key in refusals}
-        chosen.append(measure)
-    reference = {RANDOM.key: RANDOM} if any(measure.reference for measure in chosen) else {}
+            _leave_out(notes, f"metric {group.title} of {key}", refusal, named and methods[key][1])
+        refused |= {f"{key}/{group.name}" for key in refusals}
+        chosen.append(group)
+    reference = {RANDOM.key: RANDOM} if any(group.reference for group in chosen) else {}
     return Plan(setup, reference | explained, tuple(chosen), dict(images), tuple(metrics), frozenset(refused)), notes
 
 
 def _refusals(
-    measure: Measure, setup: Setup, explained: Mapping[str, Method], variables: Any, batches: Mapping[str, Any]
+    group: Group, setup: Setup, explained: Mapping[str, Method], variables: Any, batches: Mapping[str, Any]
 ) -> dict[str, Exception]:
-    """Return what a measure says against those of the methods that it cannot measure.
+    """Return the errors of a group, by the methods that it cannot measure.
 
-    A measure that looks at no whole attribution is tried once for all methods with the same options.
+    A group that looks at no whole attribution is tried once for all methods with the same options.
     """
     refusals, tried = {}, {}
     for key, method in explained.items():
         try:
-            own = measure.of(method, setup.saliency_of)
+            own = group.of(method, setup.saliency_of)
         except ValueError as error:
             refusals[key] = error
             continue
         whole = own.needs in WHOLE
         program = (own, key if whole else None)
-        if measure.needs != "set" and program not in tried:
+        if group.needs != "set" and program not in tried:
             step = make_measurement(setup, (own,), method if whole else None)
             tried[program] = _tried(step, variables, batches[key], jax.random.key(0))[1]
         if tried.get(program) is not None:
@@ -239,10 +238,10 @@ def _explaining(
 
 
 def _fitting_mosaics(
-    measure: Measure, setup: Setup, variables: Any, batch: Mapping[str, Any]
-) -> tuple[Measure, Exception | None]:
+    group: Group, setup: Setup, variables: Any, batch: Mapping[str, Any]
+) -> tuple[Group, Exception | None]:
     """Say whether mosaics are resized: not where the network takes larger images."""
-    size = dict(measure.options)["size"]
+    size = dict(group.options)["size"]
     one = jax.eval_shape(lambda image: center_crop(image, setup.size), batch["image"])
     cells = jax.ShapeDtypeStruct((1, size**2, *one.shape[1:]), jnp.float32)
     resize, larger = False, jax.eval_shape(partial(make_mosaics, size=size), cells)
@@ -251,7 +250,7 @@ def _fitting_mosaics(
     except Exception:  # whatever the network says of that size, it does not take it
         resize = True
     _, refusal = _tried(partial(make_mosaics, size=size, resize=resize), cells)
-    return measure._replace(options=(*measure.options, ("resize", resize))), refusal
+    return group._replace(options=(*group.options, ("resize", resize))), refusal
 
 
 def _tried(

@@ -20,19 +20,19 @@ from sdecor.data.augment import center_crop, normalise
 from sdecor.data.batches import evaluation_indices
 from sdecor.data.splits import Subset
 from sdecor.evaluation.choices import Method
-from sdecor.evaluation.loops import Context
-from sdecor.evaluation.measures import Measure
+from sdecor.evaluation.context import Context
+from sdecor.evaluation.groups import Group, accepted
 from sdecor.evaluation.results import Results, collect
 
 TARGETS = ("predicted", "label")
 IGNORE = 2  # code of an object mask's pixels that count neither as object nor as background
-EXPLANATION, MEASURES = 0, 1  # steps of an example's randomness
+EXPLANATION, METRICS = 0, 1  # steps of an example's randomness
 
 Batch = dict[str, jax.Array]
 
 
 class Setup(NamedTuple):
-    """How a network is fed and what of it is explained; the same for all methods and measures.
+    """How a network is fed and what of it is explained; the same for all methods and metrics.
 
     Attributes:
       apply: the network in evaluation mode, `(variables, images [n, H, W, C]) -> (logits [n, K], features [n, D])`;
@@ -70,16 +70,20 @@ def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Bat
         examples |= {
             "prediction": prediction,
             "target": prediction if setup.target == "predicted" else batch["label"],
-            "accuracy": metrics.accuracy(logits, batch["label"]),
-            "cross_entropy": metrics.cross_entropy(logits, batch["label"]),
-            "confidence": metrics.confidence(logits),
         }
+        examples |= _metrics_of("model", logits, labels=batch["label"])
         if "object" in batch:
             objects, ignore = objects_of(setup, batch)
-            examples["area_share"] = metrics.area_share(objects, ignore=ignore)
+            examples |= _metrics_of("mask", objects, ignore=ignore)
         return examples, metrics.feature_moments(features, batch["weight"])
 
     return predict
+
+
+def _metrics_of(needs: str, array: jax.Array, **offered: jax.Array) -> Batch:
+    """Return all metrics with these `needs`, each called with the keywords that it takes."""
+    rows = {name: metric.function for name, metric in metrics.METRICS.items() if metric.needs == needs}
+    return {name: function(array, **accepted(function, offered)) for name, function in rows.items()}
 
 
 def make_explanation(setup: Setup, method: Method) -> Callable[[Any, Batch, jax.Array], Batch]:
@@ -110,17 +114,17 @@ def make_explanation(setup: Setup, method: Method) -> Callable[[Any, Batch, jax.
 
 
 def make_measurement(
-    setup: Setup, measures: tuple[Measure, ...], method: Method | None = None
+    setup: Setup, groups: tuple[Group, ...], method: Method | None = None
 ) -> Callable[[Any, Batch, jax.Array], Batch]:
-    """Return `measure(variables, batch, key) -> examples`, the arrays of all `measures` of an explained batch.
+    """Return `measure(variables, batch, key) -> examples`, the arrays of all `groups` of an explained batch.
 
-    Without a `method` no measure explains anything again, and the batch has no `attributions`: their number of channels
+    Without a `method` no group explains anything again, and the batch has no `attributions`: their number of channels
     depends on the method, and what is compiled then serves all methods.
     """
 
     def measure(variables: Any, batch: Batch, key: jax.Array) -> Batch:
         context = _context(setup, method, variables, batch, key)
-        return {name: values for measure in measures for name, values in measure(context).items()}
+        return {name: values for group in groups for name, values in group(context).items()}
 
     return measure
 
@@ -137,7 +141,7 @@ def _context(setup: Setup, method: Method | None, variables: Any, batch: Batch, 
         signed=batch["signed"],
         objects=objects,
         ignore=ignore,
-        keys=example_keys(key, MEASURES, batch["index"]),
+        keys=example_keys(key, METRICS, batch["index"]),
         explanation_keys=example_keys(key, EXPLANATION, batch["index"]),
         chunk_size=chunk_size_of(setup, fn, images),
         num_classes=jax.eval_shape(fn, image).shape[-1],

@@ -15,8 +15,8 @@ class Results(NamedTuple):
     """One network on one split.
 
     Attributes:
-      examples: name → array `[N, …]`, ordered by `index`: what the network predicts under plain names, measures of a
-        method's explanations as "method/measure". NaN where an example was not measured, or a measure is undefined.
+      examples: name → array `[N, …]`, ordered by `index`: what the network predicts under plain names, metrics of a
+        method's explanations as "method/metric". NaN where an example was not measured, or a metric is undefined.
       moments: of the features, see `metrics.feature_moments`; empty where no prediction was made.
     """
 
@@ -97,7 +97,7 @@ def _fetch(examples: Mapping[str, Any], moments: Mapping[str, Any]) -> Results:
 
 
 def extend(everything: Results, part: Results, prefix: str) -> Results:
-    """Add measures that some examples have to the results of all, under `prefix`; the other examples get NaN.
+    """Add metrics that some examples have to the results of all, under `prefix`; the other examples get NaN.
 
     Args:
       everything: of all examples.

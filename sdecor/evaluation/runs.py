@@ -163,7 +163,7 @@ def run_names(folders: Sequence[str]) -> list[str]:
     return files
 
 
-# On how many images measures are taken, by the field that says so, and what those measures need.
+# On how many images metrics are taken, by the field that says so, and what those metrics need.
 IMAGES = {
     "map_images": ("maps", "object"),
     "curve_images": ("network", "attributions"),
@@ -227,7 +227,7 @@ def source_of(run: Run) -> Any:
 
 
 def options_of(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the options of measures that are the run's."""
+    """Return the options of groups that are the run's."""
     return {"replacement": {"steps": run.settings["curve_steps"]}}
 
 

@@ -26,7 +26,7 @@ class Statistic(NamedTuple):
     """A function of sums over examples.
 
     `columns [N, M]` are finite, a row for each example; `function(sums [..., M]) -> [...]` takes their sums;
-    `n` is the number of examples for which the measure is defined. `biased` marks a function whose expectation is not
+    `n` is the number of examples for which the metric is defined. `biased` marks a function whose expectation is not
     its value at the expected sums, such as a sum of absolute values: resampling the sample adds the bias once more, and
     the draws are moved back by it. `least` is the lowest possible value, below which no interval goes.
     """
@@ -45,7 +45,7 @@ class Median(NamedTuple):
 
     @property
     def n(self) -> int:
-        """The number of examples for which the measure is defined."""
+        """The number of examples for which the metric is defined."""
         return self.values.size
 
 
@@ -165,7 +165,7 @@ def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed:
     sums = np.zeros((n_resamples, width))
     if n == 0:
         return sums
-    # Costly measures have values for few examples: their columns need only the counts of those.
+    # Costly metrics have values for few examples: their columns need only the counts of those.
     sparse = 2 * np.count_nonzero(columns, axis=0) < n
     few = columns[:, sparse].any(1)
     parts = [(~sparse, slice(None), columns[:, ~sparse]), (sparse, few, columns[few][:, sparse])]

@@ -24,12 +24,12 @@ PREDICTIONS = "predictions"  # what needs no explanation
 class Store:
     """The results in a run's evaluation.npz, and the attributions of some images in its attributions.npz.
 
-    What a method and a measure give is a part of it, reused for as long as the settings that it depends on stay.
+    What a method and a group give is a part of it, reused for as long as the settings that it depends on stay.
 
     Attributes:
       results: of all examples; None before the first evaluation.
       attributions: of some examples, `[images, H, W, C]` under the methods' keys; None before the first explanation.
-      parts: settings of each part that is stored, "method/measure".
+      parts: settings of each part that is stored, "method/group".
       versions: of packages, that each part was made with; "predictions" are one of them.
 
     Args:
@@ -90,25 +90,25 @@ class Store:
         missing = {part: each for part, each in wanted.items() if self._fresh or self.parts.get(part) != each[1]}
         shown = method.key == RANDOM.key or (not self._fresh and self._explained.get(method.key) == options)
         pictures = 0 if shown else self._images
-        images = {measure.name: plan.images[measure.needs] for measure, _ in missing.values()}
+        images = {group.name: plan.images[group.needs] for group, _ in missing.values()}
         if not missing and not pictures:
             return
-        measures = [measure for measure, _ in missing.values() if measure.needs != "mosaic"]
-        if measures or pictures:
+        groups = [group for group, _ in missing.values() if group.needs != "mosaic"]
+        if groups or pictures:
             with progress(method.key, max(pictures, *images.values(), 0)) as advance:
                 found, attributions = explained.measure(
                     subject,
                     method,
-                    measures,
-                    images={measure.name: images[measure.name] for measure in measures},
+                    groups,
+                    images={group.name: images[group.name] for group in groups},
                     predicted=self.results,
                     pictures=pictures,
                     advance=advance,
                 )
             self.results = extend(self.results, found, method.key)
-        for measure in [measure for measure, _ in missing.values() if measure.needs == "mosaic"]:
-            given = {"images": images[measure.name], **dict(measure.options)}
-            with progress(f"{method.key}, mosaics", images[measure.name]) as advance:
+        for group in [group for group, _ in missing.values() if group.needs == "mosaic"]:
+            given = {"images": images[group.name], **dict(group.options)}
+            with progress(f"{method.key}, mosaics", images[group.name]) as advance:
                 found = explained.grid_pointing_game(subject, method, predicted=self.results, advance=advance, **given)
             self.results = extend(self.results, found, method.key)
         self.parts |= {part: settings for part, (_, settings) in missing.items()}

@@ -13,7 +13,7 @@ from sdecor.attribution import reduce
 from sdecor.core import parallel
 from sdecor.evaluation import explained, programs
 from sdecor.evaluation.choices import RANDOM, Method
-from sdecor.evaluation.measures import WHOLE, Measure
+from sdecor.evaluation.groups import WHOLE, Group
 from sdecor.evaluation.plan import Plan
 from sdecor.evaluation.programs import Advance, Batch, Setup, Subject, compiled
 from sdecor.evaluation.results import Results, extend, load, save
@@ -43,35 +43,35 @@ def restrict(plan: Plan, metrics: Mapping[str, bool], reduction: str | None) -> 
       reduction: of the stored maps, see `Maps`.
 
     Returns:
-      The plan without those measures, and a line for each of them.
+      The plan without those metrics, and a line for each of them.
 
     Raises:
       ValueError: when one of them was named itself.
     """
     chosen, notes = [], []
-    for measure in plan.measures:
-        reason = _missing(measure, reduction)
+    for group in plan.groups:
+        reason = _missing(group, reduction)
         if reason is None:
-            chosen.append(measure)
-        elif any(metrics.get(name, False) for name in measure.gives):
-            raise ValueError(f"--metrics has {measure.name}, which stored maps do not tell: {reason}")
+            chosen.append(group)
+        elif any(metrics.get(name, False) for name in group.gives):
+            raise ValueError(f"--metrics has {group.title}, which stored maps do not tell: {reason}")
         else:
-            notes.append(f"measure {measure.name} is left out: {reason}")
-    ordered = any(measure.reference for measure in chosen)
+            notes.append(f"metric {group.title} is left out: {reason}")
+    ordered = any(group.reference for group in chosen)
     methods = {key: method for key, method in plan.methods.items() if ordered or key != RANDOM.key}
-    return plan._replace(measures=tuple(chosen), methods=methods), notes
+    return plan._replace(groups=tuple(chosen), methods=methods), notes
 
 
-def _missing(measure: Measure, reduction: str | None) -> str | None:
-    """Say what a measure needs that is not stored; None where nothing is missing."""
-    if measure.needs == "mosaic":
+def _missing(group: Group, reduction: str | None) -> str | None:
+    """Return what a group needs that is not stored; None where nothing is missing."""
+    if group.needs == "mosaic":
         return "it explains mosaics of images, and maps of the images alone are stored; evaluate without --from_export"
-    if reduction is not None and measure.needs in WHOLE:
+    if reduction is not None and group.needs in WHOLE:
         return (
             f"it looks at whole attributions, and maps reduced by {reduction!r} are stored; "
             "export with --reduce=none, or evaluate without --from_export"
         )
-    if reduction not in (None, "sum") and measure.signed:
+    if reduction not in (None, "sum") and group.signed:
         return (
             f"it needs the signs of the attributions, and maps reduced by {reduction!r} are stored; "
             "export with --reduce=sum or --reduce=none, or evaluate without --from_export"
@@ -113,14 +113,14 @@ def complete(
         missing = {part: each for part, each in plan.parts(method).items() if parts.get(part) != each[1]}
         if not missing:
             continue
-        measures = [measure for measure, _ in missing.values()]
-        images = {measure.name: plan.images[measure.needs] for measure in measures}
+        groups = [group for group, _ in missing.values()]
+        images = {group.name: plan.images[group.needs] for group in groups}
         with progress(method.key, max(images.values())) as advance:
             given = {"images": images, "predicted": results, "advance": advance}
             if method.key == RANDOM.key:
-                found, _ = explained.measure(subject, method, measures, **given)
+                found, _ = explained.measure(subject, method, groups, **given)
             else:
-                found = measure_stored(subject, method, measures, maps, **given)
+                found = measure_stored(subject, method, groups, maps, **given)
         results = extend(results, found, method.key)
         parts |= {part: settings for part, (_, settings) in missing.items()}
         if writes:
@@ -131,7 +131,7 @@ def complete(
 def measure_stored(
     subject: Subject,
     method: Method,
-    measures: Sequence[Measure],
+    groups: Sequence[Group],
     maps: Maps,
     *,
     images: Mapping[str, int],
@@ -151,7 +151,7 @@ def measure_stored(
         return _arrays(subject, maps, parallel.shard(values), key)
 
     found, _ = explained.measure(
-        subject, method, measures, images=images, predicted=predicted, advance=advance, explain=read
+        subject, method, groups, images=images, predicted=predicted, advance=advance, explain=read
     )
     return found
 
@@ -161,7 +161,7 @@ def _arrays(subject: Subject, maps: Maps, values: np.ndarray, key: jax.Array) ->
     if maps.reduction is None:
         program = compiled(make_reduction, subject.setup)
         return {"attributions": values} | program(subject.variables, {"attributions": values}, key)
-    # Without signs there is no measure that looks at them, see `restrict`; one that did would be undefined.
+    # Without signs there is no metric that looks at them, see `restrict`; one that did would be undefined.
     return {"maps": values, "signed": values if maps.reduction == "sum" else np.full_like(values, np.nan)}
 
 

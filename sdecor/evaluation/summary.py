@@ -1,6 +1,6 @@
 """One run's numbers with intervals, and two runs' differences on the same images; on the host, in float64.
 
-A key is the name of a measure of the network ("accuracy"), or "method/measure".
+A key is the name of a metric of the network ("accuracy"), or "method/metric".
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sdecor import metrics
-from sdecor.evaluation import MEASURES, RANDOM, Results
+from sdecor.evaluation import RANDOM, Results
 from sdecor.evaluation.statistics import (
     Interval,
     Median,
@@ -19,38 +19,20 @@ from sdecor.evaluation.statistics import (
     median_of,
     ratio_of,
 )
-from sdecor.metrics.registry import KNOWN, MEDIANS, RELATIVE
+from sdecor.metrics.registry import KNOWN, RELATIVE
 
-# The level that a meaningless map, or a network that always answers alike, reaches: that of another measure of the same
-# examples, or a constant. Beside these, measures that were taken of a random order have its value.
-_CHANCE: dict[str, str | float] = {
-    "energy_inside": "area_share",
-    "pointing_game": "area_share",
-    "relevance_rank_accuracy": "area_share",
-    "top_k_intersection": "area_share",
-    "attribution_localization": 1.0,
-    "energy_ratio": 1.0,
-    "roc_auc": 0.5,
-    "grid_pointing_game": 0.25,
-}
-_DIAGNOSTICS = ("mean_abs_correlation", "effective_rank", "mean_std", "dead_features")
-# A network that bears masked images well scores high whatever its maps say: of these, only what exceeds a random order,
-# where that was measured, says which run has the better maps.
-_CONFOUNDED = {name for each in MEASURES.values() if each.reference for name in each.gives} | {
-    "average_drop",
-    "average_increase",
-}
+_DIAGNOSTICS = [name for name, metric in KNOWN.items() if metric.function is metrics.feature_diagnostics]
 FEWEST = 20  # images below which no difference is called better or worse
 
 
 def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, dict]:
-    """Return every measure's mean over the split with its bootstrap interval.
+    """Return every metric's mean over the split with its bootstrap interval.
 
     Returns:
-      By key, for measures in `metrics.reading.KNOWN`: `mean`, `low`, `high`, `n` (examples for
+      By key, for metrics in `metrics.registry.KNOWN`: `mean`, `low`, `high`, `n` (examples for
       which it is defined), `undefined` (the others), and `chance` where there is such a level, over the same examples.
-      None where there is no value: an undefined measure, or the interval of a feature diagnostic or of a measure whose
-      values depend on one another. Of heavy-tailed measures `mean` is the median, and `statistic` says so.
+      None where there is no value: an undefined metric, or the interval of a feature diagnostic or of a metric whose
+      values depend on one another. For heavy-tailed metrics `mean` is the median, and `statistic` says so.
     """
     examples, count = _with_relative(results.examples), results.examples["index"].size
     intervals = bootstrap(_statistics(examples), n_resamples=n_resamples, level=level, seed=seed)
@@ -62,7 +44,8 @@ def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95,
         value = _plain(diagnostics[name])
         undefined = count if value is None else 0
         summary[name] = {"mean": value, "low": None, "high": None, "n": count - undefined, "undefined": undefined}
-    summary["mean_abs_correlation"]["chance"] = _plain(diagnostics["correlation_floor"])
+        floor = KNOWN[name].chance
+        summary[name] |= {} if floor is None else {"chance": _plain(diagnostics[floor])}
     return summary
 
 
@@ -73,10 +56,10 @@ def compare(
 
     Returns:
       By key: `mean`, `low`, `high` of the difference over the images where both runs are defined, `n` pairs, and
-      `better`: True or False where the interval excludes 0 and the measure has a better direction, else None. It is
-      None, too, for fewer than 20 pairs; for measures whose values depend on one another; and for those that say as
-      much about how the network bears masked images as about its maps, unless they are relative to a random order. Of
-      heavy-tailed measures the difference is the median of the pairs' differences.
+      `better`: True or False where the interval excludes 0 and the metric has a better direction, else None. It is
+      None, too, for fewer than 20 pairs; for metrics whose values depend on one another; and for those that say as
+      much about how the network withstands masked images as about its maps, unless they are relative to a random
+      order. For heavy-tailed metrics the difference is the median of the pairs' differences.
 
     Raises:
       ValueError: when the two were not evaluated on the same images.
@@ -130,7 +113,7 @@ def _methods(keys: Iterable[str]) -> list[str]:
 
 
 def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add what each method's measures exceed those of a random order by."""
+    """Add the differences of each method's metrics to those of a random order."""
     added = {}
     for key, values in examples.items():
         random = examples.get(f"{RANDOM.key}/{_of(key)}")
@@ -142,20 +125,20 @@ def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _jointly_defined(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return both with NaN wherever a measure is undefined in either, so that ratios too are over the same images."""
+    """Return both with NaN wherever a metric is undefined in either, so that ratios too are over the same images."""
     both = [key for key in a if key in b and _of(key) in KNOWN]
     gaps = {key: np.isnan(a[key]) | np.isnan(b[key]) for key in both}
     return tuple(dict(run) | {key: np.where(gap, np.nan, run[key]) for key, gap in gaps.items()} for run in (a, b))
 
 
 def _center(key: str, values: np.ndarray) -> Statistic | Median:
-    """Return the mean of a measure, or its median."""
-    return (median_of if _of(key) in MEDIANS else mean_of)(values)
+    """Return the mean of a metric, or its median."""
+    return (median_of if KNOWN[_of(key)].statistic == "median" else mean_of)(values)
 
 
 def _entry(key: str, mean: float, low: float, high: float, n: int) -> dict[str, float | int | str | None]:
     low, high = (np.nan, np.nan) if _depends_on_others(key) else (low, high)
-    median = {"statistic": "median"} if _of(key) in MEDIANS else {}
+    median = {"statistic": "median"} if KNOWN[_of(key)].statistic == "median" else {}
     return {"mean": _plain(mean), "low": _plain(low), "high": _plain(high), "n": n, **median}
 
 
@@ -165,15 +148,16 @@ def _depends_on_others(key: str) -> bool:
 
 
 def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic | Median]:
-    """Return the measures of the network, then those of each method, in the order of `KNOWN`."""
+    """Return the metrics of the network, then those of each method, in the order of `KNOWN`."""
     statistics = {name: mean_of(examples[name]) for name in KNOWN if name in examples}
     statistics["calibration_error"] = _calibration(examples["confidence"], examples["accuracy"])
     for method in _methods(examples):
         keys = [f"{method}/{name}" for name in KNOWN]
         statistics |= {key: _center(key, examples[key]) for key in keys if key in examples}
-        if f"{method}/energy_inside" in examples:
-            inside, area = examples[f"{method}/energy_inside"], examples["area_share"]
-            statistics[f"{method}/energy_ratio"] = ratio_of(inside, area)
+        for name, metric in KNOWN.items():
+            if metric.statistic == "ratio" and f"{method}/{metric.derived_from}" in examples:
+                values, level = examples[f"{method}/{metric.derived_from}"], examples[KNOWN[metric.derived_from].chance]
+                statistics[f"{method}/{name}"] = ratio_of(values, level)
     return statistics
 
 
@@ -190,10 +174,11 @@ def _calibration(confidence: np.ndarray, correct: np.ndarray) -> Statistic:
 
 
 def _chance(key: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    name, random = _of(key), f"{RANDOM.key}/{_of(key)}"
-    if name == "accuracy":
-        return {"chance": float(np.unique(examples["label"], return_counts=True)[1].max() / examples["label"].size)}
-    level = 0.0 if name.endswith(RELATIVE) else _CHANCE.get(name, random if random in examples else None)
+    level, random = KNOWN[_of(key)].chance, f"{RANDOM.key}/{_of(key)}"
+    if level is None and random in examples:
+        level = random
+    if callable(level):
+        level = level(examples["label"])
     if isinstance(level, str):
         both = ~np.isnan(examples[key] + examples[level])
         return {"chance": _plain(np.mean(examples[level][both], dtype=np.float64) if both.any() else np.nan)}
@@ -201,12 +186,10 @@ def _chance(key: str, examples: Mapping[str, np.ndarray]) -> dict[str, float | N
 
 
 def _better(key: str, interval: Interval) -> bool | None:
-    direction, excludes_zero = KNOWN[_of(key)].higher_is_better, interval.low > 0 or interval.high < 0
-    if direction is None or not excludes_zero or interval.n < FEWEST:
+    metric, excludes_zero = KNOWN[_of(key)], interval.low > 0 or interval.high < 0
+    if not metric.ranks_runs or not excludes_zero or interval.n < FEWEST:
         return None
-    if _of(key) in _CONFOUNDED or _depends_on_others(key):
-        return None
-    return (interval.low > 0) == direction
+    return (interval.low > 0) == metric.higher_is_better
 
 
 def _plain(value: float) -> float | None:

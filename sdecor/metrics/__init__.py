@@ -1,8 +1,8 @@
-"""Measures of a classifier and of its saliency, computed on the device, one value per example.
+"""Metrics of a classifier and of its saliency, computed on the device, one value per example.
 
 A value never depends on how examples are batched: no statistic of the batch enters it. It is NaN where the
 question has no answer (an empty object, a map of zeros), so that a summary can count such examples apart.
-Measures of a whole data set are listed apart and finished on the host from sums.
+Metrics of a whole data set are listed apart and finished on the host from sums.
 """
 
 from sdecor.metrics.axiomatic import completeness, input_invariance, non_sensitivity
@@ -50,6 +50,7 @@ from sdecor.metrics.network import (
     cross_entropy,
     feature_diagnostics,
     feature_moments,
+    majority_share,
     merge_moments,
 )
 from sdecor.metrics.parameters import layers_of, leaf_names, redraw
@@ -137,6 +138,7 @@ __all__ = [
     "layers_of",
     "leaf_names",
     "local_lipschitz",
+    "majority_share",
     "make_mosaics",
     "masked_accuracy_curve",
     "max_sensitivity",

@@ -1,4 +1,4 @@
-"""How concentrated a saliency map is. Signs do not matter: every measure takes absolute values."""
+"""How concentrated a saliency map is. Signs do not matter: every metric takes absolute values."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str
 def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return absolute values over the largest of the map, `[N, F]`, and whether they are finite and not all 0, `[N]`.
 
-    Measures that do not depend on scale are taken from these, whose sums stay in float32's range for any gradient.
+    Metrics that do not depend on scale are taken from these, whose sums stay in float32's range for any gradient.
     """
     check_maps(maps=maps)
     values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))

@@ -21,6 +21,11 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return correct(logits, check_classes("labels", labels, logits.shape[-1]))
 
 
+def majority_share(labels: np.ndarray) -> float:
+    """Return the share of the most frequent of the labels `[N]`: the accuracy of always answering it."""
+    return float(np.unique(labels, return_counts=True)[1].max() / labels.size)
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the negative log-probability of the label in nats, `[N]` float32.
 

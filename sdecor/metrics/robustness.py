@@ -223,7 +223,7 @@ def continuity(
 def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 64) -> jax.Array:
     """Return for each example the share of others with its prediction among those with its explanation.
 
-    A measure of the whole data set: pass all examples at once.
+    A metric of the whole data set: pass all examples at once.
 
     Args:
       codes: discrete explanations, `[N]` or `[N, D]`, equal where the explanations count as the same: what that is,

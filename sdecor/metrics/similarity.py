@@ -1,7 +1,7 @@
 """How alike are two maps? One value per pair, for arrays `[N, ...]` and `[N, ...]`.
 
 Signs count: to compare strengths, pass absolute values. A value is NaN where the question has no answer: an input that
-is not finite, and one without the variation that the measure compares (each function says which).
+is not finite, and one without the variation that the function compares (each function says which).
 """
 
 import jax

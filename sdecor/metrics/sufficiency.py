@@ -14,7 +14,7 @@ from sdecor.metrics.replacement import defined
 def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0.6, chunk_size: int = 64) -> jax.Array:
     """Return for each example the share of others with its prediction among those whose map is near its own.
 
-    A measure of the whole data set: pass all examples at once.
+    A metric of the whole data set: pass all examples at once.
 
     Args:
       maps: `[N, H, W]`.

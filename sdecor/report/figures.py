@@ -1,38 +1,17 @@
 """Figures of numbers: faithfulness curves, paired differences between runs, and how training went."""
 
-import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdecor import metrics
+from sdecor.metrics import METRICS
 from sdecor.report.style import COLORS, RIGHT, WRONG, axes_at, dress, legend_below, new_figure, theme_colors, verbatim
 from sdecor.report.wording import direction, format_mean, keys_by_method, method_title, split_key, title
 
 Curves = Mapping[str, Mapping[str, Sequence[float]]]
-
-
-class _Kind(NamedTuple):
-    """What a curve says, and the function whose default percentages it is drawn at; None = evenly over all pixels."""
-
-    title: str
-    xlabel: str
-    ylabel: str
-    function: Callable | None = None
-
-
-_PROBABILITY = "probability of the explained class"
-KINDS = {
-    "insertion": _Kind("Insertion", "% of pixels inserted, most salient first", _PROBABILITY),
-    "deletion": _Kind("Deletion", "% of pixels deleted, most salient first", _PROBABILITY),
-    "road": _Kind("ROAD", "% of pixels imputed, most salient first", "accuracy", metrics.road_curves),
-    "masked_accuracy": _Kind(
-        "Masked accuracy", "% of pixels replaced, most salient first", "accuracy", metrics.masked_accuracy_curve
-    ),
-}
 
 
 def figure_curves(curves: Curves, *, theme: str = "light") -> Any:
@@ -52,13 +31,13 @@ def figure_curves(curves: Curves, *, theme: str = "light") -> Any:
     color = theme_colors(theme)
     found = [split_key(key) for run in curves.values() for key in run]
     methods = list(dict.fromkeys(method for method, _ in found))
-    kinds = [kind for kind in KINDS if any(measure == f"{kind}_curve" for _, measure in found)]
+    kinds = [kind for kind in METRICS if METRICS[kind].curve and any(name == f"{kind}_curve" for _, name in found)]
     width = 4.1 if len(kinds) <= 3 else 3.4
     figure = new_figure(width * max(1, len(kinds)), 3.5 * max(1, len(methods)), color)
     for place, (method, kind) in enumerate(itertools.product(methods, kinds), 1):
         axes = figure.add_subplot(len(methods), len(kinds), place)
         _lines(axes, curves, f"{method}/{kind}".lstrip("/"), color)
-        name, xlabel, ylabel, _ = KINDS[kind]
+        name, xlabel, ylabel = METRICS[kind].curve
         dress(axes, color, f"{method_title(method)} · {name}" if len(methods) > 1 else name, xlabel)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, None)
@@ -87,8 +66,8 @@ def _lines(axes: Any, curves: Curves, prefix: str, color: Mapping[str, str]) -> 
 
 
 def _percentages(kind: str, count: int) -> Sequence[float]:
-    function = KINDS[kind].function
-    own = inspect.signature(function).parameters["percentages"].default if function else ()
+    """Return the metric's own percentages, or as many that are evenly over all pixels."""
+    own = METRICS[kind].keywords().get("percentages", ())
     return own if len(own) == count else np.linspace(0, 100, count)
 
 
@@ -100,16 +79,16 @@ _NARROW, _BROAD, _VALUES = 1.27, 4.4, 0.9  # inches: a panel among others with i
 
 
 class _Difference(NamedTuple):
-    """Panels side by side, with the same measures in their rows."""
+    """Panels side by side, with the same metrics in their rows."""
 
     methods: Sequence[str]
-    measures: Sequence[str]
+    names: Sequence[str]
 
 
 def figure_differences(comparisons: Comparisons, *, reference: str, theme: str = "light") -> Any:
-    """Draw each measure's paired difference with its interval, better to the right; methods side by side.
+    """Draw each metric's paired difference with its interval, better to the right; methods side by side.
 
-    Measures have different units: a difference is drawn in half-widths of its interval, so that a bar which does not
+    Metrics have different units: a difference is drawn in half-widths of its interval, so that a bar which does not
     touch the middle line excludes 0; beyond ±2 the axis is logarithmic.
 
     Args:
@@ -119,8 +98,8 @@ def figure_differences(comparisons: Comparisons, *, reference: str, theme: str =
     """
     color = theme_colors(theme)
     lines = _differences(comparisons)
-    heights = [0.3 * max(1, 0.7 * len(comparisons)) * max(1, len(line.measures)) for line in lines]
-    left = 0.3 + 0.073 * max((len(title(measure)) for line in lines for measure in line.measures), default=0)
+    heights = [0.3 * max(1, 0.7 * len(comparisons)) * max(1, len(line.names)) for line in lines]
+    left = 0.3 + 0.073 * max((len(title(name)) for line in lines for name in line.names), default=0)
     panels = max(len(line.methods) for line in lines)
     pitch = max(_NARROW, min(2.4, (_BROAD + _VALUES) / panels))
     legend = 0.3 if len(comparisons) > 1 else 0.0
@@ -132,9 +111,9 @@ def figure_differences(comparisons: Comparisons, *, reference: str, theme: str =
         across = _BROAD if alone else pitch - _GAP
         shown = [axes_at(figure, left + k * pitch, top, across, height) for k in range(len(line.methods))]
         for axes, method in zip(shown, line.methods, strict=True):
-            _panel(axes, [f"{method}/{measure}".lstrip("/") for measure in line.measures], comparisons, color, alone)
-            name = "" if alone and len(lines) == 1 else method_title(method) if method else "Model"
-            _label(axes, color, name, [title(m) for m in line.measures], reference, alone)
+            _panel(axes, [f"{method}/{name}".lstrip("/") for name in line.names], comparisons, color, alone)
+            heading = "" if alone and len(lines) == 1 else method_title(method) if method else "Model"
+            _label(axes, color, heading, [title(name) for name in line.names], reference, alone)
             axes.tick_params(labelleft=axes is shown[0])
         _equal_reach(shown)
         top += height + _BELOW + _ABOVE
@@ -144,13 +123,13 @@ def figure_differences(comparisons: Comparisons, *, reference: str, theme: str =
 
 
 def _differences(comparisons: Comparisons) -> list[_Difference]:
-    """Arrange what can be drawn: measures with a better direction that have an interval somewhere."""
+    """Arrange what can be drawn: metrics with a better direction that have an interval somewhere."""
     keys = {key: None for comparison in comparisons.values() for key in comparison if direction(key) is not None}
     groups = keys_by_method(k for k in keys if any(c.get(k, {}).get("low") is not None for c in comparisons.values()))
     model = groups.pop("", [])
     methods = list(groups)
-    measures = keys_by_method(split_key(key)[1] for keys in groups.values() for key in keys).get("", [])
-    lines = [_Difference(methods[k : k + _PANELS], measures) for k in range(0, len(methods), _PANELS)]
+    names = keys_by_method(split_key(key)[1] for keys in groups.values() for key in keys).get("", [])
+    lines = [_Difference(methods[k : k + _PANELS], names) for k in range(0, len(methods), _PANELS)]
     return [_Difference([""], model), *lines] if model or not lines else lines
 
 
@@ -185,17 +164,15 @@ def _interval(
         axes.annotate(format_mean(key, entry, signed=True), (1.0, y), **place, **style)
 
 
-def _label(
-    axes: Any, color: Mapping[str, str], name: str, measures: Sequence[str], reference: str, alone: bool
-) -> None:
+def _label(axes: Any, color: Mapping[str, str], heading: str, rows: Sequence[str], reference: str, alone: bool) -> None:
     """Title a panel, name its rows and say which side is better; differences of different units have no numbers."""
     axes.set_xscale("symlog", linthresh=2)
     ends = f"← worse than {reference}          better than {reference} →" if alone else "← worse · better →"
-    dress(axes, color, name if alone else textwrap.fill(name, 15), ends, small=not alone)
+    dress(axes, color, heading if alone else textwrap.fill(heading, 15), ends, small=not alone)
     axes.grid(False, axis="x")
     axes.set_xticks([])
     axes.set_xticks([], minor=True)
-    axes.set_yticks(range(len(measures)), measures)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(axis="y", colors=color["ink"], labelsize=9)
 
 
@@ -209,26 +186,26 @@ def _equal_reach(panels: Sequence[Any]) -> None:
 def figure_training(
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
-    measures: Sequence[str] = ("loss", "accuracy"),
+    names: Sequence[str] = ("loss", "accuracy"),
     theme: str = "light",
 ) -> Any:
-    """Draw how measures developed in training.
+    """Draw how the loss and metrics developed in training.
 
     Args:
       rows: run → rows of its `metrics.jsonl`, with `step`, `split` ("train" or "val") and named values.
-      measures: names of values, a panel each.
+      names: of values, a panel each.
       theme: "light" or "dark".
     """
     color = theme_colors(theme)
-    figure = new_figure(4.1 * len(measures), 3.5, color)
-    for place, measure in enumerate(measures):
-        axes = figure.add_subplot(1, len(measures), place + 1)
+    figure = new_figure(4.1 * len(names), 3.5, color)
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), place + 1)
         for run, shade in zip(rows, itertools.cycle(COLORS), strict=False):
             for split, style, width, alpha in (("train", "-", 1.2, 0.65), ("val", "--", 2, 1)):
-                points = [(r["step"], r[measure]) for r in rows[run] if r.get("split") == split and measure in r]
+                points = [(r["step"], r[name]) for r in rows[run] if r.get("split") == split and name in r]
                 if points:
                     line = {"color": shade, "linestyle": style, "linewidth": width, "alpha": alpha}
                     axes.plot(*zip(*points, strict=True), label=verbatim(f"{run}, {split}", legend=True), **line)
-        dress(axes, color, measure.replace("_", " ").capitalize(), "step")
+        dress(axes, color, name.replace("_", " ").capitalize(), "step")
     legend_below(figure, color, lay_out=True)
     return figure

@@ -88,9 +88,9 @@ Entries = Mapping[str, Mapping[str, Any]]
 def runs_table(
     keys: Sequence[str], summaries: Mapping[str, Entries], comparisons: Mapping[str, Entries], *, label: str
 ) -> str:
-    """Return a row for each measure: chance, each run's value, the number of images, and paired differences."""
+    """Return a row for each metric: chance, each run's value, the number of images, and paired differences."""
     runs = list(summaries)
-    head = ["<th>Measure</th>", "<th>Chance</th>", *(f"<th>{text(run)}</th>" for run in runs), "<th>Images</th>"]
+    head = ["<th>Metric</th>", "<th>Chance</th>", *(f"<th>{text(run)}</th>" for run in runs), "<th>Images</th>"]
     head += [f"<th>{text(run)} − {text(runs[0])}</th>" for run in comparisons]
     rows = []
     for key in keys:
@@ -102,22 +102,22 @@ def runs_table(
 
 
 def methods_table(groups: Mapping[str, Sequence[str]], summary: Entries, *, label: str) -> str:
-    """Return one run's row for each measure with a column for each method; a row's best mean is bold.
+    """Return one run's row for each metric with a column for each method; a row's best mean is bold.
 
     Args:
       groups: method → keys.
       summary: key → numbers.
       label: what the table holds.
     """
-    head = ["<th>Measure</th>", "<th>Chance</th>", *(f"<th>{text(method_title(method))}</th>" for method in groups)]
+    head = ["<th>Metric</th>", "<th>Chance</th>", *(f"<th>{text(method_title(method))}</th>" for method in groups)]
     head.append("<th>Images</th>")
     rows = []
-    for measure in dict.fromkeys(split_key(key)[1] for keys in groups.values() for key in keys):
-        entries = [summary.get(f"{method}/{measure}") for method in groups]
-        best = _best(measure, entries)
-        cells = [_value(measure, entry, best=k == best) for k, entry in enumerate(entries)]
-        chance = f"<td>{format_chance(measure, entries)}</td>"
-        rows.append(f"<tr>{_name(measure)}{chance}{''.join(cells)}{_count(entries)}</tr>")
+    for name in dict.fromkeys(split_key(key)[1] for keys in groups.values() for key in keys):
+        entries = [summary.get(f"{method}/{name}") for method in groups]
+        best = _best(name, entries)
+        cells = [_value(name, entry, best=k == best) for k, entry in enumerate(entries)]
+        chance = f"<td>{format_chance(name, entries)}</td>"
+        rows.append(f"<tr>{_name(name)}{chance}{''.join(cells)}{_count(entries)}</tr>")
     return table(head, rows, label=label, wide=True)
 
 
@@ -168,12 +168,12 @@ def _value(key: str, entry: Mapping[str, Any] | None, *, best: bool = False) -> 
     return f"<td>{cell}</td>"
 
 
-def _best(measure: str, entries: Sequence[Mapping[str, Any] | None]) -> int | None:
+def _best(name: str, entries: Sequence[Mapping[str, Any] | None]) -> int | None:
     """Return the place of the best mean; None where no direction is better, or there is nothing to choose."""
     means = [(entry["mean"], k) for k, entry in enumerate(entries) if entry and entry["mean"] is not None]
-    if direction(measure) is None or len(means) < 2:
+    if direction(name) is None or len(means) < 2:
         return None
-    return (max if direction(measure) else min)(means)[1]
+    return (max if direction(name) else min)(means)[1]
 
 
 def _count(entries: Sequence[Mapping[str, Any] | None]) -> str:

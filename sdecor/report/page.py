@@ -51,7 +51,7 @@ def html_report(
     Args:
       path: the file, local or remote; it is replaced only when complete.
       title: heading of the page.
-      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. Keys of measures of an
+      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. Keys of metrics of an
         attribution method's maps begin with its name and a slash.
       comparisons: run → key → paired difference to the reference, as of `summary.compare`.
       curves: run → key → values, as `figure_curves` takes them.
@@ -163,14 +163,14 @@ def _gallery(pictures: Pictures | None, class_names: Sequence[str]) -> str:
 def _reading(comparisons: Mapping[str, Any], level: float) -> str:
     words = (
         f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
-        "Left out: images for which a measure was not computed or has no answer, such as those without an object. "
+        "Left out: images for which a metric was not computed or has no answer, such as those without an object. "
         "Chance is what a meaningless map, or always the most frequent class, would score; for insertion, deletion and "
         "the like a random order of pixels on the same network, for feature correlation independent features."
     )
     if comparisons:
         words += (
             " Differences are paired: both runs on the same images, resampled together. One is marked better or worse "
-            "only where its interval excludes 0, of at least 20 images; measures that say as much about how a network "
+            "only where its interval excludes 0, of at least 20 images; metrics that say as much about how a network "
             "bears masked images as about its maps are marked only relative to a random order. "
             + expected_by_chance(comparisons)
         )

@@ -43,8 +43,8 @@ def run_report(
 
     Args:
       output: the folder, an `epath.Path`.
-      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. A key is a measure's
-        name, after the name of a method and a slash where it measures maps.
+      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. A key is a metric's
+        name, after the name of a method and a slash where it is of maps.
       comparisons: run → key → paired difference to the reference, as of `summary.compare`; empty for one run.
       pictures: run → `image` uint8 `[n, H, W, C]`, `label`, `prediction`, `confidence` `[n]`, `maps`: method →
         `[n, H, W]` ≥ 0, and where known `signed`: method → `[n, H, W]`, and `object` bool `[n, H, W]`; of the same

@@ -1,4 +1,4 @@
-"""Plain-text tables: measures of runs for a terminal, and what differs between configs."""
+"""Plain-text tables: metrics of runs for a terminal, and what differs between configs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ def terminal_table(
       comparisons: run → key → difference to the reference, as of `summary.compare`.
 
     Returns:
-      Text with a row for each measure: chance level, each run's mean with its interval, the number of images, and the
+      Text with a row for each metric: chance level, each run's mean with its interval, the number of images, and the
       difference, marked `better` or `worse` as `summary.compare` says. Several differences are in a table below.
     """
     comparisons = comparisons or {}
@@ -56,7 +56,7 @@ def _blocks(
     rule = "─" * max(map(len, lines))
     text, rest = [lines[0]], lines[1:]
     for method, group in zip(groups, rows, strict=True):
-        headed = list(groups) != [""]  # measures of the model alone need no heading
+        headed = list(groups) != [""]  # metrics of the model alone need no heading
         text += [rule] if not headed else [rule, method_title(method) if method else "Model"]
         text, rest = text + rest[: len(group)], rest[len(group) :]
     return [*text, rule]

@@ -1,13 +1,13 @@
-"""What a measure is called, in which order measures are read, and how their numbers are written.
+"""The titles of metrics, the order in which they are read, and how their numbers are written.
 
-A key is the name of a measure ("accuracy"), or of a measure of an attribution method's maps ("gradient/gini").
+A key is the name of a metric ("accuracy"), or of a metric of an attribution method's maps ("gradient/gini").
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdecor.metrics.registry import KNOWN, MEDIANS
+from sdecor.metrics.registry import KNOWN
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 _METHOD_TITLES = {
@@ -30,16 +30,16 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """Return `(method, measure)` of a key; the method is "" where the measure is of the model."""
-    method, _, measure = key.rpartition("/")
-    return method, measure
+    """Return `(method, metric)` of a key; the method is "" where the metric is of the model."""
+    method, _, name = key.rpartition("/")
+    return method, name
 
 
 def title(key: str) -> str:
-    """Return a measure's title, which says where a median stands for the mean: the name itself where not known."""
-    measure = split_key(key)[1]
-    metric = KNOWN.get(measure)
-    return measure if metric is None else metric.title + (", median" if measure in MEDIANS else "")
+    """Return a metric's title, which says where a median stands for the mean: the name itself where not known."""
+    name = split_key(key)[1]
+    metric = KNOWN.get(name)
+    return name if metric is None else metric.title + (", median" if metric.statistic == "median" else "")
 
 
 def method_title(method: str) -> str:
@@ -50,20 +50,20 @@ def method_title(method: str) -> str:
 
 
 def direction(key: str) -> bool | None:
-    """Tell whether more of a measure is better; None where neither is, or the measure is not known."""
+    """Tell whether more of a metric is better; None where neither is, or the metric is not known."""
     metric = KNOWN.get(split_key(key)[1])
     return None if metric is None else metric.higher_is_better
 
 
 def description(key: str) -> str:
-    """Return what a measure says, in a sentence."""
+    """Return the meaning of a metric, in a sentence."""
     metric = KNOWN.get(split_key(key)[1])
     return "" if metric is None else metric.description
 
 
 def keys_by_method(keys: Iterable[str]) -> dict[str, list[str]]:
     """Group keys: the model's first, under "", then each method's as they come, all in the registry's order."""
-    order = {measure: place for place, measure in enumerate(KNOWN)}
+    order = {name: place for place, name in enumerate(KNOWN)}
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
         groups.setdefault(split_key(key)[0], []).append(key)
@@ -75,16 +75,16 @@ def keys_by_method(keys: Iterable[str]) -> dict[str, list[str]]:
 def format_value(
     key: str, value: float | None, *, signed: bool = False, unit: bool = True, size: float | None = None
 ) -> str:
-    """Write one number of a measure: shares in per cent, counts whole, the rest with about three digits.
+    """Write one number of a metric: shares in per cent, counts whole, the rest with about three digits.
 
     A difference (`signed`) of percentages is in percentage points. `None` is a dash. `size` is the magnitude that
     decides how many digits are written; by default the value's own.
     """
     if value is None or not math.isfinite(value):
         return "–"
-    measure, sign = split_key(key)[1], "+" if signed else ""
+    metric, sign = KNOWN.get(split_key(key)[1]), "+" if signed else ""
     size = abs(value) if size is None else size
-    if measure in KNOWN and KNOWN[measure].percent:
+    if metric is not None and metric.percent:
         return _minus(f"{100 * value:{sign}z.1f}") + ("" if not unit else " pp" if signed else " %")
     if size == 0 and not signed:
         return "0"
@@ -92,7 +92,7 @@ def format_value(
         return _scientific(value, sign)
     exponent = math.floor(math.log10(size)) if size else -1
     decimals = max(0, 2 - exponent) if exponent > -2 else 1 - exponent
-    return _minus(f"{value:{sign}z.{0 if measure == 'dead_features' else decimals}f}")
+    return _minus(f"{value:{sign}z.{0 if metric is not None and metric.whole else decimals}f}")
 
 
 def _minus(text: str) -> str:

@@ -11,8 +11,8 @@ from sdecor import metrics
 from sdecor.core.rng import example_keys
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import (
+    GROUPS,
     IGNORE,
-    MEASURES,
     METRIC_PRESETS,
     RANDOM,
     Results,
@@ -21,11 +21,11 @@ from sdecor.evaluation import (
     collect,
     extend,
     grid_pointing_game,
+    groups_of,
     make_explanation,
     make_measurement,
     make_plan,
     make_prediction,
-    measures_of,
     merge,
     nested_order,
     plan,
@@ -77,7 +77,7 @@ def test_one_device_measures_as_eight(predicted, reference):
     (gradient, _), *_ = choose_methods(["gradient"]).values()
     batch = one_batch() | {"target": predicted.examples["target"]}
     batch |= jax.jit(make_explanation(setup, gradient))(variables, batch, key)
-    chosen = [each for each in measures_of(NAMES, {"replacement": {"steps": 3}}).values() if each.needs != "set"]
+    chosen = [each for each in groups_of(NAMES, {"replacement": {"steps": 3}}).values() if each.needs != "set"]
     found = jax.jit(make_measurement(setup, tuple(chosen), gradient))(variables, batch, key)
     for each in chosen:
         for name in each.gives:
@@ -87,7 +87,7 @@ def test_one_device_measures_as_eight(predicted, reference):
             assert np.isnan(values[~measured]).all()
 
 
-def test_numbers_are_those_of_the_measures(predicted, reference):
+def test_numbers_are_those_of_the_metrics(predicted, reference):
     images, variables = evaluated.images(), evaluated.variables()
     logits, features = jax.device_get(jax.jit(evaluated.apply_fixed)(variables, images))
     prediction = np.argmax(logits, -1)
@@ -183,8 +183,8 @@ def plan_of(methods, metric_names, *, with_objects=True, side=16, apply=evaluate
 def test_every_registered_metric_can_be_measured():
     plan, notes = plan_of(["quick"], ["full"])
     assert not notes
-    assert {each.name for each in plan.measures} == MEASURES.keys()
-    given = {name for each in plan.measures for name in each.gives}
+    assert {each.name for each in plan.groups} == GROUPS.keys()
+    given = {name for each in plan.groups for name in each.gives}
     derived = {"insertion_vs_random", "deletion_vs_random", "area_share"}
     assert {name for name in METRIC_PRESETS["full"] if metrics_needs(name) != "model"} - derived <= given
     settings = plan.settings()
@@ -214,16 +214,16 @@ def test_what_refuses_the_network_is_left_out_of_a_preset_and_an_error_by_name()
     plan, notes = plan_of(["full"], ["quick", "grid_pointing_game"], side=SIDE, apply=evaluated.apply_fixed)
     assert "guided_backpropagation" not in plan.methods and "gradient" in plan.methods
     assert any(note.startswith("method guided_backpropagation is left out: ") for note in notes)
-    assert dict(next(each for each in plan.measures if each.needs == "mosaic").options)["resize"] is True
+    assert dict(next(each for each in plan.groups if each.needs == "mosaic").options)["resize"] is True
     with pytest.raises(ValueError, match="guided_backpropagation cannot be taken of this network"):
         plan_of(["quick", "guided_backpropagation"], ["gini"], side=SIDE, apply=evaluated.apply_fixed)
     plan, _ = plan_of(["quick"], ["grid_pointing_game"])
-    assert dict(plan.measures[0].options)["resize"] is False
+    assert dict(plan.groups[0].options)["resize"] is False
 
 
-def test_without_objects_their_measures_are_left_out_and_an_error_by_name():
+def test_without_objects_their_metrics_are_left_out_and_an_error_by_name():
     plan, _ = plan_of(["quick"], ["quick"], with_objects=False)
-    assert [each.name for each in plan.measures] == ["gini", "replacement"]
+    assert [each.name for each in plan.groups] == ["gini", "replacement"]
     with pytest.raises(ValueError, match="roc_auc: the data set has neither object masks nor boxes"):
         plan_of(["quick"], ["roc_auc"], with_objects=False)
 
@@ -249,7 +249,7 @@ def test_results_of_processes_merge_and_nothing_counts_twice(predicted):
         collect(lambda batch: ({}, {}), [])
 
 
-def test_measures_of_some_examples_join_those_of_all():
+def test_metrics_of_some_examples_join_those_of_all():
     """The others are undefined, not 0."""
     everything = Results({"index": np.arange(5), "accuracy": np.ones(5)}, {})
     part = Results({"index": np.array([1, 4]), "gini": np.array([0.25, 0.5]), "curve": np.ones((2, 3))}, {})
@@ -264,30 +264,30 @@ def small_plan(methods, names, **changes):
     return plan_of(methods, names, side=SIDE, apply=evaluated.apply_fixed, **changes)
 
 
-def test_a_measure_that_refuses_a_method_is_left_out_of_it():
+def test_a_metric_that_refuses_a_method_is_left_out_of_it():
     """The pairs are tried before anything is evaluated, not hours later."""
     methods = ["quick", "expected_gradients:samples=2"]
     plan, notes = small_plan(["quick", "full"], ["gini", "completeness"])
     assert "expected_gradients/completeness" in plan.refused
-    assert any(note.startswith("measure completeness of expected_gradients is left out: ") for note in notes)
+    assert any(note.startswith("metric completeness of expected_gradients is left out: ") for note in notes)
     parts = plan.all_parts()
     assert "gradient/completeness" in parts and "expected_gradients/gini" in parts
     assert "expected_gradients/completeness" not in parts
-    with pytest.raises(ValueError, match="measure completeness of expected_gradients.* cannot be taken"):
+    with pytest.raises(ValueError, match="metric completeness of expected_gradients.* cannot be taken"):
         small_plan(methods, ["completeness"])
-    with pytest.raises(ValueError, match="measure completeness cannot be taken"):
+    with pytest.raises(ValueError, match="metric completeness cannot be taken"):
         small_plan(methods[1:], ["completeness"])
 
 
 @pytest.mark.parametrize("name", ["max_sensitivity", "parameter_randomization", "infidelity"])
 def test_what_explains_again_is_tried_with_every_method(name, monkeypatch):
-    """A method that cannot bear to be called by the measure is found, though it is not the first."""
+    """A method that cannot bear to be called by the metric is found, though it is not the first."""
     inner = plan.make_measurement
 
-    def refusing(setup, measures, method=None):
+    def refusing(setup, groups, method=None):
         if method is not None and method.key == "input_x_gradient":
             return lambda *arguments: (_ for _ in ()).throw(NotImplementedError("not with this method"))
-        return inner(setup, measures, method)
+        return inner(setup, groups, method)
 
     monkeypatch.setattr(plan, "make_measurement", refusing)
     with pytest.raises(ValueError, match="of input_x_gradient cannot be taken of this network: not with this method"):

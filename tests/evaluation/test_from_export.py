@@ -17,7 +17,7 @@ from evaluated import COUNT
 
 import train
 from sdecor.evaluation import (
-    MEASURES,
+    GROUPS,
     RANDOM,
     choose_methods,
     choose_metrics,
@@ -95,9 +95,9 @@ def completed(subject, plan, maps, tmp_path, depends=None, **options):
 def directly(subject, plan, predicted):
     results = predicted
     for method in plan.methods.values():
-        measures = [each for each, _ in plan.parts(method).values()]
-        images = {each.name: plan.images[each.needs] for each in measures}
-        found, _ = measure(subject, method, measures, images=images, predicted=predicted)
+        groups = [each for each, _ in plan.parts(method).values()]
+        images = {each.name: plan.images[each.needs] for each in groups}
+        found, _ = measure(subject, method, groups, images=images, predicted=predicted)
         results = extend(results, found, method.key)
     return results
 
@@ -114,7 +114,7 @@ def directly(subject, plan, predicted):
     ],
 )
 def test_stored_maps_measure_as_explained_ones(one, predicted, tmp_path, reduction, words, names):
-    """With the keys of each example the same, also where a measure explains again or draws."""
+    """With the keys of each example the same, also where a metric explains again or draws."""
     subject = one._replace(setup=one.setup._replace(reduction=reduction or "abs_sum"))
     maps = maps_of(subject.setup, predicted, words, reduction)
     plan, notes = plan_of(subject.setup, words, names, reduction)
@@ -153,7 +153,7 @@ def test_the_classes_explained_are_the_stored_ones(one, predicted, tmp_path):
     np.testing.assert_array_equal(found["target"], others.targets)
     changed = predicted._replace(examples=predicted.examples | {"target": np.asarray(others.targets)})
     expected = stored.measure_stored(
-        one, plan.methods["gradient"], plan.measures, others, images={"replacement": 12}, predicted=changed
+        one, plan.methods["gradient"], plan.groups, others, images={"replacement": 12}, predicted=changed
     )
     few = expected.examples["index"]
     np.testing.assert_array_equal(found["gradient/deletion"][few], expected.examples["deletion"])
@@ -161,26 +161,27 @@ def test_the_classes_explained_are_the_stored_ones(one, predicted, tmp_path):
 
 def test_absolute_maps_tell_nothing_of_signs(one):
     full = plan_of(one.setup, ("gradient",), ("full",), "abs_sum", restricted=False)
-    needs = {each.name: each.needs for each in full.measures}
+    needs = {each.name: each.needs for each in full.groups}
     whole = {name for name, need in needs.items() if need in ("attributions", "explanation", "parameters")}
     missing = {None: {"grid_pointing_game"}, "sum": {"grid_pointing_game", *whole}}
     missing["abs_sum"] = {*SIGNED, *missing["sum"]}
     assert {"infidelity", "sensitivities", "parameter_randomization"} <= whole
     for reduction, left in missing.items():
         plan, notes = stored.restrict(full, choose_metrics(("full",)), reduction)
-        assert {each.name for each in full.measures} - {each.name for each in plan.measures} == left
-        assert len(notes) == len(left) and all(any(f"measure {name} is left out" in n for n in notes) for name in left)
+        assert {each.name for each in full.groups} - {each.name for each in plan.groups} == left
+        assert len(notes) == len(left)
+        assert all(any(f"metric {GROUPS[name].title} is left out" in note for note in notes) for name in left)
 
 
 def test_what_looks_at_signs_says_so(one):
-    """A measure's own equations are asked whether they read the signed maps, so that none is forgotten."""
+    """A group's own equations are asked whether they read the signed maps, so that none is forgotten."""
     shape = jax.ShapeDtypeStruct((1, evaluated.SIDE, evaluated.SIDE), jnp.float32)
     example = {"image": jnp.zeros((1, *evaluated.IMAGES.shape[1:]), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     example |= {"index": jnp.zeros(1, jnp.int32), "target": jnp.zeros(1, jnp.int32), "maps": shape, "signed": shape}
     example |= {"object": jnp.zeros((1, *evaluated.IMAGES.shape[1:3]), jnp.uint8)}
     arguments = (evaluated.variables(), example, jax.random.key(0))
     leaves = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(arguments)]
-    asked = [each for each in MEASURES.values() if each.needs in ("maps", "object", "network")]
+    asked = [each for each in GROUPS.values() if each.needs in ("maps", "object", "network")]
     assert len(asked) > 20
     for each in asked:
         jaxpr = jax.make_jaxpr(make_measurement(one.setup, (each,)))(*arguments).jaxpr

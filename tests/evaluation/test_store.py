@@ -35,13 +35,13 @@ def silent(what, total):
 
 @pytest.fixture
 def done(monkeypatch) -> list:
-    """What is evaluated, in order: "predictions", and a method with its measures and the number of its pictures."""
+    """What is evaluated, in order: "predictions", and a method with its groups and the number of its pictures."""
     log = []
     predict, measure = programs.predict, explained.measure
 
-    def logged(subject, method, measures, **options):
-        log.append((method.key, {each.name for each in measures}, options["pictures"]))
-        return measure(subject, method, measures, **options)
+    def logged(subject, method, groups, **options):
+        log.append((method.key, {each.name for each in groups}, options["pictures"]))
+        return measure(subject, method, groups, **options)
 
     monkeypatch.setattr(programs, "predict", lambda *args: log.append("predictions") or predict(*args))
     monkeypatch.setattr(explained, "measure", logged)
@@ -106,10 +106,10 @@ def test_fresh_evaluates_again_and_keeps_the_rest(tmp_path, done):
 def test_an_interrupt_keeps_the_methods_that_are_done(tmp_path, done, monkeypatch):
     plan, inner = plan_of(["gradient", "input_x_gradient"], ["gini"]), explained.measure
 
-    def stopped(subject, method, measures, **options):
+    def stopped(subject, method, groups, **options):
         if method.key == "input_x_gradient":
             raise KeyboardInterrupt
-        return inner(subject, method, measures, **options)
+        return inner(subject, method, groups, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(explained, "measure", stopped)
@@ -169,7 +169,7 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     assert {"gradient/grid_pointing_game", "input_x_gradient/grid_pointing_game"} < again
 
 
-def test_stored_methods_need_not_bear_new_measures(tmp_path):
+def test_stored_methods_need_not_bear_new_metrics(tmp_path):
     complete(tmp_path, plan_of(["expected_gradients:samples=2"], ["gini"]))
     later = plan_of(["quick"], ["completeness"])  # which refuses expected gradients
     everything = later.with_stored(complete(tmp_path, later).parts, {})

@@ -14,8 +14,8 @@ from sdecor.evaluation import (
     Subject,
     choose_methods,
     extend,
+    groups_of,
     measure,
-    measures_of,
     predict,
 )
 
@@ -80,9 +80,9 @@ def measured(
 ) -> tuple[Results, Results]:
     """Measure the metrics `names` of a method."""
     ((method, _),) = choose_methods([word]).values() if word != RANDOM.key else [(RANDOM, True)]
-    measures = list(measures_of(names, {"replacement": {"steps": steps}}).values())
-    number = {each.name: IMAGES_OF[each.needs] for each in measures}
-    return measure(subject, method, measures, images=number, predicted=predicted, pictures=pictures)
+    groups = list(groups_of(names, {"replacement": {"steps": steps}}).values())
+    number = {each.name: IMAGES_OF[each.needs] for each in groups}
+    return measure(subject, method, groups, images=number, predicted=predicted, pictures=pictures)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdecor import metrics
+from sdecor.metrics.registry import KNOWN, PRESETS
 from sdecor.metrics.replacement import ranks
 
 RNG = np.random.default_rng(0)
@@ -374,7 +375,21 @@ def test_the_register_is_complete():
         assert callable(metric.function) and metric.description.endswith("."), name
         assert metric.needs in metrics.NEEDS, name
         assert metric.higher_is_better in (True, False, None)
+        assert metric.preset in PRESETS and metric.statistic in ("mean", "median", "ratio"), name
+        assert metric.derived_from is None or metric.derived_from in metrics.METRICS, name
+        if isinstance(metric.chance, str):
+            assert metric.chance in {*metrics.METRICS, "correlation_floor"}, name
+        if metric.reference:
+            assert metric.chance is None and not metric.ranks_runs, name
+            assert KNOWN[f"{name}_vs_random"].chance == 0 and KNOWN[f"{name}_vs_random"].ranks_runs, name
     assert not metrics.METRICS.keys() & metrics.DATASET_METRICS.keys()
+
+
+def test_which_metrics_compare_no_runs():
+    """Beside those with a reference: what has no direction, or depends on masked images or on other images."""
+    rows = {name: metric for name, metric in KNOWN.items() if metric.higher_is_better is not None}
+    unclear = {name for name, metric in rows.items() if not metric.ranks_runs and not metric.reference}
+    assert unclear == {"average_drop", "average_increase", "sufficiency", "consistency"}
 
 
 def test_the_documentation_lists_the_register():

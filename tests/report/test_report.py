@@ -103,7 +103,7 @@ def test_an_interval_has_the_digits_of_its_mean():
     assert format_interval("gini", {"mean": 0.5, "low": None, "high": None}) == "0.500"
 
 
-def test_measures_and_methods_have_titles():
+def test_metrics_and_methods_have_titles():
     assert title("grad_cam/gini") == title("gini") == "Sparseness (Gini)"
     assert title("gradient/made_up") == "made_up"
     names = ["integrated_gradients", "grad_cam_plus_plus", "rise:samples=100:cells=7"]
@@ -155,7 +155,7 @@ def test_how_many_marks_are_by_chance_is_said():
     assert "though the runs were equal" not in report.terminal_table(SUMMARIES)
 
 
-def test_measures_relative_to_random_and_medians_have_words():
+def test_metrics_relative_to_random_and_medians_have_words():
     assert title("gradient/road_vs_random") == "ROAD accuracy, relative to random"
     assert title("gradient/completeness") == "Completeness error, median"
     keys = ["road_vs_random", "masked_accuracy", "road", "insertion_vs_random", "insertion"]

@@ -1,4 +1,6 @@
-"""Each measure of an evaluation is the public metric, called with the arguments and options that it should have."""
+"""Each group of an evaluation is the public metric, called with the arguments and options that it should have."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ from sdecor import metrics
 from sdecor.attribution import input_x_gradient
 from sdecor.core.arrays import blur
 from sdecor.core.rng import example_keys
-from sdecor.evaluation import MEASURES, RANDOM, Setup, choose_methods, make_explanation, make_measurement, measures_of
-from sdecor.evaluation.loops import PARAMETER_SEED
+from sdecor.evaluation import GROUPS, RANDOM, Setup, choose_methods, groups_of, make_explanation, make_measurement, runs
+from sdecor.evaluation.context import PARAMETER_SEED
+from sdecor.metrics.registry import KNOWN
 
 RNG = np.random.default_rng(3)
 N, SIDE, CLASSES = 4, 12, 5
@@ -25,7 +28,7 @@ VARIABLES = {
         "second": jnp.asarray(RNG.normal(size=(8, CLASSES)), jnp.float32),
     }
 }
-FEW = {  # options that make the test cheap; everything else is the measure's own
+FEW = {  # options that make the test cheap; everything else is the group's own
     "replacement": {"steps": 2},
     "road": {"percentages": (20, 50)},
     "masked_accuracy": {"percentages": (20, 50)},
@@ -53,7 +56,7 @@ def apply(variables, images):
 
 SETUP = Setup(apply, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), target="label", chunk_size=N)
 INDEX = np.arange(N, dtype=np.int32)
-OWN, KEYS = (example_keys(jax.random.key(0), step, INDEX) for step in (0, 1))  # of explanations, of measures
+OWN, KEYS = (example_keys(jax.random.key(0), step, INDEX) for step in (0, 1))  # of explanations, of metrics
 
 
 def fn_of(params):
@@ -111,7 +114,7 @@ def layers_of(metric, **options):
     return jnp.mean(values, 1), values
 
 
-# By measure: its arrays, from the public metric. Where no option is named, the metric's own default is right.
+# By group: its arrays, from the public metric. Where no option is named, the metric's own default is right.
 EXPECTED = {
     "replacement": replacement,
     "road": road,
@@ -155,12 +158,12 @@ EXPECTED = {
 
 
 def measured(name: str, word: str = "input_x_gradient") -> dict[str, np.ndarray]:
-    (measure,) = measures_of(MEASURES[name].gives, FEW).values()
+    (group,) = groups_of(GROUPS[name].gives, FEW).values()
     ((method, _),) = choose_methods([word]).values()
-    measure = measure.of(method, SETUP.saliency_of)
+    group = group.of(method, SETUP.saliency_of)
     batch = {"image": PIXELS, "label": LABELS, "index": INDEX, "target": TARGETS, "object": CODES}
     batch |= make_explanation(SETUP, method)(VARIABLES, batch, jax.random.key(0))
-    return make_measurement(SETUP, (measure,), method)(VARIABLES, batch, jax.random.key(0))
+    return make_measurement(SETUP, (group,), method)(VARIABLES, batch, jax.random.key(0))
 
 
 # In the full suite alone: their arguments are those of others, and they take seconds to compile.
@@ -173,8 +176,8 @@ FULL = (
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full if name in FULL else ()) for name in sorted(EXPECTED)]
 )
-def test_measure_is_the_metric_with_its_arguments(name):
-    names = MEASURES[name].gives
+def test_a_group_is_the_metric_with_its_arguments(name):
+    names = GROUPS[name].gives
 
     @jax.jit  # one compilation for both
     def both():
@@ -188,19 +191,32 @@ def test_measure_is_the_metric_with_its_arguments(name):
 
 
 def test_the_two_orders_of_regions_are_options():
-    assert dict(MEASURES["aopc_morf"].options)["order"] == "morf"
-    assert dict(MEASURES["aopc_lerf"].options)["order"] == "lerf"
+    assert dict(GROUPS["aopc_morf"].options)["order"] == "morf"
+    assert dict(GROUPS["aopc_lerf"].options)["order"] == "lerf"
 
 
-def test_no_measure_is_without_an_expectation():
-    elsewhere = {name for name, each in MEASURES.items() if each.needs in ("set", "mosaic")}  # in test_evaluation.py
-    assert EXPECTED.keys() == MEASURES.keys() - elsewhere
+def test_no_group_is_without_an_expectation():
+    elsewhere = {name for name, each in GROUPS.items() if each.needs in ("set", "mosaic")}  # in test_evaluation.py
+    assert EXPECTED.keys() == GROUPS.keys() - elsewhere
 
 
-@pytest.mark.parametrize("name", sorted(MEASURES))
-def test_a_measure_needs_what_the_registry_says(name):
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_a_group_needs_what_the_registry_says(name):
     known = metrics.METRICS | metrics.DATASET_METRICS
-    assert {known[given].needs for given in MEASURES[name].gives if given in known} == {MEASURES[name].needs}
+    assert {known[given].needs for given in GROUPS[name].gives if given in known} == {GROUPS[name].needs}
+
+
+def test_metrics_of_a_group_agree_in_their_options():
+    for group in GROUPS.values():
+        rows = [KNOWN[name] for name in group.gives if name in KNOWN]
+        for one, other in itertools.combinations((row.options for row in rows), 2):
+            assert all(one[name] == other[name] for name in one.keys() & other.keys()), group.name
+        assert len({row.signature for row in rows}) == len({row.follows for row in rows}) == 1, group.name
+
+
+def test_every_need_of_a_group_has_a_number_of_images():
+    counted = [needs for several in runs.IMAGES.values() for needs in several]
+    assert sorted(counted) == sorted({group.needs for group in GROUPS.values()})
 
 
 @pytest.mark.parametrize("baseline", ["blur", "white"])
@@ -230,14 +246,14 @@ def test_infidelity_replaces_by_the_methods_own_baseline():
 def test_what_draws_a_baseline_for_each_sample_has_no_completeness():
     ((method, _),) = choose_methods(["expected_gradients"]).values()
     with pytest.raises(ValueError, match="expected_gradients draws a baseline for each sample"):
-        MEASURES["completeness"].of(method, "logit")
-    assert dict(MEASURES["infidelity"].of(method, "logit").options)["baseline"] == "uniform"
+        GROUPS["completeness"].of(method, "logit")
+    assert dict(GROUPS["infidelity"].of(method, "logit").options)["baseline"] == "uniform"
 
 
 def test_options_that_are_given_stay():
-    (measure,) = measures_of(["completeness"], {"completeness": {"baseline": "white"}}).values()
+    (group,) = groups_of(["completeness"], {"completeness": {"baseline": "white"}}).values()
     ((method, _),) = choose_methods(["integrated_gradients:baseline=blur"]).values()
-    assert dict(measure.of(method, "probability").options) == {
+    assert dict(group.of(method, "probability").options) == {
         "baseline": "white",
         "saliency_of": "probability",
         "relative": True,
@@ -245,7 +261,7 @@ def test_options_that_are_given_stay():
 
 
 def test_a_random_order_is_measured_of_what_ranks_pixels():
-    assert {name for name, each in MEASURES.items() if each.reference} == {
+    assert {name for name, each in GROUPS.items() if each.reference} == {
         *("replacement", "road", "masked_accuracy", "aopc_morf", "aopc_lerf", "pixel_flipping", "selectivity", "irof")
     }
     assert RANDOM.settings("logit") == {"saliency_of": "logit"}

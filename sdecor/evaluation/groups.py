@@ -1,0 +1,307 @@
+"""From a metric's name to its values for a batch: which function is called, with which arrays and which options.
+
+What is computed together by one loop over the network is a group. A metric whose function takes the usual arguments of
+its `needs` is a group of its own by having a row in `sdecor.metrics.METRICS`. What needs more than a call is a function
+here, which takes a `Context` and is listed in `_FUNCTIONS`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdecor import metrics
+from sdecor.attribution.baselines import baseline_image
+from sdecor.core.arrays import blur
+from sdecor.evaluation.choices import Method
+from sdecor.evaluation.context import Context
+from sdecor.metrics.registry import KNOWN
+
+WHOLE = ("attributions", "explanation", "parameters")  # needs of groups that look at all channels of an attribution
+# Keywords of metrics that are no options: the context fills them in, or they are left to the default.
+_CONTEXT = ("key", "ignore", "chunk_size", "attributions", "contributions", "features_fn")
+_LEFT = ("layers", "segments", "count", "k")
+
+
+class Group(NamedTuple):
+    """What is computed, stored and reused together.
+
+    Attributes:
+      name: of the metric, or of the loop that several share.
+      gives: the names of its arrays: metrics `[n]`, and curves `[n, S]`.
+      needs: as of `metrics.Metric`. It decides on how many images the group is taken.
+      function: `function(context, **options)` returns the arrays in the order of `gives`; of a "set" it is
+        `function(maps [M, H, W], predictions [M], **options) -> [M]`.
+      options: name and value of every option; they are recorded with the numbers.
+      reference: whether a random order of pixels is measured too, as the level of chance.
+      signed: whether it looks at the attributions' sum over channels rather than at the maps.
+      follows: names of options whose value is the method's own, where it has them: see `of`.
+    """
+
+    name: str
+    gives: tuple[str, ...]
+    needs: str
+    function: Callable[..., tuple[jax.Array, ...]]
+    options: tuple[tuple[str, Any], ...] = ()
+    reference: bool = False
+    signed: bool = False
+    follows: tuple[str, ...] = ()
+
+    @property
+    def looks_at(self) -> str:
+        """What it sees of an attribution, for the record: all of it, its signed sum, or its reduction to a map."""
+        return "whole attribution" if self.needs in WHOLE else "signed sum over channels" if self.signed else "map"
+
+    @property
+    def title(self) -> str:
+        """The names of its metrics, for a message."""
+        return "/".join(name for name in self.gives if name in KNOWN)
+
+    def of(self, method: Method, saliency_of: str) -> "Group":
+        """Return the group with the baseline and score that the attribution method itself uses.
+
+        Args:
+          method: what explains.
+          saliency_of: stands for the method's own where that is the logit, see `Method.settings`.
+
+        Raises:
+          ValueError: where the method has no single baseline, and the group needs one.
+        """
+        own, options = method.settings(saliency_of), {}
+        if "saliency_of" in self.follows:
+            options["saliency_of"] = own.get("saliency_of", saliency_of)
+        if "baseline" in self.follows and "baselines" in own and self.name == "completeness":
+            raise ValueError(
+                f"{method.key} draws a baseline for each sample, so its attribution is complete on average only; its "
+                "option with_error tells the sampling error"
+            )
+        if "baseline" in self.follows and "max_sigma" in own:  # the path begins at the blurred image
+            options |= {"baseline": "blur", "blur_sigma": own["max_sigma"]}
+        elif "baseline" in self.follows:
+            default = dict(self.options)["baseline"]
+            options["baseline"] = own.get("baseline", own.get("baselines", default))
+        return self._replace(options=tuple((dict(self.options) | options).items()))
+
+    def __call__(self, context: Context) -> dict[str, jax.Array]:
+        """Return the arrays of a batch by name."""
+        return dict(zip(self.gives, self.function(context, **dict(self.options)), strict=True))
+
+
+def groups_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
+    """Return the groups that compute the metrics `names`, by the groups' own names.
+
+    Args:
+      names: of metrics; those that are computed without an explanation, or from others, are left out.
+      options: by group, those that differ from the group's own.
+    """
+    chosen = dict.fromkeys(name for name in (_GROUP_OF.get(name) for name in names) if name)
+    return {name: _with_options(GROUPS[name], options.get(name, {})) for name in chosen}
+
+
+def _with_options(group: Group, options: Mapping[str, Any]) -> Group:
+    follows = tuple(name for name in group.follows if name not in options)
+    return group._replace(options=tuple((dict(group.options) | dict(options)).items()), follows=follows)
+
+
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that a function takes."""
+    known = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return {name: value for name, value in offered.items() if takes_all or name in known}
+
+
+def _call(
+    function: Callable[..., jax.Array], needs: str, signed: bool, context: Context, **options: Any
+) -> tuple[jax.Array]:
+    """Call a metric with the arguments that its `needs` stands for."""
+    arguments = {
+        "maps": lambda: ((context.maps,), {}),
+        "object": lambda: ((context.maps, context.objects), {"ignore": context.ignore}),
+        "network": lambda: (
+            (context.fn, context.images, context.signed if signed else context.maps, context.targets),
+            {"key": context.keys, "chunk_size": context.chunk_size},
+        ),
+        "explanation": lambda: ((context.explain_one, context.images, context.targets), context.repeated()),
+        "parameters": lambda: (context.randomized(), context.repeated()),
+    }
+    positional, keywords = arguments[needs]()
+    return (function(*positional, **accepted(function, keywords), **options),)
+
+
+def replacement(
+    context: Context, *, steps: int, insertion_baseline: str, deletion_baseline: str, blur_sigma: float
+) -> tuple[jax.Array, ...]:
+    """Return insertion, deletion and their curves."""
+    images, n = context.images, context.images.shape[0]
+    start, end = (
+        metrics.baseline_images(images, baseline, blur_sigma=blur_sigma, key=context.keys).astype(images.dtype)
+        for baseline in (insertion_baseline, deletion_baseline)
+    )
+    # Both curves in one loop: the network is compiled once.
+    curves = metrics.replacement_curve(
+        context.fn,
+        jnp.concatenate([start, images]),
+        jnp.concatenate([images, end]),
+        jnp.tile(context.maps, (2, 1, 1)),
+        jnp.tile(context.targets, 2),
+        key=jnp.tile(context.keys, 2),
+        steps=steps,
+        chunk_size=context.chunk_size,
+    )
+    areas = metrics.area_under(curves)
+    return areas[:n], areas[n:], curves[:n], curves[n:]
+
+
+def road(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the mean accuracy over the percentages removed, and the accuracy at each, as 1 or 0 of each example."""
+    batch = (context.images, context.maps, context.labels)
+    curves = metrics.road_curves(context.fn, *batch, key=context.keys, chunk_size=context.chunk_size, **options)
+    return curves.correct.mean(1), curves.correct
+
+
+def masked_accuracy(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the mean accuracy over the percentages replaced, and the accuracy at each, as 1 or 0 of each example."""
+    batch = (context.images, context.maps, context.labels)
+    options |= {"key": context.keys, "chunk_size": context.chunk_size}
+    curve = metrics.masked_accuracy_curve(context.fn, *batch, **options)
+    return curve.mean(1), curve
+
+
+def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
+    """Return the top-k intersection for the k pixels that are `share` of the image."""
+    k = max(1, round(share * context.maps[0].size))
+    return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
+
+
+def completeness(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+    """Return the size of the completeness gap."""
+    batch = (context.images, context.signed, context.targets)
+    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    return (jnp.abs(metrics.completeness(context.fn, *batch, **options)),)
+
+
+def infidelity(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+    """Return infidelity; where an attribution has fewer channels than the image, it counts for all of them alike."""
+    whole = context.attributions.shape == context.images.shape
+    batch = (context.images, context.attributions if whole else context.signed, context.targets)
+    options |= {"key": context.keys, "contributions": context.contributions and whole}
+    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    return (metrics.infidelity(context.fn, *batch, **options),)
+
+
+def _starts(context: Context, baseline: Any, blur_sigma: float | None) -> jax.Array:
+    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them.
+
+    `blur_sigma` is of the baseline "blur"; None = a quarter of the shorter side, as on the path of blurred images.
+    """
+    images = context.images
+    if baseline == "blur":
+        return blur(images, min(images.shape[1:3]) / 4 if blur_sigma is None else blur_sigma)
+    one = partial(baseline_image, baseline)
+    return jax.vmap(lambda image, key: one(image, key=key))(images, context.explanation_keys)
+
+
+def sensitivities(context: Context, **options: Any) -> tuple[jax.Array, ...]:
+    """Return max-sensitivity, average sensitivity and the local Lipschitz estimate."""
+    explained = (context.explain_one, context.images, context.targets)
+    return tuple(metrics.sensitivities(*explained, **context.repeated(), **options))
+
+
+def stabilities(context: Context, **options: Any) -> tuple[jax.Array, ...]:
+    """Return relative input, output and representation stability."""
+    explained = (context.explain_one, context.fn, context.images, context.targets)
+    options |= {"features_fn": context.features_fn}
+    return tuple(metrics.relative_stabilities(*explained, **context.repeated(), **options))
+
+
+def random_logit(context: Context, **options: Any) -> tuple[jax.Array]:
+    """Return the similarity to another class's explanation."""
+    explained = (context.explain_one, context.images, context.targets)
+    options |= {"num_classes": context.num_classes}
+    return (metrics.random_logit(*explained, **context.repeated(), **options),)
+
+
+def input_invariance(context: Context, **options: Any) -> tuple[jax.Array]:
+    """Return how much the explanation changes when image and network are shifted alike."""
+    explained = (context.explain_of, context.fn, context.images, context.targets)
+    return (metrics.input_invariance(*explained, **context.repeated(), **options),)
+
+
+def parameter_randomization(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the mean over the layers and each layer's value `[n, L]`."""
+    layers = metrics.parameter_randomization(*context.randomized(), **context.repeated(), **options)
+    return layers.mean(1), layers
+
+
+def smooth_mprt(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the mean over the layers and each layer's value `[n, L]`."""
+    # The known attributions are those of the image, not of its noisy copies.
+    options |= {"key": context.explanation_keys, "chunk_size": context.chunk_size}
+    layers = metrics.smooth_mprt(*context.randomized(), **options)
+    return layers.mean(1), layers
+
+
+def sufficiency(maps: np.ndarray, predictions: np.ndarray, **options: Any) -> np.ndarray:
+    """Return sufficiency of all maps, `[M]` each."""
+    return np.asarray(metrics.sufficiency(jnp.asarray(maps), jnp.asarray(predictions), **options))
+
+
+def consistency(maps: np.ndarray, predictions: np.ndarray, *, cells: int) -> np.ndarray:
+    """Return consistency, with explanations counted the same whose most salient of `cells` × `cells` parts is."""
+    rows = np.minimum(np.arange(maps.shape[1]) * cells // maps.shape[1], cells - 1)
+    columns = np.minimum(np.arange(maps.shape[2]) * cells // maps.shape[2], cells - 1)
+    part = rows[:, None] * cells + columns
+    sums = np.stack([np.where(part == cell, maps, 0).sum((1, 2)) for cell in range(cells**2)], axis=1)
+    values, defined = np.full(len(maps), np.nan, np.float32), np.isfinite(sums).all(1) & (sums > 0).any(1)
+    codes = sums[defined].argmax(1)
+    values[defined] = metrics.consistency(jnp.asarray(codes), jnp.asarray(predictions[defined]))
+    return values
+
+
+# The arrays that each function above gives.
+_FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
+    replacement: ("insertion", "deletion", "insertion_curve", "deletion_curve"),
+    road: ("road", "road_curve"),
+    masked_accuracy: ("masked_accuracy", "masked_accuracy_curve"),
+    top_k_intersection: ("top_k_intersection",),
+    completeness: ("completeness",),
+    infidelity: ("infidelity",),
+    sensitivities: ("max_sensitivity", "avg_sensitivity", "local_lipschitz"),
+    stabilities: ("relative_input_stability", "relative_output_stability", "relative_representation_stability"),
+    random_logit: ("random_logit",),
+    input_invariance: ("input_invariance",),
+    parameter_randomization: ("parameter_randomization", "parameter_randomization_layers"),
+    smooth_mprt: ("smooth_mprt", "smooth_mprt_layers"),
+    sufficiency: ("sufficiency",),
+    consistency: ("consistency",),
+    metrics.grid_pointing_game: ("grid_pointing_game",),
+}
+
+
+def _group(name: str, function: Callable[..., Any], gives: tuple[str, ...]) -> Group:
+    """Return the group of some metrics, with the options and facts of their rows."""
+    rows = [KNOWN[given] for given in gives if given in KNOWN]
+    (needs,) = {row.needs for row in rows}
+    options: dict[str, Any] = {}
+    for row in rows:
+        options |= {name: value for name, value in row.keywords().items() if name not in _CONTEXT + _LEFT}
+    reference, signed = any(row.reference for row in rows), any(row.signed for row in rows)
+    return Group(name, gives, needs, function, tuple(options.items()), reference, signed, rows[0].follows)
+
+
+def _groups() -> dict[str, Group]:
+    """Return all groups: those of `_FUNCTIONS`, then every other metric of explanations by itself."""
+    groups = {function.__name__: _group(function.__name__, function, gives) for function, gives in _FUNCTIONS.items()}
+    shared = {name for group in groups.values() for name in group.gives}
+    for name, row in metrics.METRICS.items():
+        if name not in shared and row.needs not in ("model", "mask") and row.derived_from is None:
+            groups[name] = _group(name, partial(_call, row.function, row.needs, row.signed), (name,))
+    return groups
+
+
+GROUPS: dict[str, Group] = _groups()
+_GROUP_OF = {given: group.name for group in GROUPS.values() for given in group.gives}
