@@ -5,7 +5,7 @@ Conventions: images are NHWC and floating point; every method explains one image
 scaling (`normalise`) are separate steps, so that no choice is hidden in a method.
 """
 
-from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.baselines import BASELINES, Baseline, baseline_image, blurred
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
 from sdecor.attribution.explain import explain
 from sdecor.attribution.gradients import gradient, input_x_gradient
@@ -24,11 +24,13 @@ __all__ = [
     "NORMALISATIONS",
     "REDUCTIONS",
     "SALIENCY_OF",
+    "Baseline",
     "Contrast",
     "Cost",
     "Noise",
     "baseline_image",
     "blur_integrated_gradients",
+    "blurred",
     "cost",
     "deconvnet",
     "deeplift",

@@ -122,7 +122,7 @@ def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
     """A baseline that is the same for all images goes through the network once a batch."""
     baseline = options["baseline"]
-    for_all = baseline == "zero" if isinstance(baseline, str) else np.ndim(baseline) < 4
+    for_all = baseline == "zero" if isinstance(baseline, str) else not callable(baseline) and np.ndim(baseline) < 4
     return Cost(0 if for_all else 1, 1)
 
 

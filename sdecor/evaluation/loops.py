@@ -10,7 +10,6 @@ import numpy as np
 
 from sdecor import metrics
 from sdecor.attribution.baselines import baseline_image
-from sdecor.core.arrays import blur
 
 Fn = Callable[[jax.Array], jax.Array]
 
@@ -75,12 +74,12 @@ PARAMETER_SEED = 0  # of the random parameters, the same for every image
 
 
 def replacement(
-    context: Context, *, steps: int, insertion_baseline: str, deletion_baseline: str, blur_sigma: float
+    context: Context, *, steps: int, insertion_baseline: Any, deletion_baseline: Any
 ) -> tuple[jax.Array, ...]:
     """Return insertion, deletion and their curves."""
     images, n = context.images, context.images.shape[0]
     start, end = (
-        metrics.baseline_images(images, baseline, blur_sigma=blur_sigma, key=context.keys).astype(images.dtype)
+        metrics.baseline_images(images, baseline, key=context.keys).astype(images.dtype)
         for baseline in (insertion_baseline, deletion_baseline)
     )
     # Both curves in one loop: the network is compiled once.
@@ -119,32 +118,26 @@ def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
     return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
 
 
-def completeness(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+def completeness(context: Context, *, baseline: Any, **options: Any) -> tuple:
     """Return the size of the completeness gap."""
     batch = (context.images, context.signed, context.targets)
-    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    options |= {"baseline": _starts(context, baseline), "chunk_size": context.chunk_size}
     return (jnp.abs(metrics.completeness(context.fn, *batch, **options)),)
 
 
-def infidelity(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+def infidelity(context: Context, *, baseline: Any, **options: Any) -> tuple:
     """Return infidelity; where an attribution has fewer channels than the image, it counts for all of them alike."""
     whole = context.attributions.shape == context.images.shape
     batch = (context.images, context.attributions if whole else context.signed, context.targets)
     options |= {"key": context.keys, "contributions": context.contributions and whole}
-    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    options |= {"baseline": _starts(context, baseline), "chunk_size": context.chunk_size}
     return (metrics.infidelity(context.fn, *batch, **options),)
 
 
-def _starts(context: Context, baseline: Any, blur_sigma: float | None) -> jax.Array:
-    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them.
-
-    `blur_sigma` is of the baseline "blur"; None = a quarter of the shorter side, as on the path of blurred images.
-    """
-    images = context.images
-    if baseline == "blur":
-        return blur(images, min(images.shape[1:3]) / 4 if blur_sigma is None else blur_sigma)
+def _starts(context: Context, baseline: Any) -> jax.Array:
+    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them."""
     one = partial(baseline_image, baseline)
-    return jax.vmap(lambda image, key: one(image, key=key))(images, context.explanation_keys)
+    return jax.vmap(lambda image, key: one(image, key=key))(context.images, context.explanation_keys)
 
 
 def sensitivities(context: Context, **options: Any) -> tuple[jax.Array, ...]:

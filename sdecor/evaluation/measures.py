@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sdecor import metrics
-from sdecor.evaluation import loops
+from sdecor.evaluation import baselines, loops
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.loops import Context
 
@@ -79,7 +79,7 @@ class Measure(NamedTuple):
 
     def __call__(self, context: Context) -> dict[str, jax.Array]:
         """Return the arrays of a batch by name."""
-        return dict(zip(self.gives, self.function(context, **dict(self.options)), strict=True))
+        return dict(zip(self.gives, self.function(context, **baselines.bound(dict(self.options))), strict=True))
 
 
 def measures_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:
@@ -146,7 +146,8 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a metric's options with their defaults."""
     parameters = inspect.signature(function).parameters.values()
     optional = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
-    return {p.name: p.default for p in optional if p.name not in _CONTEXT + _LEFT}
+    options = {p.name: p.default for p in optional if p.name not in _CONTEXT + _LEFT}
+    return baselines.written_defaults(function, options)
 
 
 _KNOWN = metrics.METRICS | metrics.DATASET_METRICS

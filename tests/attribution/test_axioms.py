@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from sdecor.attribution import METHODS, Contrast, Noise, explain
+from sdecor.attribution import METHODS, Contrast, Noise, blurred, explain
 from sdecor.attribution.methods import cost
 
 N, SHAPE, CLASSES = 8, (8, 8, 3), 4
@@ -221,6 +221,7 @@ def test_cost_of_options():
     assert cost("occlusion", (10, 16, 3), window=[4, 5], stride=[3, 2]) == (3 * 7 + 1, 0)
     assert cost("deeplift", SHAPE) == (0, 1)
     assert cost("deeplift", SHAPE, baseline=np.zeros((N, *SHAPE))) == cost("deeplift", SHAPE, baseline="blur") == (1, 1)
+    assert cost("deeplift", SHAPE, baseline=blurred) == (1, 1)
     assert cost("integrated_gradients", SHAPE, steps=7, with_error=True) == (2, 7)
     assert cost("expected_gradients", SHAPE, samples=7, with_error=True) == (8, 7)
     assert cost("occlusion", (10, 16, 3), window=(4, 5), stride=(3, 2)) == (3 * 7 + 1, 0)
