@@ -10,7 +10,7 @@ from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_ca
 from sdecor.attribution.explain import explain
 from sdecor.attribution.gradients import gradient, input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients
-from sdecor.attribution.methods import METHODS, Cost, cost
+from sdecor.attribution.methods import ABOVE_BASELINE, ABOVE_MEAN, METHOD_INFO, METHODS, SCORE, Cost, MethodInfo, cost
 from sdecor.attribution.noise import Noise, smoothed, smoothgrad, squaregrad, vargrad
 from sdecor.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients
 from sdecor.attribution.perturbation import occlusion, rise
@@ -19,14 +19,19 @@ from sdecor.attribution.reduce import NORMALISATIONS, REDUCTIONS, normalise, red
 from sdecor.attribution.targets import SALIENCY_OF, Contrast, target_score
 
 __all__ = [
+    "ABOVE_BASELINE",
+    "ABOVE_MEAN",
     "BASELINES",
     "METHODS",
+    "METHOD_INFO",
     "NORMALISATIONS",
     "REDUCTIONS",
     "SALIENCY_OF",
+    "SCORE",
     "Baseline",
     "Contrast",
     "Cost",
+    "MethodInfo",
     "Noise",
     "baseline_image",
     "blur_integrated_gradients",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sdecor.attribution.baselines import BLUR_SIGMA, blurred
+from sdecor.attribution.baselines import BLUR_SIGMA, Baseline, blurred
 
 # Stored without a sigma: with one, values that were stored before would not be recognised.
 _WITHOUT_SIGMA = ("completeness", "continuity", "monotonicity", "non_sensitivity")
@@ -21,6 +21,13 @@ def written_defaults(function: Callable[..., Any], options: Mapping[str, Any]) -
         if name == "baseline" and function.__name__ not in _WITHOUT_SIGMA:
             found["blur_sigma"] = BLUR_SIGMA
     return found
+
+
+def written(baseline: Baseline) -> dict[str, Any]:
+    """Return a baseline of a method as options of a metric; functions other than `blurred` stay functions."""
+    if isinstance(baseline, partial) and baseline.func is blurred:
+        return {"baseline": "blur", "blur_sigma": baseline.keywords["sigma"]}
+    return {"baseline": baseline}
 
 
 def bound(options: Mapping[str, Any]) -> dict[str, Any]:

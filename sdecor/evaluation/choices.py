@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution import METHODS
+from sdecor.attribution import METHOD_INFO, METHODS, MethodInfo
 from sdecor.core.checks import check_choice
 from sdecor.metrics import DATASET_METRICS, METRICS
 
 METHOD_PRESETS: dict[str, tuple[str, ...]] = {
-    "quick": ("gradient",),
-    "standard": (
-        *("gradient", "input_x_gradient", "smoothgrad", "integrated_gradients"),
-        *("grad_cam", "guided_backpropagation", "lrp"),
-    ),
-    "full": tuple(METHODS),
-}
+    preset: tuple(name for name, info in METHOD_INFO.items() if preset in info.presets)
+    for preset in ("quick", "standard")
+} | {"full": tuple(METHODS)}
 _QUICK = ("energy_inside", "pointing_game", "gini", "insertion", "deletion")
 _STANDARD = (
     *_QUICK,
@@ -36,16 +32,6 @@ METRIC_PRESETS: dict[str, tuple[str, ...]] = {
     "full": (*METRICS, "sufficiency", "consistency"),
 }
 _FROM = {"insertion_vs_random": "insertion", "deletion_vs_random": "deletion", "energy_ratio": "energy_inside"}
-# Methods whose attributions are shares of the score; those of the others are its slope, or in units of their own.
-_CONTRIBUTIONS = (
-    "input_x_gradient",
-    "integrated_gradients",
-    "expected_gradients",
-    "blur_integrated_gradients",
-    "guided_integrated_gradients",
-    "deeplift",
-    "lrp",
-)
 _OFFERED = ("key", "chunk_size", "with_error")  # keywords of a method that are no options of an evaluation
 
 
@@ -63,9 +49,15 @@ class Method(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def info(self) -> MethodInfo:
+        """Return its row of `attribution.METHOD_INFO`; that of a function that has none says nothing of it."""
+        name = self.key.split(":")[0]
+        return METHOD_INFO.get(name, MethodInfo(self.function, name))
+
+    @property
     def contributions(self) -> bool:
         """Whether attributions are in score units, rather than score units per input unit."""
-        return self.key.split(":")[0] in _CONTRIBUTIONS
+        return self.info.sums_to is not None
 
     def settings(self, saliency_of: str) -> dict[str, Any]:
         """Return the value of every option; `saliency_of` stands for the method's own where that is the logit."""

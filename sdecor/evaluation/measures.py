@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sdecor import metrics
+from sdecor.attribution import ABOVE_MEAN
 from sdecor.evaluation import baselines, loops
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.loops import Context
@@ -65,16 +66,14 @@ class Measure(NamedTuple):
         own, options = method.settings(saliency_of), {}
         if "saliency_of" in self.follows:
             options["saliency_of"] = own.get("saliency_of", saliency_of)
-        if "baseline" in self.follows and "baselines" in own and self.name == "completeness":
+        if "baseline" in self.follows and method.info.sums_to == ABOVE_MEAN and self.name == "completeness":
             raise ValueError(
                 f"{method.key} draws a baseline for each sample, so its attribution is complete on average only; its "
                 "option with_error tells the sampling error"
             )
-        if "baseline" in self.follows and "max_sigma" in own:  # the path begins at the blurred image
-            options |= {"baseline": "blur", "blur_sigma": own["max_sigma"]}
-        elif "baseline" in self.follows:
-            default = dict(self.options)["baseline"]
-            options["baseline"] = own.get("baseline", own.get("baselines", default))
+        start = method.info.baseline(own) if "baseline" in self.follows else None
+        if start is not None:
+            options |= baselines.written(start)
         return self._replace(options=tuple((dict(self.options) | options).items()))
 
     def __call__(self, context: Context) -> dict[str, jax.Array]:

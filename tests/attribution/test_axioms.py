@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from sdecor.attribution import METHODS, Contrast, Noise, blurred, explain
+from sdecor.attribution import ABOVE_BASELINE, ABOVE_MEAN, METHOD_INFO, METHODS, Contrast, Noise, blurred, explain
 from sdecor.attribution.methods import cost
 
 N, SHAPE, CLASSES = 8, (8, 8, 3), 4
@@ -126,6 +128,30 @@ def test_maps_are_finite_and_not_trivial(method):
     assert maps.shape[:3] == IMAGES.shape[:3] and maps.shape[3] in (1, SHAPE[2])
     assert maps.dtype == jnp.float32 and jnp.isfinite(maps).all()
     assert (jnp.abs(maps).max((1, 2, 3)) > 0).all()
+
+
+@every_method
+def test_what_has_signs_is_said_in_its_row(method):
+    maps, _ = explained(method)
+    assert (maps < 0).any() == METHOD_INFO[method].signed
+
+
+def test_rows_agree_with_the_functions():
+    assert {name: info.function for name, info in METHOD_INFO.items()} == METHODS
+    assert len({info.title for info in METHOD_INFO.values()}) == len(METHODS)
+    for name, info in METHOD_INFO.items():
+        parameters = inspect.signature(info.function).parameters
+        options = {option: p.default for option, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        assert info.with_error == ("with_error" in options)
+        if info.with_error:
+            assert info.sums_to is not None, f"{name} has an error of something that its row does not name"
+        if info.sums_to in (ABOVE_BASELINE, ABOVE_MEAN):
+            assert info.baseline(options) is not None, f"{name} is held against a baseline that its row does not name"
+
+
+def test_every_method_is_in_the_documentation():
+    text = (pathlib.Path(__file__).parents[2] / "docs/attribution.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == list(METHODS)
 
 
 @every_method
