@@ -5,12 +5,12 @@ Conventions: images are NHWC and floating point; every method explains one image
 scaling (`normalise`) are separate steps, so that no choice is hidden in a method.
 """
 
-from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.baselines import BASELINES, Baseline, baseline_image, blurred
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
 from sdecor.attribution.explain import explain
 from sdecor.attribution.gradients import gradient, input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients
-from sdecor.attribution.methods import METHODS, Cost, cost
+from sdecor.attribution.methods import ABOVE_BASELINE, ABOVE_MEAN, METHOD_INFO, METHODS, SCORE, Cost, MethodInfo, cost
 from sdecor.attribution.noise import Noise, smoothed, smoothgrad, squaregrad, vargrad
 from sdecor.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients
 from sdecor.attribution.perturbation import occlusion, rise
@@ -19,16 +19,23 @@ from sdecor.attribution.reduce import NORMALISATIONS, REDUCTIONS, normalise, red
 from sdecor.attribution.targets import SALIENCY_OF, Contrast, target_score
 
 __all__ = [
+    "ABOVE_BASELINE",
+    "ABOVE_MEAN",
     "BASELINES",
     "METHODS",
+    "METHOD_INFO",
     "NORMALISATIONS",
     "REDUCTIONS",
     "SALIENCY_OF",
+    "SCORE",
+    "Baseline",
     "Contrast",
     "Cost",
+    "MethodInfo",
     "Noise",
     "baseline_image",
     "blur_integrated_gradients",
+    "blurred",
     "cost",
     "deconvnet",
     "deeplift",

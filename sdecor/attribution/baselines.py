@@ -1,5 +1,7 @@
 """What an image is compared with: the starts of paths, and what stands in for hidden pixels."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -8,19 +10,21 @@ from sdecor.core.checks import check_choice
 from sdecor.core.rng import uniform
 
 BASELINES = ("zero", "mean", "blur", "uniform", "white", "black")
-_BLUR_SIGMA = 5.0  # pixels
+Baseline = str | float | jax.Array | Callable[[jax.Array, jax.Array | None], jax.Array]
+BLUR_SIGMA = 5.0  # pixels
 
 
-def baseline_image(baseline: str | float | jax.Array, image: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+def baseline_image(baseline: Baseline, image: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Return the image that stands for "nothing there".
 
     Args:
       baseline: "zero" (in normalised space the data set's mean color); "mean", the image's own mean of each channel;
         "white" or "black", the image's own maximum or minimum of each channel; "blur", the image under a Gaussian of 5
         pixels; "uniform", noise between the minimum and the maximum of each channel, drawn for every pixel and channel.
-        Or values of your own: a number, one for each channel `[C]`, or an image `[H, W, C]`.
+        Or values of your own: a number, one for each channel `[C]`, or an image `[H, W, C]`. Or a function
+        `(image, key) -> values`, such as `functools.partial(blurred, sigma=2.0)`.
       image: `[H, W, C]`.
-      key: of the noise; used by "uniform" alone.
+      key: for "uniform" and for functions that draw.
 
     Returns:
       Image `[H, W, C]` in the dtype of `image`.
@@ -29,20 +33,42 @@ def baseline_image(baseline: str | float | jax.Array, image: jax.Array, *, key: 
       ValueError: for an unknown name, a shape other than those, or "uniform" without a key.
     """
     if not isinstance(baseline, str):
-        given = jnp.asarray(baseline, image.dtype)
+        given = jnp.asarray(baseline(image, key) if callable(baseline) else baseline, image.dtype)
         if given.shape not in ((), image.shape[-1:], image.shape):
-            known = f"{image.shape}, {image.shape[-1:]}, a number, or one of {BASELINES}"
+            known = f"{image.shape}, {image.shape[-1:]}, a number, a function, or one of {BASELINES}"
             raise ValueError(f"baseline has shape {given.shape}: pass {known}")
         return jnp.broadcast_to(given, image.shape)
     check_choice("baseline", baseline, BASELINES)
     if baseline == "uniform":
         return _uniform_within(key, image)
     if baseline == "blur":
-        return blur(image[None], _BLUR_SIGMA)[0]
+        return blurred(image)
     if baseline == "zero":
         return jnp.zeros_like(image)
     color = {"mean": jnp.mean, "white": jnp.max, "black": jnp.min}[baseline](image, axis=(0, 1))
     return jnp.broadcast_to(color, image.shape)
+
+
+def blurred(images: jax.Array, key: jax.Array | None = None, *, sigma: float | None = BLUR_SIGMA) -> jax.Array:
+    """Blur images by a Gaussian, renormalised at the borders: the baseline "blur".
+
+    Pass `functools.partial(blurred, sigma=2.0)` as the `baseline` of a method or a metric for another width.
+
+    Args:
+      images: `[N, H, W, C]`, or one image `[H, W, C]`.
+      key: not used; baselines that are functions have it.
+      sigma: the standard deviation in pixels; None = `widest_sigma`.
+
+    Returns:
+      Images in the shape and the dtype of `images`.
+    """
+    sigma = widest_sigma(images.shape) if sigma is None else sigma
+    return blur(images, sigma) if images.ndim == 4 else blur(images[None], sigma)[0]
+
+
+def widest_sigma(shape: tuple[int, ...]) -> float:
+    """Return a quarter of the shorter side of images `[…, H, W, C]`: the Gaussian that leaves little to be seen."""
+    return min(shape[-3:-1]) / 4
 
 
 def _uniform_within(key: jax.Array | None, image: jax.Array) -> jax.Array:

@@ -47,7 +47,8 @@ def explain(
       chunk_size: evaluations of `fn` in flight: images, and samples or steps of an image where there are fewer images.
         It bounds memory and does not change the result beyond rounding. Default: what the device's memory holds.
       key: one key, or `[N]` keys, for the methods that draw; the others ignore it.
-      **options: passed on to the method. A `baseline` of `[N, H, W, C]` has an image for each example.
+      **options: passed on to the method. A `baseline` of `[N, H, W, C]` has an image for each example; one that is a
+        function, `(image, key) -> image`, is called with each image.
 
     Returns:
       Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, float32 where

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.baselines import baseline_image
+from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.paths import completeness_error
 from sdecor.attribution.targets import Target, score_of
 from sdecor.core.arrays import kth_smallest, order_keys, widened
@@ -18,7 +18,7 @@ def guided_integrated_gradients(
     image: jax.Array,
     target: Target,
     *,
-    baseline: str | float | jax.Array = "zero",
+    baseline: Baseline = "zero",
     steps: int = 200,
     fraction: float = 0.25,
     max_dist: float = 0.02,
@@ -45,7 +45,7 @@ def guided_integrated_gradients(
       anchors: points of the straight path, evenly spaced, through which the path must pass. `anchors + 1` divides
         `steps`.
       saliency_of: "logit", "log_probability" or "probability".
-      key: of the noise of the baseline "uniform", which alone needs it.
+      key: for a baseline that is drawn, such as "uniform".
       with_error: also return the completeness error.
 
     Returns:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.baselines import BASELINES, Baseline, baseline_image, widest_sigma
 from sdecor.attribution.targets import Target, score_of
 from sdecor.core.arrays import at_least_float32, blur, widened
 from sdecor.core.checks import check_choice, check_count, check_range
@@ -21,7 +21,7 @@ def integrated_gradients(
     image: jax.Array,
     target: Target,
     *,
-    baseline: str | float | jax.Array = "zero",
+    baseline: Baseline = "zero",
     steps: int = 50,
     rule: str = "gauss_legendre",
     saliency_of: str = "logit",
@@ -41,7 +41,7 @@ def integrated_gradients(
       steps: points on the path.
       rule: how the integral is approximated: see `quadrature`.
       saliency_of: "logit", "log_probability" or "probability".
-      key: of the noise of the baseline "uniform", which alone needs it.
+      key: for a baseline that is drawn, such as "uniform".
       chunk_size: points in flight.
       with_error: also return the completeness error.
 
@@ -70,7 +70,7 @@ def expected_gradients(
     target: Target,
     *,
     key: jax.Array,
-    baselines: str | jax.Array = "uniform",
+    baselines: Baseline = "uniform",
     samples: int = 50,
     scale: float = 0.0,
     relative: bool = True,
@@ -89,7 +89,7 @@ def expected_gradients(
       target: what is explained: a class, a `Contrast` of two, or a function of the logits.
       key: of baselines, points and noise.
       baselines: images `[B, H, W, C]` of which each sample draws one, such as examples of the training set; or a name
-        of `baseline_image`, of which "uniform" gives each sample a noise image of its own.
+        or a function of `baseline_image`, of which "uniform" gives each sample a noise image of its own.
       samples: number of samples.
       scale: standard deviation of Gaussian noise on the image, drawn for each sample: see `Noise`.
       relative: whether `scale` is a share of the image's range.
@@ -157,10 +157,11 @@ def completeness_error(
     return attribution.sum() - (score(image) - score(start)).astype(attribution.dtype)
 
 
-def _source_of(baselines: str | jax.Array, image: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _source_of(baselines: Baseline, image: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Return a function `key -> baseline image`."""
     if isinstance(baselines, str):
         check_choice("baselines", baselines, BASELINES)
+    if isinstance(baselines, str) or callable(baselines):
         return lambda key: baseline_image(baselines, image, key=key)
     pool = jnp.asarray(baselines, image.dtype)
     if pool.ndim != 4 or pool.shape[1:] != image.shape or len(pool) == 0:
@@ -209,7 +210,7 @@ def blur_integrated_gradients(
     References:
       Xu, Venugopalan, Sundararajan, "Attribution in Scale and Space", https://arxiv.org/abs/2004.03383, 2020.
     """
-    max_sigma = min(image.shape[:2]) / 4 if max_sigma is None else max_sigma
+    max_sigma = widest_sigma(image.shape) if max_sigma is None else max_sigma
     check_range("max_sigma", max_sigma, _SHARP)
     score = score_of(fn, target, saliency_of=saliency_of)
     places, weights = quadrature(rule, steps)

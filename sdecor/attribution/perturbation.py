@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.baselines import baseline_image
+from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.targets import Target, target_score
 from sdecor.core.arrays import widened
 from sdecor.core.checks import check_count, check_range
@@ -21,7 +21,7 @@ def occlusion(
     *,
     window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
-    baseline: str | float | jax.Array = "zero",
+    baseline: Baseline = "zero",
     saliency_of: str = "logit",
     key: jax.Array | None = None,
     chunk_size: int | None = None,
@@ -39,7 +39,7 @@ def occlusion(
         column is cut off at the border.
       baseline: what is seen in the window, in all channels: see `baseline_image`.
       saliency_of: "logit", "log_probability" or "probability".
-      key: of the noise of the baseline "uniform", which alone needs it.
+      key: for a baseline that is drawn, such as "uniform".
       chunk_size: windows in flight.
 
     Returns:
@@ -81,7 +81,7 @@ def rise(
     samples: int = 4000,
     cells: int | tuple[int, int] = 7,
     probability: float = 0.5,
-    baseline: str | float | jax.Array = "zero",
+    baseline: Baseline = "zero",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.attribution.baselines import baseline_image
+from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.canonical import canonical
 from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
 from sdecor.core.checks import check_choice, check_range
@@ -84,7 +84,7 @@ def deeplift(
     image: jax.Array,
     target: Target,
     *,
-    baseline: str | float | jax.Array = "zero",
+    baseline: Baseline = "zero",
     saliency_of: str = "logit",
     key: jax.Array | None = None,
     with_error: bool = False,
@@ -111,7 +111,7 @@ def deeplift(
       target: what is explained: a class, a `Contrast` of two, or a function of the logits.
       baseline: what the image is compared with: see `baseline_image`.
       saliency_of: "logit", "log_probability" or "probability".
-      key: of the noise of the baseline "uniform", which alone needs it.
+      key: for a baseline that is drawn, such as "uniform".
       with_error: also return the completeness error.
 
     Returns:

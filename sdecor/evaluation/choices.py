@@ -11,19 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution import METHODS
+from sdecor.attribution import METHOD_INFO, METHODS, MethodInfo
 from sdecor.core.checks import check_choice
 from sdecor.metrics import DATASET_METRICS, METRICS
 from sdecor.metrics.registry import KNOWN, PRESETS
 
 METHOD_PRESETS: dict[str, tuple[str, ...]] = {
-    "quick": ("gradient",),
-    "standard": (
-        *("gradient", "input_x_gradient", "smoothgrad", "integrated_gradients"),
-        *("grad_cam", "guided_backpropagation", "lrp"),
-    ),
-    "full": tuple(METHODS),
-}
+    preset: tuple(name for name, info in METHOD_INFO.items() if preset in info.presets)
+    for preset in ("quick", "standard")
+} | {"full": tuple(METHODS)}
 METRIC_PRESETS: dict[str, tuple[str, ...]] = {
     preset: tuple(
         name
@@ -32,16 +28,6 @@ METRIC_PRESETS: dict[str, tuple[str, ...]] = {
     )
     for place, preset in enumerate(PRESETS)
 }
-# Methods whose attributions are shares of the score; those of the others are its slope, or in units of their own.
-_CONTRIBUTIONS = (
-    "input_x_gradient",
-    "integrated_gradients",
-    "expected_gradients",
-    "blur_integrated_gradients",
-    "guided_integrated_gradients",
-    "deeplift",
-    "lrp",
-)
 _OFFERED = ("key", "chunk_size", "with_error")  # keywords of a method that are no options of an evaluation
 
 
@@ -59,9 +45,15 @@ class Method(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def info(self) -> MethodInfo:
+        """Return its row of `attribution.METHOD_INFO`; that of a function that has none says nothing of it."""
+        name = self.key.split(":")[0]
+        return METHOD_INFO.get(name, MethodInfo(self.function, name))
+
+    @property
     def contributions(self) -> bool:
         """Whether attributions are in score units, rather than score units per input unit."""
-        return self.key.split(":")[0] in _CONTRIBUTIONS
+        return self.info.sums_to is not None
 
     def settings(self, saliency_of: str) -> dict[str, Any]:
         """Return the value of every option; `saliency_of` stands for the method's own where that is the logit."""

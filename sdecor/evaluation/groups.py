@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor import metrics
+from sdecor.attribution import ABOVE_MEAN
 from sdecor.attribution.baselines import baseline_image
-from sdecor.core.arrays import blur
+from sdecor.evaluation import baselines
 from sdecor.evaluation.choices import Method
 from sdecor.evaluation.context import Context
 from sdecor.metrics.registry import KNOWN
@@ -74,21 +75,19 @@ class Group(NamedTuple):
         own, options = method.settings(saliency_of), {}
         if "saliency_of" in self.follows:
             options["saliency_of"] = own.get("saliency_of", saliency_of)
-        if "baseline" in self.follows and "baselines" in own and self.name == "completeness":
+        if "baseline" in self.follows and method.info.sums_to == ABOVE_MEAN and self.name == "completeness":
             raise ValueError(
                 f"{method.key} draws a baseline for each sample, so its attribution is complete on average only; its "
                 "option with_error tells the sampling error"
             )
-        if "baseline" in self.follows and "max_sigma" in own:  # the path begins at the blurred image
-            options |= {"baseline": "blur", "blur_sigma": own["max_sigma"]}
-        elif "baseline" in self.follows:
-            default = dict(self.options)["baseline"]
-            options["baseline"] = own.get("baseline", own.get("baselines", default))
+        start = method.info.baseline(own) if "baseline" in self.follows else None
+        if start is not None:
+            options |= baselines.written(start)
         return self._replace(options=tuple((dict(self.options) | options).items()))
 
     def __call__(self, context: Context) -> dict[str, jax.Array]:
         """Return the arrays of a batch by name."""
-        return dict(zip(self.gives, self.function(context, **dict(self.options)), strict=True))
+        return dict(zip(self.gives, self.function(context, **baselines.bound(dict(self.options))), strict=True))
 
 
 def groups_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
@@ -133,12 +132,12 @@ def _call(
 
 
 def replacement(
-    context: Context, *, steps: int, insertion_baseline: str, deletion_baseline: str, blur_sigma: float
+    context: Context, *, steps: int, insertion_baseline: Any, deletion_baseline: Any
 ) -> tuple[jax.Array, ...]:
     """Return insertion, deletion and their curves."""
     images, n = context.images, context.images.shape[0]
     start, end = (
-        metrics.baseline_images(images, baseline, blur_sigma=blur_sigma, key=context.keys).astype(images.dtype)
+        metrics.baseline_images(images, baseline, key=context.keys).astype(images.dtype)
         for baseline in (insertion_baseline, deletion_baseline)
     )
     # Both curves in one loop: the network is compiled once.
@@ -177,32 +176,26 @@ def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
     return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
 
 
-def completeness(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+def completeness(context: Context, *, baseline: Any, **options: Any) -> tuple:
     """Return the size of the completeness gap."""
     batch = (context.images, context.signed, context.targets)
-    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    options |= {"baseline": _starts(context, baseline), "chunk_size": context.chunk_size}
     return (jnp.abs(metrics.completeness(context.fn, *batch, **options)),)
 
 
-def infidelity(context: Context, *, baseline: Any, blur_sigma: float | None = 5.0, **options: Any) -> tuple:
+def infidelity(context: Context, *, baseline: Any, **options: Any) -> tuple:
     """Return infidelity; where an attribution has fewer channels than the image, it counts for all of them alike."""
     whole = context.attributions.shape == context.images.shape
     batch = (context.images, context.attributions if whole else context.signed, context.targets)
     options |= {"key": context.keys, "contributions": context.contributions and whole}
-    options |= {"baseline": _starts(context, baseline, blur_sigma), "chunk_size": context.chunk_size}
+    options |= {"baseline": _starts(context, baseline), "chunk_size": context.chunk_size}
     return (metrics.infidelity(context.fn, *batch, **options),)
 
 
-def _starts(context: Context, baseline: Any, blur_sigma: float | None) -> jax.Array:
-    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them.
-
-    `blur_sigma` is of the baseline "blur"; None = a quarter of the shorter side, as on the path of blurred images.
-    """
-    images = context.images
-    if baseline == "blur":
-        return blur(images, min(images.shape[1:3]) / 4 if blur_sigma is None else blur_sigma)
+def _starts(context: Context, baseline: Any) -> jax.Array:
+    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them."""
     one = partial(baseline_image, baseline)
-    return jax.vmap(lambda image, key: one(image, key=key))(images, context.explanation_keys)
+    return jax.vmap(lambda image, key: one(image, key=key))(context.images, context.explanation_keys)
 
 
 def sensitivities(context: Context, **options: Any) -> tuple[jax.Array, ...]:
@@ -284,13 +277,14 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
 
 def _group(name: str, function: Callable[..., Any], gives: tuple[str, ...]) -> Group:
     """Return the group of some metrics, with the options and facts of their rows."""
-    rows = [KNOWN[given] for given in gives if given in KNOWN]
-    (needs,) = {row.needs for row in rows}
+    rows = {given: KNOWN[given] for given in gives if given in KNOWN}
+    (needs,) = {row.needs for row in rows.values()}
     options: dict[str, Any] = {}
-    for row in rows:
-        options |= {name: value for name, value in row.keywords().items() if name not in _CONTEXT + _LEFT}
-    reference, signed = any(row.reference for row in rows), any(row.signed for row in rows)
-    return Group(name, gives, needs, function, tuple(options.items()), reference, signed, rows[0].follows)
+    for metric, row in rows.items():
+        own = {option: value for option, value in row.keywords().items() if option not in _CONTEXT + _LEFT}
+        options |= baselines.written_defaults(metric, own)
+    reference, signed = any(row.reference for row in rows.values()), any(row.signed for row in rows.values())
+    return Group(name, gives, needs, function, tuple(options.items()), reference, signed, rows[gives[0]].follows)
 
 
 def _groups() -> dict[str, Group]:

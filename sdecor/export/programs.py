@@ -1,6 +1,5 @@
 """The device part of an export: predicting and explaining a batch, encoding the maps, and its arrays."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution import REDUCTIONS, SALIENCY_OF, explain, reduce, target_score
+from sdecor.attribution import ABOVE_BASELINE, REDUCTIONS, SALIENCY_OF, baseline_image, explain, reduce, target_score
 from sdecor.core import parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.chunks import default_chunk_size, map_examples
@@ -22,7 +21,6 @@ from sdecor.export.encode import DTYPES, encode, zero_point
 from sdecor.export.layout import ArraySpec
 
 Batch = dict[str, jax.Array]
-_COMPARED_WITH_ZERO = ("input_x_gradient",)  # contributions whose method offers no completeness error
 
 
 class Task(NamedTuple):
@@ -112,7 +110,8 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
     Explanations are those of an evaluation, of which each example's randomness follows from its index.
     """
     method = task.methods[name]
-    settings = method.settings(task.saliency_of) | ({"with_error": True} if _offers_error(method) else {})
+    settings, with_error = method.settings(task.saliency_of), method.info.with_error
+    options = settings | ({"with_error": True} if with_error else {})
 
     def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
         images, fn = task.images_of(batch["image"]), task.fn_of(variables)
@@ -123,11 +122,11 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
             method=method.function,
             chunk_size=task.chunk_size,
             key=example_keys(key, EXPLANATION, batch["index"]),
-            **settings,
+            **options,
         )
-        attributions, error = found if _offers_error(method) else (found, None)
-        if _compared_with_zero(method):
-            error = _error(task, fn, images, batch["target"], attributions, settings["saliency_of"])
+        attributions, error = found if with_error else (found, None)
+        if method.info.sums_to == ABOVE_BASELINE and not with_error:
+            error = _error(task, fn, images, batch["target"], attributions, method)
         maps = attributions if task.reduction is None else reduce(attributions, how=task.reduction)
         stored, scale, counts = encode(maps, task.dtype, signed=is_signed(task), clip_percentile=task.clip_percentile)
         arrays = {name: stored, scale_name(name): scale, error_name(name): error}
@@ -137,13 +136,15 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
 
 
 def _error(
-    task: Task, fn: Callable, images: jax.Array, targets: jax.Array, attributions: jax.Array, saliency_of: str
+    task: Task, fn: Callable, images: jax.Array, targets: jax.Array, attributions: jax.Array, method: Method
 ) -> jax.Array:
-    """Return what the attributions' sums differ by from the rise of the score from an image of zeros."""
+    """Return the difference between the attributions' sums and the rise of the score from the method's baseline."""
+    settings = method.settings(task.saliency_of)
+    baseline = method.info.baseline(settings)
 
     def rise(image: jax.Array, target: jax.Array) -> jax.Array:
-        score = partial(target_score, target=target, saliency_of=saliency_of)
-        return score(fn(image)) - score(fn(jnp.zeros_like(image)))
+        score = partial(target_score, target=target, saliency_of=settings["saliency_of"])
+        return score(fn(image)) - score(fn(baseline_image(baseline, image)))
 
     rises = map_examples(rise, (images, targets), task.chunk_size)
     return attributions.astype(jnp.float32).sum((1, 2, 3)) - rises.astype(jnp.float32)
@@ -158,14 +159,6 @@ def fitting_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype
 
 def is_signed(task: Task) -> bool:
     return task.reduction is None or not task.reduction.startswith("abs")
-
-
-def _offers_error(method: Method) -> bool:
-    return "with_error" in inspect.signature(method.function).parameters
-
-
-def _compared_with_zero(method: Method) -> bool:
-    return method.key.split(":")[0] in _COMPARED_WITH_ZERO
 
 
 def scale_name(name: str) -> str:

@@ -70,7 +70,7 @@ from sdecor.metrics.regions import (
     selectivity_curve,
 )
 from sdecor.metrics.registry import DATASET_METRICS, METRICS, NEEDS, Metric
-from sdecor.metrics.replacement import BASELINES, area_under, baseline_images, replacement_curve
+from sdecor.metrics.replacement import BASELINES, area_under, baseline_images, blurred, replacement_curve
 from sdecor.metrics.road import RoadCurves, impute, road, road_curves
 from sdecor.metrics.robustness import (
     avg_sensitivity,
@@ -103,6 +103,7 @@ __all__ = [
     "avg_sensitivity",
     "baseline_images",
     "best_iou",
+    "blurred",
     "boxes_to_masks",
     "calibration_bins",
     "calibration_error",

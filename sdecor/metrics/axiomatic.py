@@ -12,7 +12,7 @@ from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
-from sdecor.metrics.replacement import baseline_images, finite, map_samples
+from sdecor.metrics.replacement import Baseline, baseline_images, finite, map_samples
 from sdecor.metrics.robustness import defined_for, over_examples
 
 
@@ -23,7 +23,7 @@ def completeness(
     attributions: jax.Array,
     targets: jax.Array,
     *,
-    baseline: str | jax.Array = "zero",
+    baseline: Baseline = "zero",
     saliency_of: str = "logit",
     relative: bool = False,
     chunk_size: int | None = None,
@@ -75,7 +75,7 @@ def non_sensitivity(
     targets: jax.Array,
     *,
     key: jax.Array,
-    baseline: str | jax.Array = "uniform",
+    baseline: Baseline = "uniform",
     samples: int = 1,
     pixels: int | None = None,
     tolerance: float = 1e-5,
@@ -115,7 +115,7 @@ def non_sensitivity(
     visited = height * width if pixels is None else pixels
     check_count("pixels", visited, 1, height * width)
     drawn = isinstance(baseline, str) and baseline == "uniform"
-    others = images if drawn else baseline_images(images, baseline)
+    others = images if drawn else baseline_images(images, baseline, key=key)
     examples, at_once = in_flight(fn, chunk_size, images)
 
     def one(image, other, saliency, target, key):

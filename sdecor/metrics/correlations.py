@@ -10,6 +10,7 @@ from sdecor.core.checks import check_count, check_range
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.replacement import (
+    Baseline,
     baseline_images,
     fold_sample,
     random_ranks,
@@ -33,8 +34,7 @@ def faithfulness_correlation(
     key: jax.Array,
     samples: int = 100,
     subset_size: int | None = None,
-    baseline: str | jax.Array = "black",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "black",
     saliency_of: str = "logit",
     chunk_size: int | None = None,
 ) -> jax.Array:
@@ -49,7 +49,6 @@ def faithfulness_correlation(
       samples: number of sets. Disjoint sets are cut from one random order of the pixels, then from the next one.
       subset_size: pixels in a set; None = a fifth of them.
       baseline: what replaces a pixel, see `baseline_images`.
-      blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
       chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
@@ -67,7 +66,7 @@ def faithfulness_correlation(
     check_count("subset_size", size, 1, features - 1)
     orders = math.ceil(samples / (features // size))
     windows = [(j * size, (j + 1) * size) for j in range(math.ceil(samples / orders))]
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     sums, scores = over_orders(
         fn, images, end, maps, targets, _random_order(maps, key), orders, windows, score_of(saliency_of), chunk_size
     )
@@ -86,15 +85,14 @@ def sensitivity_n_curve(
     key: jax.Array,
     shares: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 0.8),
     samples: int = 100,
-    baseline: str | jax.Array = "zero",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "zero",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the correlation of relevance and effect over random sets of n pixels, for several n.
 
     Args:
-      fn, images, maps, targets, key, baseline, blur_sigma, saliency_of, chunk_size: see `faithfulness_correlation`.
+      fn, images, maps, targets, key, baseline, saliency_of, chunk_size: see `faithfulness_correlation`.
       shares: n as shares of the pixels, in (0, 1), rounded and at least one pixel.
       samples: random sets for each n; sets of different n are cut from the same random order of the pixels.
 
@@ -106,7 +104,7 @@ def sensitivity_n_curve(
     for share in shares:
         check_range("shares", share, 0, 1, low_open=True, high_open=True)
     windows = [max(1, round(share * maps[0].size)) for share in shares]
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     sums, scores = over_orders(
         fn, images, end, maps, targets, _random_order(maps, key), samples, windows, score_of(saliency_of), chunk_size
     )
@@ -159,15 +157,14 @@ def faithfulness_estimate(
     *,
     key: jax.Array,
     steps: int | None = 32,
-    baseline: str | jax.Array = "black",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "black",
     saliency_of: str = "logit",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the correlation of relevance and effect over groups of pixels of like relevance, each removed alone.
 
     Args:
-      fn, images, maps, targets, baseline, blur_sigma, saliency_of, chunk_size: see `faithfulness_correlation`.
+      fn, images, maps, targets, baseline, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the order of equal values.
       steps: number of (nearly) equal groups, in the order of relevance; None = each pixel alone, as published.
 
@@ -180,7 +177,7 @@ def faithfulness_estimate(
     """
     targets = check_batch(images, maps, targets, fn=fn)
     windows = _groups(maps, steps)
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     places = ranks(maps, key)
     score = score_of(saliency_of)
     scores = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
@@ -197,19 +194,18 @@ def monotonicity_correlation(
     key: jax.Array,
     steps: int | None = 32,
     samples: int = 10,
-    baseline: str | jax.Array = "uniform",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "uniform",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the rank correlation of the relevance of groups of pixels and the mean squared effect of noise there.
 
     Args:
-      fn, images, maps, targets, blur_sigma, saliency_of, chunk_size: see `faithfulness_correlation`.
+      fn, images, maps, targets, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the noise and the order of equal values.
       steps: number of (nearly) equal groups, in the order of relevance; None = each pixel alone, as published.
-      samples: draws of the noise; a baseline without noise takes one.
-      baseline: what replaces a group; "uniform" is drawn anew for each sample.
+      samples: draws of the baseline; one that is neither "uniform" nor a function takes one.
+      baseline: what replaces a group; "uniform" and functions are drawn anew for each sample.
 
     Returns:
       Spearman's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
@@ -221,10 +217,10 @@ def monotonicity_correlation(
     check_count("samples", samples)
     windows = _groups(maps, steps)
     places = ranks(maps, key)
-    noisy = isinstance(baseline, str) and baseline == "uniform"
+    noisy = callable(baseline) or (isinstance(baseline, str) and baseline == "uniform")
 
     def squared_effects(sample: jax.Array) -> jax.Array:
-        end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=fold_sample(key, images.shape[0], sample))
+        end = baseline_images(images, baseline, key=fold_sample(key, images.shape[0], sample))
         # The empty window is the image itself.
         scores = replaced_scores(
             fn, images, end, places, [0, *windows], targets, score=score_of(saliency_of), chunk_size=chunk_size

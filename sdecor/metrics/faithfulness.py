@@ -13,6 +13,7 @@ from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 from sdecor.metrics.replacement import (
+    Baseline,
     area_under,
     baseline_images,
     defined,
@@ -75,8 +76,7 @@ def insertion_curve(
     *,
     key: jax.Array,
     steps: int = 16,
-    baseline: str | jax.Array = "blur",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "blur",
     order: str = "morf",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
@@ -86,7 +86,7 @@ def insertion_curve(
     See `deletion_curve` for the arguments.
     """
     targets = check_batch(images, maps, targets, fn=fn)
-    start = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    start = baseline_images(images, baseline, key=key)
     options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
     return replacement_curve(fn, start, images, maps, targets, **options)
 
@@ -100,8 +100,7 @@ def deletion_curve(
     *,
     key: jax.Array,
     steps: int = 16,
-    baseline: str | jax.Array = "zero",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "zero",
     order: str = "morf",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
@@ -116,9 +115,8 @@ def deletion_curve(
       key: one key or `[N]` keys, for the order of equal values. With keys that belong to the examples the
         result does not depend on batching.
       steps: the image changes in this many (nearly) equal steps.
-      baseline: "zero" (the data set's mean color, in normalised space), "mean", "blur", "black", "white", "uniform"
-        or images `[N, H, W, C]`: see `baseline_images`.
-      blur_sigma: of the baseline "blur", in pixels.
+      baseline: "zero" (the data set's mean color, in normalised space), "mean", "blur", "black", "white", "uniform",
+        images `[N, H, W, C]` or a function of the images and keys: see `baseline_images`.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
       saliency_of: the score, "probability", "log_probability" or "logit".
       chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
@@ -131,7 +129,7 @@ def deletion_curve(
       Petsiuk, Das, Saenko, "RISE", https://arxiv.org/abs/1806.07421, 2018.
     """
     targets = check_batch(images, maps, targets, fn=fn)
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     options = {"key": key, "steps": steps, "order": order, "saliency_of": saliency_of, "chunk_size": chunk_size}
     return replacement_curve(fn, images, end, maps, targets, **options)
 
@@ -158,7 +156,7 @@ def pixel_flipping_curve(
     *,
     key: jax.Array,
     steps: int | None = 32,
-    baseline: str | jax.Array = "black",
+    baseline: Baseline = "black",
     **options,
 ) -> jax.Array:
     """Return the target's probability while pixels are flipped to the baseline, highest relevance first.
@@ -192,7 +190,7 @@ def monotonicity(
     targets: jax.Array,
     *,
     steps: int = 32,
-    baseline: str | jax.Array = "black",
+    baseline: Baseline = "black",
     **options,
 ) -> jax.Array:
     """Return 1 where the probability never falls while pixels enter the baseline, least relevant first; else 0.
@@ -222,8 +220,7 @@ def masked_accuracy_curve(
     *,
     key: jax.Array,
     percentages: tuple[int, ...] = tuple(range(0, 100, 10)),
-    baseline: str | jax.Array = "black",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "black",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return whether the label is still predicted without the pixels of greatest absolute saliency.
@@ -232,7 +229,7 @@ def masked_accuracy_curve(
     soon. There the fill is the image's corner pixel, which in MNIST is its darkest value, our "black".
 
     Args:
-      fn, images, maps, key, blur_sigma, chunk_size: see `deletion_curve`; the order is that of `abs(maps)`.
+      fn, images, maps, key, chunk_size: see `deletion_curve`; the order is that of `abs(maps)`.
       labels: the right classes, int `[N]`.
       percentages: of the pixels that are replaced, integers in [0, 100].
       baseline: what replaces them.
@@ -246,7 +243,7 @@ def masked_accuracy_curve(
     """
     check_images(images)
     labels = check_batch(images, maps, labels, count=class_count(fn, images), field="labels")
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     counts = percentage_counts(maps[0].size, percentages)
     places = ranks(jnp.abs(maps), key)
     curve = replaced_scores(fn, images, end, places, counts, labels, score=correct, chunk_size=chunk_size)
@@ -262,8 +259,8 @@ def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array,
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
       targets: classes whose score is followed, integers `[N]`.
-      **options: `baseline` ("zero"; see `baseline_images`), `blur_sigma`, `saliency_of` ("probability"), `chunk_size`
-        and, for the baseline "uniform" alone, `key`.
+      **options: `baseline` ("zero"; see `baseline_images`), `saliency_of` ("probability"), `chunk_size`
+        and, for a baseline that is drawn, `key`.
 
     Returns:
       `max(0, Y − O)/Y`, `[N]` in [0, 1]; lower is better. Its mean is published in per cent.
@@ -299,15 +296,14 @@ def _scores(
     maps: jax.Array,
     targets: jax.Array,
     *,
-    baseline: str | jax.Array = "zero",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "zero",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the target's score on the image and under the mask, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     maps = moderate(maps.astype(jnp.float32), (1, 2))
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]

@@ -11,7 +11,7 @@ from sdecor.core.parallel import automatic
 from sdecor.core.rng import normal, per_example
 from sdecor.metrics.inputs import Fn, check_batch, in_flight
 from sdecor.metrics.regions import grid_segments
-from sdecor.metrics.replacement import baseline_images, defined, finite, map_samples, score_of
+from sdecor.metrics.replacement import Baseline, baseline_images, defined, finite, map_samples, score_of
 
 PERTURBATIONS = ("squares", "grid", "noise")
 SCALINGS = ("none", "optimal")
@@ -29,10 +29,9 @@ def infidelity(
     samples: int = 100,
     patch: int = 4,
     noise: float = 0.2,
-    baseline: str | jax.Array = "zero",
+    baseline: Baseline = "zero",
     contributions: bool = False,
     scaling: str = "none",
-    blur_sigma: float = 5.0,
     saliency_of: str = "logit",
     chunk_size: int | None = None,
 ) -> jax.Array:
@@ -58,7 +57,6 @@ def infidelity(
         and integrated gradients are. Then a square is predicted to take away the sum of φ over it.
       scaling: "none", or "optimal": φ is first multiplied by the factor that makes the error least, so that maps in
         arbitrary units can be compared.
-      blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
       chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
@@ -77,7 +75,7 @@ def infidelity(
     check_count("patch", patch, 1, min(images.shape[1:3]))
     if contributions and perturbation == "noise":
         raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     phi = attributions.astype(jnp.float32)
     if phi.ndim == 3:
         # A pixel's contribution is that of its channels together; a slope is the same for each of them.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sdecor.core.checks import check_count
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
-from sdecor.metrics.replacement import area_under, baseline_images, defined, ranks, replaced_scores, score_of
+from sdecor.metrics.replacement import Baseline, area_under, baseline_images, defined, ranks, replaced_scores, score_of
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:
@@ -34,8 +34,7 @@ def region_perturbation_curve(
     patch: int = 8,
     regions: int | None = 100,
     order: str = "morf",
-    baseline: str | jax.Array = "uniform",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "uniform",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
@@ -51,7 +50,6 @@ def region_perturbation_curve(
       regions: the curve ends after this many patches, or when there are no more; None = all.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
       baseline: what replaces a patch, see `baseline_images`; noise as published.
-      blur_sigma: of the baseline "blur", in pixels.
       saliency_of: the score, "probability", "log_probability" or "logit".
       chunk_size: network evaluations in flight. Default: what the device's memory holds.
 
@@ -65,7 +63,7 @@ def region_perturbation_curve(
     last = count if regions is None else min(regions, count)
     # By the mean, as patches cut off by the border sum to less: a plain map would put them last, no random order.
     places = _region_places(_means(maps, segments, count), segments, key, order)
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     score, windows = score_of(saliency_of), list(range(last + 1))
     curves = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
     return jnp.where(defined(maps)[:, None], curves, jnp.nan)
@@ -94,7 +92,7 @@ def selectivity_curve(
     targets: jax.Array,
     *,
     patch: int = 4,
-    baseline: str | jax.Array = "zero",
+    baseline: Baseline = "zero",
     **options,
 ) -> jax.Array:
     """Return the target's probability while all patches are removed, those of greatest mean relevance first.
@@ -126,15 +124,14 @@ def irof_curve(
     segments: jax.Array | None = None,
     count: int | None = None,
     patch: int = 4,
-    baseline: str | jax.Array = "mean",
-    blur_sigma: float = 5.0,
+    baseline: Baseline = "mean",
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Return the share of the target's score that is left while segments are replaced, greatest mean relevance first.
 
     Args:
-      fn, images, maps, targets, key, blur_sigma, saliency_of, chunk_size: see `region_perturbation_curve`.
+      fn, images, maps, targets, key, saliency_of, chunk_size: see `region_perturbation_curve`.
       segments: number of the segment of each pixel, int `[N, H, W]` in [0, count); numbers may be left out.
         None = the patches of a regular grid.
       count: bound of the segments' numbers; under `jit` it must be given.
@@ -148,7 +145,7 @@ def irof_curve(
     targets = check_batch(images, maps, targets, fn=fn)
     segments, count = _segments(maps, segments, count, patch)
     places = _region_places(_means(maps, segments, count), segments, key, "morf")
-    end = baseline_images(images, baseline, blur_sigma=blur_sigma, key=key)
+    end = baseline_images(images, baseline, key=key)
     score, windows = score_of(saliency_of), list(range(count + 1))
     curves = replaced_scores(fn, images, end, places, windows, targets, score=score, chunk_size=chunk_size)
     left = jnp.where(curves[:, :1] != 0, curves / curves[:, :1], jnp.nan)

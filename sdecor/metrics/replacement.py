@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution.baselines import BASELINES, baseline_image, blurred
 from sdecor.attribution.targets import target_score
-from sdecor.core.arrays import blur, moderate, order_keys, signed, sort_rows, unsigned
+from sdecor.core.arrays import moderate, order_keys, signed, sort_rows, unsigned
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
@@ -17,6 +17,7 @@ from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
 
 ORDERS = ("morf", "lerf", "random")
+Baseline = str | jax.Array | Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 def ranks(values: jax.Array, key: jax.Array, *, order: str = "morf") -> jax.Array:
@@ -82,33 +83,37 @@ def _order(digits: jax.Array, width: int) -> jax.Array:
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def baseline_images(
-    images: jax.Array, baseline: str | jax.Array, *, blur_sigma: float = 5.0, key: jax.Array | None = None
-) -> jax.Array:
+def baseline_images(images: jax.Array, baseline: Baseline, *, key: jax.Array | None = None) -> jax.Array:
     """Return what replaces a removed pixel, images `[N, H, W, C]`.
 
     Args:
       images: `[N, H, W, C]`.
       baseline: "zero" (the data set's mean color, in normalised space), "mean" (the image's own mean color), "blur"
-        (the image blurred by a Gaussian, renormalised at the borders), "black" and "white" (the least and greatest
-        value of each channel in the image), "uniform" (noise between these two), or images `[N, H, W, C]`.
-      blur_sigma: of "blur", in pixels.
-      key: of "uniform", one key or `[N]` keys.
+        (the image blurred by a Gaussian of 5 pixels), "black" and "white" (the least and greatest value of each channel
+        in the image), "uniform" (noise between these two); images `[N, H, W, C]`; or a function `(images, keys) ->
+        images`, such as `functools.partial(blurred, sigma=2.0)`. `keys` are `[N]`, or None where there is no `key`.
+      key: for "uniform" and for functions that draw, one key or `[N]` keys.
     """
     check_images(images)
     if not isinstance(baseline, str):
-        baseline = jnp.asarray(baseline, images.dtype)
-        if baseline.shape != images.shape:
-            raise ValueError(f"baseline has shape {baseline.shape}: pass {images.shape} or one of {BASELINES}")
-        return baseline
+        given = baseline(images, _baseline_keys(key, images)) if callable(baseline) else baseline
+        given = jnp.asarray(given, images.dtype)
+        if given.shape != images.shape:
+            known = f"{images.shape}, a function, or one of {BASELINES}"
+            raise ValueError(f"baseline has shape {given.shape}: pass {known}")
+        return given
     check_choice("baseline", baseline, BASELINES)
     if baseline == "blur":
-        return blur(images, blur_sigma)
+        return blurred(images)
     if baseline == "uniform" and key is not None:
-        # Folded, so that the noise is another stream than the order of equal values.
-        keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(per_example(key, images.shape[0]))
+        keys = _baseline_keys(key, images)
         return jax.vmap(lambda image, k: baseline_image(baseline, image, key=k))(images, keys)
     return jax.vmap(lambda image: baseline_image(baseline, image))(images)
+
+
+def _baseline_keys(key: jax.Array | None, images: jax.Array) -> jax.Array | None:
+    """Return keys `[N]` of another stream than that of the order of equal values."""
+    return None if key is None else jax.vmap(lambda k: jax.random.fold_in(k, 1))(per_example(key, images.shape[0]))
 
 
 @automatic

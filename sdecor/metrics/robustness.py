@@ -12,7 +12,7 @@ from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
 from sdecor.metrics.inputs import Fn, check_classes, check_images, class_count, in_flight, nan_without_class
-from sdecor.metrics.replacement import baseline_images, finite, map_samples
+from sdecor.metrics.replacement import Baseline, baseline_images, finite, map_samples
 
 ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 NOISE = 0x6E6F6973  # folded in before a sample's number, so that a method that folds in small numbers shares no draw
@@ -178,7 +178,7 @@ def continuity(
     *,
     key: jax.Array,
     shifts: Sequence[int] = (-4, -3, -2, -1, 1, 2, 3, 4),
-    baseline: str | jax.Array = "zero",
+    baseline: Baseline = "zero",
     relative: bool = True,
     chunk_size: int | None = None,
     attributions: jax.Array | None = None,

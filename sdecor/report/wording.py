@@ -7,25 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sdecor.attribution import METHOD_INFO
 from sdecor.metrics.registry import KNOWN
 
 ARROWS = {True: "↑", False: "↓", None: ""}
-_METHOD_TITLES = {
-    "deconvnet": "DeconvNet",
-    "deeplift": "DeepLIFT",
-    "grad_cam": "Grad-CAM",
-    "grad_cam_plus_plus": "Grad-CAM++",
-    "gradient_shap": "GradientSHAP",
-    "guided_grad_cam": "Guided Grad-CAM",
-    "hires_cam": "HiResCAM",
-    "input_x_gradient": "Input × gradient",
-    "layer_cam": "LayerCAM",
-    "lrp": "LRP",
-    "rise": "RISE",
-    "smoothgrad": "SmoothGrad",
-    "squaregrad": "SquareGrad",
-    "vargrad": "VarGrad",
-}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -46,7 +31,8 @@ def method_title(method: str) -> str:
     """Return an attribution method's title: "rise:samples=100" is "RISE (samples=100)"."""
     name, *options = method.split(":")
     words = name.replace("_", " ")
-    return _METHOD_TITLES.get(name, words[:1].upper() + words[1:]) + (f" ({', '.join(options)})" if options else "")
+    known = METHOD_INFO[name].title if name in METHOD_INFO else words[:1].upper() + words[1:]
+    return known + (f" ({', '.join(options)})" if options else "")
 
 
 def direction(key: str) -> bool | None:

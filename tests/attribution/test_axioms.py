@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from sdecor.attribution import METHODS, Contrast, Noise, explain
+from sdecor.attribution import ABOVE_BASELINE, ABOVE_MEAN, METHOD_INFO, METHODS, Contrast, Noise, blurred, explain
 from sdecor.attribution.methods import cost
 
 N, SHAPE, CLASSES = 8, (8, 8, 3), 4
@@ -129,6 +131,30 @@ def test_maps_are_finite_and_not_trivial(method):
 
 
 @every_method
+def test_what_has_signs_is_said_in_its_row(method):
+    maps, _ = explained(method)
+    assert (maps < 0).any() == METHOD_INFO[method].signed
+
+
+def test_rows_agree_with_the_functions():
+    assert {name: info.function for name, info in METHOD_INFO.items()} == METHODS
+    assert len({info.title for info in METHOD_INFO.values()}) == len(METHODS)
+    for name, info in METHOD_INFO.items():
+        parameters = inspect.signature(info.function).parameters
+        options = {option: p.default for option, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        assert info.with_error == ("with_error" in options)
+        if info.with_error:
+            assert info.sums_to is not None, f"{name} has an error of something that its row does not name"
+        if info.sums_to in (ABOVE_BASELINE, ABOVE_MEAN):
+            assert info.baseline(options) is not None, f"{name} is held against a baseline that its row does not name"
+
+
+def test_every_method_is_in_the_documentation():
+    text = (pathlib.Path(__file__).parents[2] / "docs/attribution.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == list(METHODS)
+
+
+@every_method
 @pytest.mark.parametrize(
     "image", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.full), jnp.float32, jnp.float64]
 )
@@ -221,6 +247,7 @@ def test_cost_of_options():
     assert cost("occlusion", (10, 16, 3), window=[4, 5], stride=[3, 2]) == (3 * 7 + 1, 0)
     assert cost("deeplift", SHAPE) == (0, 1)
     assert cost("deeplift", SHAPE, baseline=np.zeros((N, *SHAPE))) == cost("deeplift", SHAPE, baseline="blur") == (1, 1)
+    assert cost("deeplift", SHAPE, baseline=blurred) == (1, 1)
     assert cost("integrated_gradients", SHAPE, steps=7, with_error=True) == (2, 7)
     assert cost("expected_gradients", SHAPE, samples=7, with_error=True) == (8, 7)
     assert cost("occlusion", (10, 16, 3), window=(4, 5), stride=(3, 2)) == (3 * 7 + 1, 0)

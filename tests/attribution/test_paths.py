@@ -9,8 +9,8 @@ import oracles
 import pytest
 import reference_network as reference
 
-from sdecor.attribution import Contrast, explain
-from sdecor.attribution.baselines import BASELINES, baseline_image
+from sdecor.attribution import Contrast, deeplift, explain, occlusion
+from sdecor.attribution.baselines import BASELINES, baseline_image, blurred
 from sdecor.attribution.guided_paths import guided_integrated_gradients
 from sdecor.attribution.paths import (
     RULES,
@@ -230,6 +230,42 @@ def test_baselines_and_errors_equal_captum(captum, baseline):
     found, error = explained(captum, method=integrated_gradients, baseline=given, steps=7, with_error=True)
     same(found, captum[f"baseline/{baseline}"])
     np.testing.assert_allclose(error, captum[f"error/{baseline}"], atol=3e-6)
+
+
+@pytest.mark.parametrize("method", [integrated_gradients, guided_integrated_gradients, occlusion, deeplift])
+def test_a_baseline_may_be_a_function(method, weights):
+    """It is called with each image, and its key where the method has one."""
+    images, fn = jax.random.normal(jax.random.key(4), (2, *SHAPE)), separable(weights, jnp.tanh)
+    keys, steps = jax.random.split(KEY, 2), {"steps": 4} if "gradients" in method.__name__ else {}
+
+    def darker(image, key):
+        return image - jax.random.uniform(key, image.shape)
+
+    run = functools.partial(explain, fn, images, 0, method=method, key=keys, **steps)
+    starts = jax.vmap(darker)(images, keys)
+    found, expected, wide = jax.jit(
+        lambda: (run(baseline=darker), run(baseline=starts), run(baseline=functools.partial(blurred, sigma=2.0)))
+    )()
+    same(found, expected)
+    assert not np.allclose(wide, found, rtol=0.1)
+
+
+def test_expected_gradients_of_a_function_are_those_of_its_draws(image, weights):
+    options = {"key": KEY, "samples": 5}
+    named = attribute(expected_gradients, smooth(weights), image, baselines="uniform", **options)
+
+    def drawn(image, key):
+        return baseline_image("uniform", image, key=key)
+
+    same(attribute(expected_gradients, smooth(weights), image, baselines=drawn, **options), named)
+
+
+def test_the_widest_blur_is_where_the_blur_path_begins(image, weights):
+    found, error = attribute(blur_integrated_gradients, smooth(weights), image, steps=40, with_error=True)
+    start = blurred(image, sigma=None)
+    np.testing.assert_allclose(blurred(image[None], sigma=None)[0], start, rtol=1e-6)
+    rise = smooth(weights)(image)[0] - smooth(weights)(start)[0]
+    np.testing.assert_allclose(found.sum() - rise, error, atol=1e-5)
 
 
 def test_expected_gradients_equal_captum_on_the_same_draws(captum):

@@ -1,6 +1,8 @@
 """Each group of an evaluation is the public metric, called with the arguments and options that it should have."""
 
 import itertools
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +243,21 @@ def test_infidelity_replaces_by_the_methods_own_baseline():
     options = {"samples": 3, "scaling": "optimal", "contributions": True, "saliency_of": "probability"}
     expected = metrics.infidelity(fn, IMAGES, attributions, TARGETS, key=KEYS, baseline=blur(IMAGES, 5.0), **options)
     np.testing.assert_allclose(found["infidelity"], expected, rtol=2e-3)
+
+
+def test_a_sigma_stands_beside_blur_in_the_options_and_is_bound_to_it_for_the_metric():
+    assert dict(GROUPS["aopc_morf"].options)["blur_sigma"] == dict(GROUPS["infidelity"].options)["blur_sigma"] == 5.0
+    assert "blur_sigma" not in dict(GROUPS["completeness"].options)
+    (group,) = groups_of(["insertion"], {"replacement": {"steps": 2, "blur_sigma": 2.0}}).values()
+    context = SimpleNamespace(fn=fn, images=IMAGES, maps=MAPS, targets=TARGETS, keys=KEYS, chunk_size=N)
+    smooth = partial(metrics.blurred, sigma=2.0)
+    found, expected = jax.jit(
+        lambda: (group(context)["insertion"], metrics.insertion(*usual(), key=KEYS, steps=2, baseline=smooth))
+    )()
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    ((method, _),) = choose_methods(["blur_integrated_gradients:max_sigma=3"]).values()
+    own = dict(GROUPS["completeness"].of(method, "logit").options)
+    assert (own["baseline"], own["blur_sigma"]) == ("blur", 3)
 
 
 def test_what_draws_a_baseline_for_each_sample_has_no_completeness():

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import tiny_network as tiny
 
+from sdecor.attribution import baseline_image
 from sdecor.metrics import correlations, replacement
 from sdecor.metrics.infidelity import infidelity
 
@@ -127,6 +128,9 @@ class TestGroups:
             squares.append(drops**2)
         expected = [scipy.stats.spearmanr(a, b)[0] for a, b in zip(sums, np.mean(squares, axis=0), strict=True)]
         np.testing.assert_allclose(run(correlations.monotonicity_correlation, steps=7, samples=3), expected, atol=1e-5)
+        noise = jax.vmap(lambda image, key: baseline_image("uniform", image, key=key))
+        found = run(correlations.monotonicity_correlation, steps=7, samples=3, baseline=noise)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def test_undefined_where_nothing_varies(self):
         for metric in (correlations.faithfulness_estimate, correlations.monotonicity_correlation):

@@ -10,7 +10,7 @@ import pytest
 import tiny_network as tiny
 from traced import largest
 
-from sdecor.attribution import Contrast
+from sdecor.attribution import Contrast, blurred
 from sdecor.metrics import (
     correlations,
     faithfulness,
@@ -25,7 +25,7 @@ from sdecor.metrics.sufficiency import sufficiency as eager_sufficiency
 RNG = np.random.default_rng(0)
 sufficiency = jax.jit(eager_sufficiency, static_argnames=("threshold", "chunk_size"))
 ranked = jax.jit(replacement.ranks, static_argnames="order")
-baseline_images = jax.jit(replacement.baseline_images, static_argnames=("baseline", "blur_sigma"))
+baseline_images = jax.jit(replacement.baseline_images, static_argnames="baseline")
 N, H, W = tiny.N, tiny.H, tiny.W
 IMAGES, MAPS, TARGETS, KEYS = tiny.IMAGES, tiny.MAPS, tiny.TARGETS, tiny.KEYS
 KEY = jax.random.key(4)
@@ -111,12 +111,12 @@ class TestBaselines:
     images = TestInsertionAndDeletion.images
 
     def test_against_numpy(self):
-        blurred = baseline_images(self.images, "blur", blur_sigma=2.0)
+        smooth = baseline_images(self.images, functools.partial(blurred, sigma=2.0))
         i, j = np.arange(H), np.arange(W)
         rows, columns = np.exp(-((i[:, None] - i) ** 2) / 8.0), np.exp(-((j[:, None] - j) ** 2) / 8.0)
         rows, columns = rows / rows.sum(1, keepdims=True), columns / columns.sum(1, keepdims=True)
         expected = np.einsum("ij,njkc,lk->nilc", rows, self.images, columns)
-        np.testing.assert_allclose(blurred, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(smooth, expected, rtol=1e-4, atol=1e-6)
         for how, reduce in (("mean", np.mean), ("black", np.min), ("white", np.max)):
             filled = baseline_images(self.images, how)
             expected = np.broadcast_to(reduce(self.images, axis=(1, 2), keepdims=True), self.images.shape)
@@ -135,7 +135,23 @@ class TestBaselines:
         alone = baseline_images(self.images[3:4], "uniform", key=keys[3:4])
         np.testing.assert_array_equal(alone, filled[3:4])
 
+    def test_a_function_makes_them_and_draws_by_a_key_for_each_example(self):
+        keys = jax.random.split(KEY, 5)
+
+        def noisy(images, keys):
+            return images + jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
+
+        drawn = baseline_images(self.images, noisy, key=keys)
+        np.testing.assert_array_equal(baseline_images(self.images[3:4], noisy, key=keys[3:4]), drawn[3:4])
+        assert len({float(each) for each in (drawn - self.images)[:, 0, 0, 0]}) == 5
+        np.testing.assert_array_equal(baseline_images(self.images, blurred), baseline_images(self.images, "blur"))
+        options = {"baseline": lambda images, keys: -images, "steps": 2}
+        curve = run(faithfulness.deletion_curve, **options)
+        np.testing.assert_array_equal(curve, run(faithfulness.deletion_curve, **options | {"baseline": -IMAGES}))
+
     def test_errors(self):
+        with pytest.raises(ValueError, match="baseline has shape"):
+            replacement.baseline_images(self.images, lambda images, keys: images[:1])
         with pytest.raises(ValueError, match="did you mean 'blur'"):
             replacement.baseline_images(self.images, "blurr")
         with pytest.raises(ValueError, match="baseline has shape"):

@@ -218,7 +218,7 @@ class TestFaithfulness:
 
     @pytest.mark.full
     def test_baselines(self):
-        blurred = metrics.baseline_images(self.images, "blur", blur_sigma=2.0)
+        blurred = metrics.baseline_images(self.images, functools.partial(metrics.blurred, sigma=2.0))
         i = np.arange(H)
         rows = np.exp(-((i[:, None] - i) ** 2) / 8.0)
         j = np.arange(W)
