@@ -1,7 +1,7 @@
 """Start every cell dry, in a process of its own: `python -m sdecor.sweep.dry < request.json > answer.json`.
 
 For each cell this parses the flags as train.py does, validates the config, opens the data and builds the model. It also
-parses the flags of evaluate.py. The sweep itself never imports JAX, which would occupy the accelerators of its trials.
+parses the flags of evaluate.py. The sweep itself starts no JAX backend: that would occupy its accelerators.
 """
 
 import contextlib
