@@ -5,7 +5,7 @@ Decorrelation is by the paper's covariance, and again by the density.
     python -m sdecor.sweep --config=configs/sweeps/ablation.py --workdir=runs/ablation [--status]
     python -m sdecor.sweep --report runs/ablation
 
-Thirty runs of the demo's network. Each takes one to three minutes of two CPU cores, and as long again to measure.
+Thirty trials of the demo's network. Each takes one to three minutes of two CPU cores, and as long again to measure.
 """
 
 from configs.sweeps import cells

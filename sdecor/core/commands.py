@@ -1,33 +1,51 @@
-"""Command lines: exit statuses, an expected error as one line, and the progress bar. Needs no JAX."""
+"""Command lines: exit statuses, values from text, an expected error as one line, the progress bar. Needs no JAX."""
 
+import ast
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-
-from tqdm import tqdm
+from collections.abc import Iterator
+from typing import Any
 
 INTERRUPTED = 130  # exit status of a program that a signal stopped and the same command continues
 
 
-@contextlib.contextmanager
-def as_one_line(
-    program: str, expected: tuple[type[Exception], ...], message: Callable[[Exception], str] = str
-) -> Iterator[None]:
-    """End the program with the message of an expected error and exit status 1.
+def parse_value(text: str) -> Any:
+    """Return the Python literal in a text (a number, True, None, a tuple, …); the text itself where it holds none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
-    SDECOR_TRACEBACK=1 in the environment shows where it was raised.
+
+@contextlib.contextmanager
+def as_one_line(program: str, expected: tuple[type[Exception], ...]) -> Iterator[None]:
+    """End the program with the text of an expected error and exit status 1.
+
+    SDECOR_TRACEBACK=1 in the environment shows where the error was raised.
     """
     try:
         yield
     except expected as error:
         if os.environ.get("SDECOR_TRACEBACK"):
             raise
-        sys.exit(f"{program}: {message(error)}")
+        sys.exit(f"{program}: {error_text(error)}")
 
 
-def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> tqdm:
+def error_text(error: Exception) -> str:
+    """Return an error's text, without the traceback and the quotes that the config library adds."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, AttributeError | KeyError):  # quoted twice
+        text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"")
+    return text or type(error).__name__
+
+
+def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> Any:
     """Return a bar that counts images, with images/s and the remaining time."""
+    from tqdm import tqdm
+
     return tqdm(
         total=total,
         initial=initial,

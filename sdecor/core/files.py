@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,14 @@ def plain(tree: Any) -> Any:
     """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
     tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
     return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
+
+
+def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    leaves = {}
+    for name, value in tree.items():
+        leaves |= flat(value, prefix=f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return leaves
 
 
 def differing_fields(

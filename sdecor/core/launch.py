@@ -48,18 +48,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
-    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error), _message):
+    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error)):
         return action()
-
-
-def _message(error: Exception) -> str:
-    """The error's text; of a traceback that the config library put into it, the last line alone."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    if isinstance(error, AttributeError):  # a KeyError's text, quoted twice
-        text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'")
-    return text
 
 
 def _join() -> None:

@@ -3,7 +3,6 @@
 A word is a name, a preset, or a method's name with options: `name:option=value:option=value`.
 """
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from sdecor.attribution import METHOD_INFO, METHODS, MethodInfo
 from sdecor.core.checks import check_choice
+from sdecor.core.commands import parse_value
 from sdecor.metrics import DATASET_METRICS, METRICS
 from sdecor.metrics.registry import KNOWN, PRESETS
 
@@ -155,17 +155,9 @@ def _method(word: str) -> Method:
         if not equals:
             raise ValueError(f"--methods has {word!r}: options have the form {name}:option=value:option=value")
         check_choice(f"option of {name}", option, defaults)
-        value = _value(text)
+        value = parse_value(text)
+        value = tuple(value) if isinstance(value, list) else value  # options are compared and hashed
         if value != defaults[option]:
             options[option] = value
     key = ":".join([name, *(f"{option}={value}" for option, value in sorted(options.items()))])
     return Method(key, function, tuple(sorted(options.items())))
-
-
-def _value(text: str) -> Any:
-    """Return what the text says as a number, True, False, None or a tuple of these, else the text itself."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-    return tuple(value) if isinstance(value, list) else value  # options are compared and hashed

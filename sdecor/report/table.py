@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sdecor.core import files
 from sdecor.report.wording import (
     ARROWS,
     direction,
@@ -115,15 +116,7 @@ def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[s
     Returns:
       `(field, [each run's value])`, a run without the field has None.
     """
-    flat = {run: dict(_flatten(config)) for run, config in configs.items()}
-    fields = {field: None for config in flat.values() for field in config}
-    rows = [(field, [config.get(field) for config in flat.values()]) for field in fields]
+    leaves = [files.flat(config) for config in configs.values()]
+    fields = dict.fromkeys(field for config in leaves for field in config)
+    rows = [(field, [config.get(field) for config in leaves]) for field in fields]
     return [(field, values) for field, values in rows if any(value != values[0] for value in values)]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = ""):
-    for field, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{field}.")
-        else:
-            yield prefix + field, value

@@ -1,10 +1,14 @@
-"""Sweeps: many runs of train.py and evaluate.py, resumable, and the tables and figures of what they found.
+"""Sweeps: train and evaluate cells × seeds, resume what was stopped, and report the results.
 
     python -m sdecor.sweep --config=configs/sweeps/ablation.py --workdir=DIR
     python -m sdecor.sweep --report DIR
 
-`plan` is what a sweep is and `source` where it comes from; `check` and `dry` look for mistakes before anything starts;
-`job` is one run on its way, with `claim` and `record` in its folder; `local` and `slurm` start jobs; `status` says what
-is left. Of what was found, `collect` makes rows, `inference` and `comparisons` intervals and tests, `tables` and
-`figures` what is shown, `summing_up` all of it.
+A *cell* is a named set of config overrides. A *trial* is one cell with one seed: one start of train.py and evaluate.py,
+whose folder is a run's folder. The files, in the order in which a sweep uses them:
+
+  plan                            the sweep as data; read from its file, kept in its folder
+  check, dry                      validate every cell before anything starts
+  commands, trial_folder          the command lines of a trial; its state and its lock
+  job, local, slurm               start the processes of a trial, on this machine or on a cluster
+  collect, tables, figures, report  read the results, compare cells, show both
 """

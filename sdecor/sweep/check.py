@@ -1,4 +1,4 @@
-"""Whether a sweep can run at all: every cell is checked before the first run starts."""
+"""Validate a sweep before its first trial starts: every cell, and the folders that exist already."""
 
 import json
 import pathlib
@@ -9,45 +9,47 @@ from typing import Any
 
 from sdecor.core import files
 from sdecor.sweep import commands, trial_folder
-from sdecor.sweep.plan import ROOT, Run, Sweep
+from sdecor.sweep.plan import ROOT, Sweep, Trial
 from sdecor.training import run_folder
 
 
-def check(sweep: Sweep, runs: Sequence[Run], folder: pathlib.Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Start every cell dry and compare what it would train with what is in its folders.
+def check(
+    sweep: Sweep, trials: Sequence[Trial], folder: pathlib.Path, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Start every cell dry, and compare its config with the configs in the sweep's folder.
 
     Args:
-      sweep: all of it.
-      runs: those that will be started.
-      folder: the sweep's.
-      environment: of the processes.
+      sweep: the whole sweep.
+      trials: the trials to start.
+      folder: the sweep's folder.
+      environment: environment variables of the dry start.
 
     Returns:
-      The config of each of their cells.
+      The config of each cell of `trials`.
 
     Raises:
-      ValueError: naming all that is wrong: of a cell's config, of the flags of evaluate.py, of a folder that holds
-        another run, or of two cells that are the same.
+      ValueError: listing every error: in a cell's config, in the flags of evaluate.py, a folder that holds another run,
+        or two cells with the same config.
     """
-    answer = dry_start(sweep, runs, environment)
+    answer = dry_start(sweep, trials, environment)
     errors = answer["errors"] or [
         *same_cells(answer["configs"]),
-        *conflicts(runs, folder, answer["configs"]),
+        *conflicts(trials, folder, answer["configs"]),
     ]
     if errors:
         raise ValueError("nothing was started:\n" + "\n".join(f"  {error}" for error in errors))
     return answer["configs"]
 
 
-def dry_start(sweep: Sweep, runs: Sequence[Run], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the config of every cell that is to run, and what is wrong; see `sdecor.sweep.dry`."""
+def dry_start(sweep: Sweep, trials: Sequence[Trial], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the configs and the errors of the cells of `trials`, from `sdecor.sweep.dry` in a process of its own."""
     cells: dict[str, Any] = {}
-    for run in runs:  # one seed of each
-        about = {"arguments": commands.train_arguments(run), "overrides": files.plain(run.overrides)}
-        cells.setdefault(run.cell, about)
+    for trial in trials:  # one seed of each cell is enough
+        about = {"arguments": commands.train_arguments(trial), "overrides": files.plain(trial.overrides)}
+        cells.setdefault(trial.cell, about)
     request = {
         "cells": cells,
-        "evaluate": commands.evaluate_arguments(runs[0]),
+        "evaluate": commands.evaluate_arguments(trials[0]),
         "tests": sweep.tests,
         "measures": sweep.tags["measures"],
     }
@@ -66,10 +68,10 @@ def dry_start(sweep: Sweep, runs: Sequence[Run], environment: Mapping[str, str])
 
 
 def same_cells(configs: Mapping[str, Any]) -> list[str]:
-    """Name cells with the same config: the same numbers would be there twice."""
+    """Return an error for each group of cells with the same config, which would train the same runs twice."""
     found: dict[str, list[str]] = {}
     for name, config in configs.items():
-        kept = flat(run_folder.lasting(config))
+        kept = files.flat(run_folder.lasting(config))
         found.setdefault(json.dumps(kept | {"seed": None}, sort_keys=True), []).append(name)
     return [
         f"the cells {', '.join(names)} have the same config: leave all but one out"
@@ -78,18 +80,19 @@ def same_cells(configs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, Any]) -> list[str]:
-    """Name folders that hold a run of another config than the sweep would train there.
+def conflicts(trials: Sequence[Trial], folder: pathlib.Path, configs: Mapping[str, Any]) -> list[str]:
+    """Return an error for each trial whose folder holds a run of another config.
 
-    A field that the config of a finished run did not have yet is none: it was added to the program since.
+    A finished run may lack a field, or have one more: fields come and go between versions of the program.
     """
     errors = []
-    for run in runs:
-        place = folder / run.key
+    for trial in trials:
+        place = folder / trial.key
         if not (place / "config.json").is_file() or trial_folder.last_step(place) == 0:
             continue
-        there, here = flat(run_folder.read(place)["config"]), flat(configs[run.cell] | {"seed": run.seed})
-        done = trial_folder.is_done(place, run, "train")
+        there, here = files.flat(run_folder.read(place)["config"]), files.flat(configs[trial.cell])
+        here |= {"seed": trial.seed}
+        done = trial_folder.is_done(place, trial, "train")
         differing = [
             f"{name} = {old!r} there, {new!r} here"
             for name, (old, new) in files.differing_fields(there, here, ignore=run_folder.FREE).items()
@@ -98,11 +101,3 @@ def conflicts(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, A
         if differing:
             errors.append(f"{place} holds a run of another config: {'; '.join(differing)}. Name the cell otherwise")
     return errors
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config's fields by dotted names."""
-    fields = {}
-    for name, value in config.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return fields

@@ -1,4 +1,4 @@
-"""What the trials of a sweep found, from the files in their folders, and the differences between cells over seeds."""
+"""Read the results of all trials, and compare cells over seeds."""
 
 import csv
 import dataclasses
@@ -8,10 +8,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdecor.core import files
 from sdecor.evaluation.statistics import Difference, Mean, holm, mean_interval, paired_test
 from sdecor.report.wording import direction
-from sdecor.sweep import check, trial_folder
-from sdecor.sweep.plan import Run, Sweep
+from sdecor.sweep import trial_folder
+from sdecor.sweep.plan import Sweep, Trial
 from sdecor.training import run_folder
 
 TIME = "training_seconds"
@@ -24,13 +25,20 @@ RESULTS = ("cell", "seed", "overrides", "step", "measure", "value", "n")
 
 
 class Result(NamedTuple):
-    """One run: its state ("finished", or one of `NOT_RUN`), and what it found if it is finished.
+    """The result of one trial.
 
-    `values` are by measure, `counts` the examples behind them and `chances` the level of chance where there is one;
-    `settings` is what the evaluation depends on, `config` the run's by dotted names.
+    Attributes:
+      trial: the trial.
+      state: "finished", `OTHERWISE`, or a value of `NOT_RUN`. All other fields are empty unless it is "finished".
+      step: the evaluated training step.
+      values: measure → value.
+      counts: measure → number of examples.
+      chances: measure → chance level, for measures that have one.
+      settings: the settings of the evaluation.
+      config: the run's config, by dotted names.
     """
 
-    run: Run
+    trial: Trial
     state: str
     step: int | None = None
     values: Mapping[str, float | None] = {}
@@ -41,25 +49,29 @@ class Result(NamedTuple):
 
 
 def collect(sweep: Sweep, folder: pathlib.Path) -> list[Result]:
-    """Return all runs: those of the sweep, then others that were once run in its folder, which are never dropped."""
-    runs = sweep.runs()
-    known = {run.key for run in runs}
-    former = [_former(path, sweep) for path in sorted(folder.glob(f"*/seed*/{trial_folder.RECORD}"))]
-    return [_result(run, folder / run.key) for run in [*runs, *(run for run in former if run.key not in known)]]
+    """Return the results of the sweep's trials, then those of trials that a former sweep file had.
+
+    Trials in the folder are never dropped.
+    """
+    trials = {trial.key: trial for trial in sweep.trials()}
+    for path in sorted(folder.glob(f"*/seed*/{trial_folder.STATE_FILE}")):
+        former = _former(path, sweep)
+        trials.setdefault(former.key, former)
+    return [_result(trial, folder / key) for key, trial in trials.items()]
 
 
 def cells(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Group results by cell."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.run.cell, []).append(result)
+        groups.setdefault(result.trial.cell, []).append(result)
     return groups
 
 
 def with_forms(sweep: Sweep, results: Sequence[Result]) -> tuple[Sweep, list[Result]]:
-    """Return sweep and results with cells named by their form where it is not the paper's: "sdecor (density)".
+    """Return sweep and results with the decorrelation form in the names of cells: "sdecor (density)".
 
-    A name that says the form already stays.
+    A name stays where the form is the paper's, and where the name holds the form already.
     """
     names = {name: name for name in sweep.cells}
     for cell, group in cells(results).items():
@@ -78,16 +90,16 @@ def with_forms(sweep: Sweep, results: Sequence[Result]) -> tuple[Sweep, list[Res
         tags=tags,
         tests=tuple((names[cell], measure, names[reference]) for cell, measure, reference in sweep.tests),
     )
-    return renamed, [result._replace(run=result.run._replace(cell=names[result.run.cell])) for result in results]
+    return renamed, [result._replace(trial=result.trial._replace(cell=names[result.trial.cell])) for result in results]
 
 
 def by_seed(results: Sequence[Result], measure: str) -> dict[int, float | None]:
-    """Return a measure of the runs that have it, by seed."""
-    return {result.run.seed: result.values[measure] for result in results if measure in result.values}
+    """Return seed → value of a measure, for the results that have it."""
+    return {result.trial.seed: result.values[measure] for result in results if measure in result.values}
 
 
 def measures(results: Sequence[Result]) -> list[str]:
-    """Return every measure that some run has, in the order of the first."""
+    """Return every measure that some result has, in order of appearance."""
     return list(dict.fromkeys(measure for result in results for measure in result.values))
 
 
@@ -100,7 +112,7 @@ def means(results: Sequence[Result]) -> dict[str, dict[str, Mean]]:
 
 
 def chances(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Return cell → measure → mean level of chance over seeds, where a measure has one."""
+    """Return cell → measure → mean chance level over seeds, for measures that have one."""
     found: dict[str, dict[str, float]] = {}
     for cell, group in cells(results).items():
         for measure in measures(group):
@@ -110,15 +122,15 @@ def chances(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     return found
 
 
-def unlike(results: Sequence[Result]) -> list[str]:
-    """Name the settings of evaluation in which finished runs differ, with the cells that have each value."""
+def differing_settings(results: Sequence[Result]) -> list[str]:
+    """Return a line for each setting of the evaluation in which finished trials differ: its values and their cells."""
     finished = [result for result in results if result.state == trial_folder.FINISHED]
     notes = []
     for field in sorted({field for result in finished for field in result.settings}):
         found: dict[str, dict[str, None]] = {}
         for result in finished:
             value = json.dumps(result.settings.get(field), ensure_ascii=False)
-            found.setdefault(value, {})[result.run.cell] = None
+            found.setdefault(value, {})[result.trial.cell] = None
         if len(found) > 1:
             listed = "; ".join(f"{value} in {', '.join(names)}" for value, names in found.items())
             notes.append(f"{field}: {listed}")
@@ -126,11 +138,14 @@ def unlike(results: Sequence[Result]) -> list[str]:
 
 
 def results_csv(results: Sequence[Result]) -> str:
-    """Write a row for each measure of each run; of a run that is not finished, one with its state as the measure."""
+    """Return results.csv: a row for each trial and measure.
+
+    A trial that is not finished has one row, with its state in brackets as the measure.
+    """
     rows = []
     for result in results:
-        run = result.run
-        start = [run.cell, run.seed, json.dumps(run.overrides, ensure_ascii=False), result.step]
+        trial = result.trial
+        start = [trial.cell, trial.seed, json.dumps(trial.overrides, ensure_ascii=False), result.step]
         if result.state != trial_folder.FINISHED:
             rows.append([*start, f"({result.state})", None, None])
         rows += [[*start, measure, value, result.counts.get(measure)] for measure, value in result.values.items()]
@@ -138,7 +153,7 @@ def results_csv(results: Sequence[Result]) -> str:
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Write rows as CSV; None is empty, and floats are written exactly."""
+    """Return rows as CSV: None is empty, floats are exact."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -146,35 +161,30 @@ def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _former(path: pathlib.Path, sweep: Sweep) -> Run:
-    """Return the run of a record, evaluated as the sweep says."""
+def _former(path: pathlib.Path, sweep: Sweep) -> Trial:
+    """Return the trial of a state file, with the sweep's settings of the evaluation."""
     stored = json.loads(path.read_text())
-    return Run(stored["cell"], stored["seed"], stored["config"], stored["overrides"], sweep.evaluate)
+    return Trial(stored["cell"], stored["seed"], stored["config"], stored["overrides"], sweep.evaluate)
 
 
-def _result(run: Run, folder: pathlib.Path) -> Result:
-    state = trial_folder.state(folder, run)
+def _result(trial: Trial, folder: pathlib.Path) -> Result:
+    state = trial_folder.state(folder, trial)
     if state != trial_folder.FINISHED:
         done = trial_folder.read(folder).get("done", {})
-        return Result(run, OTHERWISE if state == trial_folder.STARTED and "evaluate" in done else NOT_RUN[state])
+        return Result(trial, OTHERWISE if state == trial_folder.STARTED and "evaluate" in done else NOT_RUN[state])
     found = json.loads((folder / "evaluation.json").read_text())
     entries, settings = found["metrics"], found["settings"]
     seconds = trial_folder.training_seconds(folder)
     return Result(
-        run,
+        trial,
         state,
         settings.get("step"),
         {key: entry["mean"] for key, entry in entries.items()} | ({} if seconds is None else {TIME: seconds}),
         {key: entry["n"] for key, entry in entries.items()},
         {key: entry["chance"] for key, entry in entries.items() if "chance" in entry},
         {name: value for name, value in settings.items() if name not in ("step", "parameters")},
-        check.flat(run_folder.read(folder)["config"]),
+        files.flat(run_folder.read(folder)["config"]),
     )
-
-
-def in_sweep(sweep: Sweep, run: Run) -> bool:
-    """Tell whether a run is one of the sweep's, rather than one of a former state of its file."""
-    return run.cell in sweep.cells and run.seed in sweep.seeds
 
 
 PLANNED, EXPLORATORY = "preregistered", "exploratory"
@@ -183,7 +193,7 @@ HEADER = ("kind", "cell", "measure", "reference", "n", "difference", "low", "hig
 
 
 class Comparison(NamedTuple):
-    """A cell against a reference in one measure; `p_holm` is of planned comparisons alone."""
+    """A cell compared with a reference in one measure; only planned comparisons have `p_holm`."""
 
     kind: str
     cell: str
@@ -194,7 +204,7 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Say what the test found, "better" and "worse" where the measure has such a direction."""
+        """The outcome of the test: "better" or "worse", or "higher" or "lower" for a measure without a direction."""
         planned = self.kind == PLANNED
         p = self.p_holm if planned else self.difference.p
         if self.difference.n == 0:
@@ -216,9 +226,10 @@ class Comparison(NamedTuple):
 
 
 def compare(sweep: Sweep, results: Sequence[Result]) -> list[Comparison]:
-    """Return the planned comparisons, all of them, then the exploratory ones.
+    """Return all planned comparisons, then the exploratory ones.
 
-    Exploratory are all other measures and cells against each of `tags.references` and the references of the tests.
+    Exploratory comparisons are those of every other cell and measure with each reference. The references are those of
+    the tags and of the tests.
     """
     groups = cells(results)
     planned = [_compare(PLANNED, groups, *test) for test in sweep.tests]

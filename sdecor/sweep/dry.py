@@ -1,7 +1,7 @@
-"""A dry start of every cell, as a process of its own: `python -m sdecor.sweep.dry < request.json > answer.json`.
+"""Start every cell dry, in a process of its own: `python -m sdecor.sweep.dry < request.json > answer.json`.
 
-It parses each cell's flags as train.py does, checks the config, opens the data and builds the model; and parses the
-flags of evaluate.py. The sweep itself stays without JAX, and so without a claim on accelerators that its runs need.
+For each cell this parses the flags as train.py does, validates the config, opens the data and builds the model. It also
+parses the flags of evaluate.py. The sweep itself starts no JAX backend: that would occupy its accelerators.
 """
 
 import contextlib
@@ -18,19 +18,28 @@ from ml_collections import ConfigDict, config_flags
 from sdecor import evaluation, metrics
 from sdecor.core import files
 from sdecor.core.checks import check_choice
+from sdecor.core.commands import error_text
 from sdecor.training import build
 
 
 def main() -> None:
-    """Answer the request on standard input: `configs` by cell, and `errors`, a list of texts."""
+    """Read a request from standard input and write its answer to standard output, both JSON."""
     request = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr):  # building a data set may talk
+    with contextlib.redirect_stdout(sys.stderr):  # building a data set may print
         answer = answer_to(request)
     json.dump(answer, sys.stdout)
 
 
 def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the request's `cells` (name → `arguments` and `overrides`), `evaluate` and `tests`."""
+    """Validate the cells and the evaluation of a sweep.
+
+    Args:
+      request: `cells`, name → `arguments` of train.py and `overrides`; `evaluate`, the arguments of evaluate.py;
+        `tests` and `measures` of the sweep.
+
+    Returns:
+      `configs`, name → config, and `errors`, a list of texts.
+    """
     errors, configs = [], {}
     for name, cell in request["cells"].items():
         try:
@@ -38,12 +47,12 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             check_overrides(config, cell["overrides"])
             check_start(config)
             configs[name] = files.plain(config)
-        except Exception as error:  # whatever it is, it would stop the run as well
-            errors.append(f"cell {name!r}: {message(error)}")
+        except Exception as error:  # any error would stop the trial as well
+            errors.append(f"cell {name!r}: {error_text(error)}")
     try:
         check_evaluation(request["evaluate"], request["tests"], request["measures"])
     except Exception as error:
-        errors.append(f"evaluate: {message(error)}")
+        errors.append(f"evaluate: {error_text(error)}")
     return {"errors": errors, "configs": configs}
 
 
@@ -52,7 +61,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     values, argv = flags.FlagValues(), ["train.py", *arguments]
     config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
     values(argv)
-    _ = values.config.method  # it is read when it is first used
+    _ = values.config.method  # the file is read at the first use
     return values.config
 
 
@@ -67,7 +76,7 @@ def check_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
 
 
 def check_start(config: ConfigDict) -> None:
-    """Raise where train.py would before its first step."""
+    """Raise the errors that train.py would raise before its first step."""
     build.check_config(config)
     data = _data(json.dumps(files.plain(config.data), sort_keys=True))
     canvas = tuple(data.image_shape)
@@ -78,7 +87,7 @@ def check_start(config: ConfigDict) -> None:
 
 
 def check_evaluation(arguments: Sequence[str], tests: Sequence[Sequence[str]], measures: Sequence[str]) -> None:
-    """Raise where evaluate.py would before it restores a run, or where a test is of what it does not measure."""
+    """Raise the errors that evaluate.py would raise before it restores a run, and for a measure it does not compute."""
     script = runpy.run_path("evaluate.py", run_name="evaluate")
     script["define_flags"]()
     flags.FLAGS(["evaluate.py", "--workdir=none", *arguments])
@@ -91,19 +100,9 @@ def check_evaluation(arguments: Sequence[str], tests: Sequence[Sequence[str]], m
             check_choice(f"method of {key!r}", method, methods)
 
 
-def message(error: Exception) -> str:
-    """Return an error's text without a traceback that the config library put into it."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    if isinstance(error, AttributeError | KeyError):  # quoted twice
-        text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"")
-    return text or type(error).__name__
-
-
 @functools.cache
 def _data(options: str) -> Any:
-    """Open the data set once for all cells that have the same."""
+    """Open a data set, once for all cells that use it."""
     return build.create_data(ConfigDict({"data": json.loads(options)}))
 
 

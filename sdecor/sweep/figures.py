@@ -1,4 +1,4 @@
-"""Figures of a sweep: accuracy against each measure of saliency, and measures against each coefficient that varies."""
+"""Figures of a sweep: accuracy against saliency measures, and measures against each field that varies."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,26 @@ from sdecor.sweep.tables import Means, heading, is_percent
 from sdecor.training import run_folder
 
 QUALITY = "accuracy"
-_ACROSS, _PANELS = 4, 12  # panels side by side, and in a figure
+_ACROSS, _PANELS = 4, 12  # panels side by side; panels of a figure
 _MARKERS = "oDs^vPXd"
-# The method is named after its weights, and the rest changes no parameter of the network.
+# The method follows from its weights; the other fields change no parameter of the network.
 _IGNORED = ("seed", "method", *run_folder.FREE)
 
 
 class Curve(NamedTuple):
-    """Cells that differ in one field alone: what they have in common, and their values of the field."""
+    """Cells that differ in one field alone.
+
+    Attributes:
+      label: the fields that the cells share, where curves differ in them.
+      values: value of the field → cell.
+    """
 
     label: str
     values: dict[float, str]
 
 
 def pareto(means: Means, *, theme: str = "light") -> dict[str, Any]:
-    """Draw accuracy against each saliency measure with intervals and the Pareto front; a figure for each method."""
+    """Draw accuracy against each saliency measure, with intervals and the Pareto front; return method → figure."""
     found = dict.fromkeys(key for entries in means.values() for key, entry in entries.items() if entry.n)
     if QUALITY not in found:
         return {}
@@ -39,10 +44,10 @@ def pareto(means: Means, *, theme: str = "light") -> dict[str, Any]:
 
 
 def front(points: Mapping[str, tuple[float, float]], *, higher: bool) -> list[str]:
-    """Return the names of the points (measure, accuracy) that no other point is better than in both, from the left.
+    """Return the names of the points on the Pareto front, from left to right.
 
     Args:
-      points: by name.
+      points: name → (measure, accuracy).
       higher: whether more of the measure is better.
     """
     sign = 1 if higher else -1
@@ -56,7 +61,7 @@ def front(points: Mapping[str, tuple[float, float]], *, higher: bool) -> list[st
 
 
 def curves(results: Sequence[Result]) -> dict[str, list[Curve]]:
-    """Return, for each numeric field that varies, the cells that differ in it alone."""
+    """Return numeric field → its curves, each of the cells that differ in this field alone."""
     configs = {
         cell: {name: value for name, value in group[0].items() if not name.startswith(_IGNORED)}
         for cell, results_of in collect.cells(results).items()
@@ -82,7 +87,7 @@ def curves(results: Sequence[Result]) -> dict[str, list[Curve]]:
 
 
 def sensitivity(field: str, found: Sequence[Curve], means: Means, measures: Sequence[str], *, theme: str) -> Any:
-    """Draw measures against a field's value, mean and interval over seeds; a line for each setting of the others."""
+    """Draw measures against the value of a field, with intervals over seeds; one line for each curve."""
     color, keys = theme_colors(theme), [key for key in measures if key != TIME][:_PANELS]
     figure, places = _grid(len(keys), color)
     for axes, key in zip(places, keys, strict=True):
@@ -140,7 +145,7 @@ def _half(entry: Mean) -> float | None:
 
 
 def _scale(axes: Any, values: Sequence[float]) -> None:
-    """Make the axis logarithmic where the values span much, and linear around 0 where that is one of them."""
+    """Make the axis logarithmic where the values span a factor of 10, and linear around a value of 0."""
     positive = sorted({value for value in values if value > 0})
     if min(values) < 0 or not positive:
         return
@@ -163,7 +168,7 @@ def _percent(axis: Any, key: str) -> None:
 
 
 def _label(rest: Mapping[str, Any], rests: Sequence[Mapping[str, Any]]) -> str:
-    """Name a curve by the fields in which the curves differ."""
+    """Return a curve's label: its values of the fields in which the curves differ."""
     differing = [name for name in rest if any(other[name] != rest[name] for other in rests)]
     return ", ".join(f"{name} = {rest[name]}" for name in differing) or "mean, 95 % interval"
 

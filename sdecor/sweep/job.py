@@ -1,4 +1,4 @@
-"""One trial on its way: train.py and then evaluate.py, a process each; and which trials train as replicas."""
+"""Run train.py and then evaluate.py of a trial, and train several trials by one program as replicas."""
 
 import contextlib
 import ctypes
@@ -13,71 +13,79 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdecor.core import files
 from sdecor.core.commands import INTERRUPTED
-from sdecor.sweep import check, commands, trial_folder
-from sdecor.sweep.plan import ROOT, Run
+from sdecor.sweep import commands, trial_folder
+from sdecor.sweep.plan import ROOT, Trial
+from sdecor.sweep.trial_folder import FAILED, FINISHED
 from sdecor.training import logbook, replicas
 
 
 class Group(NamedTuple):
-    """Runs that are trained at once, or one run; `replicas` are what each of several has of its own, by key."""
+    """Trials that one program trains at once, or a single trial.
 
-    runs: tuple[Run, ...]
+    Attributes:
+      trials: the trials.
+      replicas: trial key → the text of its replica, the fields in which the trials of the group differ; empty for a
+        single trial.
+    """
+
+    trials: tuple[Trial, ...]
     replicas: Mapping[str, str] = {}
 
-    def of(self, chosen: Sequence[Run]) -> "Group":
-        """Return the group of these runs alone."""
+    def of(self, chosen: Sequence[Trial]) -> "Group":
+        """Return the group with the chosen trials alone."""
         return Group(tuple(chosen), self.replicas)
 
 
-def singly(runs: Sequence[Run]) -> list[Group]:
-    """Return each run by itself."""
-    return [Group((run,)) for run in runs]
+def singly(trials: Sequence[Trial]) -> list[Group]:
+    """Return a group for each trial."""
+    return [Group((trial,)) for trial in trials]
 
 
-def together(runs: Sequence[Run], folder: pathlib.Path, configs: Mapping[str, Any], size: int) -> list[Group]:
-    """Put up to `size` runs into a group, in the order of the runs, where they can be trained at once.
+def together(trials: Sequence[Trial], folder: pathlib.Path, configs: Mapping[str, Any], size: int) -> list[Group]:
+    """Group the trials that one program can train at once.
 
-    A run that is trained, or whose training failed, alone or in an earlier group, is by itself.
+    A trial is alone when it is trained already, or when its training failed.
 
     Args:
-      runs: of the sweep.
-      folder: the sweep's.
-      configs: of every cell, as of `check.check`.
-      size: the most runs of a group.
+      trials: the trials, in the order in which they start.
+      folder: the sweep's folder.
+      configs: cell → config, from `check.check`.
+      size: the largest number of trials in a group.
     """
-    found: list[list[Run]] = []
-    open_groups: dict[str, list[Run]] = {}
-    for run in runs:
-        place = folder / run.key
+    found: list[list[Trial]] = []
+    open_groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        place = folder / trial.key
         failed = trial_folder.read(place).get("failed", {}).get("stage") == "train"
         alone = (
             failed
-            or trial_folder.is_done(place, run, "train")
+            or trial_folder.is_done(place, trial, "train")
             or replicas.failed_at(logbook.read_rows(place)) is not None
         )
-        kind = _kind(configs[run.cell])
+        kind = _kind(configs[trial.cell])
         group = open_groups.get(kind)
-        if alone or group is None or len(group) >= size or not _at_the_same_step([*group, run], folder):
+        if alone or group is None or len(group) >= size or not _at_the_same_step([*group, trial], folder):
             group = []
             found.append(group)
             if not alone:
                 open_groups[kind] = group
-        group.append(run)
+        group.append(trial)
     return [_group(group, configs) for group in found]
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    """Return what the replicas of a program have in common, as text."""
-    return json.dumps(replicas.common(check.flat(config)), sort_keys=True)
+    """Return the fields that the replicas of one program share, as text."""
+    return json.dumps(replicas.common(files.flat(config)), sort_keys=True)
 
 
-def _at_the_same_step(runs: Sequence[Run], folder: pathlib.Path) -> bool:
+def _at_the_same_step(trials: Sequence[Trial], folder: pathlib.Path) -> bool:
     saved = {
-        run.key: [int(path.name) for path in (folder / run.key / "checkpoints").glob("*") if path.name.isdigit()]
-        for run in runs
+        trial.key: [int(path.name) for path in (folder / trial.key / "checkpoints").glob("*") if path.name.isdigit()]
+        for trial in trials
     }
-    begun = [run.key for run in runs if logbook.read_rows(folder / run.key)]
+    begun = [trial.key for trial in trials if logbook.read_rows(folder / trial.key)]
     try:
         replicas.common_steps(saved, begun)
     except ValueError:
@@ -85,43 +93,43 @@ def _at_the_same_step(runs: Sequence[Run], folder: pathlib.Path) -> bool:
     return True
 
 
-def _group(runs: Sequence[Run], configs: Mapping[str, Any]) -> Group:
-    if len(runs) == 1:
-        return Group(tuple(runs))
-    values = {run.key: check.flat(configs[run.cell]) | {"seed": run.seed} for run in runs}
+def _group(trials: Sequence[Trial], configs: Mapping[str, Any]) -> Group:
+    if len(trials) == 1:
+        return Group(tuple(trials))
+    values = {trial.key: files.flat(configs[trial.cell]) | {"seed": trial.seed} for trial in trials}
     own = [field for field in replicas.FIELDS if len({fields[field] for fields in values.values()}) > 1]
     texts = {key: replicas.text(replicas.Replica(key, {f: fields[f] for f in own})) for key, fields in values.items()}
-    return Group(tuple(runs), texts)
+    return Group(tuple(trials), texts)
 
 
 def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
-    """Return the whole command line of a stage of a group in the sweep's `folder`."""
-    first = group.runs[0]
-    if len(group.runs) == 1:
+    """Return the command line of one stage of a group, in the sweep's `folder`."""
+    first = group.trials[0]
+    if len(group.trials) == 1:
         return commands.command(first, stage, folder)
-    return commands.together(first, [group.replicas[run.key] for run in group.runs], folder)
+    return commands.replica_command(first, [group.replicas[trial.key] for trial in group.trials], folder)
 
 
-FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+STOPPED = "stopped"
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass
 class Job:
-    """A claimed run, or a claimed group of runs that are trained at once.
+    """A claimed group of trials and the process that works on it.
 
     Attributes:
-      group: which.
+      group: the trials.
       root: the sweep's folder.
-      held: the claims.
-      stages: those still to do; the first is the one at work.
-      slot: environment variables of its processes.
-      process: at work; None once the job has ended.
-      outcome: "finished", "failed" or "stopped" once it has ended.
-      stopping: whether it was asked to stop.
-      began: when the process started.
-      log_start: where the process's lines begin in the log.
+      held: the claims on the trials' folders.
+      stages: the stages that are left; the first is at work.
+      slot: environment variables of the processes.
+      process: the process at work; None once the job has ended.
+      outcome: "finished", "failed" or "stopped" once the job has ended.
+      stopping: whether the job was asked to stop.
+      began: start time of the process.
+      log_start: where the lines of the process begin in the log.
     """
 
     group: Group
@@ -137,54 +145,46 @@ class Job:
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder with the log: the run's, or that of the group's first."""
-        return self.root / self.group.runs[0].key
+        """The folder of the first trial, which has the log."""
+        return self.root / self.group.trials[0].key
 
 
 def start(
-    run: Run, sweep_folder: pathlib.Path, environment: Mapping[str, str] | None = None, *, tries: int = 1
+    group: Group, folder: pathlib.Path, environment: Mapping[str, str] | None = None, *, tries: int = 1
 ) -> Job | None:
-    """Claim a run and start its first missing stage; None when another process holds it.
+    """Claim the free trials of a group and start their first stage; return None when other processes hold them all.
+
+    Of several trials, those that another sweep has trained meanwhile are left out; a trial that remains alone is also
+    evaluated.
 
     Args:
-      run: which.
-      sweep_folder: the sweep's.
-      environment: variables for its processes, beside this process's own.
-      tries: how often to try the claim.
+      group: the trials.
+      folder: the sweep's folder.
+      environment: variables for the processes, added to those of this process.
+      tries: how often to try each claim.
     """
-    return start_group(Group((run,)), sweep_folder, environment, tries=tries)
-
-
-def start_group(
-    group: Group, sweep_folder: pathlib.Path, environment: Mapping[str, str] | None = None, *, tries: int = 1
-) -> Job | None:
-    """Claim the runs of a group that nobody holds, and start training those that are not trained yet; see `start`.
-
-    What is left of a group may be a single run, which is then evaluated as well; None when all are held.
-    """
-    taken = [(run, trial_folder.take(sweep_folder / run.key, tries=tries)) for run in group.runs]
-    claimed = [(run, held) for run, held in taken if held is not None]
+    taken = [(trial, trial_folder.take(folder / trial.key, tries=tries)) for trial in group.trials]
+    claimed = [(trial, held) for trial, held in taken if held is not None]
     if not claimed:
         return None
-    # Another sweep may have trained some of them meanwhile.
-    chosen = [each for each in claimed if not trial_folder.is_done(sweep_folder / each[0].key, each[0], "train")]
-    chosen = chosen or claimed[:1]
+    untrained = [each for each in claimed if not trial_folder.is_done(folder / each[0].key, each[0], "train")]
+    chosen = untrained or claimed[:1]
     for each in claimed:
         if each not in chosen:
             each[1].release()
-    runs, held = [run for run, _ in chosen], [held for _, held in chosen]
-    for run in runs:
-        trial_folder.open_record(sweep_folder / run.key, run)
-    stages = ["train"] if len(runs) > 1 else trial_folder.missing_stages(sweep_folder / runs[0].key, runs[0])
-    job = Job(group.of(runs), sweep_folder, held, stages, environment or {})
-    _go_on(job)
+    trials, held = [trial for trial, _ in chosen], [held for _, held in chosen]
+    for trial in trials:
+        trial_folder.add_start(folder / trial.key, trial)
+    stages = ["train"] if len(trials) > 1 else trial_folder.missing_stages(folder / trials[0].key, trials[0])
+    job = Job(group.of(trials), folder, held, stages, environment or {})
+    _start_stage(job)
     return job
 
 
 def poll(job: Job) -> bool:
-    """Look after a job: note what its process came to, start the next; tell whether it has ended."""
+    """Handle the end of a job's process and start the next stage; tell whether the job has ended."""
     if job.outcome is None and (status := job.process.poll()) is not None:
-        _ended(job, status)
+        _end_stage(job, status)
     return job.outcome is not None
 
 
@@ -197,26 +197,26 @@ def stop(job: Job, number: int = signal.SIGINT) -> None:
 
 
 def wait_until_ended(job: Job) -> None:
-    """Wait for the process without looking after the job, as a signal handler may that interrupted just this."""
+    """Wait for a job's process without reaping it, so that a signal handler may call this within `poll`."""
     if job.process is not None:
-        with contextlib.suppress(ChildProcessError):  # it had ended, and was seen to
+        with contextlib.suppress(ChildProcessError):  # it had ended, and `poll` has seen it
             os.waitid(os.P_PID, job.process.pid, os.WEXITED | os.WNOWAIT)
 
 
-def _go_on(job: Job) -> None:
-    """Start the next stage, or end the job where there is none."""
+def _start_stage(job: Job) -> None:
+    """Start the next stage, or end the job where none is left."""
     if not job.stages or job.stopping:
         _end(job, STOPPED if job.stages else FINISHED)
         return
     command = group_command(job.group, job.stages[0], job.root)
-    for run in job.group.runs[1:]:
-        with (job.root / run.key / trial_folder.LOG).open("a") as log:
-            log.write(f"\ntrained together with {job.group.runs[0].key}: see {job.folder / trial_folder.LOG}\n")
+    for trial in job.group.trials[1:]:
+        with (job.root / trial.key / trial_folder.LOG).open("a") as log:
+            log.write(f"\ntrained together with {job.group.trials[0].key}: see {job.folder / trial_folder.LOG}\n")
     with (job.folder / trial_folder.LOG).open("ab") as log:
         log.write(f"\n$ {commands.shown(command)}\n".encode())
         log.flush()
         job.log_start, job.began = log.tell(), time.monotonic()
-        # In a session of its own, for the terminal would send Ctrl-C to it as well, and a second one stops at once.
+        # A session of its own: the terminal would send Ctrl-C to the process as well, and a second one stops at once.
         job.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -231,23 +231,23 @@ def _go_on(job: Job) -> None:
 
 
 def _prepare() -> None:
-    """In the child: have it asked to stop when the sweep dies, and let it take Ctrl-C even if the sweep may not."""
+    """Set the child's signals: SIGTERM when the sweep dies, and Ctrl-C accepted even where the sweep ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning may reach it as well; its answer is slurm.py's
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm may send its warning here too; slurm.py answers it
     if _LIBC is not None:
         _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)
 
 
-def _ended(job: Job, status: int) -> None:
-    stage, seconds = job.stages[0], (time.monotonic() - job.began) / len(job.group.runs)
+def _end_stage(job: Job, status: int) -> None:
+    stage, seconds = job.stages[0], (time.monotonic() - job.began) / len(job.group.trials)
     stopped = job.stopping or (stage == "train" and status == INTERRUPTED)
-    failed = [] if status == 0 or stopped else _failed(job, status)
-    for run in job.group.runs:
-        folder = job.root / run.key
+    failed = [] if status == 0 or stopped else _failed_trials(job, status)
+    for trial in job.group.trials:
+        folder = job.root / trial.key
         if stopped and status != 0:
             trial_folder.add_time(folder, stage, seconds)
-        elif run not in failed:
-            trial_folder.add(folder, stage, commands.arguments(run, stage), seconds)
+        elif trial not in failed:
+            trial_folder.add_finished(folder, stage, commands.arguments(trial, stage), seconds)
         else:
             lines = trial_folder.tail(job.folder / trial_folder.LOG, start=job.log_start)
             if status < 0:
@@ -255,16 +255,16 @@ def _ended(job: Job, status: int) -> None:
             trial_folder.add_failure(folder, stage, status, lines)
     if status == 0:
         job.stages.pop(0)
-        _go_on(job)
+        _start_stage(job)
     else:
         _end(job, STOPPED if stopped else FAILED)
 
 
-def _failed(job: Job, status: int) -> list[Run]:
-    """Return which runs failed: of replicas perhaps some alone."""
-    if status != replicas.PARTLY or len(job.group.runs) == 1:
-        return list(job.group.runs)
-    return [run for run in job.group.runs if replicas.failed_at(logbook.read_rows(job.root / run.key)) is not None]
+def _failed_trials(job: Job, status: int) -> list[Trial]:
+    """Return the trials that failed: some of the replicas, or all."""
+    if status != replicas.PARTLY or len(job.group.trials) == 1:
+        return list(job.group.trials)
+    return [each for each in job.group.trials if replicas.failed_at(logbook.read_rows(job.root / each.key)) is not None]
 
 
 def _end(job: Job, outcome: str) -> None:

@@ -1,6 +1,5 @@
-"""A sweep as plain data: its trials, what each overrides, what is compared; read from its file, kept in its folder."""
+"""A sweep as plain data: its cells, seeds and tests; read from a sweep file, kept in the sweep's folder."""
 
-import ast
 import dataclasses
 import importlib.util
 import json
@@ -14,16 +13,25 @@ from typing import Any, NamedTuple
 
 from sdecor.core import files
 from sdecor.core.checks import check_choice, check_count
+from sdecor.core.commands import parse_value
 
-ROOT = pathlib.Path(__file__).parent.parent.parent  # where train.py, evaluate.py and configs/ are
+ROOT = pathlib.Path(__file__).parents[2]  # the repository, with train.py, evaluate.py and configs/
 KEYS = ("base", "cells", "seeds", "evaluate", "tags", "tests")
 TAGS = ("references", "measures", "factors")
 REPORT, PLAN, SLURM = "report", "sweep.json", "slurm"  # in the sweep's folder, beside the cells
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]*")
 
 
-class Run(NamedTuple):
-    """One cell with one seed."""
+class Trial(NamedTuple):
+    """One cell with one seed.
+
+    Attributes:
+      cell: name of the cell.
+      seed: the run's seed.
+      config: file of the base config, absolute or relative to the repository.
+      overrides: the cell's overrides.
+      evaluate: flags of evaluate.py.
+    """
 
     cell: str
     seed: int
@@ -33,21 +41,21 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The run's folder within the sweep's."""
+        """The trial's folder, within the sweep's folder."""
         return f"{self.cell}/seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep, checked.
+    """A valid sweep.
 
     Attributes:
-      config: the file of the base config.
-      cells: by name, all overrides.
-      seeds: of each cell.
+      config: file of the base config.
+      cells: name → overrides, those of the base included.
+      seeds: the seeds of every cell.
       evaluate: flags of evaluate.py.
       tags: `references`, `measures` and `factors`, for the report.
-      tests: the tests decided on beforehand, (cell, measure, reference).
+      tests: the preregistered tests, `(cell, measure, reference)`.
     """
 
     config: str
@@ -57,29 +65,43 @@ class Sweep:
     tags: dict[str, Any]
     tests: tuple[tuple[str, str, str], ...]
 
-    def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
-        """Return the sweep's runs, seed by seed, so that every cell has some early; those chosen where any are.
+    def trials(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Trial]:
+        """Return the trials, all cells of the first seed before those of the second.
+
+        Args:
+          only: the cells to return; empty = all.
+          seeds: the seeds to return; empty = all.
 
         Raises:
-          ValueError: when a cell or seed is chosen that the sweep has not.
+          ValueError: for a cell or a seed that the sweep does not have.
         """
         for cell in only:
             check_choice("--only", cell, self.cells)
         for seed in seeds:
             check_choice("--seeds", seed, self.seeds)
         return [
-            Run(cell, seed, self.config, overrides, self.evaluate)
+            Trial(cell, seed, self.config, overrides, self.evaluate)
             for seed in self.seeds
             for cell, overrides in self.cells.items()
             if (not only or cell in only) and (not seeds or seed in seeds)
         ]
 
 
+def check_repository() -> None:
+    """Raise `ValueError` unless the package lies in a clone of the repository, beside train.py and evaluate.py."""
+    missing = [name for name in ("train.py", "evaluate.py") if not (ROOT / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"a sweep starts train.py and evaluate.py, and {ROOT} has no {' and no '.join(missing)}: the installed "
+            "package does not hold them. Clone the repository of sdecor and start the sweep in the clone"
+        )
+
+
 def make(content: Mapping[str, Any]) -> Sweep:
-    """Check what a sweep file returns and put it into order.
+    """Return the sweep that the content of a sweep file describes.
 
     Raises:
-      ValueError: naming the entry and what would be right.
+      ValueError: naming the wrong entry and a right value.
     """
     for key in content:
         check_choice("entry of the sweep", key, KEYS)
@@ -148,14 +170,14 @@ def _tags(given: Mapping[str, Any], cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(path: str, settings: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file.
+    """Load a sweep file.
 
     Args:
-      path: of the file, FILE or FILE:ARGUMENT where its `get_config` takes one.
-      settings: changes, `evaluate.FLAG=VALUE` or `config.FIELD=VALUE`.
+      path: FILE, or FILE:ARGUMENT for a `get_config` that takes an argument.
+      settings: changes to the sweep, `evaluate.FLAG=VALUE` or `config.FIELD=VALUE`.
 
     Raises:
-      ValueError: for a file or a setting that cannot be; the message says what would be right.
+      ValueError: for a wrong file or setting; the message names a right one.
     """
     name, colon, argument = path.partition(":")
     file = pathlib.Path(name)
@@ -184,7 +206,7 @@ def read(folder: pathlib.Path) -> Sweep:
     """Return the sweep that was last started in `folder`.
 
     Raises:
-      ValueError: when there is none.
+      ValueError: when `folder` holds no sweep.
     """
     if not (folder / PLAN).is_file():
         raise ValueError(f"{folder} holds no sweep: {folder / PLAN} is missing. Start one with --config and --workdir")
@@ -194,10 +216,10 @@ def read(folder: pathlib.Path) -> Sweep:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds that `0:3` (0, 1, 2) or `0,2` stand for.
+    """Return the seeds of `0:3` (0, 1, 2) or of `0,2`.
 
     Raises:
-      ValueError: for another form.
+      ValueError: for any other form.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match and int(match[1]) < int(match[2]):
@@ -213,16 +235,10 @@ def _changed(content: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]
         group, dot, name = field.partition(".")
         if not equals or not dot or group not in ("evaluate", "config"):
             raise ValueError(f"--set = {setting!r} is not known: give evaluate.FLAG=VALUE or config.FIELD=VALUE")
+        value = parse_value({"true": "True", "false": "False"}.get(text, text))
         if group == "evaluate":
-            content = content | {"evaluate": {**content.get("evaluate", {}), name: _value(text)}}
-        else:  # it holds for every cell, whatever the sweep file says there
-            cells = [(cell, {**overrides, name: _value(text)}) for cell, overrides in content.get("cells", ())]
+            content = content | {"evaluate": {**content.get("evaluate", {}), name: value}}
+        else:  # overrides every cell, and what the sweep file says there
+            cells = [(cell, {**overrides, name: value}) for cell, overrides in content.get("cells", ())]
             content = content | {"cells": cells}
     return content
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return {"true": True, "false": False}.get(text, text)

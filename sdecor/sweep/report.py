@@ -1,4 +1,4 @@
-"""The report of a sweep: results.csv, tables and figures, in the folder `report` of the sweep's."""
+"""Write the report of a sweep: tables and figures, in the folder `report` of the sweep's folder."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
-from sdecor.sweep import collect, figures, plan, tables
+from sdecor.sweep import collect, figures, plan, tables, trial_folder
 from sdecor.sweep.collect import EXPLORATORY, PLANNED, TIME, Comparison, Result
 from sdecor.sweep.plan import Sweep
 
@@ -15,60 +15,67 @@ MEANS = ("cell", "measure", "n", "mean", "low", "high", "chance")
 
 
 def write(folder: pathlib.Path) -> str:
-    """Write the report of the sweep in `folder`; return some lines about it.
+    """Write the report of the sweep in `folder`; return a summary for the terminal.
 
     Raises:
-      ValueError: when there is no sweep.
+      ValueError: when `folder` holds no sweep.
     """
     sweep = plan.read(folder)
     results = collect.collect(sweep, folder)
     output = folder / plan.REPORT
     output.mkdir(exist_ok=True)
-    means, chances = collect.means(results), collect.chances(results)
-    compared = collect.compare(sweep, results)
-    rows = [
-        [cell, key, entry.n, *entry[:3], chances.get(cell, {}).get(key)]
-        for cell, found in means.items()
-        for key, entry in found.items()
-    ]
-    shown, shown_results = collect.with_forms(sweep, results)
-    shown_means, shown_compared = collect.means(shown_results), collect.compare(shown, shown_results)
-    files = {
-        "results.csv": collect.results_csv(results),
-        "means.csv": collect.to_csv(MEANS, rows),
-        "differences.csv": collect.to_csv(collect.HEADER, [each.row() for each in compared]),
-    }
-    drawn = draw(shown, shown_results, shown_means)
+    texts = csv_files(sweep, results)  # for programs, with the names of the cells in the sweep file
+    sweep, results = collect.with_forms(sweep, results)
+    means = collect.means(results)
+    drawn = draw(sweep, results, means)
     for name, figure in drawn.items():
         for kind in FORMATS:
             save_figure(figure, output / f"{name}.{kind}")
-    front, groups = tables_of(shown, shown_results, shown_means, shown_compared)
-    listed = {"means.tex": [table for table in front if table.header[-1] == "n"] + groups}
-    listed["differences.tex"] = [table for table in front if table.header[-1] == "verdict"]
-    files |= {name: "\n\n".join(map(tables.latex, chosen)) + "\n" for name, chosen in listed.items()}
-    files["report.md"] = page(shown, shown_results, front, groups, list(drawn))
-    for name, text in files.items():
+    front, groups = tables_of(sweep, results, means, collect.compare(sweep, results))
+    latex = {"means.tex": [table for table in front if table.header[-1] == "n"] + groups}
+    latex["differences.tex"] = [table for table in front if table.header[-1] == "verdict"]
+    texts |= {name: "\n\n".join(map(tables.latex, chosen)) + "\n" for name, chosen in latex.items()}
+    texts["report.md"] = page(sweep, results, front, groups, list(drawn))
+    for name, text in texts.items():
         write_text(output / name, text)
-    finished = sum(result.state == "finished" for result in results)
-    return f"{finished} of {len(results)} runs are finished.\nWritten: {output}/report.md, {', '.join(files)}, " + (
-        ", ".join(f"{name}.{{{','.join(FORMATS)}}}" for name in drawn) or "no figure"
+    finished = sum(result.state == trial_folder.FINISHED for result in results)
+    figure_names = ", ".join(f"{name}.{{{','.join(FORMATS)}}}" for name in drawn) or "no figure"
+    return (
+        f"{finished} of {len(results)} trials are finished.\n"
+        f"Written: {output}/report.md, {', '.join(texts)}, {figure_names}"
     )
+
+
+def csv_files(sweep: Sweep, results: Sequence[Result]) -> dict[str, str]:
+    """Return the CSV files of the report, name → text."""
+    chances = collect.chances(results)
+    means = [
+        [cell, key, entry.n, *entry[:3], chances.get(cell, {}).get(key)]
+        for cell, found in collect.means(results).items()
+        for key, entry in found.items()
+    ]
+    differences = [comparison.row() for comparison in collect.compare(sweep, results)]
+    return {
+        "results.csv": collect.results_csv(results),
+        "means.csv": collect.to_csv(MEANS, means),
+        "differences.csv": collect.to_csv(collect.HEADER, differences),
+    }
 
 
 def tables_of(
     sweep: Sweep, results: Sequence[Result], means: dict[str, dict[str, Mean]], compared: Sequence[Comparison]
 ) -> tuple[list[tables.Table], list[tables.Table]]:
-    """Return the tables that are read first, and those of all measures."""
+    """Return the tables of the main measures, and the tables of all others."""
     main, chances = main_measures(sweep, results), collect.chances(results)
     planned = [each for each in compared if each.kind == PLANNED]
     others = [each for each in compared if each.kind == EXPLORATORY and each.measure in main]
-    front = [tables.runs_table(results, sweep.tags["factors"], list(sweep.cells))]
+    front = [tables.trials_table(results, sweep.tags["factors"], list(sweep.cells))]
     if main:
         front.append(tables.main_table(means, chances, main))
     if planned:
         caption = (
             f"Preregistered comparisons ({len(planned)}): paired t-tests over seeds, p corrected by Holm over all of "
-            "them, those that were not run among them."
+            "them, also those that were not run."
         )
         front.append(tables.comparison_table(planned, caption, planned=True))
     if others:
@@ -79,7 +86,7 @@ def tables_of(
 
 
 def main_measures(sweep: Sweep, results: Sequence[Result]) -> list[str]:
-    """Return the main measures: those that the sweep file tags or tests, else accuracy and the first method's."""
+    """Return the measures that the sweep file tags or tests; without any, accuracy and those of the first method."""
     tagged = dict.fromkeys([*sweep.tags["measures"], *(test[1] for test in sweep.tests)])
     if tagged:
         return list(tagged)
@@ -89,7 +96,7 @@ def main_measures(sweep: Sweep, results: Sequence[Result]) -> list[str]:
 
 
 def draw(sweep: Sweep, results: Sequence[Result], means: dict[str, dict[str, Mean]]) -> dict[str, Any]:
-    """Return the figures by the name of their file."""
+    """Return the figures, file name → figure."""
     drawn = {f"pareto_{_file(method)}": figure for method, figure in figures.pareto(means).items()}
     shown = [key for key in main_measures(sweep, results) if key in collect.measures(results)]
     for field, found in figures.curves(results).items() if shown else ():
@@ -105,21 +112,23 @@ def page(
     drawn: Sequence[str],
 ) -> str:
     """Return the report in Markdown."""
-    unlike = collect.unlike(results)
-    notes = ["Not all runs were measured alike:", *(f"- {note}" for note in unlike)] if unlike else []
+    differing = collect.differing_settings(results)
+    notes = ["Not all trials were evaluated alike:", *(f"- {note}" for note in differing)] if differing else []
     evaluated = ", ".join(f"{name} = {value}" for name, value in sweep.evaluate.items())
     parts = [
-        "# What the sweep found",
+        "# Results of the sweep",
         f"{len(sweep.cells)} cells, seeds {', '.join(map(str, sweep.seeds))}; "
         f"evaluated with {evaluated or 'defaults'}. Intervals are over seeds: Student's t, 95 %. "
         "↑ more is better, ↓ less is better.",
         "\n".join(notes),
         *map(tables.markdown, front),
-        "All comparisons: differences.csv. All means: means.csv. Each run's numbers: results.csv.",
+        "All comparisons: differences.csv. All means: means.csv. The numbers of each trial: results.csv.",
         *(f"![{name}]({name}.png)" for name in drawn),
         "## Other measures" if groups else "",
         *map(tables.markdown, groups),
-        f"{tables.measure_title(TIME)} is by the run's own count, without start and evaluation." if groups else "",
+        f"{tables.measure_title(TIME)} is measured by the training loop, without start and evaluation."
+        if groups
+        else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

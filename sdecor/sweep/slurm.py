@@ -1,10 +1,9 @@
-"""A sweep as a Slurm array, one task a run, by submitit.
+"""A sweep as a Slurm array, one task a trial, by submitit.
 
-Some time before its limit Slurm warns a task, or preempts it: train.py is asked to stop, saves its state, and the task
-is put back into the queue, where it goes on. A task whose run is finished or claimed elsewhere ends at once.
+Slurm warns a task some time before its limit, or preempts it. train.py is then asked to stop and saves its state, and
+the task goes back into the queue. A task whose trial is finished, or claimed by another process, ends at once.
 """
 
-import ast
 import importlib
 import pathlib
 import signal
@@ -12,9 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sdecor.core.commands import parse_value
 from sdecor.core.interrupt import Interrupt
 from sdecor.sweep import job, trial_folder
-from sdecor.sweep.plan import SLURM, Run
+from sdecor.sweep.plan import SLURM, Trial
 
 SHARED = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 DEFAULTS = {"timeout_min": 60, "name": "sdecor_sweep"}
@@ -23,57 +23,62 @@ _PAUSE, _TRIES = 0.5, 10
 
 
 class Task:
-    """What a task of the array does; submitit calls `checkpoint` when the task is warned."""
+    """A task of the array; submitit calls `checkpoint` when Slurm warns the task."""
 
     def __init__(self):
         self.job: job.Job | None = None
 
-    def __call__(self, run: dict[str, Any], folder: str) -> str:
-        """Do a run; return its outcome.
+    def __call__(self, trial: dict[str, Any], folder: str) -> str:
+        """Run a trial and return its outcome.
+
+        Args:
+          trial: the fields of a `Trial`.
+          folder: the sweep's folder.
 
         Raises:
-          RuntimeError: when it failed, so that Slurm counts the task as failed.
+          RuntimeError: when the trial failed, so that Slurm counts the task as failed.
         """
-        run, place = Run(**run), pathlib.Path(folder)
-        if not trial_folder.missing_stages(place / run.key, run):
-            return job.FINISHED
+        trial, place = Trial(**trial), pathlib.Path(folder)
+        if not trial_folder.missing_stages(place / trial.key, trial):
+            return trial_folder.FINISHED
         with Interrupt() as interrupt:
-            self.job = job.start(run, place, tries=_TRIES)
+            self.job = job.start(job.Group((trial,)), place, tries=_TRIES)
             if self.job is None:
-                return f"{run.key} is claimed by another process"
+                return f"{trial.key} is claimed by another process"
             while not job.poll(self.job):
                 if interrupt and not self.job.stopping:
                     job.stop(self.job, signal.SIGTERM)
                 time.sleep(_PAUSE)
-        if self.job.outcome == job.FAILED:
+        if self.job.outcome == trial_folder.FAILED:
             failed = trial_folder.read(self.job.folder)["failed"]
-            raise RuntimeError(f"{failed['stage']}.py of {run.key} failed:\n" + "\n".join(failed["lines"]))
+            raise RuntimeError(f"{failed['stage']}.py of {trial.key} failed:\n" + "\n".join(failed["lines"]))
         return self.job.outcome
 
-    def checkpoint(self, run: dict[str, Any], folder: str) -> Any:
-        """Have the run save its state, and return what is to be queued again."""
+    def checkpoint(self, trial: dict[str, Any], folder: str) -> Any:
+        """Wait until the trial's state is saved, and return the task to queue again."""
         if self.job is not None:
             job.stop(self.job, signal.SIGTERM)
             job.wait_until_ended(self.job)
-        return _submitit().helpers.DelayedSubmission(Task(), run, folder)
+        return _submitit().helpers.DelayedSubmission(Task(), trial, folder)
 
 
-def submit(runs: Sequence[Run], folder: pathlib.Path, options: dict[str, Any], jobs: int | None = None) -> list[Any]:
-    """Submit the runs that are not finished and that nobody works at; return submitit's jobs.
+def submit(
+    trials: Sequence[Trial], folder: pathlib.Path, options: dict[str, Any], jobs: int | None = None
+) -> list[Any]:
+    """Submit the trials that are neither finished nor running; return submitit's jobs.
 
     Args:
-      runs: which.
-      folder: the sweep's, on a file system that the nodes share.
+      trials: the trials.
+      folder: the sweep's folder, on a file system that the nodes share.
       options: submitit's parameters, see `parse`; `cluster` may be "local" instead of "slurm".
-      jobs: tasks at a time; None = as many as Slurm will run.
+      jobs: tasks at a time; None = as many as Slurm runs.
 
     Raises:
       ValueError: when submitit is missing, or does not know an option.
     """
-    submitit, left = (
-        _submitit(),
-        [run for run in runs if trial_folder.state(folder / run.key, run) not in _NOT_SUBMITTED],
-    )
+    submitit = _submitit()
+    at_rest = (trial_folder.FAILED, trial_folder.STARTED, trial_folder.LEFT)
+    left = [trial for trial in trials if trial_folder.state(folder / trial.key, trial) in at_rest]
     if not left:
         return []
     options = DEFAULTS | options
@@ -87,16 +92,16 @@ def submit(runs: Sequence[Run], folder: pathlib.Path, options: dict[str, Any], j
         )
         parallelism = {} if jobs is None else {"slurm_array_parallelism": jobs}
         executor.update_parameters(**options, **parallelism)
-        return executor.map_array(Task(), [run._asdict() for run in left], [str(folder.absolute())] * len(left))
+        return executor.map_array(Task(), [trial._asdict() for trial in left], [str(folder.absolute())] * len(left))
     except (RuntimeError, ValueError, NameError) as error:
         raise ValueError(f"--slurm: {error}") from error
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
-    """Return the options that `timeout_min=240 partition=gpu …` stand for, by submitit's names.
+    """Return the options of `timeout_min=240 partition=gpu …`, by submitit's names.
 
     Raises:
-      ValueError: for a word of another form.
+      ValueError: for a word that is not `name=value`.
     """
     options = {}
     for word in words:
@@ -104,18 +109,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise ValueError(f"--slurm has {word!r}: options have the form name=value, for example timeout_min=240")
         plain = name in (*SHARED, "cluster") or name.startswith(("slurm_", "local_"))
-        options[name if plain else f"slurm_{name}"] = _value(text)
+        options[name if plain else f"slurm_{name}"] = parse_value(text)
     return options
-
-
-_NOT_SUBMITTED = (trial_folder.FINISHED, trial_folder.RUNNING)
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 def _submitit() -> Any:

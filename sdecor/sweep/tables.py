@@ -28,11 +28,11 @@ _SUPERSCRIPT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
 Means = Mapping[str, Mapping[str, Mean]]  # cell → measure → mean over seeds
-Chances = Mapping[str, Mapping[str, float]]  # the same, for measures that have a level of chance
+Chances = Mapping[str, Mapping[str, float]]  # cell → measure → mean chance level
 
 
 class Table(NamedTuple):
-    """Cells of text under a header, with a caption."""
+    """A table of text with a header and a caption."""
 
     caption: str
     header: Sequence[str]
@@ -40,14 +40,14 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """Write a table in Markdown, under its caption."""
+    """Return a table in Markdown, below its caption."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     written = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{table.caption}\n\n{written}"
 
 
 def latex(table: Table) -> str:
-    """Write a table in LaTeX; it needs the package booktabs."""
+    """Return a table in LaTeX, for the package booktabs."""
     width = len(table.header)
     rows = [" & ".join(escape(cell) for cell in line) + r" \\" for line in (table.header, *table.rows)]
     return "\n".join(
@@ -67,24 +67,24 @@ def latex(table: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text as LaTeX prints it."""
+    """Return a text with LaTeX's special characters escaped."""
     written = "".join(_LATEX.get(character, character) for character in text)
     return re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: f"$^{{{found[0].translate(_SUPERSCRIPT)}}}$", written)
 
 
-def runs_table(results: Sequence[Result], factors: Mapping[str, Mapping], planned: Sequence[str]) -> Table:
-    """Return which runs of each cell there are; what was not run is said, cell by cell.
+def trials_table(results: Sequence[Result], factors: Mapping[str, Mapping], planned: Sequence[str]) -> Table:
+    """Return a row for each cell: how many trials are finished, and which are missing.
 
     Args:
-      results: of all runs.
-      factors: cell → factor → value, as the sweep file tags them.
-      planned: the cells of the sweep file; others were run and taken out of it since.
+      results: the results of all trials.
+      factors: cell → factor → value, the tags of the sweep file.
+      planned: the cells of the sweep file; others were in a former one.
     """
     rows = []
     for cell, group in collect.cells(results).items():
         states: dict[str, list[int]] = {}
         for result in group:
-            states.setdefault(result.state, []).append(result.run.seed)
+            states.setdefault(result.state, []).append(result.trial.seed)
         finished = states.pop("finished", [])
         missing = [f"seed {', '.join(map(str, seeds))}: {state}" for state, seeds in states.items()]
         varied = ", ".join(f"{field} = {value}" for field, value in factors.get(cell, {}).items())
@@ -93,11 +93,11 @@ def runs_table(results: Sequence[Result], factors: Mapping[str, Mapping], planne
     header = ["cell", "varies", "finished", "missing"]
     if not any(row[1] for row in rows):
         header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
-    return Table("Runs.", header, rows)
+    return Table("Trials.", header, rows)
 
 
 def means_tables(means: Means, chances: Chances, measures: Sequence[str]) -> list[Table]:
-    """Return tables of cells and measures: a group for the network, one for each method, few columns each."""
+    """Return tables with a row for each cell: first the network's measures, then those of each method."""
     tables = []
     for method, keys in keys_by_method(measures).items():
         for start in range(0, len(keys), _COLUMNS):
@@ -107,7 +107,7 @@ def means_tables(means: Means, chances: Chances, measures: Sequence[str]) -> lis
 
 
 def main_table(means: Means, chances: Chances, measures: Sequence[str]) -> Table:
-    """Return one table of the main measures, of whichever method."""
+    """Return one table of the main measures, those of all methods side by side."""
     several = len({split_key(key)[0] for key in measures} - {""}) > 1
     return _means_table("Main measures", means, chances, measures, with_method=several)
 
@@ -130,13 +130,13 @@ def _means_table(name: str, means: Means, chances: Chances, keys: Sequence[str],
 
 
 def _chance_text(key: str, levels: Sequence[float | None]) -> str:
-    """Write the level of chance, once where it is the same in all cells."""
+    """Format chance levels, once where all cells have the same."""
     known = sorted(level for level in levels if level is not None)
     return format_several([format_value(key, level, unit=False) for level in known]) if known else ""
 
 
 def comparison_table(comparisons: Sequence[Comparison], caption: str, *, planned: bool) -> Table:
-    """Return a row for each comparison."""
+    """Return a table with a row for each comparison; only planned ones have a corrected p."""
     header = ["measure", "cell − reference", "difference", "95 % interval", "n", "p"]
     header += ["p (Holm)", "verdict"] if planned else ["verdict"]
     rows = []
@@ -161,7 +161,7 @@ def comparison_table(comparisons: Sequence[Comparison], caption: str, *, planned
 
 
 def heading(key: str, *, with_method: bool = False) -> str:
-    """Return a measure's title with its unit and its better direction."""
+    """Return a measure's title with its unit and the arrow of its better direction."""
     method, measure = split_key(key)
     unit = " (%)" if is_percent(key) else ""
     front = f"{method_title(method)}: " if with_method and method else ""
@@ -174,12 +174,12 @@ def measure_title(measure: str) -> str:
 
 
 def is_percent(key: str) -> bool:
-    """Tell whether a measure is a share that is read in per cent."""
+    """Tell whether a measure is shown in per cent."""
     return format_value(key, 0.5).endswith("%")
 
 
 def mean_text(key: str, entry: Mean) -> str:
-    """Write `mean ± half width`, the mean alone for one seed, and a dash for none."""
+    """Format a mean as `mean ± half width`; the mean alone for one seed, a dash for none."""
     if entry.low is None:
         return format_value(key, entry.mean, unit=False)
     half = (entry.high - entry.low) / 2
@@ -188,7 +188,7 @@ def mean_text(key: str, entry: Mean) -> str:
 
 
 def difference_text(key: str, difference: Difference, value: float | None) -> str:
-    """Write a difference or an end of its interval, all with equally many digits; shares in percentage points."""
+    """Format a difference or an end of its interval, all with the same digits; shares in percentage points."""
     if value is None:
         return "–"
     ends = [abs(x) for x in (difference.mean, difference.low, difference.high) if x is not None]
@@ -196,7 +196,7 @@ def difference_text(key: str, difference: Difference, value: float | None) -> st
 
 
 def p_text(p: float | None) -> str:
-    """Write a p-value."""
+    """Format a p-value."""
     if p is None:
         return "–"
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"

@@ -1,4 +1,11 @@
-"""A trial's folder: sweep.json with its state, and the lock that lets one process at a time work in it."""
+"""A trial's folder: its lock, which one process at a time holds, and sweep.json, the state of the trial.
+
+sweep.json holds the fields of the trial (`plan.Trial`), and
+
+  done     stage → its arguments, seconds and time, once the stage is finished
+  spent    stage → seconds of the starts that were stopped
+  failed   stage, exit status, last lines and time of a failure, until the next start
+"""
 
 import contextlib
 import fcntl
@@ -12,30 +19,31 @@ from typing import Any
 
 from sdecor.core import files
 from sdecor.sweep import commands
-from sdecor.sweep.plan import Run
+from sdecor.sweep.plan import Trial
 from sdecor.training import logbook, run_folder
 
 LOCK = "sweep.lock"
+UNKNOWN = {"process": "?", "host": "?", "since": "?"}
 _PAUSE = 0.1  # seconds between two tries
 
 
 class Claim:
-    """A held lock. A process that `descriptor` is passed to holds it as well: nobody joins an orphan."""
+    """A held lock. Processes that inherit `descriptor` hold it too, so that an orphan keeps its folder."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
 
     def release(self) -> None:
-        """Give the folder up, unless a child still holds it."""
+        """Release the lock, unless a child still holds it."""
         os.close(self.descriptor)
 
 
 def take(folder: pathlib.Path, *, tries: int = 1) -> Claim | None:
-    """Claim a run's folder, created where missing; None when another process holds it.
+    """Claim a trial's folder; return None when another process holds it.
 
     Args:
-      folder: the run's.
-      tries: more than one where it is not tried again later: whoever asks for the state holds the lock for an instant.
+      folder: the trial's folder, created where missing.
+      tries: how often to try. Give more than one where a failure is final: `holder` takes the lock for an instant.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(tries):
@@ -52,7 +60,7 @@ def take(folder: pathlib.Path, *, tries: int = 1) -> Claim | None:
 
 
 def holder(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Return who holds a run's folder: process, host and since when; None when nobody does."""
+    """Return the process, host and start time of the holder of a trial's folder; None when nobody holds it."""
     try:
         opened = os.open(folder / LOCK, os.O_RDONLY)
     except FileNotFoundError:
@@ -62,7 +70,7 @@ def holder(folder: pathlib.Path) -> dict[str, Any] | None:
     except BlockingIOError:
         with contextlib.suppress(ValueError):
             return json.loads(os.pread(opened, 1000, 0))
-        return {"process": "?", "host": "?", "since": "?"}
+        return UNKNOWN
     except OSError:  # a file system without locks
         return None
     finally:
@@ -80,83 +88,82 @@ def _locked(opened: int, folder: pathlib.Path) -> bool:
     return True
 
 
-RECORD, LOG = "sweep.json", "sweep.log"
+STATE_FILE, LOG = "sweep.json", "sweep.log"
 FINISHED, RUNNING, FAILED, STARTED, LEFT = "finished", "running", "failed", "started", "left"
-STATES = (FINISHED, RUNNING, FAILED, STARTED, LEFT)  # started: stopped or killed on its way
+STATES = (FINISHED, RUNNING, FAILED, STARTED, LEFT)  # started: stopped or killed before its end
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Return a run's record; empty where there is none."""
-    path = folder / RECORD
+    """Return the content of a trial's sweep.json; empty where the file is missing."""
+    path = folder / STATE_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def open_record(folder: pathlib.Path, run: Run) -> None:
-    """Write down what the run is, as it starts; what is known of its finished stages is kept, a failure forgotten."""
+def add_start(folder: pathlib.Path, trial: Trial) -> None:
+    """Write the fields of a trial that starts; keep its finished stages, and delete a former failure."""
     known = {name: value for name, value in read(folder).items() if name != "failed"}
-    files.write_json(folder / RECORD, known | files.plain(run._asdict()))
+    files.write_json(folder / STATE_FILE, known | files.plain(trial._asdict()))
 
 
-def add(folder: pathlib.Path, stage: str, arguments: list[str], seconds: float) -> None:
-    """Record that a stage is finished."""
-    record = read(folder)
-    spent = record.get("spent", {}).get(stage, 0.0) + seconds
-    record["spent"] = {name: value for name, value in record.get("spent", {}).items() if name != stage}
+def add_finished(folder: pathlib.Path, stage: str, arguments: list[str], seconds: float) -> None:
+    """Write that a stage is finished, with the time of all its starts."""
+    stored = read(folder)
+    spent = stored.get("spent", {}).get(stage, 0.0) + seconds
+    stored["spent"] = {name: value for name, value in stored.get("spent", {}).items() if name != stage}
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     done = {"arguments": arguments, "seconds": round(spent, 2), "finished": now}
-    files.write_json(folder / RECORD, record | {"done": record.get("done", {}) | {stage: done}})
+    files.write_json(folder / STATE_FILE, stored | {"done": stored.get("done", {}) | {stage: done}})
 
 
 def add_failure(folder: pathlib.Path, stage: str, status: int, lines: list[str]) -> None:
-    """Record that a stage failed, with the last lines that it wrote."""
+    """Write that a stage failed, with the last lines of its log."""
     failed = {"stage": stage, "status": status, "lines": lines, "time": time.time()}
-    files.write_json(folder / RECORD, read(folder) | {"failed": failed})
+    files.write_json(folder / STATE_FILE, read(folder) | {"failed": failed})
 
 
 def add_time(folder: pathlib.Path, stage: str, seconds: float) -> None:
-    """Record time spent in a stage that was stopped."""
-    record = read(folder)
-    spent = record.get("spent", {})
-    record["spent"] = spent | {stage: round(spent.get(stage, 0.0) + seconds, 2)}
-    files.write_json(folder / RECORD, record)
+    """Add the time of a start that was stopped."""
+    stored = read(folder)
+    spent = stored.get("spent", {})
+    stored["spent"] = spent | {stage: round(spent.get(stage, 0.0) + seconds, 2)}
+    files.write_json(folder / STATE_FILE, stored)
 
 
-def is_done(folder: pathlib.Path, run: Run, stage: str) -> bool:
-    """Tell whether a stage is finished; evaluation, with the same settings."""
+def is_done(folder: pathlib.Path, trial: Trial, stage: str) -> bool:
+    """Tell whether a stage is finished. An evaluation counts only with the trial's own settings."""
     done = read(folder).get("done", {}).get(stage)
     if stage == "train" or done is None:
         return done is not None
-    return done["arguments"] == commands.arguments(run, stage) and (folder / "evaluation.json").is_file()
+    return done["arguments"] == commands.arguments(trial, stage) and (folder / "evaluation.json").is_file()
 
 
-def missing_stages(folder: pathlib.Path, run: Run) -> list[str]:
-    """Return the stages that are still to do, in order."""
-    return [stage for stage in commands.STAGES if not is_done(folder, run, stage)]
+def missing_stages(folder: pathlib.Path, trial: Trial) -> list[str]:
+    """Return the stages that are not finished, in order."""
+    return [stage for stage in commands.STAGES if not is_done(folder, trial, stage)]
 
 
-def state(folder: pathlib.Path, run: Run) -> str:
-    """Return which of `STATES` a run is in."""
-    if not missing_stages(folder, run):
+def state(folder: pathlib.Path, trial: Trial) -> str:
+    """Return the state of a trial, one of `STATES`."""
+    if not missing_stages(folder, trial):
         return FINISHED
     if holder(folder) is not None:
         return RUNNING
-    record = read(folder)
-    if "failed" in record:
+    stored = read(folder)
+    if "failed" in stored:
         return FAILED
-    return STARTED if record else LEFT
+    return STARTED if stored else LEFT
 
 
 def last_step(folder: pathlib.Path) -> int:
-    """Return the last training step that a run logged; 0 before the first."""
+    """Return the last training step in a run's log; 0 before the first."""
     rows = logbook.read_rows(folder)
     return rows[-1]["step"] if rows else 0
 
 
 def training_seconds(folder: pathlib.Path) -> float | None:
-    """Return the time that training took, by the run's own count: images over images per second at its last row.
+    """Return the training time of a run from its log: all images over the last images per second.
 
-    What the rate does not know, such as building the data, is left out; of a run that was continued the rate is that
-    of the last start.
+    This leaves out the start of the program. In a run that was resumed, the rate is that of the last start.
     """
     rows = [row for row in logbook.read_rows(folder) if row.get("images_per_second")]
     if not rows:
@@ -166,7 +173,7 @@ def training_seconds(folder: pathlib.Path) -> float | None:
 
 
 def tail(path: pathlib.Path, *, start: int = 0, count: int = 15) -> list[str]:
-    """Return the last lines of a log from byte `start` on; of a line that a bar rewrote, what it last said."""
+    """Return the last lines of a log, from byte `start` on."""
     with path.open("rb") as file:
         file.seek(max(start, path.stat().st_size - 20_000))
         lines = file.read().decode(errors="replace").splitlines()

@@ -4,13 +4,13 @@ A replica is given as text, `[NAME:]FIELD=NUMBER,FIELD=NUMBER`, and lies in the 
 differ is what enters the compiled step as a value: the seed, and the numbers of `build.create_hyper`.
 """
 
-import ast
 import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.core.checks import check_choice, check_count, check_range
+from sdecor.core.commands import parse_value
 from sdecor.training.terms import TERMS
 
 # A term whose weight is 0 is not computed: for all replicas, or for none.
@@ -78,10 +78,7 @@ def _parse(text: str) -> Replica:
 
 
 def _number(what: str, field: str, text: str) -> float:
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = text
+    value = parse_value(text)
     if field == "seed":
         check_count(what, value, 0)
         return value

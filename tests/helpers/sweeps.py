@@ -1,4 +1,4 @@
-"""Sweeps for tests: folders of finished runs with known numbers, and stand-ins for train.py and evaluate.py."""
+"""Sweeps for tests: folders of finished trials with known numbers, and stand-ins for train.py and evaluate.py."""
 
 import json
 import pathlib
@@ -42,42 +42,42 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def stand_in(monkeypatch: Any, *, seconds: float = 0.2, fails: tuple[str, ...] = ()) -> None:
-    """Have sweeps start stand-ins; `fails` are the runs, "cell/seed0", whose training fails."""
+    """Have sweeps start stand-ins; `fails` are the trials, "cell/seed0", whose training fails."""
 
-    def command(run: plan.Run, stage: str, folder: pathlib.Path) -> list[str]:
-        failing = run.key in fails and stage == "train"
-        return [sys.executable, "-S", "-c", STAND_IN, stage, str(folder / run.key), str(seconds), str(failing)]
+    def command(trial: plan.Trial, stage: str, folder: pathlib.Path) -> list[str]:
+        failing = trial.key in fails and stage == "train"
+        return [sys.executable, "-S", "-c", STAND_IN, stage, str(folder / trial.key), str(seconds), str(failing)]
 
     monkeypatch.setattr(commands, "command", command)
 
 
 def starts(folder: pathlib.Path) -> list[str]:
-    """Return the stages that were started in a run's folder, in order."""
+    """Return the stages that were started in a trial's folder, in order."""
     return [line.split()[0] for line in (folder / "starts").read_text().splitlines()]
 
 
 def finished(
     folder: pathlib.Path, sweep: plan.Sweep, numbers: dict[str, dict[int, dict[str, float]]], **config: dict[str, Any]
 ) -> pathlib.Path:
-    """Write finished runs.
+    """Write finished trials.
 
     Args:
       folder: of the sweep.
       sweep: the sweep.
-      numbers: cell → seed → measure → value; other runs are left out.
+      numbers: cell → seed → measure → value; other trials are left out.
       **config: cell → fields of the config.
     """
     plan.write(folder, sweep)
-    for run in sweep.runs():
-        values = numbers.get(run.cell, {}).get(run.seed)
+    for trial in sweep.trials():
+        values = numbers.get(trial.cell, {}).get(trial.seed)
         if values is None:
             continue
-        place = folder / run.key
+        place = folder / trial.key
         place.mkdir(parents=True)
-        trial_folder.open_record(place, run)
+        trial_folder.add_start(place, trial)
         for stage in commands.STAGES:
-            trial_folder.add(place, stage, commands.arguments(run, stage), 60.0)
-        fields = {"seed": run.seed, "method": run.cell, "train": {"batch_size": 2}, **config.get(run.cell, {})}
+            trial_folder.add_finished(place, stage, commands.arguments(trial, stage), 60.0)
+        fields = {"seed": trial.seed, "method": trial.cell, "train": {"batch_size": 2}, **config.get(trial.cell, {})}
         write_json(place / "config.json", {"config": fields, "dataset": {}, "versions": {}})
         entries = {name: {"mean": value, "low": value, "high": value, "n": 100} for name, value in values.items()}
         write_json(place / "evaluation.json", {"metrics": entries, "settings": {"split": "test", "step": 10}})

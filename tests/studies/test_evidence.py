@@ -81,7 +81,7 @@ def test_the_figure_is_drawn(tmp_path):
 @pytest.mark.parametrize("part", sweeps.PARTS)
 def test_every_part_is_a_sweep(part):
     sweep = plan.make(sweeps.get_config(part))
-    lines = {tuple(commands.train_arguments(run)) for run in sweep.runs()}
+    lines = {tuple(commands.train_arguments(trial)) for trial in sweep.trials()}
     assert len(lines) == len(sweep.cells) * len(sweep.seeds)
     assert sweep.evaluate["split"] == ("test" if part.startswith("methods") else "val")
 

@@ -1,4 +1,4 @@
-"""Sweeps: what a sweep file may say, what runs come of it, and that starting again only does what is missing."""
+"""Sweeps: what a sweep file may say, which trials it gives, and that starting again only does what is missing."""
 
 import json
 import os
@@ -44,15 +44,15 @@ def test_what_cannot_be_is_said_at_once(changes, message):
         plan.make(sweeps.content(**changes))
 
 
-def test_runs_are_all_cells_of_a_seed_then_of_the_next():
+def test_trials_are_all_cells_of_a_seed_then_of_the_next():
     sweep = plan.make(sweeps.content(base={"overrides": {"method": "ce", "optim.lr": 0.1}}, seeds=[3, 5]))
-    assert [run.key for run in sweep.runs()] == ["ce/seed3", "sgt/seed3", "ce/seed5", "sgt/seed5"]
-    assert sweep.runs()[1].overrides == {"method": "sgt", "optim.lr": 0.1}
-    assert [run.key for run in sweep.runs(["sgt"], [5])] == ["sgt/seed5"]
+    assert [trial.key for trial in sweep.trials()] == ["ce/seed3", "sgt/seed3", "ce/seed5", "sgt/seed5"]
+    assert sweep.trials()[1].overrides == {"method": "sgt", "optim.lr": 0.1}
+    assert [trial.key for trial in sweep.trials(["sgt"], [5])] == ["sgt/seed5"]
     with pytest.raises(ValueError, match="did you mean 'sgt'"):
-        sweep.runs(["sgtt"])
+        sweep.trials(["sgtt"])
     with pytest.raises(ValueError, match="--seeds = 4"):
-        sweep.runs((), [4])
+        sweep.trials((), [4])
     assert plan.parse_seeds("0:3") == (0, 1, 2) and plan.parse_seeds("0,2") == (0, 2)
     with pytest.raises(ValueError, match="0:3"):
         plan.parse_seeds("0-3")
@@ -60,8 +60,10 @@ def test_runs_are_all_cells_of_a_seed_then_of_the_next():
 
 def test_command_lines_are_those_of_train_and_evaluate(tmp_path):
     overrides = {"method": "sgt", "runlocal": True, "model.widths": (4, 8), "log.progress": True}
-    run = plan.Run("sgt", 7, "configs/demo.py", overrides, {"methods": ["gradient", "lrp"], "force": True, "images": 2})
-    train, evaluate = (commands.command(run, stage, tmp_path) for stage in commands.STAGES)
+    trial = plan.Trial(
+        "sgt", 7, "configs/demo.py", overrides, {"methods": ["gradient", "lrp"], "force": True, "images": 2}
+    )
+    train, evaluate = (commands.command(trial, stage, tmp_path) for stage in commands.STAGES)
     assert train[1] == str(ROOT / "train.py") and train[-1] == f"--workdir={tmp_path}/sgt/seed7"
     assert train[2] == f"--config={ROOT}/configs/demo.py:method=sgt,runlocal"
     assert {"--config.seed=7", "--config.model.widths=(4, 8)", "--config.log.progress=True"} < set(train)
@@ -89,12 +91,12 @@ def test_sweep_file_is_read_changed_and_kept(tmp_path):
 @pytest.mark.parametrize("name", ["ablation", "smoke"])
 def test_sweep_files_of_the_package_can_be(name):
     sweep = plan.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
-    assert len(sweep.runs()) == len(sweep.cells) * len(sweep.seeds) and sweep.tests
+    assert len(sweep.trials()) == len(sweep.cells) * len(sweep.seeds) and sweep.tests
 
 
 def test_a_form_is_a_word_of_a_cell():
     sweep = plan.load(str(ROOT / "configs" / "sweeps" / "ablation.py"))
-    found = {run.cell: dry.read_config(commands.train_arguments(run)) for run in sweep.runs(seeds=[0])}
+    found = {trial.cell: dry.read_config(commands.train_arguments(trial)) for trial in sweep.trials(seeds=[0])}
     forms = {cell: (config.method, config.decorrelation.form) for cell, config in found.items()}
     assert forms["sdecor"] == ("sdecor", "covariance") and forms["sdecor_density"] == ("sdecor", "density")
     assert found["sdecor_density"].decorrelation.layers == ("activations",)
@@ -116,36 +118,38 @@ def test_grids_and_single_changes():
     assert cells.against(["a", "b"], ["m"], ["a"]) == [("b", "m", "a")]
 
 
-def test_each_run_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monkeypatch, capsys):
+def test_each_trial_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monkeypatch, capsys):
     sweep = plan.make(sweeps.content())
     sweeps.stand_in(monkeypatch, fails=("ce/seed0",))
-    assert local.run_all(sweep.runs(), tmp_path, jobs=3)
-    states = local.states(sweep.runs(), tmp_path)
+    assert local.run_all(sweep.trials(), tmp_path, jobs=3)
+    states = local.states(sweep.trials(), tmp_path)
     assert states == {"ce/seed0": "failed", "sgt/seed0": "finished", "ce/seed1": "finished", "sgt/seed1": "finished"}
     failed = trial_folder.read(tmp_path / "ce/seed0")["failed"]
     assert (failed["stage"], failed["status"]) == ("train", 1) and "not finite" in failed["lines"][-1]
-    text = local.describe(sweep.runs(), tmp_path)
+    text = local.describe(sweep.trials(), tmp_path)
     assert "3 finished, 0 running, 1 failed, 0 started, 0 left" in text and "not finite" in text
     sweeps.stand_in(monkeypatch)  # what failed is tried again, what is finished is not
-    assert local.run_all(sweep.runs(), tmp_path)
+    assert local.run_all(sweep.trials(), tmp_path)
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "train", "evaluate"]
     assert sweeps.starts(tmp_path / "sgt/seed1") == ["train", "evaluate"]
     assert "nothing is left" in capsys.readouterr().out
 
 
-def test_runs_at_a_time_have_devices_of_their_own(tmp_path, monkeypatch):
+def test_trials_at_a_time_have_devices_of_their_own(tmp_path, monkeypatch):
     sweeps.stand_in(monkeypatch, seconds=0.5)
-    runs = plan.make(sweeps.content(seeds=1)).runs()
-    assert local.run_all(runs, tmp_path, jobs=2, environments=[{"CUDA_VISIBLE_DEVICES": name} for name in "01"])
-    used = [{line.split()[1] for line in (tmp_path / run.key / "starts").read_text().splitlines()} for run in runs]
+    trials = plan.make(sweeps.content(seeds=1)).trials()
+    assert local.run_all(trials, tmp_path, jobs=2, environments=[{"CUDA_VISIBLE_DEVICES": name} for name in "01"])
+    used = [
+        {line.split()[1] for line in (tmp_path / trial.key / "starts").read_text().splitlines()} for trial in trials
+    ]
     assert used in ([{"0"}, {"1"}], [{"1"}, {"0"}])
 
 
 def test_other_settings_of_evaluation_evaluate_again(tmp_path, monkeypatch):
     sweeps.stand_in(monkeypatch, seconds=0.0)
-    only = plan.make(sweeps.content(seeds=1)).runs(["ce"])
+    only = plan.make(sweeps.content(seeds=1)).trials(["ce"])
     assert local.run_all(only, tmp_path)
-    again = plan.make(sweeps.content(seeds=1, evaluate={"metrics": ["entropy"]})).runs(["ce"])
+    again = plan.make(sweeps.content(seeds=1, evaluate={"metrics": ["entropy"]})).trials(["ce"])
     assert trial_folder.missing_stages(tmp_path / "ce/seed0", again[0]) == ["evaluate"]
     assert local.run_all(again, tmp_path)
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "evaluate", "evaluate"]
@@ -160,7 +164,7 @@ import sweeps
 class Patch:
     setattr = staticmethod(setattr)
 sweeps.stand_in(Patch, seconds=float(sys.argv[2]))
-done = local.run_all(plan.make(sweeps.content()).runs(), pathlib.Path(sys.argv[1]))
+done = local.run_all(plan.make(sweeps.content()).trials(), pathlib.Path(sys.argv[1]))
 sys.exit(0 if done else 130)
 """
 
@@ -178,11 +182,11 @@ def wait_for(path: pathlib.Path, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def test_two_sweeps_share_the_runs_and_do_none_twice(tmp_path):
+def test_two_sweeps_share_the_trials_and_do_none_twice(tmp_path):
     processes = [drive(tmp_path, 0.4), drive(tmp_path, 0.4)]
     assert [process.wait(60) for process in processes] == [0, 0]
-    for run in plan.make(sweeps.content()).runs():
-        assert sweeps.starts(tmp_path / run.key) == ["train", "evaluate"], run.key
+    for trial in plan.make(sweeps.content()).trials():
+        assert sweeps.starts(tmp_path / trial.key) == ["train", "evaluate"], trial.key
 
 
 def test_killed_sweep_is_continued(tmp_path):
@@ -201,20 +205,20 @@ def test_killed_sweep_is_continued(tmp_path):
 def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_LIBC", None)  # as where it cannot be asked to stop
     sweeps.stand_in(monkeypatch, seconds=1.0)
-    (run, *_) = plan.make(sweeps.content()).runs()
-    started = job.start(run, tmp_path)
+    (trial, *_) = plan.make(sweeps.content()).trials()
+    started = job.start(job.Group((trial,)), tmp_path)
     os.close(started.held[0].descriptor)  # the sweep died, its child lives
     assert (
-        trial_folder.take(tmp_path / run.key) is None
-        and trial_folder.holder(tmp_path / run.key)["process"] == os.getpid()
+        trial_folder.take(tmp_path / trial.key) is None
+        and trial_folder.holder(tmp_path / trial.key)["process"] == os.getpid()
     )
-    assert trial_folder.state(tmp_path / run.key, run) == "running"
+    assert trial_folder.state(tmp_path / trial.key, trial) == "running"
     started.process.wait(30)
-    assert trial_folder.state(tmp_path / run.key, run) == "started"
-    trial_folder.take(tmp_path / run.key).release()
+    assert trial_folder.state(tmp_path / trial.key, trial) == "started"
+    trial_folder.take(tmp_path / trial.key).release()
 
 
-def test_interrupt_lets_the_run_save_and_starts_no_other(tmp_path):
+def test_interrupt_lets_the_trial_save_and_starts_no_other(tmp_path):
     process = drive(tmp_path, 3.0)
     wait_for(tmp_path / "ce/seed0/metrics.jsonl")
     process.send_signal(signal.SIGINT)
@@ -223,33 +227,33 @@ def test_interrupt_lets_the_run_save_and_starts_no_other(tmp_path):
     assert trial_folder.read(tmp_path / "ce/seed0")["spent"]["train"] > 0
 
 
-def test_run_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
+def test_trial_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
     sweeps.stand_in(monkeypatch, seconds=0.0)
-    runs = plan.make(sweeps.content(seeds=1)).runs()
-    held = trial_folder.take(tmp_path / runs[0].key)
+    trials = plan.make(sweeps.content(seeds=1)).trials()
+    held = trial_folder.take(tmp_path / trials[0].key)
     threading.Timer(1.0, held.release).start()
     began = time.monotonic()
-    assert local.run_all(runs, tmp_path) and time.monotonic() - began > 1
-    assert set(local.states(runs, tmp_path).values()) == {"finished"}
+    assert local.run_all(trials, tmp_path) and time.monotonic() - began > 1
+    assert set(local.states(trials, tmp_path).values()) == {"finished"}
 
 
-def test_time_left_is_that_of_finished_runs(tmp_path):
+def test_time_left_is_that_of_finished_trials(tmp_path):
     sweep = plan.make(sweeps.content())
     sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})  # a minute for each stage
-    runs = sweep.runs()
-    left = [run for run in runs if run.key != "ce/seed0"]
-    assert local.seconds_left(runs, left, tmp_path) == 3 * 120
+    trials = sweep.trials()
+    left = [trial for trial in trials if trial.key != "ce/seed0"]
+    assert local.seconds_left(trials, left, tmp_path) == 3 * 120
     (tmp_path / "ce/seed1").mkdir()
     (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
-    assert local.seconds_left(runs, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
-    assert "3 left, about 3 min" in local.remaining(runs, tmp_path, jobs=2)
+    assert local.seconds_left(trials, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
+    assert "3 left, about 3 min" in local.remaining(trials, tmp_path, jobs=2)
     assert local.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
     texts = [local.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
     assert texts == ["40 s", "12 min", "3 h 20 min", "2 d 4 h"]
 
 
-def test_every_cell_is_checked_before_the_first_run(tmp_path):
+def test_every_cell_is_checked_before_the_first_trial(tmp_path):
     """Of a folder of images: to import the data sets of TFDS takes seconds."""
     images = {"data.name": "folder", "data.path": str(trained.draw_images(tmp_path / "images"))}
     cells = [
@@ -268,7 +272,7 @@ def test_every_cell_is_checked_before_the_first_run(tmp_path):
         }
     )
     with pytest.raises(ValueError) as error:
-        check.check(sweep, sweep.runs(), tmp_path / "runs", os.environ)
+        check.check(sweep, sweep.trials(), tmp_path / "runs", os.environ)
     lines = str(error.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == [
         "cell 'field'", "cell 'value'", "cell 'word'", "cell 'layer'", "evaluate"
@@ -289,10 +293,10 @@ def test_same_cells_and_foreign_folders_are_found(tmp_path):
     sweep = plan.make(sweeps.content(seeds=1))
     sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})
     config = json.loads((tmp_path / "ce/seed0/config.json").read_text())["config"]
-    runs = sweep.runs(["ce"])
+    trials = sweep.trials(["ce"])
     newer = config | {"added": 1, "log": {"every_steps": 3}}
-    assert check.conflicts(runs, tmp_path, {"ce": newer}) == []
-    (found,) = check.conflicts(runs, tmp_path, {"ce": config | {"method": "sgt"}})
+    assert check.conflicts(trials, tmp_path, {"ce": newer}) == []
+    (found,) = check.conflicts(trials, tmp_path, {"ce": config | {"method": "sgt"}})
     assert "method = 'ce' there, 'sgt' here" in found
 
 
@@ -323,5 +327,5 @@ def test_smoke_sweep_really(tmp_path):
     for command in (start, start, report):
         process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
         assert process.returncode == 0, process.stdout + process.stderr
-    assert "4 of 4 runs are finished" in process.stdout
+    assert "4 of 4 trials are finished" in process.stdout
     assert (tmp_path / "report" / "pareto_gradient.pdf").stat().st_size > 0

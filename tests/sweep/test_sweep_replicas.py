@@ -1,4 +1,4 @@
-"""Sweeps that train several runs by one program: which ones, and that each is then a run like any other."""
+"""Sweeps that train several trials by one program: which ones, and that each is then a run like any other."""
 
 import json
 import os
@@ -58,11 +58,11 @@ def configs():
 
 
 def keys(found):
-    return [[run.key for run in group.runs] for group in found]
+    return [[trial.key for trial in group.trials] for group in found]
 
 
-def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path):
-    found = job.together(sweep.runs(), tmp_path, configs, 3)
+def test_trials_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path):
+    found = job.together(sweep.trials(), tmp_path, configs, 3)
     assert keys(found) == [
         ["ce/seed0", "ce/seed1"],
         ["sgt/seed0", "low/seed0", "sgt/seed1"],
@@ -72,7 +72,7 @@ def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path
     ]
     assert found[0].replicas["ce/seed1"] == "ce/seed1:seed=1"  # with what differs within the group
     assert found[1].replicas["low/seed0"] == "low/seed0:seed=0,masking.fraction=0.25"
-    assert keys(job.together(sweep.runs(), tmp_path, configs, 1)) == [[run.key] for run in sweep.runs()]
+    assert keys(job.together(sweep.trials(), tmp_path, configs, 1)) == [[trial.key] for trial in sweep.trials()]
     command = job.group_command(found[1], "train", tmp_path)
     assert command[1:3] == [str(ROOT / "train.py"), f"--config={ROOT}/configs/default.py:method=sgt"]
     assert command[-4:] == [
@@ -84,76 +84,76 @@ def test_runs_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_path
 
 
 def test_what_is_trained_given_up_or_at_another_step_is_apart(sweep, configs, tmp_path):
-    runs = sweep.runs(["sgt", "low"])
+    trials = sweep.trials(["sgt", "low"])
     for step in (2, 4):
         (tmp_path / "sgt/seed0/checkpoints" / str(step)).mkdir(parents=True)
     (tmp_path / "low/seed0").mkdir(parents=True)
-    trial_folder.add(tmp_path / "low/seed0", "train", [], 1.0)
+    trial_folder.add_finished(tmp_path / "low/seed0", "train", [], 1.0)
     (tmp_path / "sgt/seed1").mkdir()
     (tmp_path / "sgt/seed1/metrics.jsonl").write_text('{"step": 3, "split": "failed"}\n')
-    found = job.together(runs, tmp_path, configs, 4)
+    found = job.together(trials, tmp_path, configs, 4)
     assert keys(found) == [["sgt/seed0"], ["low/seed0"], ["sgt/seed1"], ["low/seed1"]]
 
 
 def stand_in(monkeypatch, *, code: int = 0, fails: bool = False):
     sweeps.stand_in(monkeypatch, seconds=0.0)
 
-    def together(run, replicas, folder):
+    def together(trial, replicas, folder):
         places = [str(folder / replica.partition(":")[0]) for replica in replicas]
         return [sys.executable, "-S", "-c", STAND_IN, str(code), str(fails), *places]
 
-    monkeypatch.setattr(commands, "together", together)
+    monkeypatch.setattr(commands, "replica_command", together)
 
 
-def starts(folder, runs):
-    return {run.key: sweeps.starts(folder / run.key) for run in runs}
+def starts(folder, trials):
+    return {trial.key: sweeps.starts(folder / trial.key) for trial in trials}
 
 
 def test_trained_at_once_and_evaluated_each(sweep, configs, tmp_path, monkeypatch):
     stand_in(monkeypatch)
-    runs = sweep.runs(["ce"])
-    assert local.run_all(runs, tmp_path, grouped=job.together(runs, tmp_path, configs, 2))
-    assert all(stages == ["together", "evaluate"] for stages in starts(tmp_path, runs).values())
-    assert set(local.states(runs, tmp_path).values()) == {"finished"}
-    done = [trial_folder.read(tmp_path / run.key)["done"]["train"] for run in runs]
-    assert done[1]["arguments"] == commands.arguments(runs[1], "train")
+    trials = sweep.trials(["ce"])
+    assert local.run_all(trials, tmp_path, grouped=job.together(trials, tmp_path, configs, 2))
+    assert all(stages == ["together", "evaluate"] for stages in starts(tmp_path, trials).values())
+    assert set(local.states(trials, tmp_path).values()) == {"finished"}
+    done = [trial_folder.read(tmp_path / trial.key)["done"]["train"] for trial in trials]
+    assert done[1]["arguments"] == commands.arguments(trials[1], "train")
     assert "trained together with ce/seed0" in (tmp_path / "ce/seed1/sweep.log").read_text()
 
 
 @pytest.mark.parametrize(("code", "failed"), [(3, ["ce/seed1"]), (1, ["ce/seed0", "ce/seed1"])])
 def test_failed_replicas_are_recorded_and_tried_again_alone(sweep, configs, tmp_path, monkeypatch, code, failed):
     stand_in(monkeypatch, code=code, fails=code == 3)
-    runs = sweep.runs(["ce"])
-    assert local.run_all(runs, tmp_path, grouped=job.together(runs, tmp_path, configs, 2))
-    states = local.states(runs, tmp_path)
+    trials = sweep.trials(["ce"])
+    assert local.run_all(trials, tmp_path, grouped=job.together(trials, tmp_path, configs, 2))
+    states = local.states(trials, tmp_path)
     assert [key for key, state in states.items() if state == "failed"] == failed
     assert trial_folder.read(tmp_path / "ce/seed1")["failed"]["lines"][-1] == "the last words"
-    again = job.together(runs, tmp_path, configs, 2)
+    again = job.together(trials, tmp_path, configs, 2)
     assert len(again) == 2
     stand_in(monkeypatch)
-    assert local.run_all(runs, tmp_path, grouped=again)
-    assert set(local.states(runs, tmp_path).values()) == {"finished"}
-    assert starts(tmp_path, runs)["ce/seed1"] == ["together", "train", "evaluate"]
+    assert local.run_all(trials, tmp_path, grouped=again)
+    assert set(local.states(trials, tmp_path).values()) == {"finished"}
+    assert starts(tmp_path, trials)["ce/seed1"] == ["together", "train", "evaluate"]
 
 
 def test_what_another_sweep_holds_is_left_out_of_the_group(sweep, configs, tmp_path, monkeypatch):
     stand_in(monkeypatch)
     monkeypatch.setattr(local, "_LOOK_AGAIN", 0.1)
-    runs = sweep.runs(["sgt", "low"])
-    held = trial_folder.take(tmp_path / runs[0].key)
-    grouped = job.together(runs, tmp_path, configs, 4)
+    trials = sweep.trials(["sgt", "low"])
+    held = trial_folder.take(tmp_path / trials[0].key)
+    grouped = job.together(trials, tmp_path, configs, 4)
     still_held = [held]
-    monkeypatch.setattr(local, "_tell", lambda *arguments: still_held and still_held.pop().release())
-    assert local.run_all(runs, tmp_path, grouped=grouped)
-    found = starts(tmp_path, runs)
-    assert found.pop(runs[0].key) == ["train", "evaluate"]
+    monkeypatch.setattr(local, "_print_outcome", lambda *arguments: still_held and still_held.pop().release())
+    assert local.run_all(trials, tmp_path, grouped=grouped)
+    found = starts(tmp_path, trials)
+    assert found.pop(trials[0].key) == ["train", "evaluate"]
     assert all(stages == ["together", "evaluate"] for stages in found.values())
 
 
 def test_not_with_slurm(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["--config=configs/sweeps/smoke.py", f"--workdir={tmp_path}"]
-    for wrong, message in ((["--replicas=2", "--slurm"], "a task of --slurm is one run"), (["--replicas=0"], "= 0")):
+    for wrong, message in ((["--replicas=2", "--slurm"], "a task of --slurm is one trial"), (["--replicas=0"], "= 0")):
         with pytest.raises(SystemExit, match=message):
             command_line.main([*arguments, *wrong])
 
@@ -168,8 +168,8 @@ def test_smoke_sweep_really(tmp_path):
             [*start, f"--workdir={tmp_path / name}", *extra], cwd=ROOT, env=env, capture_output=True, text=True
         )
         assert process.returncode == 0, process.stdout + process.stderr
-    for run in plan.make(sweeps.content(cells=[("ce", {}), ("sgt_fraction=0.5", {})])).runs():
-        one, other = (tmp_path / name / run.key for name in ("together", "in_turn"))
+    for trial in plan.make(sweeps.content(cells=[("ce", {}), ("sgt_fraction=0.5", {})])).trials():
+        one, other = (tmp_path / name / trial.key for name in ("together", "in_turn"))
         assert run_folder.read(one) == run_folder.read(other)
         rows = [[row for row in logbook.read_rows(place) if row["split"] == "val"] for place in (one, other)]
         for row, same in zip(*rows, strict=True):

@@ -1,4 +1,4 @@
-"""The report of a sweep whose runs have known numbers."""
+"""The report of a sweep whose trials have known numbers."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def written(tmp_path_factory):
     """A sweep's folder with its report, not to be changed."""
     folder = make(tmp_path_factory.mktemp("sweep"))
     text = report.write(folder)
-    assert "8 of 17 runs are finished" in text
+    assert "8 of 17 trials are finished" in text
     return folder
 
 
@@ -48,10 +48,10 @@ def make(tmp_path):
         ce={"consistency": {"weight": 0.0}},
         sgt={"consistency": {"weight": 1.0}},
     )
-    for run in sweep.runs(["decor"], [0, 1]):
-        (tmp_path / run.key).mkdir(parents=True)
-        trial_folder.open_record(tmp_path / run.key, run)
-        trial_folder.add_failure(tmp_path / run.key, "train", 1, ["the loss is not finite"])
+    for trial in sweep.trials(["decor"], [0, 1]):
+        (tmp_path / trial.key).mkdir(parents=True)
+        trial_folder.add_start(tmp_path / trial.key, trial)
+        trial_folder.add_failure(tmp_path / trial.key, "train", 1, ["the loss is not finite"])
     return tmp_path
 
 
@@ -110,21 +110,21 @@ def test_what_was_not_run_is_listed(written):
     assert states == ["(failed)", "(failed)", "(not run)", "(not run)"]
 
 
-def test_runs_evaluated_otherwise_are_not_mixed_in(folder):
+def test_trials_evaluated_otherwise_are_not_mixed_in(folder):
     stored = json.loads((folder / "sweep.json").read_text())
     sweeps.write_json(folder / "sweep.json", stored | {"evaluate": {"split": "val"}})
     results = collect.collect(plan.read(folder), folder)
-    assert {result.state for result in results if result.run.cell == "ce"} == {collect.OTHERWISE}
+    assert {result.state for result in results if result.trial.cell == "ce"} == {collect.OTHERWISE}
 
 
-def test_runs_not_measured_alike_are_named(folder):
+def test_trials_not_evaluated_alike_are_named(folder):
     path = folder / "sgt/seed0/evaluation.json"
     found = json.loads(path.read_text())
     sweeps.write_json(path, found | {"settings": found["settings"] | {"curve_images": 7}})
-    (note,) = collect.unlike(collect.collect(plan.read(folder), folder))
+    (note,) = collect.differing_settings(collect.collect(plan.read(folder), folder))
     assert note.startswith("curve_images: ") and "7 in sgt" in note
     report.write(folder)
-    assert "Not all runs were measured alike" in (folder / "report" / "report.md").read_text()
+    assert "Not all trials were evaluated alike" in (folder / "report" / "report.md").read_text()
 
 
 def test_figures_are_drawn_in_three_formats(written):
@@ -143,9 +143,9 @@ def test_front_is_what_nothing_beats():
 
 
 def result(cell, **config):
-    run = plan.Run(cell, 0, "", {}, {})
+    trial = plan.Trial(cell, 0, "", {}, {})
     return collect.Result(
-        run, trial_folder.FINISHED, values={"accuracy": 0.5}, config={"method": cell, "seed": 0, **config}
+        trial, trial_folder.FINISHED, values={"accuracy": 0.5}, config={"method": cell, "seed": 0, **config}
     )
 
 

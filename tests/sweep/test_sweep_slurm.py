@@ -40,44 +40,44 @@ def submitit(monkeypatch):
     return module
 
 
-def test_one_task_for_each_run_that_is_left(tmp_path, submitit):
+def test_one_task_for_each_trial_that_is_left(tmp_path, submitit):
     sweep = plan.make(sweeps.content())
     sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})
     held = trial_folder.take(tmp_path / "sgt/seed1")
     options = slurm.parse(["partition=gpu", "timeout_min=240", "gpus_per_node=1", "slurm_qos=low"])
-    jobs = slurm.submit(sweep.runs(), tmp_path, options, jobs=4)
+    jobs = slurm.submit(sweep.trials(), tmp_path, options, jobs=4)
     held.release()
     told = Executor.last.told
     assert (told["cluster"], told["slurm_partition"], told["timeout_min"], told["gpus_per_node"]) == (
         "slurm", "gpu", 240, 1
     )  # fmt: skip
     assert told["slurm_array_parallelism"] == 4 and told["slurm_qos"] == "low"
-    assert [f"{run['cell']}/seed{run['seed']}" for run, _ in Executor.last.tasks] == ["sgt/seed0", "ce/seed1"]
+    assert [f"{trial['cell']}/seed{trial['seed']}" for trial, _ in Executor.last.tasks] == ["sgt/seed0", "ce/seed1"]
     assert len(jobs) == 2
     sweeps.finished(tmp_path / "all", sweep, {cell: {0: {}, 1: {}} for cell in sweep.cells})
-    assert slurm.submit(sweep.runs(), tmp_path / "all", {}) == []
+    assert slurm.submit(sweep.trials(), tmp_path / "all", {}) == []
 
 
 def test_missing_submitit_and_wrong_options_are_clear(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match="pip install submitit"):
-        slurm.submit(plan.make(sweeps.content()).runs(), tmp_path, {})
+        slurm.submit(plan.make(sweeps.content()).trials(), tmp_path, {})
     with pytest.raises(ValueError, match="name=value"):
         slurm.parse(["gpu"])
 
 
-def test_task_does_a_run_and_fails_with_it(tmp_path, monkeypatch, submitit):
-    runs = plan.make(sweeps.content(seeds=1)).runs()
+def test_task_does_a_trial_and_fails_with_it(tmp_path, monkeypatch, submitit):
+    trials = plan.make(sweeps.content(seeds=1)).trials()
     sweeps.stand_in(monkeypatch, seconds=0.0, fails=("sgt/seed0",))
-    assert slurm.Task()(runs[0]._asdict(), str(tmp_path)) == "finished"
-    assert slurm.Task()(runs[0]._asdict(), str(tmp_path)) == "finished"
+    assert slurm.Task()(trials[0]._asdict(), str(tmp_path)) == "finished"
+    assert slurm.Task()(trials[0]._asdict(), str(tmp_path)) == "finished"
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "evaluate"]
     with pytest.raises(RuntimeError, match="not finite"):
-        slurm.Task()(runs[1]._asdict(), str(tmp_path))
-    assert trial_folder.state(tmp_path / "sgt/seed0", runs[1]) == "failed"
+        slurm.Task()(trials[1]._asdict(), str(tmp_path))
+    assert trial_folder.state(tmp_path / "sgt/seed0", trials[1]) == "failed"
     monkeypatch.setattr(slurm, "_TRIES", 1)
     held = trial_folder.take(tmp_path / "sgt/seed0")
-    assert "claimed" in slurm.Task()(runs[1]._asdict(), str(tmp_path))
+    assert "claimed" in slurm.Task()(trials[1]._asdict(), str(tmp_path))
     held.release()
 
 
@@ -91,7 +91,7 @@ import sweeps
 class Patch:
     setattr = staticmethod(setattr)
 sweeps.stand_in(Patch, seconds=float(sys.argv[2]))
-task, arguments = slurm.Task(), (plan.make(sweeps.content()).runs()[0]._asdict(), sys.argv[1])
+task, arguments = slurm.Task(), (plan.make(sweeps.content()).trials()[0]._asdict(), sys.argv[1])
 def warned(number, frame):  # as submitit does
     again, *same = task.checkpoint(*arguments)
     sys.exit(7 if isinstance(again, slurm.Task) and tuple(same) == arguments else 1)
