@@ -60,10 +60,11 @@ class Store:
         self.results, self.parts, self.versions = load_with_versions(self._files[0], self._depends)
         self.attributions, self._explained = load(self._files[1], self._of_images)
 
-    def shown(self, plan: Plan) -> list[str]:
-        """Return the methods of a plan whose attributions of some images are stored."""
-        methods = plan.explained()
-        return [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
+    def shown(self, plan: Plan) -> Results:
+        """Return the stored attributions of some images, of those methods of a plan that have them."""
+        methods, stored = plan.explained(), self.attributions.examples
+        keys = [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
+        return Results({name: stored[name] for name in ("index", *keys)}, {})
 
     def other_versions(self, parts: Collection[str]) -> dict[str, dict[str, str]]:
         """Return of the predictions and of `parts` the versions that are not those now, where there are such."""

@@ -3,7 +3,7 @@
 What cannot be told from the stored maps is left out with a note, or refused where it was named: see `restrict`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +126,12 @@ def complete(
         if writes:
             save(path, results, depends, parts)
     return results
+
+
+def shown(maps: Maps, methods: Iterable[str], index: np.ndarray) -> Results:
+    """Return the maps of some examples under the methods' keys, `[n, H, W, C]`; C = 1 where they are reduced."""
+    read = {key: maps.read(key, index) for key in methods}
+    return Results({"index": index} | {key: x[..., None] if x.ndim == 3 else x for key, x in read.items()}, {})
 
 
 def measure_stored(
