@@ -20,7 +20,7 @@ measures those maps, and explains nothing again that is stored; the results are 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,8 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate the runs that the flags name, or export the maps of one, or measure exported ones."""
     try:
+        if FLAGS.output is not None:
+            files.check_output("--output", FLAGS.output)
         if FLAGS.export is not None:
             return export_maps(FLAGS.workdir)
         if FLAGS.from_export is not None:
@@ -106,23 +108,17 @@ def main() -> None:
 def evaluate(folders: list[str]) -> None:
     """Evaluate the runs in `folders`, report each, and compare them where there are several."""
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
-    check_output()
     runs = restore_runs(folders)
     check_comparable(runs)
     plans = [planned(run, methods, metrics) for run in runs]  # all of them, before hours are spent on the first
-    stores = [complete(run, plan) for run, plan in zip(runs, plans, strict=True)]
+    name = "".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL)
+    kept = {"name": name, "images": min(FLAGS.images, len(source_of(runs[0])))}
+    stores = [complete(run, plan, run.folder, **kept) for run, plan in zip(runs, plans, strict=True)]
     if not parallel.is_main_process():
         return
-    alone, first = len(runs) == 1, epath.Path(folders[0])
-    output = files.make_folder("--output", FLAGS.output or (first if alone else first.parent))
-    evaluated = [found(*each) for each in zip(runs, plans, stores, strict=True)]
-    for run, each in zip(runs, evaluated, strict=True):
-        write_evaluation(run.folder, each)
-        if not alone:
-            write_report(run.folder, [each])
-    pages = ("report.html",) if alone else ("comparison.html", "comparison.json", "saliency.png")
-    written = [f"{run.folder}/evaluation.json" for run in runs if alone]
-    show(evaluated, output, [*written, *(f"{output}/{page}" for page in pages)])
+    beside = folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent
+    output = files.make_folder("--output", FLAGS.output or beside)
+    report_on([found(*each) for each in zip(runs, plans, stores, strict=True)], folders, output)
 
 
 def export_maps(folders: list[str]) -> None:
@@ -161,7 +157,6 @@ def measure_export(folders: list[str]) -> None:
     """Evaluate a run by the maps that were exported of it."""
     if len(folders) > 1:
         raise ValueError("--from_export takes one --workdir: an export is of one run")
-    check_output()
     (run,), held = restore_runs(folders), export.open(FLAGS.from_export)
     source = source_of(run)
     same = {field: run.settings[field] for field in ("target", "saliency_of", "seed")}
@@ -174,28 +169,12 @@ def measure_export(folders: list[str]) -> None:
     plan = planned(run, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
     beside = epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem
     output = files.make_folder("--output", FLAGS.output or beside)
-    results = stored.complete(
-        plan,
-        subject_of(run, plan),
-        maps,
-        path=output / "evaluation.npz",
-        depends=depends_of(run) | {"export": held.digest},
-        progress=partial(progress, run.name),
-        fresh=FLAGS.force,
-        writes=parallel.is_main_process(),
-    )
+    store = complete(run, plan, output, maps)
     if not parallel.is_main_process():
         return
     shown = stored.shown(maps, plan.explained(), evaluation_indices(len(source), FLAGS.images))
-    evaluated = evaluated_run(run, plan, results, shown)
-    write_evaluation(output, evaluated)
-    show([evaluated], output, [f"{output}/evaluation.json", f"{output}/report.html"])
-
-
-def check_output() -> None:
-    """Raise `ValueError` where --output cannot be a folder."""
-    if FLAGS.output is not None:
-        files.check_output("--output", FLAGS.output)
+    evaluated = evaluated_run(run, plan, store.results, shown, store.other_versions(plan.all_parts()))
+    report_on([evaluated], [output], output)
 
 
 def restore_runs(folders: list[str]) -> list[Run]:
@@ -215,33 +194,34 @@ def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], m
     return plan
 
 
-def complete(run: Run, plan: Plan) -> Store:
-    """Evaluate what is not stored of a run."""
-    store = Store(
-        run.folder,
-        depends_of(run),
-        name="".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL),
-        versions=files.versions(),
-        images=min(FLAGS.images, len(source_of(run))),
-        fresh=FLAGS.force,
-        writes=parallel.is_main_process(),
-    )
-    store.complete(plan, subject_of(run, plan), partial(progress, run.name))
+def complete(
+    run: Run, plan: Plan, folder: Any, maps: stored.Maps | None = None, *, name: str = "", images: int = 0
+) -> Store:
+    """Evaluate what is not stored of a run in `folder`, and store it there."""
+    now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
+    store = Store(folder, depends_of(run), name=name, images=images, **now)
+    store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
     return store
 
 
 def found(run: Run, plan: Plan, store: Store) -> Evaluated:
     """Return what was evaluated of a run: now and, unless --noall_stored, before."""
-    if FLAGS.all_stored:
-        plan = plan.with_stored(store.parts, options_of(run))
+    plan = plan.with_stored(store.parts, options_of(run)) if FLAGS.all_stored else plan
     return evaluated_run(run, plan, store.results, store.shown(plan), store.other_versions(plan.all_parts()))
 
 
-def show(evaluated: list[Evaluated], output: epath.Path, written: list[str]) -> None:
-    """Write the report of evaluated runs, and print their table and which files were written."""
+def report_on(evaluated: list[Evaluated], folders: Sequence[Any], output: epath.Path) -> None:
+    """Write each run's numbers to its folder and the report of all to `output`, and print their table."""
+    several = len(evaluated) > 1
+    for each, folder in zip(evaluated, folders, strict=True):
+        write_evaluation(folder, each)
+        if several:
+            write_report(folder, [each])
     comparisons = write_report(output, evaluated)
     print(report.terminal_table({each.name: each.summary for each in evaluated}, comparisons))
-    print(f"\nWritten: {', '.join(written)}")
+    pages = ("comparison.html", "comparison.json", "saliency.png") if several else ("report.html",)
+    written = [] if several else [f"{folders[0]}/evaluation.json"]
+    print(f"\nWritten: {', '.join([*written, *(f'{output}/{page}' for page in pages)])}")
 
 
 @contextlib.contextmanager

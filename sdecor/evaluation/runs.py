@@ -238,9 +238,10 @@ def options_of(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def depends_of(run: Run) -> dict[str, Any]:
-    """Return the settings that every number of a run depends on."""
+    """Return the settings that every number of a run depends on; of stored maps, their content is one."""
     fields = ("split", "step", "parameters", "target", "seed", "data")
-    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__}
+    maps = {"export": run.settings["from_export"]["sha256"]} if "from_export" in run.settings else {}
+    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__} | maps
 
 
 def subject_of(run: Run, plan: Plan) -> Subject:
