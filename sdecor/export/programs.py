@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution import REDUCTIONS, SALIENCY_OF, explain, reduce, target_score
+from sdecor.attribution import REDUCTIONS, SALIENCY_OF, reduce, target_score
 from sdecor.core import parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.chunks import default_chunk_size, map_examples
 from sdecor.core.classes import check_classes
-from sdecor.core.rng import example_keys
 from sdecor.evaluation import Method
 from sdecor.evaluation.plan import plain
-from sdecor.evaluation.programs import EXPLANATION, TARGETS
+from sdecor.evaluation.programs import TARGETS, attributions_of, classes_of
 from sdecor.export.encode import DTYPES, encode, zero_point
 from sdecor.export.layout import ArraySpec
 
@@ -98,10 +97,7 @@ def make_prediction(task: Task) -> Callable[[Any, Batch, jax.Array], Batch]:
         else:
             logits = task.logits_of(variables, images)
         logits = logits.astype(jnp.float32)
-        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        known = {"predicted": prediction, "label": batch["label"]}
-        target = known[task.target] if isinstance(task.target, str) else jnp.full_like(prediction, task.target)
-        return {"logits": logits, "prediction": prediction, "target": target}
+        return {"logits": logits, **classes_of(logits, batch["label"], task.target)}
 
     return predict
 
@@ -112,19 +108,12 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
     Explanations are those of an evaluation, of which each example's randomness follows from its index.
     """
     method = task.methods[name]
-    settings = method.settings(task.saliency_of) | ({"with_error": True} if _offers_error(method) else {})
+    settings = method.settings(task.saliency_of)
+    options = {"chunk_size": task.chunk_size} | ({"with_error": True} if _offers_error(method) else {})
 
     def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
         images, fn = task.images_of(batch["image"]), task.fn_of(variables)
-        found = explain(
-            fn,
-            images,
-            batch["target"],
-            method=method.function,
-            chunk_size=task.chunk_size,
-            key=example_keys(key, EXPLANATION, batch["index"]),
-            **settings,
-        )
+        found = attributions_of(method, fn, images, batch, key, saliency_of=task.saliency_of, **options)
         attributions, error = found if _offers_error(method) else (found, None)
         if _compared_with_zero(method):
             error = _error(task, fn, images, batch["target"], attributions, settings["saliency_of"])
