@@ -20,7 +20,7 @@ measures those maps, and explains nothing again that is stored; the results are 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
 from sdecor.core import commands, files, launch, parallel
 from sdecor.data.batches import evaluation_indices
-from sdecor.evaluation import Plan, Results, Store, stored
+from sdecor.evaluation import Plan, Store, stored
 from sdecor.evaluation.runs import (
     IMAGES,
     Run,
@@ -45,7 +45,7 @@ from sdecor.evaluation.runs import (
     source_of,
     subject_of,
 )
-from sdecor.report.run import pictures_of, summary_of, write_report
+from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_report
 
 FLAGS = flags.FLAGS
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that no file names
@@ -93,6 +93,8 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate the runs that the flags name, or export the maps of one, or measure exported ones."""
     try:
+        if FLAGS.output is not None:
+            files.check_output("--output", FLAGS.output)
         if FLAGS.export is not None:
             return export_maps(FLAGS.workdir)
         if FLAGS.from_export is not None:
@@ -105,34 +107,17 @@ def main() -> None:
 def evaluate(folders: list[str]) -> None:
     """Evaluate the runs in `folders`, report each, and compare them where there are several."""
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
-    check_output()
-    runs = dict(zip(run_names(folders), [restore_run(folder) for folder in folders], strict=True))
+    runs = restore_runs(folders)
     check_comparable(runs)
-    plans = {name: planned(run, name, methods, metrics) for name, run in runs.items()}
-    stores = {name: complete(run, name, plans[name]) for name, run in runs.items()}
+    plans = [planned(run, methods, metrics) for run in runs]  # all of them, before hours are spent on the first
+    name = "".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL)
+    kept = {"name": name, "images": min(FLAGS.images, len(source_of(runs[0])))}
+    stores = [complete(run, plan, run.folder, **kept) for run, plan in zip(runs, plans, strict=True)]
     if not parallel.is_main_process():
         return
     beside = folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent
     output = files.make_folder("--output", FLAGS.output or beside)
-    if FLAGS.all_stored:
-        plans = {name: plan.with_stored(stores[name].parts, options_of(runs[name])) for name, plan in plans.items()}
-    results = {name: plans[name].select(store.results) for name, store in stores.items()}
-    summaries = {name: summary_of(run, plans[name], results[name], store=stores[name]) for name, run in runs.items()}
-    pictures = {
-        name: pictures_of(run, plans[name], stores[name].attributions, results[name], stores[name].shown(plans[name]))
-        for name, run in runs.items()
-    }
-    if len(runs) == 1:
-        (run,) = runs.values()
-        write_report(output, runs, plans, results, summaries, pictures)
-        print(report.terminal_table(summaries))
-        print(f"\nWritten: {run.folder}/evaluation.json, {output}/report.html")
-        return
-    for name, run in runs.items():
-        write_report(epath.Path(run.folder), {name: run}, plans, results, summaries, pictures)
-    comparisons = write_report(output, runs, plans, results, summaries, pictures)
-    print(report.terminal_table(summaries, comparisons))
-    print(f"\nWritten: {output}/comparison.html, {output}/comparison.json, {output}/saliency.png")
+    report_on([found(*each) for each in zip(runs, plans, stores, strict=True)], folders, output)
 
 
 def export_maps(folders: list[str]) -> None:
@@ -142,8 +127,8 @@ def export_maps(folders: list[str]) -> None:
     if FLAGS["metrics"].present:
         raise ValueError("--export measures nothing: leave --metrics out")
     files.check_output("--export", FLAGS.export)
-    run = restore_run(folders[0])
-    plan = planned(run, folders[0], evaluation.choose_methods(FLAGS.methods), {})
+    (run,) = restore_runs(folders)
+    plan = planned(run, evaluation.choose_methods(FLAGS.methods), {})
     sizes = {name: FLAGS[name].value for name in ("chunk_size", *EXPORT_SIZES)}
     try:
         done = export.export_split(
@@ -171,8 +156,7 @@ def measure_export(folders: list[str]) -> None:
     """Evaluate a run by the maps that were exported of it."""
     if len(folders) > 1:
         raise ValueError("--from_export takes one --workdir: an export is of one run")
-    check_output()
-    (name,), run, held = run_names(folders), restore_run(folders[0]), export.open(FLAGS.from_export)
+    (run,), held = restore_runs(folders), export.open(FLAGS.from_export)
     source = source_of(run)
     same = {field: run.settings[field] for field in ("target", "saliency_of", "seed")}
     export.check_same(held, {"provenance": provenance_of(run), **same}, source)
@@ -181,72 +165,62 @@ def measure_export(folders: list[str]) -> None:
     maps, about = held.maps(), {"path": held.path, "dtype": held.attributes["dtype"], "sha256": held.digest}
     reduction = maps.reduction or run.settings["reduction"]
     run = dataclasses.replace(run, settings=run.settings | {"reduction": reduction, "from_export": about})
-    plan = planned(run, name, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
+    plan = planned(run, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
     beside = epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem
     output = files.make_folder("--output", FLAGS.output or beside)
-    results = stored.complete(
-        plan,
-        subject_of(run, plan),
-        maps,
-        path=output / "evaluation.npz",
-        depends=depends_of(run) | {"export": held.digest},
-        progress=partial(progress, name),
-        fresh=FLAGS.force,
-        writes=parallel.is_main_process(),
-    )
+    store = complete(run, plan, output, maps)
     if not parallel.is_main_process():
         return
-    index, results = evaluation_indices(len(source), FLAGS.images), plan.select(results)
-    shown = {key: held.attribution(key, index) for key in plan.explained()}
-    shown = {key: values[..., None] if values.ndim == 3 else values for key, values in shown.items()}
-    pictures = {name: pictures_of(run, plan, Results({"index": index, **shown}, {}), results)}
-    summaries = {name: summary_of(run, plan, results, output)}
-    write_report(output, {name: run}, {name: plan}, {name: results}, summaries, pictures)
-    print(report.terminal_table(summaries))
-    print(f"\nWritten: {output}/evaluation.json, {output}/report.html")
+    shown = stored.shown(maps, plan.explained(), evaluation_indices(len(source), FLAGS.images))
+    evaluated = evaluated_run(run, plan, store.results, shown, store.other_versions(plan.all_parts()))
+    report_on([evaluated], [output], output)
 
 
-def check_output() -> None:
-    """Raise `ValueError` where --output cannot be a folder."""
-    if FLAGS.output is not None:
-        files.check_output("--output", FLAGS.output)
+def restore_runs(folders: list[str]) -> list[Run]:
+    """Restore the runs in `folders` as the flags say."""
+    data = {"path": FLAGS.data_path, "data_dir": FLAGS.data_dir}
+    changed = {name: FLAGS[name].value for name in ("batch_size", "curve_steps", *IMAGES)}
+    chosen = {name: FLAGS[name].value for name in ("checkpoint", "split", "target")}
+    named = zip(folders, run_names(folders), strict=True)
+    return [restore(folder, name=name, data=data, evaluation=changed, **chosen) for folder, name in named]
 
 
-def restore_run(folder: str) -> Run:
-    """Restore a run as the flags say."""
-    return restore(
-        folder,
-        checkpoint=FLAGS.checkpoint,
-        split=FLAGS.split,
-        target=FLAGS.target,
-        data={"path": FLAGS.data_path, "data_dir": FLAGS.data_dir},
-        evaluation={name: FLAGS[name].value for name in ("batch_size", "curve_steps", *IMAGES)},
-    )
-
-
-def planned(
-    run: Run, name: str, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None
-) -> Plan:
+def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None) -> Plan:
     """Return what is evaluated of a run, and say what of a preset is not."""
     plan, notes = plan_of(run, methods, metrics, chunk_size=FLAGS.chunk_size, maps=maps)
     for note in notes if parallel.is_main_process() else ():
-        print(f"{name}: {note}")
+        print(f"{run.name}: {note}")
     return plan
 
 
-def complete(run: Run, name: str, plan: Plan) -> Store:
-    """Evaluate what is not stored of a run."""
-    store = Store(
-        run.folder,
-        depends_of(run),
-        name="".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL),
-        versions=files.versions(),
-        images=min(FLAGS.images, len(source_of(run))),
-        fresh=FLAGS.force,
-        writes=parallel.is_main_process(),
-    )
-    store.complete(plan, subject_of(run, plan), partial(progress, name))
+def complete(
+    run: Run, plan: Plan, folder: Any, maps: stored.Maps | None = None, *, name: str = "", images: int = 0
+) -> Store:
+    """Evaluate what is not stored of a run in `folder`, and store it there."""
+    now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
+    store = Store(folder, depends_of(run), name=name, images=images, **now)
+    store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
     return store
+
+
+def found(run: Run, plan: Plan, store: Store) -> Evaluated:
+    """Return what was evaluated of a run: now and, unless --noall_stored, before."""
+    plan = plan.with_stored(store.parts, options_of(run)) if FLAGS.all_stored else plan
+    return evaluated_run(run, plan, store.results, store.shown(plan), store.other_versions(plan.all_parts()))
+
+
+def report_on(evaluated: list[Evaluated], folders: Sequence[Any], output: epath.Path) -> None:
+    """Write each run's numbers to its folder and the report of all to `output`, and print their table."""
+    several = len(evaluated) > 1
+    for each, folder in zip(evaluated, folders, strict=True):
+        write_evaluation(folder, each)
+        if several:
+            write_report(folder, [each])
+    comparisons = write_report(output, evaluated)
+    print(report.terminal_table({each.name: each.summary for each in evaluated}, comparisons))
+    pages = ("comparison.html", "comparison.json", "saliency.png") if several else ("report.html",)
+    written = [] if several else [f"{folders[0]}/evaluation.json"]
+    print(f"\nWritten: {', '.join([*written, *(f'{output}/{page}' for page in pages)])}")
 
 
 @contextlib.contextmanager

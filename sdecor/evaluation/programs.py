@@ -29,6 +29,7 @@ IGNORE = 2  # code of an object mask's pixels that count neither as object nor a
 EXPLANATION, METRICS = 0, 1  # steps of an example's randomness
 
 Batch = dict[str, jax.Array]
+Fn = Callable[[jax.Array], jax.Array]
 
 
 class Setup(NamedTuple):
@@ -56,6 +57,42 @@ class Setup(NamedTuple):
     chunk_size: int | None = None
 
 
+def classes_of(logits: jax.Array, labels: jax.Array, target: str | int) -> Batch:
+    """Return each example's `prediction` and `target`, the class whose score is explained, int32 `[n]`.
+
+    Args:
+      logits: `[n, K]`.
+      labels: int32 `[n]`.
+      target: "predicted", "label", or a class.
+    """
+    prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    known = {"predicted": prediction, "label": labels}
+    chosen = known[target] if isinstance(target, str) else jnp.full_like(prediction, target)
+    return {"prediction": prediction, "target": chosen}
+
+
+def attributions_of(
+    method: Method, fn: Fn, images: jax.Array, batch: Batch, key: jax.Array, *, saliency_of: str, **options: Any
+) -> Any:
+    """Explain a batch by a method; what it draws for an example follows from the example's index.
+
+    Args:
+      method: what explains.
+      fn: the network for one image, `image [H, W, C] -> logits [K]`.
+      images: as the network takes them, `[n, H, W, C]`.
+      batch: its `target` and `index`.
+      key: of everything that is drawn.
+      saliency_of: see `Method.settings`.
+      **options: other arguments of `attribution.explain`.
+
+    Returns:
+      Signed attributions, as of `attribution.explain`.
+    """
+    keys = example_keys(key, EXPLANATION, batch["index"])
+    settings = method.settings(saliency_of)
+    return explain(fn, images, batch["target"], method=method.function, key=keys, **settings, **options)
+
+
 def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Batch, Batch]]:
     """Return `predict(variables, batch, key) -> (examples, moments)`: what is measured without an explanation.
 
@@ -65,12 +102,8 @@ def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Bat
 
     def predict(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Batch]:
         logits, features = setup.apply(variables, images_of(setup, batch))
-        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         examples = {name: batch[name] for name in ("index", "label", "weight")}
-        examples |= {
-            "prediction": prediction,
-            "target": prediction if setup.target == "predicted" else batch["label"],
-        }
+        examples |= classes_of(logits, batch["label"], setup.target)
         examples |= _metrics_of("model", logits, labels=batch["label"])
         if "object" in batch:
             objects, ignore = objects_of(setup, batch)
@@ -95,15 +128,8 @@ def make_explanation(setup: Setup, method: Method) -> Callable[[Any, Batch, jax.
 
     def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> Batch:
         images, fn = images_of(setup, batch), network(setup, variables)
-        attributions = explain(
-            fn,
-            images,
-            batch["target"],
-            method=method.function,
-            chunk_size=chunk_size_of(setup, fn, images),
-            key=example_keys(key, EXPLANATION, batch["index"]),
-            **method.settings(setup.saliency_of),
-        )
+        options = {"saliency_of": setup.saliency_of, "chunk_size": chunk_size_of(setup, fn, images)}
+        attributions = attributions_of(method, fn, images, batch, key, **options)
         return {
             "attributions": attributions.astype(jnp.float32),
             "maps": reduce(attributions, how=setup.reduction),
@@ -165,12 +191,12 @@ def objects_of(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
     return codes == 1, codes == IGNORE
 
 
-def network(setup: Setup, variables: Any) -> Callable[[jax.Array], jax.Array]:
+def network(setup: Setup, variables: Any) -> Fn:
     """Return the network for one image, `image [H, W, C] -> logits [K]`."""
     return lambda image: setup.apply(variables, image[None])[0][0]
 
 
-def chunk_size_of(setup: Setup, fn: Callable[[jax.Array], jax.Array], images: jax.Array) -> int:
+def chunk_size_of(setup: Setup, fn: Fn, images: jax.Array) -> int:
     """Return the evaluations in flight: the setup's, or as many as fit."""
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     return default_chunk_size(fn, image) if setup.chunk_size is None else setup.chunk_size

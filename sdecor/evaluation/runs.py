@@ -1,4 +1,4 @@
-"""Trained runs: restored, named, checked to be measured alike, and what is evaluated of each."""
+"""Trained runs: restore them, name them, check that they are measured alike, and plan what is evaluated of each."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from sdecor.training.checkpoint import Checkpoints, checksums
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationMode:
+class Network:
     """A model in evaluation mode, `(variables, images) -> (logits, features)`; equal for equal models."""
 
     model: Any
@@ -31,10 +31,11 @@ class EvaluationMode:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, restored.
+    """A trained run, restored from its folder.
 
     Attributes:
       folder: where it lies.
+      name: what tables and figures call it.
       config: of the run; `data` and `evaluation` as this evaluation uses them.
       recorded: its config.json.
       dataset: the data.
@@ -44,10 +45,11 @@ class Run:
     """
 
     folder: str
+    name: str
     config: ConfigDict
     recorded: dict[str, Any]
     dataset: Any
-    apply: EvaluationMode
+    apply: Network
     variables: Any
     settings: dict[str, Any]
 
@@ -55,6 +57,7 @@ class Run:
 def restore(
     folder: str,
     *,
+    name: str | None = None,
     checkpoint: str = "best",
     split: str = "test",
     target: str = "predicted",
@@ -65,6 +68,7 @@ def restore(
 
     Args:
       folder: of the run.
+      name: what tables and figures call it; default: its training method.
       checkpoint: "best" (by validation accuracy), "latest", or a step.
       split: what to evaluate on.
       target: whose score is explained, "predicted" or "label".
@@ -89,18 +93,21 @@ def restore(
     if restored is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it with train.py first")
     state, _ = restored
+    name = name or run_folder.title(recorded["config"])
+    settings = _settings(config, dataset, state, split=split, target=target)
+    return Run(folder, name, config, recorded, dataset, Network(model), state.variables, settings)
+
+
+def _settings(config: ConfigDict, dataset: Any, state: Any, *, split: str, target: str) -> dict[str, Any]:
+    """Return what all numbers of an evaluation depend on, plain values."""
     options = config.evaluation
+    of_data = {"mean": dataset.mean, "std": dataset.std, "crop": config.augment.size}
     settings = {
         "split": split,
         "step": int(state.step),
         "parameters": checksums(state.variables),
         "target": target,
-        "data": {
-            **identity(dataset.source(split)),
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "crop": config.augment.size,
-        },
+        "data": {**identity(dataset.source(split)), **of_data},
         "seed": 0,
         "saliency_of": options.saliency_of,
         "reduction": "abs_sum",
@@ -110,8 +117,7 @@ def restore(
         "robustness_images": options.get("robustness_images", 100),
         "resamples": options.resamples,
     }
-    apply = EvaluationMode(model)
-    return Run(folder, config, recorded, dataset, apply, state.variables, files.plain(settings))
+    return files.plain(settings)
 
 
 def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
@@ -124,7 +130,7 @@ def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
     return int(wanted)
 
 
-def check_comparable(runs: Mapping[str, Run]) -> None:
+def check_comparable(runs: Sequence[Run]) -> None:
     """Raise `ValueError`, naming the fields, unless all runs are measured alike on the same images."""
 
     def measured(run: Run) -> dict[str, Any]:
@@ -134,12 +140,12 @@ def check_comparable(runs: Mapping[str, Run]) -> None:
         return {"dataset": data, "settings": settings, "data": chosen}
 
     reference, *others = runs
-    for name in others:
-        differences = files.differing_fields(measured(runs[reference]), measured(runs[name]))
+    for other in others:
+        differences = files.differing_fields(measured(reference), measured(other))
         if differences:
             listed = "\n".join(f"  {field}: {a!r} and {b!r}" for field, (a, b) in differences.items())
             raise ValueError(
-                f"{runs[reference].folder} and {runs[name].folder} are not measured alike:\n{listed}\n"
+                f"{reference.folder} and {other.folder} are not measured alike:\n{listed}\n"
                 "Compare runs of the same data and the same evaluation, or evaluate them one by one."
             )
 
@@ -232,9 +238,10 @@ def options_of(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def depends_of(run: Run) -> dict[str, Any]:
-    """Return the settings that every number of a run depends on."""
+    """Return the settings that every number of a run depends on; of stored maps, their content is one."""
     fields = ("split", "step", "parameters", "target", "seed", "data")
-    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__}
+    maps = {"export": run.settings["from_export"]["sha256"]} if "from_export" in run.settings else {}
+    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__} | maps
 
 
 def subject_of(run: Run, plan: Plan) -> Subject:

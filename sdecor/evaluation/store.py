@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from sdecor.evaluation import explained, programs
@@ -11,6 +12,7 @@ from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.plan import Plan, plain
 from sdecor.evaluation.programs import Subject
 from sdecor.evaluation.results import Results, extend, load, load_with_versions, save
+from sdecor.evaluation.stored import Maps, explaining
 
 # `progress(what, count)` is a context that gives a function to be told of every few examples done.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]]
@@ -60,10 +62,11 @@ class Store:
         self.results, self.parts, self.versions = load_with_versions(self._files[0], self._depends)
         self.attributions, self._explained = load(self._files[1], self._of_images)
 
-    def shown(self, plan: Plan) -> list[str]:
-        """Return the methods of a plan whose attributions of some images are stored."""
-        methods = plan.explained()
-        return [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
+    def shown(self, plan: Plan) -> Results:
+        """Return the stored attributions of some images, of those methods of a plan that have them."""
+        methods, stored = plan.explained(), self.attributions.examples
+        keys = [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
+        return Results({name: stored[name] for name in ("index", *keys)}, {})
 
     def other_versions(self, parts: Collection[str]) -> dict[str, dict[str, str]]:
         """Return of the predictions and of `parts` the versions that are not those now, where there are such."""
@@ -73,19 +76,28 @@ class Store:
             found |= {part: others} if others else {}
         return found
 
-    def complete(self, plan: Plan, subject: Subject, progress: Progress) -> None:
-        """Evaluate what the plan comprises and is not stored, and store it method by method."""
+    def complete(self, plan: Plan, subject: Subject, progress: Progress, maps: Maps | None = None) -> None:
+        """Evaluate what the plan comprises and is not stored, and store it method by method.
+
+        Args:
+          plan: what is wanted.
+          subject: what is evaluated.
+          progress: see `Progress`.
+          maps: stored explanations to measure; None = explain. `depends` has to tell these maps from others.
+        """
         if self.results is None or self._fresh:
             with progress("predictions", len(subject.source)) as advance:
                 found = programs.predict(subject, advance)
             stored = {} if self.results is None else self.results.examples
             self.results = Results(stored | found.examples, found.moments)
+            if maps is not None:  # of a tie, another device may predict the other class: what they explain counts
+                self.results.examples["target"] = np.asarray(maps.targets, np.int32)
             self.versions[PREDICTIONS] = self._now
             self._save()
         for method in plan.methods.values():
-            self._explain(plan, method, subject, progress)
+            self._explain(plan, method, subject, progress, maps)
 
-    def _explain(self, plan: Plan, method: Method, subject: Subject, progress: Progress) -> None:
+    def _explain(self, plan: Plan, method: Method, subject: Subject, progress: Progress, maps: Maps | None) -> None:
         wanted, options = plan.parts(method), _options(plan, method)
         missing = {part: each for part, each in wanted.items() if self._fresh or self.parts.get(part) != each[1]}
         shown = method.key == RANDOM.key or (not self._fresh and self._explained.get(method.key) == options)
@@ -104,6 +116,7 @@ class Store:
                     predicted=self.results,
                     pictures=pictures,
                     advance=advance,
+                    explain=None if maps is None or method.key == RANDOM.key else explaining(subject, method, maps),
                 )
             self.results = extend(self.results, found, method.key)
         for group in [group for group, _ in missing.values() if group.needs == "mosaic"]:

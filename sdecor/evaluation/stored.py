@@ -1,9 +1,9 @@
-"""Measuring maps that were stored before, in place of explaining: the sweep of `explained`, with its maps read.
+"""Stored maps, which are measured in place of explaining: what they tell of a plan, and how a batch of them is read.
 
 What cannot be told from the stored maps is left out with a note, or refused where it was named: see `restrict`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +11,11 @@ import numpy as np
 
 from sdecor.attribution import reduce
 from sdecor.core import parallel
-from sdecor.evaluation import explained, programs
 from sdecor.evaluation.choices import RANDOM, Method
 from sdecor.evaluation.groups import WHOLE, Group
 from sdecor.evaluation.plan import Plan
-from sdecor.evaluation.programs import Advance, Batch, Setup, Subject, compiled
-from sdecor.evaluation.results import Results, extend, load, save
-from sdecor.evaluation.store import SCHEMA, Progress
+from sdecor.evaluation.programs import Batch, Setup, Subject, compiled
+from sdecor.evaluation.results import Results
 
 
 class Maps(NamedTuple):
@@ -79,70 +77,14 @@ def _missing(group: Group, reduction: str | None) -> str | None:
     return None
 
 
-def complete(
-    plan: Plan,
-    subject: Subject,
-    maps: Maps,
-    *,
-    path: Any,
-    depends: Mapping[str, Any],
-    progress: Progress,
-    fresh: bool = False,
-    writes: bool = True,
-) -> Results:
-    """Measure the stored maps of a plan's methods, method by method; what is found is kept in a file and reused.
-
-    Args:
-      plan: of `restrict`; its methods are among the stored ones.
-      subject: what is evaluated.
-      maps: the stored explanations.
-      path: of the file.
-      depends: settings that everything depends on, the content of the stored maps among them.
-      progress: see `evaluation.store`.
-      fresh: measure again what is in the file.
-      writes: whether this process writes.
-    """
-    depends = {**depends, "schema": SCHEMA}
-    results, parts = load(path, depends)
-    if results is None or fresh:
-        with progress("predictions", len(subject.source)) as advance:
-            results, parts = programs.predict(subject, advance), {}
-    # Of a tie, another device may predict the other class: what the maps explain is what counts.
-    results = Results(results.examples | {"target": np.asarray(maps.targets, np.int32)}, results.moments)
-    for method in plan.methods.values():
-        missing = {part: each for part, each in plan.parts(method).items() if parts.get(part) != each[1]}
-        if not missing:
-            continue
-        groups = [group for group, _ in missing.values()]
-        images = {group.name: plan.images[group.needs] for group in groups}
-        with progress(method.key, max(images.values())) as advance:
-            given = {"images": images, "predicted": results, "advance": advance}
-            if method.key == RANDOM.key:
-                found, _ = explained.measure(subject, method, groups, **given)
-            else:
-                found = measure_stored(subject, method, groups, maps, **given)
-        results = extend(results, found, method.key)
-        parts |= {part: settings for part, (_, settings) in missing.items()}
-        if writes:
-            save(path, results, depends, parts)
-    return results
+def shown(maps: Maps, methods: Iterable[str], index: np.ndarray) -> Results:
+    """Return the maps of some examples under the methods' keys, `[n, H, W, C]`; C = 1 where they are reduced."""
+    read = {key: maps.read(key, index) for key in methods}
+    return Results({"index": index} | {key: x[..., None] if x.ndim == 3 else x for key, x in read.items()}, {})
 
 
-def measure_stored(
-    subject: Subject,
-    method: Method,
-    groups: Sequence[Group],
-    maps: Maps,
-    *,
-    images: Mapping[str, int],
-    predicted: Results,
-    advance: Advance = lambda done: None,
-) -> Results:
-    """Measure one method's stored maps; `explained.measure` without the explaining, with the same arguments.
-
-    Returns:
-      Values of the examples measured.
-    """
+def explaining(subject: Subject, method: Method, maps: Maps) -> Callable[[Batch], Batch]:
+    """Return the function that reads a method's stored explanations of a batch, in place of `make_explanation`'s."""
     key = subject.key()
 
     def read(batch: Batch) -> Batch:
@@ -150,10 +92,7 @@ def measure_stored(
         values = np.asarray(maps.read(method.key, places.reshape(-1)), np.float32)
         return _arrays(subject, maps, parallel.shard(values), key)
 
-    found, _ = explained.measure(
-        subject, method, groups, images=images, predicted=predicted, advance=advance, explain=read
-    )
-    return found
+    return read
 
 
 def _arrays(subject: Subject, maps: Maps, values: np.ndarray, key: jax.Array) -> Batch:

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution import ABOVE_BASELINE, REDUCTIONS, SALIENCY_OF, baseline_image, explain, reduce, target_score
+from sdecor.attribution import ABOVE_BASELINE, REDUCTIONS, SALIENCY_OF, baseline_image, reduce, target_score
 from sdecor.core import parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.chunks import default_chunk_size, map_examples
 from sdecor.core.classes import check_classes
-from sdecor.core.rng import example_keys
 from sdecor.evaluation import Method
 from sdecor.evaluation.plan import plain
-from sdecor.evaluation.programs import EXPLANATION, TARGETS
+from sdecor.evaluation.programs import TARGETS, attributions_of, classes_of
 from sdecor.export.encode import DTYPES, encode, zero_point
 from sdecor.export.layout import ArraySpec
 
@@ -96,10 +95,7 @@ def make_prediction(task: Task) -> Callable[[Any, Batch, jax.Array], Batch]:
         else:
             logits = task.logits_of(variables, images)
         logits = logits.astype(jnp.float32)
-        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        known = {"predicted": prediction, "label": batch["label"]}
-        target = known[task.target] if isinstance(task.target, str) else jnp.full_like(prediction, task.target)
-        return {"logits": logits, "prediction": prediction, "target": target}
+        return {"logits": logits, **classes_of(logits, batch["label"], task.target)}
 
     return predict
 
@@ -110,20 +106,12 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
     Explanations are those of an evaluation, of which each example's randomness follows from its index.
     """
     method = task.methods[name]
-    settings, with_error = method.settings(task.saliency_of), method.info.with_error
-    options = settings | ({"with_error": True} if with_error else {})
+    with_error = method.info.with_error
+    options = {"chunk_size": task.chunk_size} | ({"with_error": True} if with_error else {})
 
     def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
         images, fn = task.images_of(batch["image"]), task.fn_of(variables)
-        found = explain(
-            fn,
-            images,
-            batch["target"],
-            method=method.function,
-            chunk_size=task.chunk_size,
-            key=example_keys(key, EXPLANATION, batch["index"]),
-            **options,
-        )
+        found = attributions_of(method, fn, images, batch, key, saliency_of=task.saliency_of, **options)
         attributions, error = found if with_error else (found, None)
         if method.info.sums_to == ABOVE_BASELINE and not with_error:
             error = _error(task, fn, images, batch["target"], attributions, method)

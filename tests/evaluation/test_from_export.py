@@ -19,6 +19,7 @@ import train
 from sdecor.evaluation import (
     GROUPS,
     RANDOM,
+    Store,
     choose_methods,
     choose_metrics,
     extend,
@@ -88,8 +89,9 @@ def plan_of(setup, words, names, reduction, *, restricted=True):
 
 
 def completed(subject, plan, maps, tmp_path, depends=None, **options):
-    path, depends = tmp_path / "found.npz", depends or {"export": "one"}
-    return stored.complete(plan, subject, maps, path=path, depends=depends, progress=quiet, **options)
+    store = Store(tmp_path, depends or {"export": "one"}, **options)
+    store.complete(plan, subject, quiet, maps)
+    return store.results
 
 
 def directly(subject, plan, predicted):
@@ -152,9 +154,9 @@ def test_the_classes_explained_are_the_stored_ones(one, predicted, tmp_path):
     found = completed(one, plan, others, tmp_path).examples
     np.testing.assert_array_equal(found["target"], others.targets)
     changed = predicted._replace(examples=predicted.examples | {"target": np.asarray(others.targets)})
-    expected = stored.measure_stored(
-        one, plan.methods["gradient"], plan.groups, others, images={"replacement": 12}, predicted=changed
-    )
+    method = plan.methods["gradient"]
+    read = stored.explaining(one, method, others)
+    expected, _ = measure(one, method, plan.groups, images={"replacement": 12}, predicted=changed, explain=read)
     few = expected.examples["index"]
     np.testing.assert_array_equal(found["gradient/deletion"][few], expected.examples["deletion"])
 

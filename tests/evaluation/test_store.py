@@ -162,7 +162,7 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     keys = {"gradient/gini", "gradient/entropy", "input_x_gradient/gini"}  # the others had other settings
     assert {key for key in everything.select(found.results).examples if "/" in key} == keys
     assert everything.settings()["methods"].keys() == {"gradient", "input_x_gradient"}
-    assert found.shown(everything) == ["gradient", "input_x_gradient"]
+    assert list(found.shown(everything).examples) == ["index", "gradient", "input_x_gradient"]
     same = plan_of(["quick"], ["entropy"]).with_stored(found.parts, {"replacement": {"steps": 3}})
     again = {key for key in same.select(found.results).examples if "/" in key}
     assert again - keys >= {"input_x_gradient/insertion", "gradient/deletion_curve", "random/insertion"}

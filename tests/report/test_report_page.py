@@ -1,6 +1,7 @@
 """A page needs nothing but itself, holds what it was given, and takes nothing from outside for markup."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -12,6 +13,7 @@ from test_report import COMPARISONS, SUMMARIES
 from test_report_figures import CURVES
 
 from sdecor import report
+from sdecor.evaluation import Results
 from sdecor.report.gallery import (
     DIVERGING_MAPS,
     SEQUENTIAL_MAPS,
@@ -22,7 +24,7 @@ from sdecor.report.gallery import (
     script_json,
     shrink,
 )
-from sdecor.report.run import run_report
+from sdecor.report.run import Evaluated, run_report
 
 RNG = np.random.default_rng(1)
 CLASSES = ["cat", "</script><b>dog", "fox & hen"]
@@ -245,19 +247,24 @@ def test_diverging_maps_have_their_extreme_in_the_middle_and_even_arms(name):
     assert left.max() < 0.5 and right.min() > -0.5
 
 
+def evaluated(name, summary, *, seed=0, class_names=tuple(CLASSES)):
+    return Evaluated(
+        name=name,
+        config={"seed": seed},
+        dataset={"name": "scenes", "class_names": class_names},
+        log=[{"step": k, "split": "train", "loss": 1.0} for k in range(3)],
+        settings={"split": "test", "target": "predicted", "step": 4},
+        results=Results({}, {}),
+        summary=summary,
+        curves={"gradient/deletion_curve": [0.9, 0.5, 0.1]},
+        pictures=picture(),
+    )
+
+
 @pytest.mark.parametrize("runs", [["ce"], ["ce", "sdecor <b>"]])
 def test_report_writes_the_page_and_its_figures(runs, tmp_path):
-    run_report(
-        tmp_path,
-        summaries={run: SUMMARIES[run] for run in runs},
-        comparisons=COMPARISONS if len(runs) > 1 else {},
-        pictures={run: picture() for run in runs},
-        curves={run: {"gradient/deletion_curve": [0.9, 0.5, 0.1]} for run in runs},
-        rows={run: [{"step": k, "split": "train", "loss": 1.0} for k in range(3)] for run in runs},
-        configs={run: {"seed": k} for k, run in enumerate(runs)},
-        class_names=CLASSES,
-        facts={"data set": "scenes", "split": "test", "target": "predicted"},
-    )
+    records = [evaluated(run, SUMMARIES[run], seed=k) for k, run in enumerate(runs)]
+    run_report(tmp_path, records, COMPARISONS if len(runs) > 1 else {})
     more = ["comparison.html", "differences.png"] if len(runs) > 1 else ["methods.png", "report.html"]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
         ["curves.png", "saliency.png", "training.png", *more]
@@ -272,21 +279,15 @@ def test_names_are_written_as_they_stand_and_a_network_of_nan_is_reported(tmp_pa
     names, classes = ["_ce", "cash_$x_{$"], ["cash_$x_{$", "b$", "_c"]
     maps = {"gradient": np.full((4, 12, 10), np.nan)}
     broken = picture(confidence=np.full(4, np.nan), maps=maps, signed={}, prediction=np.zeros(4, int))
-    curves = {name: {"gradient/deletion_curve": [0.9, 0.5, 0.1]} for name in names}
-    curves["_ce"]["gradient/deletion_curve_random"] = [0.9, 0.6, 0.3]
-    run_report(
-        tmp_path,
-        summaries=dict(zip(names, SUMMARIES.values(), strict=True)),
-        comparisons={names[1]: COMPARISONS["sdecor <b>"]},
-        pictures={names[0]: picture(), names[1]: broken},
-        curves=curves,
-        rows={name: [{"step": k, "split": "train", "loss": 1.0} for k in range(3)] for name in names},
-        configs={run: {"seed": k} for k, run in enumerate(names)},
-        class_names=classes,
-        facts={"data set": "scenes", "split": "test", "target": "predicted"},
-    )
-    data = json.loads(next(s for s in Page((tmp_path / "comparison.html").read_text()).scripts if s.startswith("{")))
-    assert {image["runs"][1]["confidence"] for image in data["images"]} == {None}
+    random = {"gradient/deletion_curve_random": [0.9, 0.6, 0.3]}
+    summaries = SUMMARIES.values()
+    first, second = (evaluated(*each, class_names=classes) for each in zip(names, summaries, strict=True))
+    first = dataclasses.replace(first, curves={**first.curves, **random})
+    second = dataclasses.replace(second, pictures=broken)
+    run_report(tmp_path, [first, second], {names[1]: COMPARISONS["sdecor <b>"]})
+    curves = {each.name: each.curves for each in (first, second)}
+    sent = json.loads(next(s for s in Page((tmp_path / "comparison.html").read_text()).scripts if s.startswith("{")))
+    assert {image["runs"][1]["confidence"] for image in sent["images"]} == {None}
     texts = [text.get_text() for text in report.figure_curves(curves).legends[0].get_texts()]
     shown = [text.replace(r"\$", "$").strip("\N{ZERO WIDTH SPACE}") for text in texts]
     assert shown == ["_ce", "_ce, random order", "cash_$x_{$"]
