@@ -1,6 +1,5 @@
 """What an evaluation comprises: its methods, its metrics, and on how many images each is taken."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdecor.core.files import plain_settings as plain
 from sdecor.data.augment import center_crop
 from sdecor.evaluation.choices import RANDOM, Method, choose_methods
 from sdecor.evaluation.measures import MEASURES, WHOLE, Measure, measures_of
@@ -128,11 +128,6 @@ def _measure_of(name: str, settings: Mapping[str, Any], options: Mapping[str, Ma
         return measure
     resize = settings["measure"]["options"].get("resize")  # the network decides it, see `make_plan`
     return measure._replace(options=(*measure.options, ("resize", resize)))
-
-
-def plain(settings: Any) -> Any:
-    """Return settings as JSON gives them back; functions and other objects by their name."""
-    return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
 
 
 _REFUSALS = (ValueError, NotImplementedError)  # what methods and measures raise against a network

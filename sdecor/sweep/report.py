@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from sdecor.core.files import write_file
 from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
 from sdecor.sweep import collect, figures, plan, tables
@@ -48,7 +49,7 @@ def write(folder: pathlib.Path) -> str:
     files |= {name: "\n\n".join(map(tables.latex, chosen)) + "\n" for name, chosen in listed.items()}
     files["report.md"] = page(shown, shown_results, front, groups, list(drawn))
     for name, text in files.items():
-        write_text(output / name, text)
+        write_file(output / name, text)
     finished = sum(result.state == "finished" for result in results)
     return f"{finished} of {len(results)} runs are finished.\nWritten: {output}/report.md, {', '.join(files)}, " + (
         ", ".join(f"{name}.{{{','.join(FORMATS)}}}" for name in drawn) or "no figure"
@@ -122,13 +123,6 @@ def page(
         f"{tables.measure_title(TIME)} is by the run's own count, without start and evaluation." if groups else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it."""
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _file(name: str) -> str:
