@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdecor.core import locks
 from sdecor.sweep import check, commands, trial_folder
 from sdecor.sweep.plan import ROOT, Run
 from sdecor.training import logbook, replicas
@@ -126,7 +127,7 @@ class Job:
 
     group: Group
     root: pathlib.Path
-    held: list[trial_folder.Claim]
+    held: list[locks.Lock]
     stages: list[str]
     slot: Mapping[str, str]
     process: subprocess.Popen | None = None
