@@ -1,4 +1,4 @@
-"""Files: which paths are refused before any work, JSON written whole, digests, and what differs between two trees."""
+"""Files: which paths are refused before any work, whole-file writes, JSON, digests, and differences of trees."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -112,18 +113,47 @@ def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
     return "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
 
 
-def write_json(path: epath.PathLike, content: Any) -> None:
-    """Write `content` so that a reader never sees half a file."""
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Yield a path to write to; at the end of the `with` block that file replaces `path`, after an error nothing does.
+
+    Readers never see half a file, also when several processes write the same one. The file may still be lost when the
+    machine loses power: `export.files` writes what may not be.
+    """
     path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            temporary.unlink()
+        raise
+
+
+def write_file(path: epath.PathLike, content: str | bytes) -> None:
+    """Write a whole file, local or remote, as `replacing` does; its folder has to be there."""
+    with replacing(path) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content)
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+    """Write `content` as JSON, see `write_file`."""
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def plain(tree: Any) -> Any:
     """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
     tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
     return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
+
+
+def plain_settings(settings: Any) -> Any:
+    """Return settings as JSON would give them back: functions and other objects become their names."""
+    return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
 
 
 def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:

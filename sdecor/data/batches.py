@@ -1,16 +1,14 @@
 """Batches of examples as NumPy arrays: their order, reading by index, and every example once for evaluation."""
 
-import collections
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from sdecor.core.checks import check_range
 from sdecor.core.files import digest
+from sdecor.core.threads import map_ahead
 from sdecor.data.splits import Source
 
 
@@ -217,7 +215,13 @@ def evaluation_batches(
     total = -(-len(visited) // batch_size) * batch_size
     padded = np.concatenate([visited, np.full(total - len(visited), -1)])
     rows = padded.reshape(-1, batch_size)[:, share]
-    return _read_ahead(lambda indices: _evaluation_batch(source, indices, first), rows, threads, prefetch)
+    return map_ahead(
+        lambda indices: _evaluation_batch(source, indices, first),
+        rows,
+        threads=threads,
+        ahead=prefetch + 1,
+        name="evaluation-batches",
+    )
 
 
 def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -240,20 +244,6 @@ def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -
                 f"and it should be of shape {tuple(shape[:2])}"
             )
     return batch | {"object": np.stack(masks)}
-
-
-def _read_ahead(function: Any, items: Iterable[Any], threads: int, prefetch: int) -> Iterator[Any]:
-    """Yield `function(item)` in order, with up to `prefetch` further results under way."""
-    items = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches")
-    try:
-        pending = collections.deque(pool.submit(function, item) for item in itertools.islice(items, prefetch + 1))
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-            yield result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _READ = 16  # examples whose pixels are looked at

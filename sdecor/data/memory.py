@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from sdecor.core.checks import check_range
+from sdecor.core.threads import map_ahead
 from sdecor.data.batches import batch_indices, read, steps_per_epoch
 
 _CHUNK = 256  # examples a thread decodes before the progress bar moves
@@ -107,13 +107,10 @@ def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, pr
                 array[index] = example[field]
         return stop - start
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    try:
-        with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
-            for done in pool.map(decode, range(0, n, _CHUNK)):
-                bar.update(done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    starts = range(0, n, _CHUNK)
+    with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
+        for done in map_ahead(decode, starts, threads=threads, ahead=len(starts), name="decode"):
+            bar.update(done)
 
 
 class MemoryLoader:

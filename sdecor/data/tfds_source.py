@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sdecor.core import files
 from sdecor.data.decode import Decoder, decode_mask
 
 OWN_NAMES = ("digit_scenes", "folder", "tiny_imagenet")
@@ -302,10 +303,8 @@ def mask_encoding_of(name: str, mask_encoding: str) -> str:
 
 
 def _keep(path: Any, labels: np.ndarray) -> None:
-    scratch = path.parent / f"{path.name}.{os.getpid()}.tmp"
     try:
-        with scratch.open("wb") as stream:
+        with files.replacing(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, labels)
-        scratch.rename(path)
     except OSError as error:
         print(f"The labels could not be kept in {path} ({error}): they are read anew each time", file=sys.stderr)

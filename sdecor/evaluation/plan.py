@@ -1,6 +1,5 @@
 """What an evaluation comprises: its methods, its metrics, and on how many images each is taken."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdecor.core.files import plain_settings
 from sdecor.data.augment import center_crop
 from sdecor.evaluation.choices import RANDOM, Method, choose_methods
 from sdecor.evaluation.groups import GROUPS, WHOLE, Group, groups_of
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
                 group = group.of(method, self.setup.saliency_of)
                 settings = {"images": self.images[group.needs], "options": dict(group.options)}
                 settings["looks_at"] = group.looks_at
-                parts[part] = (group, plain({"method": own, "measure": settings}))
+                parts[part] = (group, plain_settings({"method": own, "measure": settings}))
         return parts
 
     def all_parts(self) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
                 name: f"the method's, else {dict(each.options)[name]}" for name in each.follows
             }
             groups[each.name] = {"images": self.images[each.needs], "looks_at": each.looks_at, **options}
-        return plain({"methods": methods, "measures": groups})
+        return plain_settings({"methods": methods, "measures": groups})
 
     def explained(self) -> dict[str, Method]:
         """Return the methods without the random order."""
@@ -131,12 +131,7 @@ def _group_of(name: str, settings: Mapping[str, Any], options: Mapping[str, Mapp
     return group._replace(options=(*group.options, ("resize", resize)))
 
 
-def plain(settings: Any) -> Any:
-    """Return settings as JSON gives them back; functions and other objects by their name."""
-    return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
-
-
-_REFUSALS = (ValueError, NotImplementedError)  # what methods and metrics raise against a network
+_REFUSALS = (ValueError, NotImplementedError)  # errors that methods and metrics raise against a network
 
 
 def make_plan(

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from sdecor import metrics
+from sdecor.core.files import write_file
 
 
 class Results(NamedTuple):
@@ -131,14 +132,11 @@ def save(
       parts: the settings of each part that is complete.
       versions: of packages, that each part was made with.
     """
-    path = epath.Path(path)
     buffer = io.BytesIO()
     moments = {f"moments/{name}": value for name, value in results.moments.items()}
     settings = json.dumps({"run": run, "parts": parts, "versions": versions or {}})
     np.savez(buffer, settings=settings, **results.examples, **moments)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    write_file(path, buffer.getvalue())
 
 
 def load(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sdecor.core.files import plain_settings
 from sdecor.evaluation import explained, programs
 from sdecor.evaluation.choices import RANDOM, Method
-from sdecor.evaluation.plan import Plan, plain
+from sdecor.evaluation.plan import Plan
 from sdecor.evaluation.programs import Subject
 from sdecor.evaluation.results import Results, extend, load, load_with_versions, save
 from sdecor.evaluation.stored import Maps, explaining
@@ -143,4 +144,4 @@ class Store:
 
 def _options(plan: Plan, method: Method) -> dict[str, Any]:
     """Return what a method's attributions depend on."""
-    return plain(method.settings(plan.setup.saliency_of))
+    return plain_settings(method.settings(plan.setup.saliency_of))

@@ -1,8 +1,9 @@
 """Attribution maps of whole data sets in a Zarr group: written on many devices, resumable, and read back.
 
-In order: `feed` (reading examples ahead), `device` (what is computed), `ranges` (rows put together), `store` (what is
-on disk), `run` (the loop over these); `function` and `split` say what is exported. `open` reads, `npz`,
-`hdf5` and `overlays` write other formats, and `python -m sdecor.export` does both from the command line.
+In order: `api` (what is exported), `plan` (how it is stored), `resume` (why a path is refused, and what is done there),
+`feed` (reading examples ahead), `programs` (what is computed), `store` (what is on disk), and `loop` over these.
+`reader` opens an export and `verify` verifies it. `convert` and `overlays` write other formats. `python -m
+sdecor.export` does all of that from the command line.
 """
 
 from sdecor.export.api import export, export_split
@@ -11,9 +12,10 @@ from sdecor.export.encode import DTYPES, decode, encode
 from sdecor.export.feed import ON_ERROR
 from sdecor.export.loop import Summary
 from sdecor.export.overlays import overlays
-from sdecor.export.plan import CHECKS, Options
+from sdecor.export.plan import Options
 from sdecor.export.reader import Export, check_same, open, stored_methods
 from sdecor.export.store import StorageError
+from sdecor.export.verify import CHECKS
 
 __all__ = [
     "CHECKS",

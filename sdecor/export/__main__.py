@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(flags: argparse.Namespace) -> int:
     """Return the exit status: 1 where a check found the export damaged."""
-    check_targets(flags)
+    validate_targets(flags)
     export = reader.open(flags.path)
     methods = [method for method in _listed(flags.methods) or export.methods if export.name_of(method)]
     examples = None if flags.examples is None else [_number(word) for word in _listed(flags.examples)]
@@ -66,7 +66,7 @@ def convert_all(
         print(f"Written: {len(written)} pictures in {flags.png}")
 
 
-def check_targets(flags: argparse.Namespace) -> None:
+def validate_targets(flags: argparse.Namespace) -> None:
     """Raise `ValueError` where a flag names something that cannot be written to."""
     if flags.npz:
         check_text("--npz", flags.npz)

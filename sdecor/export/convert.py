@@ -1,7 +1,5 @@
 """An export as NumPy archive (Quantus) or HDF5 files (ViRelAy, CoRelAy), with the images read."""
 
-import contextlib
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,36 +7,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from sdecor.core.files import readable
+from sdecor.core.files import readable, replacing, write_json
 from sdecor.data import center_crop, create_dataset, normalise
 from sdecor.data.batches import object_mask
 from sdecor.export.reader import Export
 
-ROWS_AT_ONCE = 64  # examples in memory
+AT_ONCE = 64  # examples in memory
 
 
-class Rows(NamedTuple):
-    """An array that is made row by row: shape of a row, type, and `(places [n]) -> rows [n, …]`."""
+class LazyArray(NamedTuple):
+    """An array `[N, …]` that is read when it is written: shape of an example, type, and `(places [n]) -> [n, …]`."""
 
     shape: tuple[int, ...]
     dtype: Any
     read: Callable[[np.ndarray], np.ndarray]
 
-    def parts(self, places: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, places.size, ROWS_AT_ONCE):
-            yield np.ascontiguousarray(self.read(places[start : start + ROWS_AT_ONCE]), self.dtype)
+    def batches(self, places: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the values at `places`, `AT_ONCE` at a time, with where they stand among these."""
+        for where in in_batches(places.size):
+            yield where, np.ascontiguousarray(self.read(places[where]), self.dtype)
 
 
-def column(export: Export, name: str, dtype: Any) -> Rows:
+def in_batches(n: int) -> Iterator[slice]:
+    """Yield the slices that cut `n` examples into batches of `AT_ONCE`."""
+    return (slice(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE))
+
+
+def column(export: Export, name: str, dtype: Any) -> LazyArray:
     """Return one of the stored arrays as another type."""
-    return Rows(export.arrays[name].tail, dtype, lambda part: export.read(name, part))
+    return LazyArray(export.arrays[name].tail, dtype, lambda places: export.read(name, places))
 
 
-def maps_of(export: Export, method: str) -> Rows:
+def maps_of(export: Export, method: str) -> LazyArray:
     """Return the maps with channels first, one where there is none."""
     height, width, *channels = export.arrays[export.name_of(method)].tail
     shape = (*(channels or [1]), height, width)
-    return Rows(shape, np.float32, lambda part: channels_first(export.attribution(method, part)))
+    return LazyArray(shape, np.float32, lambda places: channels_first(export.attribution(method, places)))
 
 
 def channels_first(values: np.ndarray) -> np.ndarray:
@@ -49,28 +53,12 @@ def channels_first(values: np.ndarray) -> np.ndarray:
 def finite_places(export: Export, method: str, places: np.ndarray) -> np.ndarray:
     """Return the places whose map is finite."""
     whole = np.empty(places.size, bool)
-    for start in range(0, places.size, ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        values = export.attribution(method, places[part])
-        whole[part] = np.isfinite(values).all(tuple(range(1, values.ndim)))
+    for where in in_batches(places.size):
+        values = export.attribution(method, places[where])
+        whole[where] = np.isfinite(values).all(tuple(range(1, values.ndim)))
     if not whole.any():
         raise ValueError(f"{export.path} has no finite map of {method} among the {places.size} examples chosen")
     return places[whole]
-
-
-@contextlib.contextmanager
-def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Give a path to write to; what is there afterwards takes its place under `path`."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 class Pictures(NamedTuple):
@@ -90,7 +78,7 @@ def open_source(export: Export, **changes: Any) -> Any:
     Raises:
       ValueError: when the export was made of other data than a run's.
     """
-    made_of = export.attributes.get("provenance") or {}
+    made_of = _provenance(export)
     if not {"config", "dataset"} <= made_of.keys():
         raise ValueError(f"{export.path} does not tell where its images lie: it was not made by evaluate.py --export")
     known = made_of["dataset"]
@@ -98,6 +86,10 @@ def open_source(export: Export, **changes: Any) -> Any:
     names = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
     options = {name: fields.get(name) for name in (*names, "limit")}
     return create_dataset(fields["name"], **options, mean=known["mean"], std=known["std"]).source(known["split"])
+
+
+def _provenance(export: Export) -> dict[str, Any]:
+    return export.attributes.get("provenance") or {}
 
 
 def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
@@ -114,7 +106,7 @@ def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
     whole = next((place for place in range(len(export)) if place not in skipped), None)
     if whole is None:
         raise ValueError(f"{export.path}: every example was skipped, there are no images")
-    examples = [_checked(export, source, int(place)) if int(place) not in skipped else None for place in places]
+    examples = [_same_example(export, source, int(place)) if int(place) not in skipped else None for place in places]
     like = source[whole]
     blank = {"image": np.zeros_like(like["image"])}
     images = np.stack([(example or blank)["image"] for example in examples])
@@ -127,16 +119,17 @@ def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
 
 def network_input(export: Export, images: np.ndarray) -> np.ndarray:
     """Return images as the network took them, float32: uint8 ones normalised by the data set's mean and deviation."""
-    known = (export.attributes.get("provenance") or {}).get("dataset", {})
+    known = _provenance(export).get("dataset", {})
     if images.dtype != np.uint8 or "mean" not in known:
         return images.astype(np.float32)
     return np.asarray(normalise(images, known["mean"], known["std"]))
 
 
-def _checked(export: Export, source: Any, place: int) -> dict[str, Any]:
+def _same_example(export: Export, source: Any, place: int) -> dict[str, Any]:
+    """Return the source's example, refusing one of another name or class than was exported."""
     example, name, label = source[place], export.names[place], int(export.read("label", place))
     # Names that were given to `export.export` need not be those of a source.
-    of_run = "dataset" in (export.attributes.get("provenance") or {})
+    of_run = "dataset" in _provenance(export)
     found = readable(str(source.name(place))) if of_run else name
     # Stored names are told from the folder of all examples on: that may be another by now.
     same = found == name or found.endswith(f"/{name}")
@@ -185,36 +178,36 @@ def to_npz(
     places = finite_places(export, method, export.places(examples))
     arrays = {"a_batch": maps_of(export, method), "y_batch": column(export, "target", np.int64)}
     arrays |= {name: column(export, name, np.int64) for name in ("label", "prediction")}
-    arrays["index"] = Rows((), np.int64, lambda part: part)
+    arrays["index"] = LazyArray((), np.int64, lambda places: places)
     if source is not None:
         arrays |= _inputs(export, source)
-    with replacing(path) as part, part.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, rows in arrays.items():
-            _write_npy(archive, name, rows, places)
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            _write_npy(archive, name, array, places)
 
 
-def _inputs(export: Export, source: Any) -> dict[str, Rows]:
+def _inputs(export: Export, source: Any) -> dict[str, LazyArray]:
     """The images as the network took them, and the objects where there are any."""
     height, width, channels = export.attributes["image_shape"]
-    x = Rows(
+    x = LazyArray(
         (channels, height, width),
         np.float32,
-        lambda part: channels_first(network_input(export, pictures(export, source, part).images)),
+        lambda places: channels_first(network_input(export, pictures(export, source, places).images)),
     )
     if pictures(export, source, [0]).objects is None:
         return {"x_batch": x}
-    s = Rows((1, height, width), np.uint8, lambda part: pictures(export, source, part).objects[:, None] == 1)
+    s = LazyArray((1, height, width), np.uint8, lambda places: pictures(export, source, places).objects[:, None] == 1)
     return {"x_batch": x, "s_batch": s}
 
 
-def _write_npy(archive: zipfile.ZipFile, name: str, rows: Rows, places: np.ndarray) -> None:
+def _write_npy(archive: zipfile.ZipFile, name: str, array: LazyArray, places: np.ndarray) -> None:
     """Add an array to an .npz, as `np.savez` would, without ever holding all of it."""
-    dtype = np.dtype(rows.dtype)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (places.size, *rows.shape)}
+    descr, shape = np.lib.format.dtype_to_descr(np.dtype(array.dtype)), (places.size, *array.shape)
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in rows.parts(places):
-            file.write(part.tobytes())
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for _, values in array.batches(places):
+            file.write(values.tobytes())
 
 
 _COLORS = 3  # channels that ViRelAy draws
@@ -255,50 +248,53 @@ def to_hdf5(
     directory.mkdir(parents=True, exist_ok=True)
     logits = column(export, "logits", np.float32)
     beside = {"label": column(export, "label", np.int32), "example_id": column(export, "example_id", np.int64)}
-    (directory / "label-map.json").write_text(json.dumps(_label_map(export), indent=1, ensure_ascii=False) + "\n")
+    write_json(directory / "label-map.json", _label_map(export))
     if source is not None:
-        with replacing(directory / "dataset.h5") as part, h5py.File(part, "w") as content:
+        with replacing(directory / "dataset.h5") as temporary, h5py.File(temporary, "w") as content:
             _write_hdf5(content, {"data": _colored(_images(export, source)), **beside}, chosen)
     for method in methods or export.methods:
         places = finite_places(export, method, chosen)
-        index = Rows((), np.uint32, lambda part: np.searchsorted(chosen, part))
-        rows = {"attribution": _shared(maps_of(export, method)), "prediction": logits, "index": index}
+        index = LazyArray((), np.uint32, lambda places: np.searchsorted(chosen, places))
+        arrays = {"attribution": _shared(maps_of(export, method)), "prediction": logits, "index": index}
         path = directory / f"{export.name_of(method)}.attribution.h5"
-        with replacing(path) as part, h5py.File(part, "w") as content:
-            _write_hdf5(content, rows | beside, places)
+        with replacing(path) as temporary, h5py.File(temporary, "w") as content:
+            _write_hdf5(content, arrays | beside, places)
 
 
-def _images(export: Export, source: Any) -> Rows:
+def _images(export: Export, source: Any) -> LazyArray:
     height, width, channels = export.attributes["image_shape"]
     dtype = pictures(export, source, [0]).images.dtype
-    return Rows((channels, height, width), dtype, lambda part: channels_first(pictures(export, source, part).images))
+    return LazyArray(
+        (channels, height, width), dtype, lambda places: channels_first(pictures(export, source, places).images)
+    )
 
 
-def _colored(rows: Rows) -> Rows:
+def _colored(array: LazyArray) -> LazyArray:
     """Repeat a single channel."""
-    if rows.shape[0] != 1:
-        return rows
-    return rows._replace(shape=(_COLORS, *rows.shape[1:]), read=lambda part: rows.read(part).repeat(_COLORS, 1))
+    if array.shape[0] != 1:
+        return array
+    shape = (_COLORS, *array.shape[1:])
+    return array._replace(shape=shape, read=lambda places: array.read(places).repeat(_COLORS, 1))
 
 
-def _shared(rows: Rows) -> Rows:
+def _shared(array: LazyArray) -> LazyArray:
     """Share a single channel among several, so that they sum to it."""
-    if rows.shape[0] != 1:
-        return rows
-    colored = _colored(rows)
-    return colored._replace(read=lambda part: colored.read(part) / np.float32(_COLORS))
+    if array.shape[0] != 1:
+        return array
+    colored = _colored(array)
+    return colored._replace(read=lambda places: colored.read(places) / np.float32(_COLORS))
 
 
 def _label_map(export: Export) -> list[dict[str, Any]]:
     """Return what ViRelAy calls the classes; −1 is an example whose class is not known."""
-    known = (export.attributes.get("provenance") or {}).get("dataset", {})
+    known = _provenance(export).get("dataset", {})
     names = known.get("class_names") or [f"class {number}" for number in range(export.attributes["num_classes"])]
     entries = [*enumerate(names), (-1, "unknown")]
     return [{"index": number, "word_net_id": f"{number}", "name": str(name)} for number, name in entries]
 
 
-def _write_hdf5(content: Any, arrays: dict[str, Rows], places: np.ndarray) -> None:
-    for name, rows in arrays.items():
-        array = content.create_dataset(name, (places.size, *rows.shape), rows.dtype)
-        for start, part in zip(range(0, places.size, ROWS_AT_ONCE), rows.parts(places), strict=True):
-            array[start : start + len(part)] = part
+def _write_hdf5(content: Any, arrays: dict[str, LazyArray], places: np.ndarray) -> None:
+    for name, array in arrays.items():
+        stored = content.create_dataset(name, (places.size, *array.shape), array.dtype)
+        for where, values in array.batches(places):
+            stored[where] = values

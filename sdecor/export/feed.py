@@ -1,10 +1,9 @@
 """Reading examples ahead of the devices: from a Source by index, or from any iterable of batches."""
 
-import collections
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from sdecor.core.checks import check_choice
 from sdecor.core.classes import check_classes
 from sdecor.core.files import digest, readable
+from sdecor.core.threads import in_background, map_ahead
 from sdecor.data.batches import evaluation_indices
 
 UNKNOWN = -1  # the label of an example without one
@@ -26,25 +26,25 @@ class Skipped(NamedTuple):
     error: str
 
 
-class Block(NamedTuple):
-    """Examples `start … start + len(names) − 1`."""
+class DeviceBatch(NamedTuple):
+    """What one device takes: the examples `start … start + len(names) − 1`, at most `device_batch`."""
 
     start: int
     names: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
-class FeedBatch(NamedTuple):
-    """A batch for all devices.
+class Batch(NamedTuple):
+    """What all devices of this process take at once.
 
     Attributes:
       arrays: `image` `[devices · size, H, W, C]`, `label` and `index` int32 `[devices · size]`.
-      blocks: one for each device, fewer in a last batch, of which an iterable's may have none.
-      total: how many examples there were, told with the last batch of an iterable.
+      by_device: a batch for each device. The last may have fewer, that of an iterable even none.
+      total: how many examples there were, with the last batch of an iterable.
     """
 
     arrays: dict[str, np.ndarray]
-    blocks: tuple[Block, ...]
+    by_device: tuple[DeviceBatch, ...]
     total: int | None = None
 
 
@@ -55,21 +55,21 @@ class Reader(NamedTuple):
     dtype: np.dtype
     count: int | None
     fingerprint: dict[str, Any]
-    # `(wanted, size, devices) -> feed batches`; `wanted(start)` tells whether the block that starts there is wanted.
-    feed: Callable[[Callable[[int], bool], int, int], Iterator[FeedBatch]]
+    # `(wanted, size, devices) -> batches`; `wanted(start)` tells whether a device's batch from there is wanted.
+    feed: Callable[[Callable[[int], bool], int, int], Iterator[Batch]]
     # Of the first examples, or of all: those known before anything is read.
     labels: np.ndarray
 
 
-def feed_batch(arrays: dict[str, np.ndarray], blocks: list[Block], size: int) -> FeedBatch:
-    """Fill what no example fills, and say which examples these are."""
+def make_batch(arrays: dict[str, np.ndarray], by_device: list[DeviceBatch], size: int) -> Batch:
+    """Return the batch of these arrays, after filling what no example fills, and the indices."""
     for device in range(len(arrays["label"]) // size):
-        block = blocks[device] if device < len(blocks) else Block(0, ())
-        row, filled = device * size, len(block.names)
+        own = by_device[device] if device < len(by_device) else DeviceBatch(0, ())
+        row, filled = device * size, len(own.names)
         for array in (arrays["image"], arrays["label"]):
             array[row + filled : row + size] = array[row if filled else 0]
-        arrays["index"][row : row + size] = block.start + np.minimum(np.arange(size), max(filled - 1, 0))
-    return FeedBatch(arrays, tuple(blocks))
+        arrays["index"][row : row + size] = own.start + np.minimum(np.arange(size), max(filled - 1, 0))
+    return Batch(arrays, tuple(by_device))
 
 
 def empty_arrays(shape: tuple[int, ...], dtype: np.dtype, rows: int) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def empty_arrays(shape: tuple[int, ...], dtype: np.dtype, rows: int) -> dict[str
     }
 
 
-def checked_labels(labels: Any, what: str) -> np.ndarray:
+def valid_labels(labels: Any, what: str) -> np.ndarray:
     """Return labels as int32, refusing what would be stored as another number."""
     values = np.asarray(labels)
     if values.size and values.dtype.kind not in "iu":
@@ -97,7 +97,7 @@ def checked_labels(labels: Any, what: str) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def check_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed: bool = False) -> None:
+def validate_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed: bool = False) -> None:
     """Raise `ValueError` unless labels are classes of the network, or unknown where they are not `needed`.
 
     Args:
@@ -115,7 +115,7 @@ def check_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed: bo
         check_classes(f"example {start + wrong[0]}: labels", known, classes)
 
 
-def checked_images(images: np.ndarray, what: str) -> np.ndarray:
+def valid_images(images: np.ndarray, what: str) -> np.ndarray:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(
             f"{what} has images of shape {images.shape}: they should be [H, W, C], or batches [n, H, W, C]"
@@ -148,7 +148,7 @@ class _Source(NamedTuple):
     skips: bool
 
     def name(self, index: int) -> str:
-        return _name(self.source, self.names, index).removeprefix(self.root)
+        return _example_name(self.source, self.names, index).removeprefix(self.root)
 
 
 def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
@@ -159,7 +159,7 @@ def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
     if names is not None and len(names) != n:
         raise ValueError(f"names has {len(names)} entries: data has {n} examples")
     first = _first_image(source, names, n if on_error == "skip" else 1)
-    some = [_name(source, names, int(i)) for i in np.unique(np.linspace(0, n - 1, _NAMES).astype(int))]
+    some = [_example_name(source, names, int(i)) for i in np.unique(np.linspace(0, n - 1, _NAMES).astype(int))]
     root = _root(some)
     own = _Source(source, names, root, first.shape, first.dtype, on_error == "skip")
     known = {"names": digest(name.removeprefix(root).encode() for name in some)}
@@ -168,7 +168,7 @@ def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
         known["labels"] = digest([labels])
     known |= {"size": n, "images": _images(source, n)}
 
-    def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[FeedBatch]:
+    def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[Batch]:
         starts = (start for start in range(0, n, size) if wanted(start))
         return _read_ahead(own, ((start, min(start + size, n)) for start in starts), size, devices)
 
@@ -178,9 +178,9 @@ def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
 def _known_labels(source: Any) -> np.ndarray:
     """Return the labels that are known without decoding an image, int32: all of them, or none."""
     if hasattr(source, "labels"):
-        return checked_labels(source.labels, "data")
+        return valid_labels(source.labels, "data")
     if isinstance(source, list | tuple):
-        labels = [checked_labels(each.get("label", UNKNOWN), f"example {i}") for i, each in enumerate(source)]
+        labels = [valid_labels(each.get("label", UNKNOWN), f"example {i}") for i, each in enumerate(source)]
         return np.array(labels, np.int32).reshape(-1)
     return np.empty(0, np.int32)
 
@@ -192,10 +192,10 @@ def _first_image(source: Any, names: Any, tries: int) -> np.ndarray:
             image = np.asarray(source[index]["image"])
             break
         except Exception as error:
-            problem = _unreadable(_name(source, names, index), index, error)
+            problem = _unreadable(_example_name(source, names, index), index, error)
     else:
         raise problem
-    return checked_images(image[None], "data")[0]
+    return valid_images(image[None], "data")[0]
 
 
 def _images(source: Any, n: int) -> dict[str, str | None]:
@@ -209,29 +209,27 @@ def _images(source: Any, n: int) -> dict[str, str | None]:
     return found
 
 
-def _read_ahead(own: _Source, bounds: Iterator[tuple[int, int]], size: int, devices: int) -> Iterator[FeedBatch]:
-    """Yield feed batches in order, their blocks read by threads ahead of the batch in use."""
+def _read_ahead(own: _Source, bounds: Iterator[tuple[int, int]], size: int, devices: int) -> Iterator[Batch]:
+    """Yield batches in order, read by threads ahead of the one in use: the next one, and more to keep all busy."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="export-read")
 
-    def start(group: list[tuple[int, int]]) -> tuple[dict[str, np.ndarray], list[Future]]:
-        arrays = empty_arrays(own.shape, own.dtype, size * devices)
-        rows = [{name: array[i * size : (i + 1) * size] for name, array in arrays.items()} for i in range(len(group))]
-        return arrays, [pool.submit(_read_block, own, *each, part) for each, part in zip(group, rows, strict=True)]
+    def to_read() -> Iterator[tuple[int, int, int, dict[str, np.ndarray]]]:
+        while group := list(itertools.islice(bounds, devices)):
+            arrays = empty_arrays(own.shape, own.dtype, size * devices)
+            yield from ((*each, device, arrays) for device, each in enumerate(group))
 
-    groups = iter(lambda: list(itertools.islice(bounds, devices)), [])
-    try:
-        ahead = 1 + -(-threads // devices)
-        reading = collections.deque(start(group) for group in itertools.islice(groups, ahead))
-        while reading:
-            arrays, blocks = reading.popleft()
-            reading.extend(start(group) for group in itertools.islice(groups, 1))
-            yield feed_batch(arrays, [block.result() for block in blocks], size)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    def read(each: tuple[int, int, int, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], DeviceBatch]:
+        start, stop, device, arrays = each
+        rows = {name: array[device * size : (device + 1) * size] for name, array in arrays.items()}
+        return arrays, _read_examples(own, start, stop, rows)
+
+    read_ahead = map_ahead(read, to_read(), threads=threads, ahead=threads + devices, name="export-read")
+    with contextlib.closing(read_ahead) as done:
+        while batch := list(itertools.islice(done, devices)):
+            yield make_batch(batch[0][0], [each for _, each in batch], size)
 
 
-def _read_block(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]) -> Block:
+def _read_examples(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]) -> DeviceBatch:
     names, skipped, good = [], [], None
     for row, index in enumerate(range(start, stop)):
         name = own.name(index)
@@ -242,7 +240,7 @@ def _read_block(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]
             if image.shape != own.shape or not np.can_cast(image.dtype, own.dtype, "same_kind"):
                 found, first = (f"{x.dtype} {x.shape}" for x in (image, own))
                 raise ValueError(f"its image is {found}: it should be {first} as the first one")
-            rows["label"][row] = checked_labels(example.get("label", UNKNOWN), "it")
+            rows["label"][row] = valid_labels(example.get("label", UNKNOWN), "it")
             rows["image"][row] = image
             good = row if good is None else good
         except Exception as error:
@@ -253,10 +251,10 @@ def _read_block(own: _Source, start: int, stop: int, rows: dict[str, np.ndarray]
     for each in skipped:
         rows["image"][each.index - start] = 0 if good is None else rows["image"][good]
         rows["label"][each.index - start] = 0 if good is None else rows["label"][good]
-    return Block(start, tuple(names), tuple(skipped))
+    return DeviceBatch(start, tuple(names), tuple(skipped))
 
 
-def _name(source: Any, names: Any, index: int) -> str:
+def _example_name(source: Any, names: Any, index: int) -> str:
     try:
         if names is not None:
             return readable(str(names[index]))
@@ -299,15 +297,15 @@ def _batches(batches: Iterable[Any], names: Any, count: int | None) -> Reader:
         first = next(iterator)
     except StopIteration:
         raise ValueError("data is empty: there is nothing to export") from None
-    image = checked_images(np.asarray(first["image"]), "data")
+    image = valid_images(np.asarray(first["image"]), "data")
     # A list of batches is there already: all its labels are looked at before anything is computed.
     there = batches if isinstance(batches, list | tuple) else [first]
     labels = np.concatenate([_labels(batch, number) for number, batch in enumerate(there)])
     known = {"size": count, "first_image": digest([image[0]])}
 
-    def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[FeedBatch]:
+    def feed(wanted: Callable[[int], bool], size: int, devices: int) -> Iterator[Batch]:
         cut = _cut(itertools.chain([first], iterator), image.shape[1:], image.dtype, names, wanted, size, devices)
-        return _in_background(cut)
+        return in_background(cut, ahead=_AHEAD, name="export-read")
 
     return Reader(image.shape[1:], image.dtype, count, known, feed, labels)
 
@@ -320,28 +318,28 @@ def _cut(
     wanted: Callable[[int], bool],
     size: int,
     devices: int,
-) -> Iterator[FeedBatch]:
-    """Cut batches of any sizes into blocks and put these together to feed batches."""
-    place, arrays, blocks, found = 0, empty_arrays(shape, dtype, size * devices), [], []
+) -> Iterator[Batch]:
+    """Cut batches of any sizes anew, for the devices."""
+    place, arrays, by_device, found = 0, empty_arrays(shape, dtype, size * devices), [], []
     for number, batch in enumerate(batches):
         image, label, own_names = _fields(batch, number, place, shape, dtype, names)
         at = 0
         while at < len(image):
             take = min(size - place % size, len(image) - at)
             if wanted(place - place % size):
-                row = len(blocks) * size + len(found)
+                row = len(by_device) * size + len(found)
                 arrays["image"][row : row + take] = image[at : at + take]
                 arrays["label"][row : row + take] = label[at : at + take]
                 found += own_names[at : at + take]
             place, at = place + take, at + take
             if found and place % size == 0:
-                blocks, found = [*blocks, Block(place - size, tuple(found))], []
-            if len(blocks) == devices:
-                yield feed_batch(arrays, blocks, size)
-                arrays, blocks = empty_arrays(shape, dtype, size * devices), []
+                by_device, found = [*by_device, DeviceBatch(place - size, tuple(found))], []
+            if len(by_device) == devices:
+                yield make_batch(arrays, by_device, size)
+                arrays, by_device = empty_arrays(shape, dtype, size * devices), []
     if found:
-        blocks.append(Block(place - len(found), tuple(found)))
-    yield feed_batch(arrays, blocks, size)._replace(total=place)
+        by_device.append(DeviceBatch(place - len(found), tuple(found)))
+    yield make_batch(arrays, by_device, size)._replace(total=place)
 
 
 def _fields(
@@ -369,16 +367,4 @@ def _labels(batch: Any, number: int) -> np.ndarray:
     """Return a batch's labels, int32."""
     if "label" not in batch:
         return np.full(len(batch["image"]), UNKNOWN, np.int32)
-    return checked_labels(batch["label"], f"batch {number} of data").reshape(-1)
-
-
-def _in_background(items: Iterator[FeedBatch]) -> Iterator[FeedBatch]:
-    """Yield the items, made ahead by one thread."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="export-read")
-    try:
-        ahead = collections.deque(pool.submit(next, items, None) for _ in range(_AHEAD))
-        while (item := ahead.popleft().result()) is not None:
-            ahead.append(pool.submit(next, items, None))
-            yield item
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return valid_labels(batch["label"], f"batch {number} of data").reshape(-1)

@@ -2,6 +2,8 @@
 
 Local files are written here and not by TensorStore, whose file driver does not truncate what a killed writer left of a
 file: the rest of a longer one stays behind a shorter one. Remote files go through `tensorstore.KvStore`.
+`core.files.write_file` writes whole files too, but only here are they on the disk when a write returns: a record that
+says so may not outlive them.
 """
 
 import contextlib

@@ -58,7 +58,7 @@ class Layout(NamedTuple):
         return self.shard_rows or self.chunk_rows
 
 
-def check_layout(layout: Layout) -> None:
+def validate_layout(layout: Layout) -> None:
     """Raise `ValueError` for a layout that cannot be stored."""
     check_range("chunk_rows", layout.chunk_rows, 1)
     if layout.shard_rows is not None and (layout.shard_rows < 1 or layout.shard_rows % layout.chunk_rows):

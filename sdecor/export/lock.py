@@ -1,10 +1,8 @@
 """One export at a time into a path: `flock` on a local disk, a lease with heartbeat and expiry on an object store."""
 
 import contextlib
-import fcntl
 import json
 import os
-import platform
 import threading
 import time
 import uuid
@@ -16,7 +14,8 @@ import tensorstore as ts
 from absl import logging
 from etils import epath
 
-from sdecor.export.files import LocalFiles, make_folder, open_files
+from sdecor.core import locks
+from sdecor.export.files import RemoteFiles, make_folder, open_files
 from sdecor.export.manifest import PRIVATE
 
 HEARTBEAT_SECONDS, EXPIRY_SECONDS = 10.0, 60.0
@@ -57,7 +56,7 @@ class Lease:
           ValueError: when a living job holds it.
         """
         if not self._write(self._free_generation()):
-            raise ValueError(f"{self._name} was taken by another export just now: wait for it, or give another path")
+            raise ValueError(f"{self._url} was taken by another export just now: wait for it, or give another path")
         self._thread.start()
         return self
 
@@ -70,13 +69,13 @@ class Lease:
             with contextlib.suppress(ValueError, RuntimeError):  # it expires by itself
                 self._store.write(self._key, None, if_equal=self._generation).result()
 
-    def check(self) -> None:
+    def raise_if_lost(self) -> None:
         """Raise `OSError` when the lease was lost, so that another job may have begun."""
         if self._lost is not None:
-            raise OSError(f"the lease {self._name} was lost ({self._lost}): run the same command to continue")
+            raise OSError(f"the lease {self._url} was lost ({self._lost}): run the same command to continue")
 
     @property
-    def _name(self) -> str:
+    def _url(self) -> str:
         return self._store.url + self._key
 
     def _free_generation(self) -> bytes:
@@ -84,7 +83,7 @@ class Lease:
         found = self._store.read(self._key).result()
         if found.state == "missing":
             return found.stamp.generation
-        logging.warning("%s is there: watching for %g s whether its holder lives", self._name, self._expiry)
+        logging.warning("%s is there: watching for %g s whether its holder lives", self._url, self._expiry)
         end = time.monotonic() + self._expiry
         while time.monotonic() < end:
             time.sleep(min(self._heartbeat / 2, max(end - time.monotonic(), 0)))
@@ -93,7 +92,7 @@ class Lease:
                 return now.stamp.generation
             if now.stamp.generation != found.stamp.generation:
                 raise ValueError(
-                    f"{self._name}: an export is being written by {now.value.decode(errors='replace')}: "
+                    f"{self._url}: an export is being written by {now.value.decode(errors='replace')}: "
                     "wait for it, or give another path"
                 )
         return found.stamp.generation
@@ -117,7 +116,7 @@ class Lease:
                 if time.monotonic() - self._renewed > self._expiry:
                     self._lost = f"it could not be renewed for {self._expiry:g} s: {error}"
             if self._lost is not None:
-                logging.error("the lease %s was lost: %s", self._name, self._lost)
+                logging.error("the lease %s was lost: %s", self._url, self._lost)
                 return
 
     def _adopt(self) -> bool:
@@ -132,13 +131,11 @@ class Lease:
 
 LOCK, LEASE = f"{PRIVATE}/lock", f"{PRIVATE}/lease.json"
 
-_opened: set[int] = set()  # lock files that this process holds
-
 
 class Local:
     """A lock that the operating system keeps: it is held until the process ends, however it ends."""
 
-    def check(self) -> None:
+    def raise_if_lost(self) -> None:
         """Do nothing: it cannot be lost."""
 
 
@@ -147,71 +144,23 @@ def hold(path: epath.PathLike) -> Iterator[Local | Lease]:
     """Hold the export at `path` for this job, until the end of the `with` block; a dead job holds nothing.
 
     Yields:
-      What is held: its `check()` raises when it was lost, which only a remote one can be.
+      The lock. Its `raise_if_lost()` raises when it was lost, which only a remote one can be.
 
     Raises:
       ValueError: when another job holds it; the message names it.
     """
     files = open_files(path)
-    if isinstance(files, LocalFiles):
-        with _flock(files.name(LOCK), files.folder):
-            yield Local()
-    else:
-        with Lease(files.store, LEASE, _holder()) as lease:
+    if isinstance(files, RemoteFiles):
+        with Lease(files.store, LEASE, locks.this_process()) as lease:
             yield lease
-
-
-@contextlib.contextmanager
-def _flock(name: str, path: str) -> Iterator[None]:
+        return
+    name = files.name(LOCK)
     make_folder(os.path.dirname(name))
-    opened = _locked(name, path)
-    _opened.add(opened)
     try:
-        os.ftruncate(opened, 0)
-        os.pwrite(opened, json.dumps(_holder()).encode(), 0)
-        yield
+        held = locks.acquire(name)
+    except locks.Taken as taken:
+        raise ValueError(f"{files.folder} is being exported to by {taken}: wait for it, or give another path") from None
+    try:
+        yield Local()
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        _opened.discard(opened)
-        os.close(opened)
-
-
-def _locked(name: str, path: str) -> int:
-    """Return the open lock file, locked."""
-    while True:
-        opened = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(opened, 1000, 0).decode(errors="replace")
-            os.close(opened)
-            raise ValueError(
-                f"{path} is being exported to by {holder or 'another process'}: wait for it, or give another path"
-            ) from None
-        except OSError as error:  # some network file systems know no locks
-            logging.warning("%s cannot be locked (%s): start no second export into it", path, error)
-            return opened
-        if _is_there(opened, name):
-            return opened
-        os.close(opened)  # its holder removed it between our two steps
-
-
-def _is_there(opened: int, name: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(opened), os.stat(name))
-    return False
-
-
-def _holder() -> dict[str, str | int]:
-    return {"process": os.getpid(), "host": platform.node()}
-
-
-def _close_in_child() -> None:
-    """Keep a forked child from holding the lock of a parent that died."""
-    for opened in _opened:
-        os.close(opened)
-    _opened.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
+        held.release(remove=True)

@@ -14,10 +14,11 @@ from sdecor.core import commands, files, parallel
 from sdecor.core.interrupt import Interrupt
 from sdecor.export import lock, programs
 from sdecor.export.encode import COUNTS
-from sdecor.export.feed import Block, FeedBatch, Reader, check_labels
-from sdecor.export.layout import Layout
+from sdecor.export.feed import Batch, DeviceBatch, Reader, validate_labels
+from sdecor.export.layout import Layout, fill_of
 from sdecor.export.plan import Options, make_plan
-from sdecor.export.store import Pending, Store, recorded
+from sdecor.export.resume import recorded
+from sdecor.export.store import Pending, Store, how_many
 
 
 class Ranges:
@@ -39,36 +40,39 @@ class Ranges:
         self._records: dict[int, dict[str, Any]] = {}
         self._pending: collections.deque[Pending] = collections.deque()
 
-    def add(self, block: Block, arrays: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> None:
-        """Take the rows of a block: `arrays` `[size, …]` of which the first are its examples, and counts `[size, 3]`.
+    def add(self, batch: DeviceBatch, arrays: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> None:
+        """Take the results of a device's batch; a range that it ends starts to be written.
 
-        A range whose last block this is starts to be written.
+        Args:
+          batch: whose results they are.
+          arrays: `[device_batch, …]`, of which the first are the batch's examples.
+          counts: `[device_batch, 3]` by method.
         """
-        n, first = len(block.names), block.start - block.start % self._layout.range_rows
+        n, first = len(batch.names), batch.start - batch.start % self._layout.range_rows
         if first not in self._open:
             self._open[first] = {
                 spec.name: np.empty((self._layout.range_rows, *spec.tail), spec.dtype) for spec in self._layout.arrays
             }
             nothing = {name: dict.fromkeys(COUNTS, 0) for name in counts}
             self._records[first] = {"names": [], "skipped": [], "counts": nothing}
-        rows, record = slice(block.start - first, block.start - first + n), self._records[first]
-        skipped = [each.index - first for each in block.skipped]
+        rows, record = slice(batch.start - first, batch.start - first + n), self._records[first]
+        skipped = [each.index - first for each in batch.skipped]
         real = np.ones(n, bool)
         real[[place - rows.start for place in skipped]] = False
         for spec in self._layout.arrays:
             target = self._open[first][spec.name]
             if spec.name == "example_id":
-                target[rows] = np.arange(block.start, block.start + n)
+                target[rows] = np.arange(batch.start, batch.start + n)
                 continue
             target[rows] = arrays[spec.name][:n]
             if skipped:
-                target[skipped] = _missing(spec.fill, target.dtype)
+                target[skipped] = fill_of(spec)
         for name, values in counts.items():
             for column, total in zip(COUNTS, values[:n][real].sum(0), strict=True):
                 record["counts"][name][column] += int(total)
-        record["names"] += block.names
-        record["skipped"] += [each._asdict() for each in block.skipped]
-        stop = block.start + n
+        record["names"] += batch.names
+        record["skipped"] += [each._asdict() for each in batch.skipped]
+        stop = batch.start + n
         if stop == first + self._layout.range_rows or stop == self._count:
             self._write(first, stop)
 
@@ -89,12 +93,6 @@ class Ranges:
             self.bytes += self._pending.popleft().result()
 
 
-def _missing(fill: float | int | None, dtype: np.dtype) -> float | int:
-    if fill is not None:
-        return fill
-    return np.nan if np.issubdtype(dtype, np.floating) else 0
-
-
 POLL_SECONDS = 1.0  # between two looks at what other processes do
 
 
@@ -111,7 +109,7 @@ class Job(NamedTuple):
 
 
 def wanted(job: Job) -> Callable[[int], bool]:
-    """Return whether a block that starts at an example is this process's to compute."""
+    """Return whether the device's batch from an example is this process's to compute."""
     rows, process, processes = job.layout.range_rows, jax.process_index(), jax.process_count()
 
     def is_wanted(start: int) -> bool:
@@ -121,14 +119,15 @@ def wanted(job: Job) -> Callable[[int], bool]:
     return is_wanted
 
 
-def check_batch(job: Job, batch: FeedBatch, count: int | None) -> None:
+def validate_batch(job: Job, batch: Batch, count: int | None) -> None:
+    """Raise `ValueError` for a label that is no class, or where `count` is not the number of examples."""
     if batch.total is not None and batch.total != count:
         raise ValueError(f"num_examples = {count}: data has {batch.total} examples")
     attributes = job.layout.attributes
     size, classes, needed = attributes["device_batch"], attributes["num_classes"], job.task.target == "label"
-    for place, block in enumerate(batch.blocks):
-        labels = batch.arrays["label"][place * size : place * size + len(block.names)]
-        check_labels(labels, classes, start=block.start, needed=needed)
+    for device, own in enumerate(batch.by_device):
+        labels = batch.arrays["label"][device * size : device * size + len(own.names)]
+        validate_labels(labels, classes, start=own.start, needed=needed)
 
 
 @contextlib.contextmanager
@@ -141,8 +140,7 @@ def kept(job: Job) -> Iterator[None]:
             job.ranges.wait()
         with contextlib.suppress(Exception):
             job.store.ask_to_stop()
-        of = "" if job.reader.count is None else f" of {job.reader.count}"
-        told = f"{job.store.finished}{of} examples are finished and kept: run the same command to continue"
+        told = f"{how_many(job.store.finished, job.reader.count)} finished and kept: run the same command to continue"
         if "cannot be read" in str(error):
             told += ", with on_error=skip to leave out and record what cannot be read"
         if isinstance(error, ValueError):
@@ -158,7 +156,7 @@ def stopping(store: Store, interrupt: Interrupt, held: Any) -> Callable[[], bool
     def stop() -> bool:
         nonlocal looked, found
         if held is not None:
-            held.check()
+            held.raise_if_lost()
         if interrupt and not found:
             found = True
             if not alone:
@@ -215,8 +213,8 @@ class Summary(NamedTuple):
         if self.complete:
             before = "" if self.computed else ", finished before: nothing to do"
             return f"{self.path}: {self.examples} examples{before}"
-        known = "" if self.examples is None else f" of {self.examples}"
-        return f"{self.path}: stopped, {self.finished}{known} examples are finished. Run the same command to continue."
+        finished = how_many(self.finished, self.examples)
+        return f"{self.path}: stopped, {finished} finished. Run the same command to continue."
 
 
 def run(
@@ -275,11 +273,11 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
                 if (batch := next(batches, None)) is None:
                     break
                 count = batch.total if count is None else count
-                check_batch(job, batch, count)
+                validate_batch(job, batch, count)
             except Exception as error:
                 failure = error  # raised when the batch before it is in its range
                 break
-            if batch.blocks:
+            if batch.by_device:
                 outputs = compiled(variables, parallel.put(batch.arrays), key)
                 parallel.fetch_ahead(outputs)
                 computed += _collect(job, *pending) if pending else 0
@@ -293,13 +291,13 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
     return computed, None if stopped else count
 
 
-def _collect(job: Job, batch: FeedBatch, outputs: Any) -> int:
+def _collect(job: Job, batch: Batch, outputs: Any) -> int:
     """Put a batch's results into their ranges; return the number of examples."""
     size = job.layout.attributes["device_batch"]
-    for place, (arrays, counts) in enumerate(parallel.parts(outputs)[: len(batch.blocks)]):
-        label = batch.arrays["label"][place * size : (place + 1) * size]
-        job.ranges.add(batch.blocks[place], arrays | {"label": label}, counts)
-    done = sum(len(block.names) for block in batch.blocks)
+    for device, (arrays, counts) in enumerate(parallel.parts(outputs)[: len(batch.by_device)]):
+        label = batch.arrays["label"][device * size : (device + 1) * size]
+        job.ranges.add(batch.by_device[device], arrays | {"label": label}, counts)
+    done = sum(len(own.names) for own in batch.by_device)
     job.advance(done)
     return done
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from sdecor.core.files import differing_fields, list_differences, plain
+from sdecor.core.files import plain
 from sdecor.export.files import Files, open_files
 from sdecor.export.layout import (
     FORMAT,
@@ -21,45 +21,6 @@ from sdecor.export.layout import (
     group_metadata,
     metadata_bytes,
 )
-
-MANY = ("provenance.checkpoint.parameters", "data.images")  # of these the first difference is told, and how many
-
-
-def list_shortly(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return a line for each differing field, and one for all of `MANY`."""
-    told = dict(differences)
-    for field in MANY:
-        inside = [name for name in told if name.startswith(f"{field}.")]
-        if len(inside) > 1:
-            first = f"{inside[0]} and {len(inside) - 1} {field.rpartition('.')[2]} more"
-            told[first] = told[inside[0]]
-            told = {name: pair for name, pair in told.items() if name not in inside}
-    return list_differences(told)
-
-
-def filled(data: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a fingerprint of data, its images that could not be read taken from another one.
-
-    An export that a broken image stopped goes on when that is repaired, and when it is broken again.
-    """
-    own, others = data.get("images") or {}, (other or {}).get("images") or {}
-    images = {place: others.get(place) if value is None else value for place, value in own.items()}
-    return {**data, "images": images} if "images" in data else dict(data)
-
-
-def differing_arrays(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the differences of arrays' metadata; of an array that one side lacks, only what it is."""
-    both = there.keys() & here.keys()
-    common = ({name: side[name] for name in both} for side in (there, here))
-    found = differing_fields(*common, prefix="arrays.")
-    for name in sorted(there.keys() ^ here.keys()):
-        found[f"arrays.{name}"] = _described(there.get(name)), _described(here.get(name))
-    return found
-
-
-def _described(stored: Mapping[str, Any] | None) -> str | None:
-    return None if stored is None else f"{stored['data_type']} {tuple(stored['shape'])}"
-
 
 PRIVATE = ".sdecor"  # our folder in the group, which Zarr readers pass over
 FOLDER = f"{PRIVATE}/ranges"
@@ -111,6 +72,13 @@ def read_records(files: Files) -> Iterator[Record]:
             yield record
 
 
+def names_of(record: Record) -> Iterator[tuple[int, str]]:
+    """Yield the place and the name of each example of a range, none where no names were recorded."""
+    names = record.get("names") or []
+    places = record.get("ids") or range(record["start"], record["stop"])
+    return zip(places, names, strict=bool(names))
+
+
 def read_all(path: epath.PathLike) -> dict[int, Record]:
     """Return all records of the export at `path` by where their ranges begin, ascending.
 
@@ -118,29 +86,6 @@ def read_all(path: epath.PathLike) -> dict[int, Record]:
       ValueError: when one is damaged.
     """
     return {record["start"]: record for record in read_records(open_files(path))}
-
-
-def damage(files: Files, layout_keys: dict[str, str], record: Record, *, content: bool = True) -> list[str]:
-    """Return what is wrong with the files of a recorded range, empty where they are whole.
-
-    Args:
-      files: the export's.
-      layout_keys: each array's file of the range.
-      record: the range's.
-      content: compare checksums also, not just sizes.
-    """
-    found = []
-    for name, key in layout_keys.items():
-        expected, actual = record["files"].get(name), files.digest(key, content=content)
-        if expected is None:
-            found.append(f"{files.name(key)} is not recorded")
-        elif actual is None:
-            found.append(f"{files.name(key)} is missing")
-        elif actual.size != expected["size"]:
-            found.append(f"{files.name(key)} has {actual.size} bytes instead of {expected['size']}")
-        elif content and actual.sha256 != expected["sha256"]:
-            found.append(f"{files.name(key)} has another checksum than when it was written")
-    return found
 
 
 def keys_of(layout: Layout, start: int) -> dict[str, str]:
@@ -160,26 +105,15 @@ RESULTS = ("complete", "totals")  # attributes that become known at the end
 
 
 def read_group(files: Files) -> dict[str, Any] | None:
-    """Return the content of an export's zarr.json, or of our copy where that is damaged; None where nothing is.
+    """Return the content of an export's zarr.json, or our copy of it where that is damaged; None without either.
 
     The copy tells what is exported, not whether it is complete.
-
-    Raises:
-      ValueError: when something else is there, or both are damaged.
     """
     content, copy = files.read(METADATA), _read_copy(files)
     group = None if content is None else _parsed(content)
     if copy is not None and (group is None or _identity(group) != _identity(copy)):
         logging.warning("%s is %s", files.name(METADATA), "missing" if content is None else "damaged")
         return copy
-    if content is None:
-        foreign = next((key for key in files.keys() if not key.startswith(f"{PRIVATE}/")), None)
-        if files.is_file():
-            raise ValueError(f"{files.name('')} is a file: give another path, of a folder for the export")
-        if foreign is not None:
-            raise ValueError(f"{files.name('')} holds something else than an export ({foreign}): give another path")
-    elif group is None:
-        raise ValueError(f"{files.name(METADATA)} is of no export of ours, or damaged: give another path")
     return group
 
 
@@ -227,34 +161,6 @@ def copy_bytes(layout: Layout) -> bytes:
     return metadata_bytes({"group": group, "sha256": digest})
 
 
-def check_same(files: Files, group: dict[str, Any], layout: Layout, num_examples: int | None) -> None:
-    """Check that the export that is there may be continued with this layout; other versions get a warning.
-
-    Raises:
-      ValueError: when it is of something else; the message names each differing field.
-    """
-    expected = plain(group_metadata(layout, num_examples, rows=0))
-    there, here = dict(group["attributes"]), dict(expected["attributes"])
-    if "data" in there and "data" in here:
-        there["data"] = filled(there["data"], here["data"])
-    dropped = {"versions", *RESULTS}
-    if there.get("num_examples") is None or num_examples is None:
-        dropped.add("num_examples")
-    old, new = ({name: value for name, value in side.items() if name not in dropped} for side in (there, here))
-    differences = differing_fields(old, new) | differing_arrays(_arrays(group), _arrays(expected))
-    if differences:
-        raise ValueError(
-            f"{files.name('')} holds another export:\n{list_shortly(differences)}\n"
-            "Give another path, or the same settings to continue that export."
-        )
-    changed = differing_fields(there.get("versions", {}), here.get("versions", {}), prefix="versions.")
-    if changed:
-        logging.warning(
-            "other versions than the export began with: what is computed now may differ in its last bits\n%s",
-            list_differences(changed),
-        )
-
-
 def _parsed(content: bytes) -> dict[str, Any] | None:
     """Return the content of a group's zarr.json, None unless it is an export's."""
     try:
@@ -278,10 +184,10 @@ def _identity(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what stays the same from an export's beginning to its end."""
     changing = {"num_examples", *RESULTS}
     attributes = {name: value for name, value in group["attributes"].items() if name not in changing}
-    return attributes, _arrays(group)
+    return attributes, arrays_of(group)
 
 
-def _arrays(group: dict[str, Any]) -> dict[str, Any]:
+def arrays_of(group: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays' metadata without the number of examples."""
     arrays = group["consolidated_metadata"]["metadata"]
     return {name: {**stored, "shape": stored["shape"][1:]} for name, stored in arrays.items()}
@@ -290,8 +196,13 @@ def _arrays(group: dict[str, Any]) -> dict[str, Any]:
 IDS, SKIPPED = "ids.jsonl", "skipped.jsonl"
 
 
-class Found:
-    """What the records tell, gathered while they pass by one at a time."""
+class Lists:
+    """The lists at an export's end, gathered while its records pass by one at a time.
+
+    Attributes:
+      skipped: examples that were skipped.
+      totals: how many, and the counts by method.
+    """
 
     def __init__(self, files: Files):
         self._files = files
@@ -305,7 +216,7 @@ class Found:
             self.skipped += record.get("skipped", [])
             for method, numbers in record.get("counts", {}).items():
                 counts.setdefault(method, Counter()).update(numbers)
-            yield b"".join(map(_line, _names(record)))
+            yield b"".join(_line({"example_id": place, "name": name}) for place, name in names_of(record))
         by_method = {method: dict(numbers) for method, numbers in counts.items()}
         self.totals = {"skipped": len(self.skipped), "counts": by_method}
 
@@ -324,14 +235,14 @@ def finish(files: Files, layout: Layout, num_examples: int) -> None:
       layout: what is stored.
       num_examples: how many there are.
     """
-    found = Found(files)
-    files.write(IDS, found.id_lines())
-    if found.skipped:
-        files.write(SKIPPED, found.skipped_lines())
+    lists = Lists(files)
+    files.write(IDS, lists.id_lines())
+    if lists.skipped:
+        files.write(SKIPPED, lists.skipped_lines())
     else:
         files.delete(SKIPPED)
     _remove_strays(files, layout, num_examples)
-    write_metadata(files, layout, num_examples, complete=True, totals=found.totals)
+    write_metadata(files, layout, num_examples, complete=True, totals=lists.totals)
 
 
 def expected_starts(layout: Layout, num_examples: int) -> range:
@@ -348,12 +259,6 @@ def _remove_strays(files: Files, layout: Layout, num_examples: int) -> None:
         files.remove_partial(folder)
         for key in [key for key in files.keys(folder) if key not in wanted]:
             files.delete(key)
-
-
-def _names(record: Record) -> Iterator[dict[str, Any]]:
-    names = record.get("names") or []
-    ids = record.get("ids") or range(record["start"], record["stop"])
-    return ({"example_id": number, "name": name} for number, name in zip(ids, names, strict=bool(names)))
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sdecor.core.files import write_file
 from sdecor.export.convert import pictures
 from sdecor.export.reader import Export
 from sdecor.report.gallery import brightest, color_table, relative
@@ -48,7 +49,7 @@ def overlays(
             drawn = overlay(image, values.sum(-1) if values.ndim == 3 else values)
             if drawn is not None:
                 written.append(directory / f"{place:06d}_{name}.png")
-                written[-1].write_bytes(_png(drawn))
+                write_file(written[-1], _png(drawn))
     return written
 
 

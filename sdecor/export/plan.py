@@ -10,14 +10,13 @@ import numpy as np
 from sdecor.core import files, parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.classes import check_classes
-from sdecor.evaluation.plan import plain
 from sdecor.export import programs
-from sdecor.export.feed import Reader, check_labels
+from sdecor.export.feed import Reader, validate_labels
 from sdecor.export.layout import ArraySpec, Layout
-from sdecor.export.manifest import filled
 from sdecor.export.programs import specs
+from sdecor.export.resume import fill_unread
+from sdecor.export.verify import CHECKS
 
-CHECKS = ("checksums", "sizes")
 DEVICE_BATCH = 64
 _RANGE_BYTES = 16 * 2**20  # of a range's arrays together, before compression
 _MOST_ROWS = 4096
@@ -67,12 +66,12 @@ def make_plan(
     fitting = given["chunk_size"] or programs.fitting_chunk_size(task, variables, reader.shape, reader.dtype)
     # Processes might find different amounts of memory.
     task = task._replace(chunk_size=int(parallel.gather(np.array([fitting])).min()))
-    reader = reader._replace(fingerprint=filled(reader.fingerprint, found.get("data")))
+    reader = reader._replace(fingerprint=fill_unread(reader.fingerprint, found.get("data")))
     arrays = specs(task, variables, reader.shape, reader.dtype, size)
-    _check_classes(task, reader, _class_count(arrays))
+    _validate_classes(task, reader, _class_count(arrays))
     rows = given["chunk_rows"] or _default_rows(arrays, size, reader.count, given["shard_rows"])
     layout = Layout(arrays, rows, given["shard_rows"], _attributes(task, arrays, reader, provenance, options, size))
-    _check_divisible(layout, size)
+    _validate_divisible(layout, size)
     return task, layout
 
 
@@ -90,7 +89,7 @@ def _attributes(
         **{"data": reader.fingerprint, "provenance": provenance},
         "versions": versions | {"device": jax.local_devices()[0].device_kind},
     }
-    return plain(attributes)
+    return files.plain_settings(attributes)
 
 
 def _class_count(arrays: tuple[ArraySpec, ...]) -> int:
@@ -98,11 +97,11 @@ def _class_count(arrays: tuple[ArraySpec, ...]) -> int:
     return logits.tail[0]
 
 
-def _check_classes(task: programs.Task, reader: Reader, classes: int) -> None:
+def _validate_classes(task: programs.Task, reader: Reader, classes: int) -> None:
     """Raise `ValueError` for a target, or a label that is known already, that is no class of the network."""
     if not isinstance(task.target, str):
         check_classes("target", task.target, classes)
-    check_labels(reader.labels, classes, needed=task.target == "label")
+    validate_labels(reader.labels, classes, needed=task.target == "label")
 
 
 def _default_rows(arrays: tuple[ArraySpec, ...], size: int, count: int | None, shard_rows: int | None) -> int:
@@ -113,7 +112,7 @@ def _default_rows(arrays: tuple[ArraySpec, ...], size: int, count: int | None, s
     return max(1, most // size) * size
 
 
-def _check_divisible(layout: Layout, size: int) -> None:
+def _validate_divisible(layout: Layout, size: int) -> None:
     sharded = layout.shard_rows is not None
     parts = {"device_batch": size} | ({"chunk_rows": layout.chunk_rows} if sharded else {})
     field = "shard_rows" if sharded else "chunk_rows"

@@ -13,8 +13,8 @@ from sdecor.core import parallel
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.chunks import default_chunk_size, map_examples
 from sdecor.core.classes import check_classes
+from sdecor.core.files import plain_settings
 from sdecor.evaluation import Method
-from sdecor.evaluation.plan import plain
 from sdecor.evaluation.programs import TARGETS, attributions_of, classes_of
 from sdecor.export.encode import DTYPES, encode, zero_point
 from sdecor.export.layout import ArraySpec
@@ -184,7 +184,7 @@ def specs(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, device
 
 
 def _specs_of(task: Task, name: str, method: Method, found: Mapping[str, Any]) -> list[ArraySpec]:
-    settings, zero = plain(method.settings(task.saliency_of)), zero_point(task.dtype, signed=is_signed(task))
+    settings, zero = plain_settings(method.settings(task.saliency_of)), zero_point(task.dtype, signed=is_signed(task))
     scale, error = scale_name(name), error_name(name)
     attributes = {
         "method": method.key,

@@ -12,15 +12,15 @@ import tensorstore as ts
 from etils import epath
 
 from sdecor.core.checks import check_choice
-from sdecor.core.files import check_text, differing_fields, list_differences
+from sdecor.core.files import check_text, differing_fields, list_differences, plain_settings
 from sdecor.evaluation import Method, choose_methods
-from sdecor.evaluation.plan import plain
 from sdecor.evaluation.stored import Maps
 from sdecor.export import verify
 from sdecor.export.encode import decode
 from sdecor.export.feed import reader_of
 from sdecor.export.files import open_files
-from sdecor.export.manifest import IDS, SKIPPED, filled, layout_of, list_shortly, read_group, read_records
+from sdecor.export.manifest import IDS, SKIPPED, layout_of, names_of, read_group, read_records
+from sdecor.export.resume import fill_unread, list_shortly
 
 _CACHE_BYTES = 1 << 26  # of decoded chunks: what is read at random from one chunk is decoded once
 
@@ -81,7 +81,9 @@ class Export:
         self._files = open_files(self.path)
         group = read_group(self._files)
         if group is None:
-            raise ValueError(f"{self.path} holds no export: give the folder that the export was written to")
+            raise ValueError(
+                f"{self.path} holds no export, or a damaged zarr.json: give the folder that the export was written to"
+            )
         self.attributes: dict[str, Any] = group["attributes"]
         self.arrays = {spec.name: spec for spec in layout_of(group).arrays}
         self.methods = {s.attributes["method"]: s.attributes for s in self.arrays.values() if "method" in s.attributes}
@@ -143,10 +145,15 @@ class Export:
         """
         check_choice("array", name, self.arrays)
         places = np.arange(len(self))[index]
-        self._check_there(np.atleast_1d(places))
+        self._validate_there(np.atleast_1d(places))
         return self._arrays.read(name, places)
 
-    def _check_there(self, places: np.ndarray) -> None:
+    def require_complete(self) -> None:
+        """Raise `ValueError` unless the export is finished."""
+        if not self.complete:
+            raise ValueError(f"{self.path} is not finished: run the export's command again to finish it")
+
+    def _validate_there(self, places: np.ndarray) -> None:
         if self.complete:
             return
         there = np.zeros(len(self), bool)
@@ -205,8 +212,7 @@ class Export:
         """The examples' names in the data, by place; of an unfinished export those that are there."""
         if self.complete:
             return {each["example_id"]: each["name"] for each in self._lines(IDS)}
-        found = ((record["start"], record["names"]) for record in read_records(self._files))
-        return {start + row: name for start, names in found for row, name in enumerate(names)}
+        return dict(each for record in read_records(self._files) for each in names_of(record))
 
     @functools.cached_property
     def skipped(self) -> list[dict[str, Any]]:
@@ -234,8 +240,7 @@ class Export:
         Raises:
           ValueError: when the export is not finished.
         """
-        if not self.complete:
-            raise ValueError(f"{self.path} is not finished: run the export's command again to finish it")
+        self.require_complete()
         return Maps(self.attribution, self.attributes["reduction"], self.target)
 
 
@@ -246,16 +251,15 @@ def check_same(export: Export, expected: Mapping[str, Any], source: Any) -> None
       ValueError: when it is of something else, naming each differing field; or when it is not finished.
     """
     there, here = export.attributes, reader_of(source, on_error="skip").fingerprint
-    there = {**there, "data": filled(there.get("data") or {}, here)}
-    expected = plain({**expected, "data": filled(here, there["data"])})
+    there = {**there, "data": fill_unread(there.get("data") or {}, here)}
+    expected = plain_settings({**expected, "data": fill_unread(here, there["data"])})
     differences = differing_fields({name: there.get(name) for name in expected}, expected)
     if differences:
         raise ValueError(
             f"{export.path} was not made of this run and data:\n{list_shortly(differences)}\n"
             "Give the run, checkpoint, split and target that were exported, or export again."
         )
-    if not export.complete:
-        raise ValueError(f"{export.path} is not finished: run the export's command again to finish it")
+    export.require_complete()
 
 
 def stored_methods(export: Export, words: Sequence[str] | None, saliency_of: str) -> dict[str, tuple[Method, bool]]:
@@ -273,7 +277,7 @@ def stored_methods(export: Export, words: Sequence[str] | None, saliency_of: str
     if not chosen:
         raise ValueError(f"--methods names none of the methods that {export.path} holds: {', '.join(export.methods)}")
     for key, (method, _) in chosen.items():
-        differences = differing_fields(export.methods[key]["settings"], plain(method.settings(saliency_of)))
+        differences = differing_fields(export.methods[key]["settings"], plain_settings(method.settings(saliency_of)))
         if differences:
             raise ValueError(
                 f"{key} in {export.path} has other settings than here:\n{list_differences(differences)}\n"

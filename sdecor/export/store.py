@@ -17,15 +17,21 @@ from etils import epath
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import plain
 from sdecor.export.files import LocalFiles, RemoteFiles, open_files
-from sdecor.export.layout import ArraySpec, Layout, check_layout, encode_range
-from sdecor.export.manifest import STOP, expected_starts, finish, keys_of, read_group, read_record, starts, write_record
-from sdecor.export.verify import CHECKS, take_up
+from sdecor.export.layout import ArraySpec, Layout, encode_range, validate_layout
+from sdecor.export.manifest import STOP, expected_starts, finish, keys_of, starts, write_record
+from sdecor.export.resume import refuse_another_number, resume
+from sdecor.export.verify import CHECKS
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(OSError):
     """Something could not be written; what was recorded before is whole."""
+
+
+def how_many(finished: int, num_examples: int | None) -> str:
+    """Return how many examples are finished, and of how many where that is known, as the begin of a sentence."""
+    return f"{finished} examples are" if num_examples is None else f"{finished} of {num_examples} examples are"
 
 
 @contextlib.contextmanager
@@ -42,11 +48,10 @@ def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_
     except StorageError:
         raise
     except OSError as error:
-        of = "" if num_examples is None else f" of {num_examples}"
         what = "free space" if error.errno in FULL else "repair that"
         raise StorageError(
             f"could not read or write {error.filename or files.name('')}: {error.strerror or error}. "
-            f"{finished()}{of} examples are finished and kept: {what} and run the same command to continue"
+            f"{how_many(finished(), num_examples)} finished and kept: {what} and run the same command to continue"
         ) from error
 
 
@@ -115,31 +120,19 @@ class Writer:
         return sum(file["size"] for file in files.values())
 
 
-__all__ = ["Pending", "StorageError", "Store", "recorded"]
-
-POLL_SECONDS = 0.5
-
-
-def recorded(path: epath.PathLike) -> dict[str, Any] | None:
-    """Return the attributes of the export at `path`, complete or not, or None where nothing is.
-
-    Raises:
-      ValueError: when something else is there.
-    """
-    group = read_group(open_files(path))
-    return None if group is None else group["attributes"]
+LISTING_SECONDS = 0.5  # between two looks at which ranges are recorded
 
 
 class Store:
     """The export at `path`, created or continued.
 
     The main process (index 0) comes first: it creates what the others then find. Every process compares what is there
-    with `layout`, and looks at the ranges of its own that a former start recorded: a damaged one is named in a warning
-    and counts as not done.
+    with `layout`, and verifies the ranges of its own that an earlier start recorded: a damaged one is named in a
+    warning and counts as not done.
 
     Attributes:
       path: as given, for messages.
-      complete: whether a former start finished the export, and every file of it is whole.
+      complete: whether an earlier start finished the export, and every file of it is whole.
 
     Args:
       path: local folder or URL.
@@ -165,7 +158,7 @@ class Store:
         check: str = "checksums",
     ):
         check_choice("check", check, CHECKS)
-        check_layout(layout)
+        validate_layout(layout)
         if num_examples is not None:
             check_range("num_examples", num_examples, 1)
         self.path, self.complete = path, False
@@ -174,7 +167,7 @@ class Store:
         self._done: set[int] = set()
         self._stop, self._listed = False, (-np.inf, [])
         with self._explained():
-            former = take_up(
+            resumed = resume(
                 self._files,
                 layout,
                 num_examples,
@@ -182,7 +175,7 @@ class Store:
                 is_own=self._is_own,
                 content=check == "checksums",
             )
-        self._layout, self._num_examples, self.complete, self._done = former
+        self._layout, self._num_examples, self.complete, self._done = resumed
         self._writer = Writer(self._files, self._layout, self._explained, self._done.add)
 
     def __enter__(self) -> Self:
@@ -224,7 +217,7 @@ class Store:
           ValueError: when this is no range of the layout.
           StorageError: when an earlier range could not be written.
         """
-        self._check_range(start, stop, arrays)
+        self._validate_range(start, stop, arrays)
         return self._writer.write(start, stop, arrays, record)
 
     def ask_to_stop(self) -> None:
@@ -262,14 +255,14 @@ class Store:
             while not set(expected) <= set(self._recorded()):
                 if self.asked_to_stop():
                     return False
-                time.sleep(POLL_SECONDS)
-            self._check_end(num_examples)
+                time.sleep(LISTING_SECONDS)
+            refuse_another_number(self._files, num_examples)
             self._files.delete(STOP)
             finish(self._files, self._layout, num_examples)
         self._num_examples = num_examples
         return True
 
-    def _check_range(self, start: int, stop: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def _validate_range(self, start: int, stop: int, arrays: Mapping[str, np.ndarray]) -> None:
         rows = self._layout.range_rows
         if start % rows or not start < stop <= start + rows or not self._is_own(start):
             raise ValueError(
@@ -287,19 +280,10 @@ class Store:
     def _recorded(self) -> list[int]:
         """Return where the recorded ranges begin, seldom looking at the disk anew."""
         when, found = self._listed
-        if time.monotonic() - when >= POLL_SECONDS:
+        if time.monotonic() - when >= LISTING_SECONDS:
             found = starts(self._files)
             self._listed = (time.monotonic(), found)
         return sorted({*found, *self._done})
-
-    def _check_end(self, num_examples: int) -> None:
-        last = starts(self._files)[-1]
-        stop = read_record(self._files, last)["stop"]
-        if stop != num_examples:
-            raise ValueError(
-                f"num_examples = {num_examples}, but {self._files.name('')} holds {stop}: "
-                "give the same data, or another path"
-            )
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._files, self._count_safely, self._num_examples)

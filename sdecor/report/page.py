@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdecor.core.files import write_file
 from sdecor.report.figures import Curves, figure_curves
 from sdecor.report.gallery import Pictures, gallery_data, script_json
 from sdecor.report.html import (
@@ -64,8 +65,6 @@ def html_report(
       lead: a sentence below the title.
       level: coverage of the intervals, for the text.
     """
-    from etils import epath
-
     comparisons, facts = comparisons or {}, facts or {}
     groups = keys_by_method(key for summary in summaries.values() for key in summary)
     of_runs = {name: value for name, value in facts.items() if _is_by_run(value, summaries)}
@@ -82,10 +81,7 @@ def html_report(
         "<h2>What differs between the runs</h2>" + configs_table(configs) if configs and len(configs) > 1 else "",
         "<h2>How it was measured</h2>" + facts_table(common) if common else "",
     ]
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(document(title, "\n".join(filter(None, sections))))
-    temporary.replace(path)
+    write_file(path, document(title, "\n".join(filter(None, sections))))
 
 
 def _is_by_run(value: Any, runs: Mapping[str, Any]) -> bool:

@@ -6,10 +6,12 @@ imported where it is used, so that importing `sdecor` costs nothing.
 
 import io
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from sdecor.core.checks import check_choice
+from sdecor.core.files import write_file
 
 COLORS = ("#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#882255", "#44aa99", "#999933", "#8888aa")
 THEMES = {
@@ -30,13 +32,8 @@ def save_figure(figure: Any, path: Any, *, dpi: int = DPI) -> None:
       path: local or remote; its ending (.png, .pdf, .svg) is the format. PDF holds TrueType fonts, SVG outlines.
       dpi: pixels per inch of PNG, and of pictures inside PDF and SVG.
     """
-    from etils import epath
-
-    path = epath.Path(path)
-    content = figure_bytes(figure, path.suffix[1:] or "png", dpi=dpi)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    kind = os.path.splitext(os.fspath(path))[1]
+    write_file(path, figure_bytes(figure, kind[1:] or "png", dpi=dpi))
 
 
 def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = DPI) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.core import files
+from sdecor.core import files, locks
 from sdecor.core.commands import INTERRUPTED
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
@@ -134,7 +134,7 @@ class Job:
 
     group: Group
     root: pathlib.Path
-    held: list[trial_folder.Claim]
+    held: list[locks.Lock]
     stages: list[str]
     slot: Mapping[str, str]
     process: subprocess.Popen | None = None

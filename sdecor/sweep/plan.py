@@ -3,9 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
-import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -197,9 +195,7 @@ def load(path: str, settings: Sequence[str] = ()) -> Sweep:
 def write(folder: pathlib.Path, sweep: Sweep) -> None:
     """Keep the sweep in its folder, for the report; several sweeps may, at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{PLAN}.{platform.node()}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(files.plain(dataclasses.asdict(sweep)), indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(folder / PLAN)
+    files.write_json(folder / PLAN, files.plain(dataclasses.asdict(sweep)))
 
 
 def read(folder: pathlib.Path) -> Sweep:

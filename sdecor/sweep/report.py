@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from sdecor.core.files import write_file
 from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
 from sdecor.sweep import collect, figures, plan, tables, trial_folder
@@ -37,7 +38,7 @@ def write(folder: pathlib.Path) -> str:
     texts |= {name: "\n\n".join(map(tables.latex, chosen)) + "\n" for name, chosen in latex.items()}
     texts["report.md"] = page(sweep, results, front, groups, list(drawn))
     for name, text in texts.items():
-        write_text(output / name, text)
+        write_file(output / name, text)
     finished = sum(result.state == trial_folder.FINISHED for result in results)
     figure_names = ", ".join(f"{name}.{{{','.join(FORMATS)}}}" for name in drawn) or "no figure"
     return (
@@ -131,13 +132,6 @@ def page(
         else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it."""
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _file(name: str) -> str:

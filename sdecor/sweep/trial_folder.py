@@ -8,16 +8,12 @@ sweep.json holds the fields of the trial (`plan.Trial`), and
 """
 
 import contextlib
-import fcntl
 import json
-import logging
-import os
 import pathlib
-import platform
 import time
 from typing import Any
 
-from sdecor.core import files
+from sdecor.core import files, locks
 from sdecor.sweep import commands
 from sdecor.sweep.plan import Trial
 from sdecor.training import logbook, run_folder
@@ -27,19 +23,10 @@ UNKNOWN = {"process": "?", "host": "?", "since": "?"}
 _PAUSE = 0.1  # seconds between two tries
 
 
-class Claim:
-    """A held lock. Processes that inherit `descriptor` hold it too, so that an orphan keeps its folder."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-
-    def release(self) -> None:
-        """Release the lock, unless a child still holds it."""
-        os.close(self.descriptor)
-
-
-def take(folder: pathlib.Path, *, tries: int = 1) -> Claim | None:
+def take(folder: pathlib.Path, *, tries: int = 1) -> locks.Lock | None:
     """Claim a trial's folder; return None when another process holds it.
+
+    A process that the lock's descriptor is passed to holds the folder as well: nobody joins an orphan.
 
     Args:
       folder: the trial's folder, created where missing.
@@ -47,13 +34,8 @@ def take(folder: pathlib.Path, *, tries: int = 1) -> Claim | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(tries):
-        opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        if _locked(opened, folder):
-            about = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            os.ftruncate(opened, 0)
-            os.pwrite(opened, json.dumps(about).encode(), 0)
-            return Claim(opened)
-        os.close(opened)
+        with contextlib.suppress(locks.Taken):
+            return locks.acquire(folder / LOCK, inherited=True)
         if attempt + 1 < tries:
             time.sleep(_PAUSE)
     return None
@@ -61,31 +43,7 @@ def take(folder: pathlib.Path, *, tries: int = 1) -> Claim | None:
 
 def holder(folder: pathlib.Path) -> dict[str, Any] | None:
     """Return the process, host and start time of the holder of a trial's folder; None when nobody holds it."""
-    try:
-        opened = os.open(folder / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with contextlib.suppress(ValueError):
-            return json.loads(os.pread(opened, 1000, 0))
-        return UNKNOWN
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(opened)
-    return None
-
-
-def _locked(opened: int, folder: pathlib.Path) -> bool:
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # some network file systems know no locks
-        logging.warning("%s cannot be locked (%s): start no second sweep there", folder, error)
-    return True
+    return locks.holder(folder / LOCK)
 
 
 STATE_FILE, LOG = "sweep.json", "sweep.log"

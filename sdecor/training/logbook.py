@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 from etils import epath
 
+from sdecor.core.files import write_file
+
 
 class Logbook:
     """Writes rows of named numbers, one JSON object a line, ascending by step and without duplicates.
@@ -69,9 +71,7 @@ class Logbook:
             self._events.flush()
 
     def _write_all(self) -> None:
-        temporary = self.path.parent / (self.path.name + ".tmp")
-        temporary.write_text("".join(row + "\n" for row in self._rows))
-        temporary.replace(self.path)
+        write_file(self.path, "".join(row + "\n" for row in self._rows))
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:

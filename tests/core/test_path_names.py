@@ -85,7 +85,7 @@ def test_reading_under_a_name_that_is_not_utf8_says_so(tmp_path):
     for flag in ("npz", "hdf5", "png"):
         given = {"npz": None, "hdf5": None, "png": None, flag: f"{tmp_path}/{LATIN}"}
         with pytest.raises(ValueError, match=f"--{flag} = .*not UTF-8"):
-            export_command.check_targets(argparse.Namespace(**given))
+            export_command.validate_targets(argparse.Namespace(**given))
 
 
 def test_examples_with_such_names_are_exported(tmp_path):

@@ -225,8 +225,8 @@ def test_names_stay_when_the_data_move():
         source = Source()
         source.name = lambda index: f"{root}/class{index % 2}/{index}.png"
         reader = feed.reader_of(source)
-        blocks = [block for batch in reader.feed(lambda start: True, 8, 1) for block in batch.blocks]
-        return reader.fingerprint, [name for block in blocks for name in block.names]
+        taken = [each for batch in reader.feed(lambda start: True, 8, 1) for each in batch.by_device]
+        return reader.fingerprint, [name for each in taken for name in each.names]
 
     assert names_in("/data/test") == names_in("gs://bucket/elsewhere")
     assert names_in("/data/test")[1][:2] == ["class0/0.png", "class1/1.png"]
@@ -493,7 +493,7 @@ def test_reading_is_ahead_by_a_bounded_number_of_examples():
     reader = feed.reader_of(Counting(np.repeat(IMAGES, 20, 0), np.repeat(LABELS, 20)))
     seen.clear()  # some are looked at before
     for batch in reader.feed(lambda start: True, 2, 3):
-        used += [name for block in batch.blocks for name in block.names]
+        used += [name for each in batch.by_device for name in each.names]
     assert len(used) == 20 * COUNT == len(seen)
 
 

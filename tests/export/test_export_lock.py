@@ -26,7 +26,7 @@ FAST = {"heartbeat": 0.05, "expiry": 0.4}
 
 def test_the_second_is_refused_and_the_lock_is_removed(tmp_path):
     with hold(tmp_path / "out") as held:
-        held.check()
+        held.raise_if_lost()
         with pytest.raises(ValueError, match=rf'out is being exported to by .*"process": {os.getpid()}'):
             with hold(tmp_path / "out"):
                 pass
@@ -103,7 +103,7 @@ def test_a_living_lease_is_refused_for_as_long_as_it_lives(store):
         with pytest.raises(ValueError, match='"host": "a"'):
             with lease(store):
                 pass
-        held.check()
+        held.raise_if_lost()
     assert store.read("lease.json").result().state == "missing"
     with lease(store):
         pass
@@ -115,13 +115,13 @@ def test_a_dead_lease_is_taken_after_its_expiry(store):
     begin = time.monotonic()
     with lease(store) as held:
         assert 0.3 < time.monotonic() - begin < 5
-        held.check()
+        held.raise_if_lost()
         dead._heartbeat = 0
         dead._renew_until_ended()  # the dead one comes back to life
         with pytest.raises(OSError, match="was lost .another export took it.: run the same command"):
-            dead.check()
+            dead.raise_if_lost()
         dead.__exit__(None, None, None)
-        held.check()
+        held.raise_if_lost()
         assert store.read("lease.json").result().state == "value"
 
 
@@ -152,7 +152,7 @@ def test_a_renewal_whose_answer_was_lost_is_adopted(store):
         held._write(held._generation)
         held._generation = b"\x00older"
         time.sleep(0.3)
-        held.check()
+        held.raise_if_lost()
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost(store, monkeypatch):
@@ -163,10 +163,10 @@ def test_a_lease_that_cannot_be_renewed_is_lost(store, monkeypatch):
 
         held._write = fail
         time.sleep(0.2)
-        held.check()  # not yet: it may be a short break
+        held.raise_if_lost()  # not yet: it may be a short break
         time.sleep(0.6)
         with pytest.raises(OSError, match="could not be renewed for 0.4 s: UNAVAILABLE"):
-            held.check()
+            held.raise_if_lost()
 
 
 def test_a_url_takes_a_lease(tmp_path):

@@ -6,7 +6,8 @@ from test_export_store import LAYOUTS, N, export, tree
 
 from sdecor.export import verify
 from sdecor.export.lock import Lease, hold
-from sdecor.export.store import StorageError, recorded
+from sdecor.export.resume import recorded
+from sdecor.export.store import StorageError
 
 URL = "gs://bucket/out.zarr"
 
@@ -77,9 +78,9 @@ def test_the_second_export_is_refused_and_a_dead_one_is_not(server, monkeypatch)
         with pytest.raises(ValueError, match='export is being written by .*"process"'):
             with hold(URL):
                 pass
-        held.check()
+        held.raise_if_lost()
     assert not server.objects
     dead = hold(URL)
     dead.__enter__()._ended.set()  # no heartbeat any more
     with hold(URL) as held:
-        held.check()
+        held.raise_if_lost()

@@ -16,7 +16,8 @@ from sdecor.export import files as files_module
 from sdecor.export import manifest, verify
 from sdecor.export import store as writers
 from sdecor.export.layout import ArraySpec, Layout
-from sdecor.export.store import StorageError, Store, recorded
+from sdecor.export.resume import recorded
+from sdecor.export.store import StorageError, Store
 
 N, ROWS = 11, 4
 ARRAYS = (

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.core.files import plain_settings
 from sdecor.evaluation import choose_methods
-from sdecor.evaluation.plan import plain
 from sdecor.export.encode import encode, zero_point
 from sdecor.export.layout import ArraySpec, Layout
 from sdecor.export.store import Store
@@ -28,7 +28,7 @@ def draw(channels: int | None = None, *, signed: bool = True, n: int = N, side: 
 def settings_of(method: str) -> dict:
     """Return all options of a method, as an export records them."""
     ((found, _),) = choose_methods([method]).values()
-    return plain(found.settings("logit"))
+    return plain_settings(found.settings("logit"))
 
 
 def write(

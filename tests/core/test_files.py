@@ -1,0 +1,44 @@
+"""Whole-file writes: a reader sees the old file or the new one, whatever goes wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdecor.core import files
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", ["größer\n", b"\x00\xff"])
+def test_a_file_is_replaced_as_a_whole(tmp_path, content):
+    for given in (tmp_path / "a.txt", f"{tmp_path}/a.txt"):
+        files.write_file(given, content)
+        assert (tmp_path / "a.txt").read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_after_an_error_the_old_file_stays_alone(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"ä": [1, 2]})
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"ä": [1, 2]} and names(tmp_path) == ["a.json"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a"
+    with files.replacing(path) as first, files.replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and names(tmp_path) == ["a"]  # who ends last wins
+
+
+def test_settings_hold_objects_by_name():
+    assert files.plain_settings({"a": (1, max), "b": np.float32}) == {"a": [1, "max"], "b": "float32"}
+    assert files.plain({"a": (np.float64(0.5), np.arange(2))}) == {"a": [0.5, [0, 1]]}
