@@ -23,8 +23,16 @@ from ml_collections import ConfigDict, config_flags
 
 from sdecor.core import commands, files, launch, parallel
 from sdecor.core.interrupt import Interrupt
+from sdecor.data.batches import steps_per_epoch
 from sdecor.training import build, logbook, members, replicas, run_folder, steps
-from sdecor.training.batches import Validate, create_loaders, create_validation, member_batches, validation_source
+from sdecor.training.batches import (
+    Validate,
+    batch_shapes,
+    create_loaders,
+    create_validation,
+    member_batches,
+    validation_source,
+)
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
@@ -123,15 +131,8 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     model = build.create_model(config, dataset.num_classes, image_shape)
     prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
     build.check_preparation(prepare, canvas)
-    loaders = create_loaders(
-        dataset.source("train"),
-        seeds,
-        batch_size=config.train.batch_size // config.train.accumulate,
-        kind=config.data.loader,
-        memory_limit_mb=config.data.memory_limit_mb,
-        num_workers=config.data.workers,
-    )
-    schedule = build.create_schedule(config, loaders[0].steps_per_epoch)
+    examples, micro_batch = dataset.source("train"), config.train.batch_size // config.train.accumulate
+    schedule = build.create_schedule(config, steps_per_epoch(len(examples), micro_batch))
     learning_rate = build.create_learning_rate(config, schedule)
     state = build.create_state(config, model, image_shape, members.run_key(seeds, 0, count))
     build.warn_small_batch(config, model, image_shape)
@@ -152,14 +153,23 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))
     compiled = parallel.pmap_step(members.lift(step, count))
-    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
+    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
+    jax.eval_shape(compiled, state, batch_shapes(canvas, **sizes), hyper, key)  # fails before images are decoded
+    loaders = create_loaders(
+        examples,
+        seeds,
+        batch_size=micro_batch,
+        kind=config.data.loader,
+        memory_limit_mb=config.data.memory_limit_mb,
+        num_workers=config.data.workers,
+    )
     run = Run(
         config=config,
         members=group,
         replicas=count,
         schedule=schedule,
         train_step=lambda state, batch: compiled(state, batch, hyper, key),
-        batches=partial(member_batches, loaders, replicas=count, **sizes),
+        batches=partial(member_batches, loaders, **sizes),
         validate=create_validation(
             model.apply,
             prepare_evaluation,

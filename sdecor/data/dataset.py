@@ -13,7 +13,7 @@ from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import check_text
 from sdecor.data import image_folders, splits, tfds_source
 from sdecor.data.batches import epoch_order
-from sdecor.data.decode import FITS, MASK_ENCODINGS, Decoder
+from sdecor.data.decode import MASK_ENCODINGS, Decoder
 from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
 
@@ -122,15 +122,14 @@ def create_dataset(
       ValueError: naming the field, or the file, and what would be right.
     """
     check_choice("data.mask_encoding", mask_encoding, ("auto", *MASK_ENCODINGS))
-    check_choice("data.canvas_fit", canvas_fit, FITS)
     check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
     if limit is not None:
         check_range("data.limit", limit, 1)
     for field, value in (("data.path", path), ("data.data_dir", data_dir)):
         if value is not None:
             check_text(field, value)
-    origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
     decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
+    origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
     shape = origin.open("train", decoder)[0]["image"].shape
     # Cached: a train split that val is carved from is opened, and its labels scanned, once for both.
     stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))

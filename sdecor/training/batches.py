@@ -1,8 +1,10 @@
 """What a run takes from its data: training batches spread over the devices, and validation over a split."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -49,6 +51,19 @@ def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, 
         each = [files.enter_context(contextlib.closing(step_batches(loader, start, **sizes))) for loader in loaders]
         for batches in zip(*each, strict=True):
             yield members.join(batches, replicas, axis=1)
+
+
+def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size: int, accumulate: int = 1) -> Any:
+    """Return the shapes and dtypes of what `member_batches` yields, of uint8 images `[H, W, C]`."""
+    examples = batch_size // accumulate // jax.process_count()
+    blank = np.zeros(examples, np.int32)
+    batch = {"image": np.zeros((examples, *image_shape), np.uint8), "label": blank, "position": blank}
+    loader = SimpleNamespace(iterate=lambda start: (dict(batch) for _ in itertools.count()))
+    (found,) = itertools.islice(
+        member_batches([loader] * (replicas or 1), 0, replicas=replicas, batch_size=batch_size, accumulate=accumulate),
+        1,
+    )
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), found)
 
 
 Validate = Callable[[TrainState, Interrupt], list[dict[str, float]] | None]

@@ -20,6 +20,7 @@ from sdecor import attribution, losses, masking, models
 from sdecor.core import parallel, rng
 from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
+from sdecor.data.loader import KINDS
 from sdecor.training import replicas
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
@@ -129,14 +130,10 @@ def _check_terms(config: ConfigDict) -> None:
 
 
 def _check_input(config: ConfigDict) -> None:
+    """Raise for an impossible loader or augmentation; `create_data` checks the other fields of the data set."""
     data, options = config.data, config.augment
-    check_range("config.data.val_fraction", data.val_fraction, 0, 1, low_open=True, high_open=True)
-    check_choice("config.data.channels", data.channels, (1, 3))
-    check_choice("config.data.loader", data.loader, ("auto", "memory", "grain"))
-    check_choice("config.data.canvas_fit", data.canvas_fit, ("stretch", "crop"))
+    check_choice("config.data.loader", data.loader, KINDS)
     check_range("config.data.workers", data.workers, 0)
-    _check_if_set("config.data.limit", data.limit, 1)
-    _check_if_set("config.data.canvas", data.canvas, 1)
     check_range("config.augment.crop_padding", options.crop_padding, 0)
     _check_if_set("config.augment.size", options.size, 1)
 

@@ -115,6 +115,8 @@ IMPOSSIBLE = [
     ("model.dtype", "float16", "bfloat16"),
     ("data.loader", "ram", "memory"),
     ("data.val_fraction", 0.0, "val_fraction"),
+    ("data.channels", 2, "3"),
+    ("data.canvas", 0, "canvas"),
 ]
 
 
@@ -125,6 +127,7 @@ def test_impossible_value_names_field_value_and_what_is_right(field, value, hint
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=hint) as error:
         build.check_config(config)
+        build.create_data(config)  # checks its own fields before it opens anything
     assert field in str(error.value) and repr(value) in str(error.value).replace("= 100 ", "100 ")
 
 

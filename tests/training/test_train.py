@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from unittest import mock
 
 import command_lines
 import jax
@@ -16,9 +17,11 @@ from configs import default
 from sdecor.core import files, parallel
 from sdecor.core.interrupt import Interrupt
 from sdecor.evaluation import runs as trained
-from sdecor.training import build, logbook, run_folder
+from sdecor.training import build, logbook, run_folder, steps
 from sdecor.training.batches import step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
+
+EVENTS = []  # of the undisturbed run
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,16 @@ def images(tmp_path_factory):
 def undisturbed(images, tmp_path_factory):
     """A run from start to end, which others are compared with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert train.train(tiny_runs.tiny_config(images), str(folder))
+    step, loaders = steps.train_step, train.create_loaders
+    trace = lambda *args, **given: EVENTS.append("trace") or step(*args, **given)  # noqa: E731
+    read = lambda *args, **given: EVENTS.append("read") or loaders(*args, **given)  # noqa: E731
+    with mock.patch.object(steps, "train_step", trace), mock.patch.object(train, "create_loaders", read):
+        assert train.train(tiny_runs.tiny_config(images), str(folder))
     return folder
+
+
+def test_the_step_is_traced_once_before_images_are_read(undisturbed):
+    assert EVENTS == ["trace", "read"]
 
 
 def final_state(images, folder):
@@ -50,8 +61,7 @@ def test_run_writes_its_record(undisturbed):
     recorded = run_folder.read(undisturbed)
     assert recorded["config"]["method"] == "sdecor" and recorded["versions"]["jax"] == jax.__version__
     rows = logbook.read_rows(undisturbed)
-    steps = [row["step"] for row in rows if row["split"] == "train"]
-    assert steps == list(range(1, 13))
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 13))
     assert [row["step"] for row in rows if row["split"] == "val"] == [3, 6, 9, 12]
     last = [row for row in rows if row["split"] == "train"][-1]
     for name in ("loss", "classification", "consistency", "decorrelation", "decorrelation_samples",
