@@ -169,3 +169,5 @@ def test_numbers_depend_on_the_data_and_the_version():
     found = runs.depends_of(types.SimpleNamespace(settings=settings))
     assert found.pop("sdecor") == sdecor.__version__
     assert found == {name: name for name in ("split", "step", "parameters", "target", "seed", "data")}
+    settings["from_export"] = {"path": "maps.zarr", "dtype": "float32", "sha256": "ab"}
+    assert runs.depends_of(types.SimpleNamespace(settings=settings))["export"] == "ab"
