@@ -1,9 +1,9 @@
-"""Saliency-guided masks: which positions of an image to hide, and what to put there.
+"""Saliency-guided masking: the choice of positions to hide, and the values that replace them.
 
 Conventions: images are NHWC, float, in the model's normalised space; saliency maps are `[N, H, W]`; masks are bool
-`[N, H, W]`, True = masked, and a masked position is masked in all channels. A function that draws takes one typed
-key or `[N]` of them, and what an example draws depends on its own key alone, not on the rest of its batch. Masks and
-filled images are data: no gradient flows through them.
+`[N, H, W]`, True = masked, and a masked position is masked in all channels. Functions that draw random numbers take one
+typed key or `[N]` keys; an example's draws depend on its own key alone, not on the rest of its batch. No gradient flows
+through masks and filled images.
 """
 
 import chex
@@ -17,16 +17,16 @@ from sdecor.core.checks import check_choice, check_range
 FILLS = ("uniform", "mean", "zero", "blur")
 ORDERS = ("lowest", "highest", "alternate")
 RANKINGS = ("abs", "signed")
-SALIENCY_OF = ("logit", "log_probability")  # what the gradient that ranks positions is of
+SALIENCY_OF = ("logit", "log_probability")  # the score whose gradient ranks positions
 
 
 def rank_saliency(gradient: jax.Array, *, rank_by: str = "abs") -> jax.Array:
-    """Reduce an input gradient to one value a position, by which positions are ranked.
+    """Reduce an input gradient to one saliency value per position.
 
     Args:
       gradient: `[N, H, W, C]`.
       rank_by: "abs" for the mean magnitude over channels; "signed" for the mean of the signed gradient, which ranks
-        the most negative evidence lowest (what Saliency-Guided Training's published code does).
+        the most negative evidence lowest (as in Saliency-Guided Training's published code).
 
     Returns:
       Saliency `[N, H, W]`, float32.
@@ -38,7 +38,7 @@ def rank_saliency(gradient: jax.Array, *, rank_by: str = "abs") -> jax.Array:
 
 
 def masks_highest(order: str, step: jax.Array | int) -> jax.Array | bool:
-    """Tell whether `step` masks the most salient positions: "alternate" does so on odd steps."""
+    """Return whether `step` masks the most salient positions; "alternate" does so on odd steps."""
     check_choice("order", order, ORDERS)
     return step % 2 == 1 if order == "alternate" else order == "highest"
 
@@ -52,14 +52,14 @@ def least_salient(
 ) -> jax.Array:
     """Mask the positions of lowest saliency: exactly `floor(fraction · H · W + 1e-3)` in every image.
 
-    Equal values are chosen among uniformly at random, so that a flat background (gradient exactly 0) is not masked
-    from one corner on. 0.0 and -0.0 are equal; NaN ranks above every number.
+    Ties are broken uniformly at random, so that masks do not start at one corner of a flat background (gradient exactly
+    0). 0.0 and -0.0 are equal; NaN ranks above every number.
 
     Args:
-      key: one typed key, or `[N]` of them; used for ties alone.
+      key: one typed key, or `[N]` keys; used for ties only.
       saliency: `[N, H, W]`, compared in float32.
-      fraction: share of the positions in [0, 1), a number or a traced scalar. A traced one is taken to the nearest
-        millionth, which float32 still resolves.
+      fraction: share of the positions in [0, 1), a number or a traced scalar. A traced scalar is rounded to a
+        millionth, which float32 resolves.
       highest: mask the positions of *highest* saliency instead, a bool or a traced scalar bool.
 
     Returns:
@@ -70,13 +70,13 @@ def least_salient(
 
     References:
       Ismail et al., Improving Deep Learning Interpretability by Saliency Guided Training, 2021,
-      https://arxiv.org/abs/2111.14338 (which sorts; ties are not treated).
+      https://arxiv.org/abs/2111.14338 (there by sorting, with no rule for ties).
     """
     chex.assert_rank(saliency, 3)
     n, height, width = saliency.shape
     keys = rng.per_example(key, n)
     values = jax.lax.stop_gradient(saliency).astype(jnp.float32).reshape(n, height * width)
-    order = order_keys(jnp.where(jnp.isnan(values), jnp.nan, values))  # NaN last, whatever its sign
+    order = order_keys(jnp.where(jnp.isnan(values), jnp.nan, values))  # NaN last, of either sign
     order = jnp.where(highest, ~order, order)
     k = _number_masked(fraction, height * width)
 
@@ -97,12 +97,12 @@ def fill(
     """Replace the masked positions of images.
 
     Args:
-      key: one typed key, or `[N]` of them; used by "uniform" alone.
+      key: one typed key, or `[N]` keys; used by "uniform" only.
       images: `[N, H, W, C]`.
       mask: bool `[N, H, W]`, True = replace.
-      how: "uniform" draws every position and channel within the image's own range of that channel; "mean" takes the
-        image's mean of that channel; "zero" is the data set's mean colour in normalised space; "blur" takes the
-        image smoothed by a Gaussian, which is renormalised at the borders (nothing outside the image counts).
+      how: "uniform" draws each position and channel uniformly within the image's range of that channel; "mean" uses the
+        image's mean of that channel; "zero" is the data set's mean colour in normalised space; "blur" uses the image
+        smoothed by a Gaussian, which is renormalised at the borders (nothing outside the image counts).
       blur_sigma: the Gaussian's standard deviation in pixels.
 
     Returns:
@@ -130,13 +130,13 @@ def fill(
 def _number_masked(fraction: jax.Array | float, positions: int) -> jax.Array:
     """Return `floor(fraction · positions + 1e-3)`, int32; a traced fraction is rounded to a millionth first.
 
-    At the size of a large image float32 rounds by more than the guard, in the product and in the fraction itself. The
-    nearest millionth is the decimal number that was meant, and the rest is exact in integers: with `fraction =
-    (1000 a + b) / 1e6` and `positions = 1000 c + d`, two nested floors, whose terms hardly exceed `positions`.
+    For a large image, float32 rounds both the product and the fraction by more than the guard 1e-3. The nearest
+    millionth is the intended decimal number, and the rest is exact in integers. With `fraction = (1000 a + b) / 1e6`
+    and `positions = 1000 c + d` it is two nested floors, whose terms hardly exceed `positions`.
     """
     if isinstance(fraction, int | float):
         check_range("fraction", fraction, 0.0, 1.0, high_open=True)
-        # Rounded, because a product that ends in .999 would else reach the next integer or not by its last bit.
+        # Rounded, because for a product that ends in .999 the last bit would otherwise decide the integer.
         return jnp.int32(int(round(fraction * positions + 1e-3, 6)))
     millionths = jnp.round(jnp.clip(jnp.asarray(fraction, jnp.float32), 0.0, 1.0) * 1e6).astype(jnp.int32)
     a, b = millionths // 1000, millionths % 1000
@@ -146,9 +146,9 @@ def _number_masked(fraction: jax.Array | float, positions: int) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def _choose_where_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Array:
-    """Choose `missing [N]` of the tied positions `[N, P]`, drawing only where there is a choice."""
-    # Where values are distinct the tie is one position and needs no draw: the branch then costs nothing.
-    # Both branches agree there, so an example's mask still does not depend on its batch.
+    """Choose `missing [N]` of the tied positions `[N, P]`; draw only where there is a choice."""
+    # If values are distinct, a tie is one position and needs no draw: the second branch then costs nothing.
+    # Both branches agree in this case, so an example's mask does not depend on its batch.
     return jax.lax.cond(
         jnp.any(jnp.sum(tied, axis=1, dtype=jnp.int32) > missing),
         lambda: _choose_tied(keys, tied, missing),
@@ -158,17 +158,17 @@ def _choose_where_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> 
 
 @_choose_where_tied.def_vmap
 def _choose_in_all(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
-    """Take all batches as one, for under `vmap` itself both branches of a condition are computed."""
+    """Merge the batches of a `vmap` into one, because the `vmap` of a `cond` computes both branches."""
     full = [x if has else jnp.broadcast_to(x[None], (size, *x.shape)) for x, has in zip(arrays, batched, strict=True)]
     merged = _choose_where_tied(*(x.reshape(-1, *x.shape[2:]) for x in full))
     return merged.reshape(size, -1, merged.shape[-1]), True
 
 
 def _choose_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Array:
-    """Choose `missing [N]` of the tied positions `[N, P]` uniformly, by the smallest of random, unique integers."""
+    """Choose `missing [N]` of the tied positions `[N, P]` uniformly: those with the smallest unique random integers."""
     positions = tied.shape[1]
     place_bits = (positions - 1).bit_length()
-    # The place in the low bits makes the integers unique; it decides only between equal draws of the high bits.
+    # The position in the low bits makes the integers unique; it decides only between equal draws of the high bits.
     draw = jax.vmap(lambda key: jax.random.bits(key, (positions,)))(keys) >> place_bits << place_bits
     draw = jnp.where(tied, signed(draw | jnp.arange(positions, dtype=jnp.uint32)[None]), LAST)
     return tied & (draw <= kth_smallest(draw, missing)[:, None]) & (missing > 0)[:, None]
@@ -178,4 +178,4 @@ def _uniform_within(keys: jax.Array, images: jax.Array) -> jax.Array:
     low = jnp.min(images, axis=(1, 2), keepdims=True)
     high = jnp.max(images, axis=(1, 2), keepdims=True)
     share = jax.vmap(lambda key: rng.uniform(key, images.shape[1:]))(keys)
-    return jnp.minimum(low + share * (high - low), high)  # rounding may exceed the top
+    return jnp.minimum(low + share * (high - low), high)  # rounding may exceed `high`

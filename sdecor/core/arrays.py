@@ -1,4 +1,4 @@
-"""Arrays: the precision to compute in, sorting and ranks, Gaussian blur."""
+"""Array functions: precision, sorting and ranks, Gaussian blur."""
 
 import jax
 import jax.numpy as jnp
@@ -7,42 +7,42 @@ from sdecor.core.checks import check_range
 
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """Return a floating dtype of at least 32 bits: `dtype` itself where it is one, else float32.
+    """Return a floating dtype of at least 32 bits: `dtype` itself if it is one, else float32.
 
-    `jnp.promote_types` says the same, but refuses under `jax_numpy_dtype_promotion="strict"`.
+    `jnp.promote_types` returns the same, but fails under `jax_numpy_dtype_promotion="strict"`.
     """
     wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
     return jnp.dtype(dtype) if wide else jnp.dtype(jnp.float32)
 
 
 def widened(array: jax.Array) -> jax.Array:
-    """Return an array in at least float32."""
+    """Return an array in float32 or wider."""
     return array.astype(at_least_float32(array.dtype))
 
 
 def moderate(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Scale float32 values down by a power of two where the largest over `axes` is next to the end of their range.
+    """Scale float32 values down by a power of two where their maximum over `axes` is near the end of float32's range.
 
-    For what does not depend on scale. Up there differences are infinite, and a quotient is 0 where the compiler
-    multiplies by the reciprocal, which float32 cannot hold.
+    Use it for results that do not depend on scale. Near the end of the range differences overflow, and a quotient is 0
+    if the compiler multiplies by the reciprocal, which float32 cannot hold.
     """
     huge = jnp.abs(values).max(axes, keepdims=True) > 2.0**100
     return jnp.where(huge, values * 2.0**-32, values)
 
 
-# Above the keys of all finite values: the place for what is not to be ranked.
+# A key above those of all finite values, for entries that are not ranked.
 LAST = jnp.iinfo(jnp.int32).max
-_SHORT = 128  # the network of fewer values is not worth the time that it takes to compile
+_SHORT = 128  # for fewer values, the sorting network is not worth its compile time
 
 
 def order_keys(values: jax.Array) -> jax.Array:
-    """Return int32 keys in the order of float32 values; equal values, also 0 and −0, have equal keys."""
+    """Return int32 keys that sort like the float32 values; equal values, also 0 and −0, have equal keys."""
     values = jnp.asarray(values, jnp.float32)
     return _flip_negative(jax.lax.bitcast_convert_type(jnp.where(values == 0, 0, values), jnp.int32))
 
 
 def key_values(keys: jax.Array) -> jax.Array:
-    """Return the float32 values of `order_keys`."""
+    """Return the float32 values of keys from `order_keys`."""
     return jax.lax.bitcast_convert_type(_flip_negative(keys), jnp.float32)
 
 
@@ -54,7 +54,7 @@ def sort_rows(keys: jax.Array) -> jax.Array:
 
 
 def average_ranks(values: jax.Array) -> jax.Array:
-    """Return each value's rank in its row, from 0; equal values share their average. Float32 `[N, F]`, exact."""
+    """Return each value's rank in its row, from 0; equal values share their mean rank. Float32 `[N, F]`, exact."""
     keys = order_keys(values)
     ordered = sort_rows(keys)
     n = keys.shape[1]
@@ -64,7 +64,7 @@ def average_ranks(values: jax.Array) -> jax.Array:
 
 
 def ends_of_runs(ordered: jax.Array) -> jax.Array:
-    """Return where the next value of a sorted row differs or there is none, bool `[N, F]`."""
+    """Return where a run of equal values in a sorted row ends, bool `[N, F]`."""
     end = jnp.ones((ordered.shape[0], 1), bool)
     return jnp.concatenate([ordered[:, 1:] != ordered[:, :-1], end], axis=1)
 
@@ -72,7 +72,7 @@ def ends_of_runs(ordered: jax.Array) -> jax.Array:
 def kth_largest(keys: jax.Array, k: jax.Array) -> jax.Array:
     """Return the k-th largest key, from k = 1, of each row: int32 `[N]` from int32 `[N, F]` and `[N]`.
 
-    It is found by halving the range of int32, in 32 passes that only count: faster than a sort.
+    The search halves the range of int32 in 32 passes that only count, which is faster than a sort.
     """
     n, count = keys.shape
     lowest = jnp.iinfo(jnp.int32).min
@@ -80,10 +80,10 @@ def kth_largest(keys: jax.Array, k: jax.Array) -> jax.Array:
     blocks = jnp.pad(keys, ((0, 0), (0, -count % width)), constant_values=lowest).reshape(n, -1, width)
 
     def halve(step: jax.Array, found: jax.Array) -> jax.Array:
-        # The bits of the answer, from the highest down: one is set if k keys reach that far. The highest bit is the
-        # sign: flipping it turns the smallest integer into 0.
+        # Bits of the answer are set from the highest down, each if k keys are at least as large. The highest bit is
+        # the sign: flipping it turns the smallest integer into 0.
         higher = found ^ jnp.left_shift(jnp.int32(1), 31 - step)
-        # Columns first, in another type, or XLA's CPU compiler makes of both one sum that fills no vector registers.
+        # Columns first, in another type: XLA's CPU compiler would merge both sums into one without vector registers.
         reached = (blocks >= higher[:, None, None]).sum(1, dtype=jnp.int16).sum(1, dtype=jnp.int32)
         return jnp.where(reached >= k, higher, found)
 
@@ -91,34 +91,34 @@ def kth_largest(keys: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def kth_smallest(keys: jax.Array, k: jax.Array) -> jax.Array:
-    """Return the k-th smallest key of each row, as `kth_largest`; for k = 0 the least integer."""
+    """Return the k-th smallest key of each row, as `kth_largest` does; the smallest integer for k = 0."""
     return ~kth_largest(~keys, k)
 
 
 def signed(numbers: jax.Array) -> jax.Array:
-    """Return int32 in the order of the uint32."""
+    """Return int32 values that sort like the uint32 `numbers`."""
     return jax.lax.bitcast_convert_type(numbers ^ jnp.uint32(1 << 31), jnp.int32)
 
 
 def unsigned(keys: jax.Array) -> jax.Array:
-    """Return uint32 in the order of the int32."""
+    """Return uint32 values that sort like the int32 `keys`."""
     return jax.lax.bitcast_convert_type(keys, jnp.uint32) ^ jnp.uint32(1 << 31)
 
 
 def _flip_negative(bits: jax.Array) -> jax.Array:
-    # Floats of one sign are ordered like their bits, negative ones the other way round.
+    # Positive floats sort like their bits, negative floats in reverse.
     return jnp.where(bits < 0, bits ^ LAST, bits)
 
 
 def _network_sort(keys: jax.Array) -> jax.Array:
-    """Merge sorted runs of 1, 2, 4, … places: compare mirrored places of two runs, then ever closer places.
+    """Sort rows by merging sorted runs of 1, 2, 4, … keys: compare mirrored keys of two runs, then ever closer keys.
 
     References:
       Batcher, "Sorting Networks and Their Applications", https://doi.org/10.1145/1468075.1468121, 1968.
     """
     n, count = keys.shape
     levels = (count - 1).bit_length()
-    # With rows side by side along the last axis, a comparison fills vector registers however close its places are.
+    # With rows side by side along the last axis, comparisons of close keys fill vector registers too.
     columns = jnp.pad(keys, ((0, 0), (0, 2**levels - count)), constant_values=LAST).T
     for level in range(levels):
         low, high = _halves(columns, 2**level)
@@ -140,14 +140,14 @@ def _joined(low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
-    """Smooth rows, then columns, each as one small dense matrix, which is exact at the borders.
+    """Blur images by a Gaussian: rows, then columns, each by a small dense matrix, which is exact at the borders.
 
     Args:
       images: `[N, H, W, C]`.
       sigma: the Gaussian's standard deviation in pixels, a positive number or a traced scalar.
 
     Returns:
-      Images `[N, H, W, C]` in the dtype of `images`, computed in float32. A constant image stays as it is.
+      Images `[N, H, W, C]` in the dtype of `images`, computed in float32. A constant image is unchanged.
 
     Raises:
       ValueError: when `sigma` is a Python number that is not positive.
@@ -162,7 +162,7 @@ def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
 
 
 def _matrix(side: int, sigma: jax.Array | float) -> jax.Array:
-    """Return the weights `[side, side]`; rows sum to 1."""
+    """Return the Gaussian's weights `[side, side]`; rows sum to 1."""
     place = jnp.arange(side, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * ((place[:, None] - place[None, :]) / sigma) ** 2)
     return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Checks of plain values whose errors name the field, its value and what would be right."""
+"""Validation of plain values. Errors name the field, its value and the valid values."""
 
 import difflib
 import operator
@@ -40,7 +40,7 @@ def check_range(
 
 
 def check_count(field: str, value: int, low: int = 1, high: int | None = None) -> None:
-    """Raise `ValueError` unless `value` is a whole number, of Python or NumPy, from `low` to `high`."""
+    """Raise `ValueError` unless `value` is a whole number, from Python or NumPy, between `low` and `high`."""
     whole = _is_number(value) and _is_whole(value)
     if whole and operator.index(value) >= low and (high is None or operator.index(value) <= high):
         return
@@ -49,7 +49,7 @@ def check_count(field: str, value: int, low: int = 1, high: int | None = None) -
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is one real number: of Python, or of NumPy or JAX without axes."""
+    """Return whether a value is one real number: from Python, or from NumPy or JAX without axes."""
     if isinstance(value, str | bytes) or np.ndim(value) > 0 or np.iscomplexobj(value):
         return False
     if isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_:

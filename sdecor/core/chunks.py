@@ -1,4 +1,4 @@
-"""Many evaluations of a function in bounded memory: how many are in flight, and sums that never hold their terms."""
+"""Many evaluations of a function in bounded memory: evaluations at once, maps over examples, running sums."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from sdecor.core.arrays import at_least_float32
 from sdecor.core.checks import check_count
 from sdecor.core.jaxpr import inner_jaxprs, parameters
 
-# More in flight gains nothing: a CPU's caches, and an accelerator's cores, are full.
+# More evaluations at once gain nothing: a CPU's caches, or an accelerator's cores, are full.
 _MOST = {"cpu": 64}
 _MOST_ELSEWHERE = 1024
 _SHARE_OF_MEMORY = {"cpu": 0.25}
@@ -25,12 +25,12 @@ def default_chunk_size(fn: Callable[..., Any], *example: Any) -> int:
 
     Args:
       fn: the function of one example.
-      *example: its arguments, arrays or shapes; only shapes are used, so tracers will do.
+      *example: its arguments, arrays or shapes; only shapes are used, so tracers work too.
 
     Returns:
-      A power of two, at least 1. The memory of one evaluation is taken to be that of every intermediate array, which
-      is what a gradient may have to keep; half of an accelerator's memory, or a quarter of the machine's on a CPU, is
-      given to all of them together.
+      A power of two, at least 1. One evaluation is assumed to take the memory of all its intermediate arrays, because a
+      gradient may keep them. All evaluations together may take half of an accelerator's memory, or a quarter of the
+      machine's on a CPU.
     """
     device = jax.local_devices()[0]
     budget = _memory(device) * _SHARE_OF_MEMORY.get(device.platform, _SHARE_ELSEWHERE)
@@ -40,10 +40,10 @@ def default_chunk_size(fn: Callable[..., Any], *example: Any) -> int:
 
 
 def divide(n: int, chunk_size: int | None) -> tuple[int, int]:
-    """Divide `chunk_size` evaluations in flight into examples and, if there are fewer of those, samples of each.
+    """Split `chunk_size` evaluations at once into examples and, if there are fewer examples, samples of each.
 
     Returns:
-      `(examples, samples)` at a time, both at least 1, with a product of at most `chunk_size`; `(n, 1)` for None.
+      `(examples, samples)`, both at least 1, with a product of at most `chunk_size`; `(n, 1)` for None.
 
     Raises:
       ValueError: when `chunk_size` is less than 1.
@@ -58,14 +58,14 @@ def divide(n: int, chunk_size: int | None) -> tuple[int, int]:
 def map_examples(one: Callable[..., Any], arrays: tuple[Any, ...], at_once: int | None = None) -> Any:
     """Lift `one` over the leading axis of `arrays` (trees), at most `at_once` examples at a time; None = all.
 
-    Examples that are evaluated together are spread over the whole batch, so that under `jit` a batch that is sharded
-    over devices keeps all of them at work.
+    Examples that are evaluated together are spread over the whole batch. Under `jit`, a batch that is sharded over
+    devices then keeps all devices busy.
     """
     n = jax.tree.leaves(arrays)[0].shape[0]
     if at_once is None or at_once >= n:
         return jax.vmap(one)(*arrays)
     groups = -(-n // at_once)
-    size = -(-n // groups)  # groups of nearly equal size: the fewest examples that are computed for nothing
+    size = -(-n // groups)  # groups of nearly equal size need the fewest padding examples
 
     def grouped(x: jax.Array) -> jax.Array:
         if size * groups > n:
@@ -83,12 +83,12 @@ def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int |
     """Return the sum of `evaluate(i)` for `i` in `0 … count−1` as a running sum.
 
     Args:
-      evaluate: from an int32 scalar to an array, or a tree of arrays.
+      evaluate: function from an int32 scalar to an array, or a tree of arrays.
       count: number of terms, at least 1.
-      at_once: terms evaluated together; None = one. It does not change the result beyond rounding.
+      at_once: number of terms evaluated together; None = one. It changes the result by rounding only.
 
     Returns:
-      A tree like one term, floats of less than 32 bits as float32. No more than `at_once` terms exist at a time.
+      A tree like one term, with floats of less than 32 bits as float32. At most `at_once` terms exist at a time.
     """
 
     def add(total: Any, terms: Any, real: jax.Array) -> Any:
@@ -100,7 +100,9 @@ def sum_over(evaluate: Callable[[jax.Array], Any], count: int, *, at_once: int |
 def moments_over(
     evaluate: Callable[[jax.Array], jax.Array], count: int, *, at_once: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance (over `count`) of the floats `evaluate(i)`, merged group by group; see `sum_over`.
+    """Return mean and variance (divided by `count`) of the floats `evaluate(i)`; arguments as for `sum_over`.
+
+    Groups of terms are merged one by one.
 
     References:
       Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
@@ -121,10 +123,10 @@ def moments_over(
 
 
 def _fold(evaluate: Callable, count: int, at_once: int | None, start: Any, add: Callable) -> Any:
-    """Return `add(… add(start, terms, real) …)` over groups of terms; `real` tells them from the last one's padding."""
+    """Return `add(… add(start, terms, real) …)` over groups of terms; `real` is False for the last group's padding."""
     check_count("count", count)
     groups = math.ceil(count / max(1, at_once or 1))
-    size = math.ceil(count / groups)  # groups of nearly equal size: the fewest terms that are computed for nothing
+    size = math.ceil(count / groups)  # groups of nearly equal size need the fewest padding terms
 
     def group(total: Any, g: jax.Array) -> tuple[Any, None]:
         if size == 1:
@@ -139,7 +141,10 @@ def _fold(evaluate: Callable, count: int, at_once: int | None, start: Any, add: 
 
 
 def _zeros_like_one(evaluate: Callable) -> Any:
-    """Return where sums start. In bfloat16 they would soon stop growing, so that groups of terms changed the result."""
+    """Return zeros like one term, from which sums start.
+
+    Floats are at least float32: a sum in bfloat16 soon stops growing, so that the size of groups would change it.
+    """
 
     def zeros(term: jax.ShapeDtypeStruct) -> jax.Array:
         floating = jnp.issubdtype(term.dtype, jnp.floating)
@@ -160,7 +165,7 @@ def _memory(device: Any) -> float:
 
 
 def _intermediate_bytes(jaxpr: core.Jaxpr) -> int:
-    """Return the size of all that the equations produce, those of called functions in place of the calls."""
+    """Return the bytes of all outputs of the equations; a call counts as the equations of its function."""
     return sum(map(_bytes_of, jaxpr.eqns))
 
 
@@ -171,5 +176,5 @@ def _bytes_of(equation: Any) -> int:
         return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
     if equation.primitive.name == "cond":
         return max(inner)
-    # A gradient keeps what every round of a loop produced. How many a `while` has is not known.
+    # A gradient keeps the outputs of every round of a loop. The number of rounds of a `while` is not known.
     return sum(inner) * parameters(equation).get("length", 1)

@@ -1,4 +1,4 @@
-"""Classes by number: one that does not exist is an error, or NaN under `jit`, and never stands for another class."""
+"""Class numbers: a number that is no class is an error, or NaN under `jit`; it is never taken for another class."""
 
 from typing import Any
 
@@ -6,68 +6,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NO_CLASS = -1  # what stands for a class that does not exist, where values are not known
-_MOST = 2**31  # classes that int32 counts
+NO_CLASS = -1  # replaces a number that is no class, under `jit`
+_MOST = 2**31  # number of classes that int32 can hold
 
 
 def check_classes(field: str, numbers: Any, count: int | None) -> jax.Array:
-    """Check class numbers and return them as int32, whatever integer type they come in.
+    """Validate class numbers of any integer type and return them as int32.
 
     Args:
-      field: their name in an error.
+      field: name of the numbers in an error.
       numbers: integers of any shape: an array, a list or one number.
-      count: number of classes; None where it is not known.
+      count: number of classes; None if it is not known.
 
     Returns:
-      int32 in the shape of `numbers`; −1 where, under `jit`, a number is outside [0, count).
+      int32 in the shape of `numbers`; under `jit`, −1 for a number outside [0, count).
 
     Raises:
-      ValueError: for another type, and outside of `jit` for a number outside [0, count).
+      ValueError: for a type that is not integer, and outside of `jit` for a number outside [0, count).
     """
     known = not isinstance(numbers, jax.core.Tracer) and getattr(numbers, "is_fully_addressable", True)
-    values = np.asarray(numbers) if known else numbers  # before JAX wraps 2**33 + 1 to 1
+    values = np.asarray(numbers) if known else numbers  # because JAX would wrap 2**33 + 1 to 1
     _check_integers(field, values.dtype)
     if not known:
         return jnp.where(is_class(values, count), values.astype(jnp.int32), NO_CLASS)
     wrong = values[(values < 0) | (values >= (_MOST if count is None else count))]
     if wrong.size:
         raise ValueError(_no_such_class(field, values, wrong.flat[0], count))
-    on_device = isinstance(numbers, jax.Array)  # it stays where it lies, sharded as it is
+    on_device = isinstance(numbers, jax.Array)  # it keeps its devices and its sharding
     return numbers.astype(jnp.int32) if on_device else jnp.asarray(values.astype(np.int32))
 
 
 def is_class(numbers: jax.Array | int, count: int | None) -> jax.Array:
-    """Return whether each number is a class, one of the `count` that exist (None: of any number); bool."""
+    """Return where numbers are classes, in [0, count), as bool; None allows any number of classes."""
     numbers = jnp.asarray(numbers)
-    # Compared in their own type, in which a count might wrap around: 300 is 44 in uint8.
+    # The comparison is in the numbers' own type, where a count might wrap around: 300 is 44 in uint8.
     last = min((_MOST if count is None else count) - 1, jnp.iinfo(numbers.dtype).max)
     return (numbers >= 0) & (numbers <= last)
 
 
 def one_or_nan(exists: jax.Array, dtype: Any) -> jax.Array:
-    """Return the factor 1 where a class exists and NaN elsewhere: it reaches values and gradients alike."""
+    """Return the factor 1 where a class exists and NaN elsewhere, which acts on values and on gradients."""
     return jnp.where(exists, 1, jnp.nan).astype(dtype)
 
 
 def of_class(scores: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Return the score of one class, a scalar of `[K]`; NaN, with its gradient, for a class that does not exist."""
+    """Return the score of one class, a scalar from `[K]`; NaN with a NaN gradient for a class that does not exist."""
     _check_integers("target", jnp.asarray(number).dtype)
     exists = is_class(number, scores.shape[0])
-    # int32, as a narrow index wraps around when JAX adds the axis's length to it.
+    # int32, because a narrow index wraps around when JAX adds the axis's length to it.
     return scores[jnp.where(exists, number, 0).astype(jnp.int32)] * one_or_nan(exists, scores.dtype)
 
 
 def one_hot(numbers: jax.Array, count: int, dtype: Any) -> jax.Array:
-    """Return rows `[..., count]` with a 1 at each class, NaN throughout for one that does not exist."""
+    """Return rows `[..., count]` with a 1 at each class; a row is NaN for a class that does not exist."""
     rows = jax.nn.one_hot(numbers.astype(jnp.int32), count, dtype=dtype)
-    # No product: XLA makes of a converted comparison times NaN a selection, whose other value is 0.
+    # Not a product: XLA turns a converted comparison times NaN into a selection, whose other value is 0.
     return jnp.where(is_class(numbers, count)[..., None], rows, jnp.nan)
 
 
 def correct(logits: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Return whether the most probable class is the given one, as 1.0 or 0.0: `[...]` of `[..., K]` and `[...]`.
+    """Return 1.0 where the most probable class is the given one, else 0.0: `[..., K]` and `[...]` to `[...]`.
 
-    A NaN logit predicts nothing, which is wrong. The value is NaN for a class that does not exist.
+    A prediction with a NaN logit is wrong. The value is NaN for a class that does not exist.
 
     Raises:
       ValueError: for a single logit.
@@ -79,10 +79,10 @@ def correct(logits: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def check_several(count: int, instead: str = "") -> None:
-    """Raise `ValueError` for a single logit, whose softmax says nothing; `instead` adds a remedy."""
+    """Raise `ValueError` for a single logit, whose softmax is always 1; `instead` adds a remedy."""
     if count < 2:
         raise ValueError(
-            f"there is {count} logit: its softmax is 1 whatever the network says. "
+            f"there is {count} logit: its softmax is 1 for every input. "
             f"Return two logits, [0, z] (whose softmax is the sigmoid of z) or [-z, z]{instead}"
         )
 

@@ -1,4 +1,4 @@
-"""Stopping between two steps instead of in the middle of one."""
+"""Signals as a flag, so that a loop stops between two steps instead of within one."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from typing import Self
 
 
 class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that loops poll; a second signal stops at once.
+    """A flag for loops to poll, set by Ctrl-C or SIGTERM; a second signal stops the process at once.
 
-    In a job of several processes JAX's preemption service answers SIGTERM, so there only Ctrl-C is taken.
+    In a job of several processes JAX's preemption service handles SIGTERM, so only Ctrl-C sets the flag.
     """
 
     def __init__(self, *, processes: int = 1):

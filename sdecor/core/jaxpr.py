@@ -1,11 +1,11 @@
-"""Reading a function's own equations: the user's network is interpreted, never changed.
+"""Interpretation of a function's jaxpr, equation by equation; the function itself is not changed.
 
-`interpret` runs a function one equation at a time and lets a rule replace some of them. Called functions (`jit`,
-`checkpoint`) are entered; `custom_jvp`, `custom_vjp` and control flow are single equations unless a rule looks inside.
-Each equation comes with its scope, the path of `jax.named_scope`s it was traced under (Linen names its modules so).
+`interpret` runs a function one equation at a time and lets a rule replace some of them. It enters called functions
+(`jit`, `checkpoint`). A `custom_jvp`, a `custom_vjp` and control flow are single equations unless a rule enters them.
+The scope of an equation is the path of `jax.named_scope`s around it, which Linen sets to module names.
 
-JAX has two forms of several operations, chosen by flags such as `jax_remat3`: a primitive of their own, or the one
-primitive `call_hi_primitive` with an object. `kind_of` and `parameters` read both, so that no rule sees a difference.
+Several operations have two forms in JAX, chosen by flags such as `jax_remat3`: their own primitive, or an object in
+the primitive `call_hi_primitive`. `kind_of` and `parameters` read both forms, so that rules see no difference.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-# A rule gets an equation, its inputs and its scope, and returns the list of its outputs; None = as usual.
+# A rule takes an equation, its inputs and its scope. It returns the outputs, or None to evaluate as usual.
 Rule = Callable[[Any, list[jax.Array], str], list[jax.Array] | None]
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr")
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
-_WHOLE = jax.tree.structure(())  # how a reference is indexed that is read or written as a whole
-# The objects of `call_hi_primitive`, by class, and the primitives they take the place of.
+_WHOLE = jax.tree.structure(())  # the index of a reference that is read or written as a whole
+# Classes of the objects in `call_hi_primitive`, and the primitives that they replace.
 _HIGH = {
     "CheckpointName": "name",
     "CheckpointNameFwd": "name",
@@ -36,17 +36,17 @@ _HIGH = {
 
 
 class Reference:
-    """A mutable array (`jax.new_ref`) while its function is interpreted; `value` is what it holds now."""
+    """A mutable array (`jax.new_ref`) during interpretation; `value` is its current content."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def interpret(fn: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
-    """Return `fn` run equation by equation, with those for which `rule` returns something replaced.
+    """Return `fn` interpreted equation by equation, with the outputs of `rule` where it returns any.
 
     Args:
-      fn: a function of arrays; what it closes over becomes constants.
+      fn: a function of arrays; arrays that it closes over become constants.
       rule: `rule(equation, inputs, scope) -> outputs`, or None to evaluate the equation as usual.
 
     Returns:
@@ -62,7 +62,7 @@ def interpret(fn: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
 
 
 def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope: str = "") -> list[jax.Array]:
-    """Evaluate a closed jaxpr under `rule`: see `interpret`."""
+    """Evaluate a closed jaxpr with `rule`, as `interpret` does."""
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -82,7 +82,7 @@ def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope
 
 
 def evaluate(equation: Any, inputs: Sequence[jax.Array], rule: Rule | None = None, scope: str = "") -> list[jax.Array]:
-    """Evaluate one equation as usual; called functions are entered when there is a rule."""
+    """Evaluate one equation as usual; with a rule, enter called functions."""
     if is_loop_over_references(equation):
         return _looped(equation, inputs, rule, scope)
     inner = called(equation)
@@ -102,7 +102,7 @@ def evaluate(equation: Any, inputs: Sequence[jax.Array], rule: Rule | None = Non
 
 
 def kind_of(equation: Any) -> str:
-    """Return the name of an equation's primitive, "custom_…" for an object with derivatives of its own."""
+    """Return the name of an equation's primitive; "custom_…" for an object with its own derivative."""
     name = equation.primitive.name
     if name != "call_hi_primitive":
         return name
@@ -111,13 +111,13 @@ def kind_of(equation: Any) -> str:
 
 
 def parameters(equation: Any) -> dict[str, Any]:
-    """Return the parameters of an equation, or those of the object that it holds."""
+    """Return the parameters of an equation, or of the object in its `call_hi_primitive`."""
     high = equation.params.get("_prim")
     return equation.params if high is None else high.params
 
 
 def called(equation: Any) -> core.ClosedJaxpr | None:
-    """Return what a call (`jit`, `checkpoint`) calls; None for any other equation."""
+    """Return the jaxpr that a call (`jit`, `checkpoint`) runs; None for any other equation."""
     if kind_of(equation) not in (*_CALLS, *_CHECKPOINTS):
         return None
     given = parameters(equation)
@@ -125,13 +125,13 @@ def called(equation: Any) -> core.ClosedJaxpr | None:
 
 
 def has_own_derivative(equation: Any) -> bool:
-    """Return whether an equation calls a function whose derivative somebody wrote (`custom_jvp`, `custom_vjp`)."""
+    """Return whether an equation calls a function with its own derivative (`custom_jvp`, `custom_vjp`)."""
     is_high = equation.primitive.name == "call_hi_primitive"
     return kind_of(equation) in _CUSTOM or (is_high and type(equation.params["_prim"]).__name__ not in _HIGH)
 
 
 def body_of(equation: Any) -> core.ClosedJaxpr:
-    """Return the jaxpr of the function behind an equation that has its own derivative."""
+    """Return the jaxpr of the function that an equation with its own derivative calls."""
     given = parameters(equation)
     for name in ("call_jaxpr", "traced_fwd", "traced"):
         if name in given:
@@ -150,8 +150,8 @@ def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
 
 
 def holds_function(equation: Any) -> bool:
-    """Return whether an equation's parameters hold a function, be it a jaxpr or a callable."""
-    no_function = type | contextlib.ContextDecorator  # a dtype, a mesh
+    """Return whether an equation's parameters hold a function: a jaxpr or a callable."""
+    no_function = type | contextlib.ContextDecorator  # callable, but no function: a dtype, a mesh
     return has_own_derivative(equation) or any(
         isinstance(item, core.ClosedJaxpr | core.Jaxpr) or (callable(item) and not isinstance(item, no_function))
         for item in _held(equation)
@@ -159,14 +159,14 @@ def holds_function(equation: Any) -> bool:
 
 
 def scope_of(equation: Any, outer: str = "") -> str:
-    """Return the path of named scopes of an equation inside `outer`, such as "CNN/block1/conv2"."""
+    """Return an equation's path of named scopes, inside `outer`, such as "CNN/block1/conv2"."""
     stack = equation.source_info.name_stack.stack
     names = [outer, *(entry.name for entry in stack if type(entry).__name__ == "Scope")]
     return "/".join(name for name in names if name)
 
 
 def on_reference(equation: Any, inputs: Sequence[Any]) -> list[Any] | None:
-    """Create, read or write a `Reference` as a whole; None for any other equation."""
+    """Create, read or write a whole `Reference` and return the outputs; None for any other equation."""
     name = equation.primitive.name
     if name == "new_ref":
         return [Reference(inputs[0])]
@@ -185,7 +185,7 @@ def is_loop_over_references(equation: Any) -> bool:
 
 
 def _looped(equation: Any, inputs: Sequence[Any], rule: Rule | None, scope: str) -> list[jax.Array]:
-    """Evaluate a `scan` over references round by round: JAX has no reverse derivative and no `vmap` of it."""
+    """Evaluate a `scan` over references round by round: JAX supports neither its reverse derivative nor its `vmap`."""
     given, rounds = parameters(equation), {}
     for i in reversed(range(given["length"])) if given["reverse"] else range(given["length"]):
         pairs = zip(inputs, given["extensives"], strict=True)
@@ -197,7 +197,7 @@ def _looped(equation: Any, inputs: Sequence[Any], rule: Rule | None, scope: str)
 
 
 def _recomputed(equation: Any, inner: core.ClosedJaxpr, inputs: Sequence[Any], rule: Rule, scope: str) -> list[Any]:
-    """Evaluate a `checkpoint` under `rule`, still recomputed in a backward pass."""
+    """Evaluate a `checkpoint` with `rule`; the backward pass still recomputes it."""
     references = [i for i, x in enumerate(inputs) if isinstance(x, Reference)]
 
     def body(*args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -216,7 +216,7 @@ def _closed(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.ClosedJaxpr:
 
 
 def _held(equation: Any) -> list[Any]:
-    """Return an equation's parameters, those in tuples and lists one by one."""
+    """Return an equation's parameters, and the items of those that are tuples or lists."""
     found = []
     for value in parameters(equation).values():
         found += value if isinstance(value, tuple | list) else (value,)

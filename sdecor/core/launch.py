@@ -1,4 +1,4 @@
-"""Flags that train.py and evaluate.py share: lists of words, joining a job, and errors as one line."""
+"""The start of train.py and evaluate.py: flags for lists of words, joining a job, and errors as one line."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ from sdecor.core import parallel
 from sdecor.core.commands import as_one_line
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator.")
 
-EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in what was asked for, not in the program
+EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in the request, not in the program
 
 
 class _Words(flags.ListParser):
-    """Of a list whose words may have commas in brackets."""
+    """A parser of lists whose words may have commas in brackets."""
 
     def __init__(self, split: Callable[[str], list[str]]):
         super().__init__()
@@ -30,12 +30,12 @@ class _Words(flags.ListParser):
 
 
 def define_words(name: str, default: list[str], about: str, split: Callable[[str], list[str]]) -> None:
-    """Define a flag whose value is a list of words, which `split` makes of the command line's text."""
+    """Define a flag whose value is a list of words; `split` divides the command line's text into words."""
     flags.DEFINE(_Words(split), name, default, about, serializer=flags.ListSerializer(","))
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse flags, join the job and call `main`; an expected error ends as `as_one_line` says."""
+    """Parse flags, join the job and call `main`; `as_one_line` handles expected errors."""
 
     def started(argv: list[str]) -> None:
         if len(argv) > 1:

@@ -1,7 +1,7 @@
 """Devices and processes: the one file that names pmap, meshes and device placement.
 
-A state never has a device axis: it lies replicated on the local devices. A batch has one, its first. JAX keeps pmap
-in maintenance and advises `jax.shard_map` for new code; a swap is a change to this file.
+A state has no device axis: it is replicated on the local devices. A batch has one, as its first axis. JAX keeps pmap in
+maintenance and advises `jax.shard_map` for new code; a replacement of pmap changes this file only.
 """
 
 import functools
@@ -20,11 +20,11 @@ AXIS = "batch"  # the name that collectives in losses, BatchNorm and steps refer
 
 
 def automatic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function take arrays that are sharded over a mesh with Explicit axes, which `jax.make_mesh` now makes.
+    """Let a function take arrays that are sharded over a mesh with Explicit axes, the default of `jax.make_mesh`.
 
-    Inside of it these axes are Auto: the compiler places intermediate values, and no operation has to name a sharding.
-    Results that have an entry for each example are sharded as the examples are, all others replicated. Arrays in a
-    `jax.tree_util.Partial` are arguments too; what an ordinary function closes over JAX does not let us change.
+    Inside the function these axes are Auto: the compiler places intermediate values, and no operation has to name a
+    sharding. Results with one entry per example are sharded like the examples, all others are replicated. Arrays in a
+    `jax.tree_util.Partial` count as arguments; arrays that another function closes over cannot be converted.
     """
 
     @functools.wraps(function)
@@ -60,7 +60,7 @@ def _is_explicit(leaf: Any) -> bool:
 
 
 def _to_mesh(tree: Any, *, mesh: Any) -> Any:
-    """Return a tree with its sharded arrays on a mesh of other axis types; they stay where they are."""
+    """Return a tree with its sharded arrays on a mesh of other axis types; their data do not move."""
     if not any(map(_is_explicit, jax.tree.leaves(tree))):
         return tree  # the same object: a module is recognised by its identity
     anywhere = NamedSharding(mesh, PartitionSpec())
@@ -68,21 +68,21 @@ def _to_mesh(tree: Any, *, mesh: Any) -> Any:
 
 
 def _placed(result: jax.Array, *, examples: jax.Array | None, mesh: Any) -> jax.Array:
-    """Return a result on the mesh of the arguments, sharded as the examples are if it has as many entries."""
+    """Return a result on the mesh of the arguments, sharded like the examples if it has as many entries."""
     like = examples is not None and result.shape[:1] == examples.shape[:1]
     spec = PartitionSpec(jax.typeof(examples).sharding.spec[0]) if like else PartitionSpec()
     return reshard(result, NamedSharding(mesh, spec))
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Join the processes of a job; without arguments the cluster (Slurm, TPU, Kubernetes, MPI) is asked."""
+    """Join the processes of a job; the cluster (Slurm, TPU, Kubernetes, MPI) provides missing arguments."""
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, processes, process)
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is the one that prints and writes."""
+    """Return whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
@@ -112,7 +112,7 @@ def round_up(batch_size: int) -> int:
 def replicate(tree: Any, devices: Iterable[jax.Device] | None = None) -> Any:
     """Put a copy of every array on every local device, where the compiled step expects it."""
     mesh = Mesh(np.array(list(devices or jax.local_devices())), (AXIS,))
-    # Copied first: `device_put` shares what already lies on a device, and the step overwrites what it is given.
+    # Copied first: `device_put` shares arrays that are on a device already, and the step overwrites its state.
     tree = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
 
@@ -126,8 +126,8 @@ def shard(batch: Any, devices: int | None = None) -> Any:
 def shard_micro_batches(batches: list[Any], devices: int | None = None) -> Any:
     """Split each of the `m` micro-batches of a step over devices: `[devices, m, n / devices, …]`, or no `m` for one.
 
-    Splitting micro-batch by micro-batch keeps what is in a micro-batch, and so its statistics, the same on any
-    number of devices.
+    Each micro-batch is split by itself, so that its examples and their statistics are the same on any number of
+    devices.
     """
     sharded = [shard(batch, devices) for batch in batches]
     if len(sharded) == 1:
@@ -148,9 +148,9 @@ def pmap_evaluation(step: Callable, devices: list[jax.Device] | None = None) -> 
 
 
 def pmap_local(step: Callable) -> Callable:
-    """Compile `step(variables, batch, key) -> outputs` for this process's devices alone, whatever other processes do.
+    """Compile `step(variables, batch, key) -> outputs` for this process's devices, independent of other processes.
 
-    It has no collectives: each device computes its rows as if it were the only one.
+    The step has no collectives: each device computes its rows as if it were the only one.
     """
     return pmap_evaluation(step, devices=jax.local_devices())
 
@@ -162,15 +162,15 @@ def put(batch: Any) -> Any:
 
 
 def fetch_ahead(tree: Any) -> None:
-    """Start copying outputs to the host, for `parts` to find there."""
+    """Start copying outputs to the host, where `parts` reads them."""
     for array in jax.tree.leaves(tree):
         array.copy_to_host_async()
 
 
 def parts(tree: Any) -> list[Any]:
-    """Fetch outputs that have a device axis: for each device of this process a tree of its rows, without joining them.
+    """Fetch outputs with a device axis and return a list of trees, the rows of each device of this process.
 
-    On a CPU they are views of what lies on the device.
+    On a CPU the rows are views of the device's memory.
     """
     leaves, structure = jax.tree.flatten(tree)
     shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in leaves]
@@ -179,13 +179,13 @@ def parts(tree: Any) -> list[Any]:
 
 
 def to_host(tree: Any) -> Any:
-    """Fetch the arrays of this process's devices, as NumPy arrays."""
+    """Fetch arrays from this process's devices as NumPy arrays."""
     return jax.tree.map(_local, tree)
 
 
 def _local(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        array = array.addressable_data(0)  # a view over all processes, of which each holds a copy
+        array = array.addressable_data(0)  # replicated over all processes: each has a copy
     return np.asarray(array)
 
 
@@ -197,7 +197,7 @@ def unshard(tree: Any) -> Any:
 def to_global(tree: Any) -> Any:
     """View arrays that are replicated on the local devices as replicated over all processes, without a copy.
 
-    The step's output lies on the process's own mesh, which a checkpoint writer of several processes refuses.
+    The step's output is on the process's own mesh, which the checkpoint writer rejects for several processes.
     """
     if jax.process_count() == 1:
         return tree
@@ -223,13 +223,13 @@ def gather(tree: Any) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Tell whether `flag` holds in any process; a collective, which all processes call at the same point."""
+    """Return whether `flag` is True in any process; a collective that all processes must call at the same point."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this with the same `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

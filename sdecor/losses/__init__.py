@@ -1,9 +1,9 @@
 """The terms of the training loss: classification, consistency under masking, decorrelation, gradient penalty.
 
-Conventions: a loss takes arrays and returns arrays, per example where the mathematics allows; means over the batch and
-coefficients belong to the caller. Decorrelation is a statistic of the *global* batch and returns a scalar: inside
-`pmap` or `vmap(axis_name=…)` pass the mapped axis as `axis_name`, and take the *mean* of the members' gradients.
-Everything is computed in float32 at least, whatever the dtype of the arguments.
+Conventions: a loss takes arrays and returns one value per example where the mathematics allows. The caller takes the
+mean over the batch and multiplies by a weight. Decorrelation is a statistic of the *global* batch and returns a scalar:
+inside `pmap` or `vmap(axis_name=…)`, pass the mapped axis as `axis_name` and take the *mean* of the members' gradients.
+Losses are computed in float32 or wider, for arguments of any dtype.
 """
 
 from sdecor.losses.decorrelation import (

@@ -1,4 +1,4 @@
-"""Decorrelation: penalties on what the feature dimensions have in common, and the quantities to watch beside them."""
+"""Decorrelation: penalties on dependence between feature dimensions, and quantities to log beside them."""
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,38 @@ def decorrelation(
     epsilon: float | None = None,
     iterations: int = 20,
 ) -> jax.Array:
-    """Penalise what the dimensions of the features have in common, over the global batch of N samples.
+    """Compute a decorrelation penalty of the features over the global batch of N samples.
 
-    With centred features `Hc` and their covariance `C` (over N − 1 unless said otherwise):
+    Four forms use centred features `Hc` and their covariance `C`, divided by N − 1 unless stated otherwise:
 
-    - "covariance": `1/D Σ_{i≠j} C_ij²`. Depends on the scale of the features, as "decov" does.
-    - "correlation": `1/(D(D−1)) Σ_{i≠j} R_ij²` with the correlations `R`; in [0, 1] and free of scale. Constant
+    - "covariance": `1/D Σ_{i≠j} C_ij²`. It depends on the scale of the features, as "decov" does.
+    - "correlation": `1/(D(D−1)) Σ_{i≠j} R_ij²` with the correlations `R`; in [0, 1] and independent of scale. Constant
       features count as uncorrelated.
-    - "decov": `½ Σ_{i≠j} C_ij²` with `C` over N.
-    - "whitening": `1/(ND) ‖Hc − Hc W‖²` with `W = C^-½`; no gradient flows through the target `Hc W`, which makes the
-      gradient that of `mean_i (σ_i − 1)²` over the standard deviations along the principal axes, times (N − 1)/N.
+    - "decov": `½ Σ_{i≠j} C_ij²` with `C` divided by N.
+    - "whitening": `1/(ND) ‖Hc − Hc W‖²` with `W = C^-½`. No gradient flows through the target `Hc W`. The gradient is
+      that of `mean_i (σ_i − 1)²`, times (N − 1)/N, with the standard deviations σ_i along the principal axes.
 
-    Two are of the features themselves, not of what is left without their mean; they are meant for what comes after a
-    ReLU, by positions, where they say how many features are active at a time (docs/theory.md):
+    Two forms use uncentred features. They are meant for outputs of a ReLU with `spatial="positions"`, where they show
+    how many features are active at a time (docs/theory.md):
 
     - "cosine": `1/(D(D−1)) Σ_{i≠j} cos_ij²` with the cosines of the features as vectors over samples; in [0, 1].
-    - "density": `1/D Σ_i (E h_i)² / E h_i²`, of an on-off feature the share of samples on which it is on; in [0, 1].
-      The cosine of uncorrelated features is the root of the product of their densities. Features that are 0 throughout
-      count as 0.
+    - "density": `1/D Σ_i (E h_i)² / E h_i²`; in [0, 1]. For an on-off feature it is the share of samples where the
+      feature is on. The cosine of two uncorrelated features is the square root of the product of their densities.
+      Features that are always 0 count as 0.
 
     Args:
       features: `[N, D]`, or maps `[N, T, D]` or `[N, H, W, D]`.
       form: one of `FORMS`.
       axis_name: mapped axis to combine statistics over; None means this batch alone.
       spatial: for maps, "pool" (mean over positions) or "positions" (each position is a sample).
-      gram: work on the `[N, N]` side instead of the `[D, D]` side; the value is the same up to rounding. None chooses
-        the cheaper one, `[N, N]` where N < D. "whitening" and "density" have no such choice.
-      epsilon: "correlation": added to each variance, relative to the mean variance; damps nearly constant features
-        and ends the freedom from scale (default 0). "whitening": added to the covariance's diagonal, relative to its
-        Frobenius norm (default 1e-6, the least that keeps a rank-deficient batch stable). Others: unused.
-      iterations: Newton-Schulz steps of "whitening". Each lowers the smallest standard deviation that is whitened by
-        a factor 1.5; `whitening` also returns what is left.
+      gram: whether to use the matrix `[N, N]` of samples instead of the matrix `[D, D]` of features; the value is the
+        same up to rounding. None chooses the cheaper one, `[N, N]` where N < D. Not for "whitening" and "density".
+      epsilon: for "correlation", added to each variance, relative to the mean variance (default 0); it damps nearly
+        constant features, so that the form depends on the scale of each feature. For "whitening", added to the
+        covariance's diagonal, relative to its Frobenius norm (default 1e-6, the smallest value that keeps a
+        rank-deficient batch stable). Unused in other forms.
+      iterations: Newton-Schulz steps of "whitening". Each step lowers the smallest standard deviation that is whitened
+        by a factor of 1.5; `whitening` also returns the residual.
 
     Returns:
       Scalar ≥ 0, float32; 0 with gradient 0 when N = 1. "covariance" and "decov" and their gradients are finite up to
@@ -94,7 +95,7 @@ def decorrelation(
     centred = statistics.centre(samples, axis_name)
     if form == "decov":
         return 0.5 * statistics.off_diagonal(centred / count**0.5, axis_name, gram=gram)
-    # The division by the width comes before the squares, which keeps their sum in range.
+    # Divided by the width before squaring, so that the sum of squares stays in range.
     return statistics.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
 
 
@@ -109,11 +110,11 @@ def variance_hinge(
 ) -> jax.Array:
     """Penalise features whose standard deviation is below `target`: `mean_j relu(target − sqrt(C_jj + epsilon))`.
 
-    Keeps "covariance" and "decov" from being lowered by shrinking the features.
+    It keeps features from shrinking, which would lower "covariance" and "decov".
 
     Args:
       features, axis_name, spatial: as for `decorrelation`.
-      target: the wanted standard deviation, in units of the features.
+      target: the desired standard deviation, in units of the features.
       epsilon: added to the variance, so that the gradient exists at a constant feature.
 
     Returns:
@@ -137,14 +138,14 @@ def whitening(
     epsilon: float | None = None,
     iterations: int = 20,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the "whitening" form of `decorrelation`, and how white its target is, from one iteration.
+    """Return the "whitening" form of `decorrelation` and the residual of its target, computed together.
 
     Args:
       features, axis_name, spatial, epsilon, iterations: as for `decorrelation`.
 
     Returns:
-      `(value, residual)`, scalars ≥ 0, float32. The residual `‖cov(Hc W) − I‖_F / √D` has no gradient; 0 is white, and
-      at N ≤ D it cannot be less than `√((D − N + 1) / D)`.
+      `(value, residual)`, scalars ≥ 0, float32. The residual `‖cov(Hc W) − I‖_F / √D` has no gradient. It is 0 for a
+      white target, and at least `√((D − N + 1) / D)` where N ≤ D.
 
     Raises:
       ValueError: for an unknown `spatial` or a negative `epsilon`.
@@ -168,28 +169,28 @@ def whitening_residual(
     epsilon: float | None = None,
     iterations: int = 20,
 ) -> jax.Array:
-    """Return the residual of `whitening` alone (same arguments): how white the target of that form is."""
+    """Return the residual of `whitening` alone (same arguments); 0 for a white target."""
     return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[1]
 
 
 @automatic
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
-    """Return the mean standard deviation of the features, a scalar without gradient: it shows a shrink."""
+    """Return the mean standard deviation of the features, a scalar without gradient; it shows if features shrink."""
     samples = jax.lax.stop_gradient(statistics.as_samples(features, spatial))
     return jnp.mean(jnp.sqrt(statistics.variances(samples, axis_name)))
 
 
 def sample_count(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> int:
-    """Return the number N of samples that the statistics of `features` are taken over, on all members of the axis."""
+    """Return the number N of samples in the statistics of `features`, over all members of the axis."""
     return statistics.count(jax.eval_shape(lambda f: statistics.as_samples(f, spatial), features), axis_name)
 
 
 def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
-    """Expected `decorrelation` of `n` samples of `width` independent Gaussian features of unit variance.
+    """Return the expected `decorrelation` of `n` samples of `width` independent Gaussian features of unit variance.
 
-    What a perfect network still scores: `(D−1)/(N−1)` for "covariance", `1/(N−1)` for "correlation",
-    `D(D−1)(N−1)/(2N²)` for "decov", `1/N` for "cosine" and "density". For "whitening" the limit of large N and D at
-    their ratio (Marchenko–Pastur), which is some 5 % low at D = 16.
+    Perfectly decorrelated features still have this value: `(D−1)/(N−1)` for "covariance", `1/(N−1)` for "correlation",
+    `D(D−1)(N−1)/(2N²)` for "decov", `1/N` for "cosine" and "density". For "whitening" it is the limit of large N and D
+    at a fixed ratio (Marchenko–Pastur), about 5 % too low at D = 16.
     """
     check_choice("form", form, FORMS)
     if n <= 1 or width < 1:
@@ -202,7 +203,7 @@ def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
         return width * (width - 1) * (n - 1) / (2 * n**2)
     if form == "density" or form == "cosine":
         return 1 / n if form == "density" or width > 1 else 0.0
-    # The density 2 sin²θ / (π x) over θ in (0, π) of the non-zero variances x = 1 + γ + 2 √γ cos θ, by midpoints.
+    # Midpoint rule over θ in (0, π): the non-zero variances x = 1 + γ + 2 √γ cos θ have the density 2 sin²θ / (π x).
     angles, ratio = (np.arange(4096) + 0.5) * np.pi / 4096, width / (n - 1)
     variances = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angles)
     shrink = np.mean(2 * np.sin(angles) ** 2 * (np.sqrt(variances) - 1) ** 2 / variances)

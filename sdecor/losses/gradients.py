@@ -1,4 +1,4 @@
-"""The penalty on input gradients: how far a small change of the image can move what the network says of it."""
+"""The gradient penalty: how sensitive the network's output is to small changes of the image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,22 +23,23 @@ def gradient_penalty(
     of: str = "cross_entropy",
     label_smoothing: float = 0.0,
 ) -> tuple[jax.Array, Any]:
-    """Squared norm of each example's input gradient, to be differentiated again: double backpropagation.
+    """Compute the squared norm of each example's input gradient, for double backpropagation.
 
-    The gradient is that of the batch's sum, so it does not depend on the batch's size. Where train-mode BatchNorm
-    couples the examples it has each image's effect on the others, of all devices if BatchNorm combines over them.
+    The gradient is that of the sum over the batch, so it does not depend on the batch's size. Train-mode BatchNorm
+    couples examples: the gradient then contains each image's effect on the others, on all devices if BatchNorm combines
+    its statistics over devices.
 
     Args:
-      forward: `images -> (logits [N, K], others)`; what else it finds is returned from the same forward.
+      forward: `images -> (logits [N, K], others)`; `others` are returned from the same forward.
       images: `[N, ...]`, in the model's normalised input space.
       labels: class indices, integers `[N]` of any type, in [0, K).
-      of: what is differentiated: "cross_entropy", as trained on; "log_probabilities", summed over the classes but
-        those of logit −inf; or "logit", of the true class.
-      label_smoothing: of the cross-entropy, as for `classification`.
+      of: the score to differentiate: "cross_entropy", as in training; "log_probabilities", summed over the classes
+        whose logit is not −inf; or "logit", the logit of the true class.
+      label_smoothing: label smoothing of the cross-entropy, as for `classification`.
 
     Returns:
       `(penalties [N], others)`, penalties float32, ≥ 0, summed over all pixels and channels. Under `jit` a label that
-      is no class gives NaN, unless `of` is "log_probabilities", which have no label.
+      is no class gives NaN, unless `of` is "log_probabilities", which uses no label.
 
     Raises:
       ValueError: for an unknown `of`, labels that are no integers, (outside of `jit`) labels outside [0, K), and K = 1
@@ -46,10 +47,10 @@ def gradient_penalty(
 
     References:
       Drucker & LeCun, Improving generalization performance using double backpropagation, 1992,
-      https://doi.org/10.1109/72.165600 (cross_entropy, there of a squared error). Ross et al., Right for the Right
-      Reasons, 2017, https://arxiv.org/abs/1703.03717 (log_probabilities, all pixels of which count without
-      annotations). Ross & Doshi-Velez, Improving the Adversarial Robustness and Interpretability of Deep Neural
-      Networks by Regularizing their Input Gradients, 2018, https://arxiv.org/abs/1711.09404.
+      https://doi.org/10.1109/72.165600 (cross_entropy; there with a squared error). Ross et al., Right for the Right
+      Reasons, 2017, https://arxiv.org/abs/1703.03717 (log_probabilities; here without annotations, so all pixels
+      count). Ross & Doshi-Velez, Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
+      Regularizing their Input Gradients, 2018, https://arxiv.org/abs/1711.09404.
     """
     check_choice("of", of, PENALTY_OF)
     chex.assert_type(images, float)
@@ -69,5 +70,5 @@ def gradient_penalty(
 
     gradient, others = jax.grad(total, has_aux=True)(images)
     axes = tuple(range(1, images.ndim))
-    # Behind a ReLU the gradient of a NaN is 0.
+    # A ReLU makes the gradient of a NaN pixel 0, which would hide it.
     return jnp.where(jnp.isfinite(images).all(axes), jnp.sum(widened(gradient) ** 2, axes), jnp.nan), others

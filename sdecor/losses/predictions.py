@@ -1,4 +1,4 @@
-"""Losses on predictions: cross-entropy with the true class, and agreement of a clean and a masked image's."""
+"""Losses on predictions: cross-entropy with the true class, and divergence between clean and masked predictions."""
 
 import chex
 import jax
@@ -13,16 +13,16 @@ DIRECTIONS = ("clean_masked", "masked_clean")
 
 
 def classification(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of each example.
+    """Compute the cross-entropy of each example.
 
     Args:
-      logits: `[N, K]`; −inf takes a class out.
+      logits: `[N, K]`; −inf excludes a class.
       labels: class indices, integers `[N]` of any type, in [0, K).
       label_smoothing: share of the target's mass that is spread evenly over the K classes, in [0, 1].
 
     Returns:
-      Losses `[N]`, float32, ≥ 0, in nats; inf where the target has mass on a class of logit −inf, which smoothing
-      gives to every class. Under `jit` a label that is no class gives NaN, and a NaN gradient.
+      Losses `[N]`, float32, ≥ 0, in nats; inf where the target has mass on a class of logit −inf. Label smoothing puts
+      mass on every class. Under `jit` a label that is no class gives NaN and a NaN gradient.
 
     Raises:
       ValueError: for K = 1, labels that are no integers, and (outside of `jit`) labels outside [0, K).
@@ -47,16 +47,16 @@ def consistency(
     direction: str = "clean_masked",
     stop_gradient: bool = False,
 ) -> jax.Array:
-    """Kullback-Leibler divergence of each example between its clean and its masked prediction.
+    """Compute the Kullback-Leibler divergence between the clean and the masked prediction of each example.
 
     Args:
-      logits: of the clean images, `[N, K]`; −inf takes a class out.
-      masked_logits: of the masked images, `[N, K]`.
+      logits: logits of the clean images, `[N, K]`; −inf excludes a class.
+      masked_logits: logits of the masked images, `[N, K]`.
       direction: "clean_masked" for KL(p(x) ‖ p(x̃)), "masked_clean" for KL(p(x̃) ‖ p(x)).
       stop_gradient: treat the clean prediction as a constant.
 
     Returns:
-      Divergences `[N]`, float32, ≥ 0 up to rounding, in nats; inf where the second prediction rules out a class that
+      Divergences `[N]`, float32, ≥ 0 up to rounding, in nats; inf where the second prediction excludes a class that
       the first does not.
 
     Raises:
@@ -79,8 +79,8 @@ def consistency(
 
 
 def _divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Return `KL(p ‖ q)` over the last axis; a class without mass in p adds nothing, also where q rules it out."""
-    # Taken out before the difference, not after it: the gradient of −inf − (−inf) is NaN whatever is made of it.
+    """Return `KL(p ‖ q)` over the last axis; a class without mass in p adds nothing, even if q excludes it."""
+    # Replaced before the difference, not after it: the gradient of −inf − (−inf) is NaN even if its value is unused.
     p = jnp.exp(log_p)
     gap = jnp.where(p == 0, 0.0, log_p) - jnp.where(p == 0, 0.0, log_q)
     return jnp.sum(p * gap, axis=-1)

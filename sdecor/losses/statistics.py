@@ -1,7 +1,7 @@
 """Statistics of a global batch of features: centring, normalising and whitening, over all members of a mapped axis.
 
-Samples are `[N, D]`, float32 or wider. `axis_name` None means that this batch is all there is. Rescaling is by powers
-of two, which adds no rounding.
+Samples are `[N, D]`, float32 or wider. `axis_name=None` means that this batch is the global batch. Rescaling is by
+powers of two, which adds no rounding.
 """
 
 import functools
@@ -14,12 +14,12 @@ from sdecor.core.checks import check_choice
 
 SPATIALS = ("pool", "positions")
 
-_DEAD = 4.0  # a feature is constant when it strays from its mean by at most so many roundings of its largest value
-_TINY = 1e-25  # features that small count as zero: the gradients of scale-free terms would leave float32
+_DEAD = 4.0  # a feature is constant if it varies by at most this many roundings of its largest value
+_TINY = 1e-25  # smaller features count as 0: the gradients of scale-free terms would leave float32's range
 
 
 def as_samples(features: jax.Array, spatial: str) -> jax.Array:
-    """Turn features `[N, D]`, `[N, T, D]` or `[N, H, W, D]` into samples `[N, D]` or `[N · positions, D]`."""
+    """Convert features `[N, D]`, `[N, T, D]` or `[N, H, W, D]` to samples `[N, D]` or `[N · positions, D]`."""
     check_choice("spatial", spatial, SPATIALS)
     if features.ndim not in (2, 3, 4):
         raise ValueError(f"features has shape {features.shape}: it is [N, D], [N, T, D] or [N, H, W, D]")
@@ -40,32 +40,32 @@ def total(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def centre(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Subtract the mean, twice: the second pass removes the rounding of the first, which at large means matters."""
+    """Subtract the mean twice: the second pass removes the rounding of the first, which is large for large means."""
     n = count(samples, axis_name)
 
     def mean(x: jax.Array) -> jax.Array:
-        return total(jnp.sum(x / n, axis=0, keepdims=True), axis_name)  # divided first: a sum might overflow
+        return total(jnp.sum(x / n, axis=0, keepdims=True), axis_name)  # divided first, because the sum may overflow
 
     samples = samples - jax.lax.stop_gradient(mean(samples))
     return samples - mean(samples)
 
 
 def centre_live(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Centre, and set to 0 what varies by rounding alone, so that rescaling does not make features of noise."""
+    """Centre samples, and set features that vary by rounding only to 0, so that rescaling does not amplify noise."""
     centred = centre(samples, axis_name)
     noise = _DEAD * jnp.finfo(samples.dtype).eps * _peak(samples, axis_name)
-    # Asked for what is constant, not for what varies: a NaN is neither, and stays.
+    # The test is for constant features, because it is False for NaN, which then stays.
     return jnp.where(_peak(centred, axis_name) <= jnp.maximum(noise, _TINY), 0.0, centred)
 
 
 def covariance(centred: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return the covariance `[D, D]` over N − 1 of centred samples."""
+    """Return the covariance `[D, D]` of centred samples, divided by N − 1."""
     products = jnp.matmul(centred.T, centred, precision="highest")
     return total(products, axis_name) / max(count(centred, axis_name) - 1, 1)
 
 
 def variances(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return the variances `[D]` over N − 1."""
+    """Return the variances `[D]` of the samples, divided by N − 1."""
     squares = jnp.sum(centre(samples, axis_name) ** 2, axis=0)
     return total(squares, axis_name) / max(count(samples, axis_name) - 1, 1)
 
@@ -78,13 +78,13 @@ def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> ja
         diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
         return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
     products = total(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
-    # The diagonal goes before the squares: taken off their sum it would leave its rounding errors behind. Multiplied
-    # and not replaced, it keeps the NaN of a single feature.
+    # The diagonal is removed before squaring: subtracted from the sum, it would leave rounding errors. Multiplying by
+    # 0, instead of replacing, keeps the NaN of a single feature.
     return jnp.sum((products * (1 - jnp.eye(products.shape[0], dtype=products.dtype))) ** 2)
 
 
 def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 0.0) -> jax.Array:
-    """Give each feature length 1, so that `XᵀX` are the cosines, of centred samples the correlations; 0 stays 0."""
+    """Scale each feature to length 1: `XᵀX` holds cosines, or correlations of centred samples. A 0 stays 0."""
     scale = _power_of_two(_peak(samples, axis_name))
     scaled = samples / scale
     squares = total(jnp.sum(scaled**2, axis=0, keepdims=True), axis_name)
@@ -97,7 +97,7 @@ def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 
 
 
 def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return `(E h)² / E h²` in [0, 1] of each feature `[D]`; 0 where it is 0 throughout."""
+    """Return each feature's density `(E h)² / E h²` in [0, 1], `[D]`; 0 for a feature that is always 0."""
     n = count(samples, axis_name)
     scaled = samples / _power_of_two(_peak(samples, axis_name))
     mean = total(jnp.sum(scaled / n, axis=0), axis_name)
@@ -109,7 +109,7 @@ def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
 def whiten(
     samples: jax.Array, axis_name: str | None, *, epsilon: float, iterations: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the centred samples, and these whitened by the symmetric (ZCA) root of their covariance, as constants."""
+    """Return the centred samples, and the samples whitened (ZCA) by their covariance's `inverse_root`, as constants."""
     centred = centre_live(samples, axis_name)
     scaled = jax.lax.stop_gradient(centred)
     scaled = scaled / _power_of_two(jnp.max(_peak(scaled, axis_name)))
@@ -118,11 +118,11 @@ def whiten(
 
 
 def inverse_root(matrix: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
-    """Approach `matrix^-½`, symmetric and positive semi-definite `[D, D]`, by the coupled Newton-Schulz iteration.
+    """Approximate `matrix^-½` of a symmetric positive semi-definite `[D, D]` by the coupled Newton-Schulz iteration.
 
-    Matrix products alone, and stable, unlike the uncoupled iteration; unlike an eigendecomposition it is finite at
-    equal and zero eigenvalues. `epsilon` (relative to the Frobenius norm) goes on the diagonal: above the rounding of
-    the products, it keeps null directions from turning negative, where the iteration diverges.
+    The iteration uses matrix products only. Unlike the uncoupled one it is stable, and unlike an eigendecomposition it
+    is finite at equal and zero eigenvalues. `epsilon`, relative to the Frobenius norm, is added to the diagonal. Above
+    the rounding of the products, it keeps null directions from becoming negative, where the iteration diverges.
     """
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     norm = jnp.linalg.norm(matrix)
@@ -153,11 +153,11 @@ def _bounded_square_jvp(
 
 
 def _peak(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return each feature's largest magnitude `[1, D]`, a constant to the gradient."""
+    """Return each feature's largest magnitude `[1, D]`, without gradient."""
     peak = jnp.max(jnp.abs(jax.lax.stop_gradient(samples)), axis=0, keepdims=True)
     return peak if axis_name is None else jax.lax.pmax(peak, axis_name)
 
 
 def _power_of_two(peak: jax.Array) -> jax.Array:
-    """Return the largest power of two that is at most `peak` and has a reciprocal, or 1 for next to nothing."""
+    """Return the largest power of two up to `peak` that has a reciprocal in float32; 1 where `peak` is tiny."""
     return jnp.where(peak > _TINY, jnp.ldexp(jnp.ones_like(peak), jnp.minimum(jnp.frexp(peak)[1] - 1, 126)), 1.0)

@@ -1,9 +1,9 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
-`features` is what enters the last linear layer, before dropout where there is any; `module.activations` names the
-layers whose outputs go through a ReLU (of a transformer's perceptrons: through a GELU). `create_model` builds one by
-name; `Tap` gives the outputs of named layers of any Linen module; `frozen_statistics` makes the batch statistics of
-any module constants of the pull-back.
+`features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
+outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name. For any Linen module,
+`Tap` returns the outputs of named layers, and `frozen_statistics` makes BatchNorm's batch statistics constants of the
+pull-back.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ __all__ = [
     "record_statistics",
 ]
 
-# name -> (module class, the attributes that the name stands for)
+# name -> (module class, its preset attributes)
 MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(
     {
         "cnn": (SmallCNN, {}),
@@ -64,15 +64,15 @@ def create_model(
     Args:
       name: a key of `MODELS`.
       num_classes: K, at least 1.
-      dtype: compute dtype; parameters, BatchNorm's statistics and logits are float32 in any case.
-      axis_name: device axis over which BatchNorm combines its statistics; models without BatchNorm need none.
-      **options: further attributes of the module, such as `norm="layer"` of "cnn" or `stem="cifar"` of "resnet18".
+      dtype: compute dtype; parameters, BatchNorm's statistics and logits are always float32.
+      axis_name: device axis over which BatchNorm combines its statistics; ignored by models without BatchNorm.
+      **options: more attributes of the module, such as `norm="layer"` of "cnn" or `stem="cifar"` of "resnet18".
 
     Returns:
       An unbound module: images `[N, H, W, C]` to `(logits float32 [N, K], features [N, D])`.
 
     Raises:
-      ValueError: for an unknown name, dtype or option, or an impossible value, saying what is right.
+      ValueError: for an unknown name, dtype or option, or an invalid value; the message names valid ones.
     """
     check_choice("model", name, MODELS)
     check_positive("num_classes", (num_classes,))

@@ -24,11 +24,11 @@ def _normalise(x: jax.Array, norm: str, *, index: int, train: bool, dtype: Any, 
 
 
 class SmallCNN(nn.Module):
-    """Classify small images with one convolution, normalisation and ReLU per width, max-pooled in between.
+    """A classifier of small images: a convolution, normalisation and ReLU per width, with max-pooling between them.
 
-    The first convolution has stride 2 by default: it then runs several times faster, and its 4×4 kernel
-    covers every pixel equally often, so that input gradients show no checkerboard. `stem_stride=1` is a 3×3
-    convolution at full resolution.
+    The first convolution has stride 2 by default. It then runs several times faster, and its 4×4 kernel covers every
+    pixel equally often, so that input gradients show no checkerboard. `stem_stride=1` is a 3×3 convolution at full
+    resolution.
 
     Attributes:
       num_classes: K.
@@ -39,11 +39,11 @@ class SmallCNN(nn.Module):
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, D])`; the features are the
-    global average before dropout, whose noise is no property of the representation.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. The features are the
+    global average before dropout, because dropout's noise is no property of the representation.
 
     Raises:
-      ValueError: for an impossible attribute, or images that are too small.
+      ValueError: for an invalid attribute, or images that are too small.
     """
 
     num_classes: int
@@ -90,13 +90,13 @@ class SmallCNN(nn.Module):
 
 
 def _torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for kernels and biases alike: uniform in ±1/√fan_in."""
+    """Return PyTorch's default initialiser of kernels and biases: uniform in ±1/√fan_in."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class MnistNet(nn.Module):
-    """The MNIST network of Saliency-Guided Training, layer for layer and initialised as PyTorch does.
+    """The MNIST network of Saliency-Guided Training, with the same layers and PyTorch's initialisation.
 
     Two 3×3 convolutions (32 and 64 channels, no padding), max-pooling, dropout 0.25, a layer of 128, dropout 0.5
     and the classifier; ReLU after the first three. 1,199,882 parameters for `[N, 28, 28, 1]` and 10 classes.
@@ -106,10 +106,11 @@ class MnistNet(nn.Module):
       dropout: the two dropout rates.
       dtype: compute dtype; parameters and logits are float32.
 
-    Calling it gives `(logits float32 [N, K], features [N, 128])`, the features before their dropout.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, 128])`, with the features before
+    dropout.
 
     Raises:
-      ValueError: for an impossible attribute, or images below 6×6.
+      ValueError: for an invalid attribute, or images below 6×6.
 
     References:
       Ismail, Corrada Bravo, Feizi, "Improving Deep Learning Interpretability by Saliency Guided Training",

@@ -16,22 +16,22 @@ Record = dict[str, list[dict[str, jax.Array]]]
 def frozen_statistics(record: Record | None = None) -> Iterator[None]:
     """Make BatchNorm treat its batch's statistics as constants when derivatives are taken.
 
-    Inside the context, every `nn.BatchNorm` in train mode gives the value that it gives outside and updates its
-    running statistics as outside, but its derivatives (to images and parameters) are those of eval mode with the
-    running statistics replaced by the batch's. Examples are then independent in the pull-back: the input gradient of
-    one image does not contain its effect on the others. Eval mode, initialisation and other layers are unchanged.
+    Inside the context, every `nn.BatchNorm` in train mode returns the same value and updates its running statistics as
+    outside. Its derivatives with respect to images and parameters are those of eval mode, with the batch's statistics
+    in place of the running ones. Examples are then independent in the pull-back: the input gradient of one image does
+    not contain its effect on the others. Eval mode, initialisation and other layers are unchanged.
 
-    With the `record` of an ordinary forward on the same images and parameters, nothing of that forward is repeated:
-    the convolutions before a BatchNorm become dead code, which the compiler removes, and no statistic is
-    combined over devices again.
+    With the `record` of an ordinary forward on the same images and parameters, that forward is not repeated: the
+    convolutions before a BatchNorm become dead code, which the compiler removes, and no statistics are combined over
+    devices again.
 
-    Trace inside the context: a function that was jitted before is not traced again and keeps its derivatives.
+    Trace inside the context: a function that was jitted before is not traced again and keeps its ordinary derivatives.
 
     Args:
-      record: what `record_statistics` collected; without it, everything is computed here.
+      record: recorded statistics from `record_statistics`; None computes the statistics here.
 
     Raises:
-      ValueError: when a BatchNorm is called that the record does not have.
+      ValueError: if a BatchNorm is called that `record` does not contain.
     """
     replayed: dict[str, int] = {}
 
@@ -54,10 +54,10 @@ def frozen_statistics(record: Record | None = None) -> Iterator[None]:
 
 @contextmanager
 def record_statistics() -> Iterator[Record]:
-    """Collect what `frozen_statistics` needs to repeat nothing of a forward in train mode.
+    """Record the BatchNorm statistics of a train-mode forward, so that `frozen_statistics` need not repeat it.
 
-    The forward, its derivatives and its updates of running statistics are unchanged. The record is filled while
-    the context is open and belongs to the trace it was made in: return it as auxiliary output.
+    The forward, its derivatives and its updates of running statistics are unchanged. The recorded statistics are
+    collected while the context is open and belong to the trace that made them: return them as auxiliary output.
 
         def forward(params, images):
             with record_statistics() as record:
@@ -69,7 +69,7 @@ def record_statistics() -> Iterator[Record]:
             _, frozen_pull_back, _ = jax.vjp(partial(forward, params), images, has_aux=True)
 
     Yields:
-      The record, a tree of arrays; empty for a module without BatchNorm.
+      The recorded statistics, a tree of arrays; empty for a module without BatchNorm.
     """
     record: Record = {}
 
@@ -85,7 +85,7 @@ def record_statistics() -> Iterator[Record]:
 
 @jax.custom_jvp
 def _value_with_tangent_of(value: jax.Array, path: jax.Array) -> jax.Array:
-    """Return `value`; its derivatives are those of `path`, whose own value is never needed."""
+    """Return `value` with the derivatives of `path`; the value of `path` is never used."""
     return value
 
 
@@ -95,7 +95,7 @@ def _value_with_tangent_of_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _instead_of_batch_norm(handle: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Build the interceptor that calls `handle(layer, x, mask)` in place of every BatchNorm in train mode."""
+    """Return the interceptor that calls `handle(layer, x, mask)` instead of every BatchNorm in train mode."""
     handling = False
 
     def interceptor(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -112,7 +112,7 @@ def _instead_of_batch_norm(handle: Callable[..., jax.Array]) -> Callable[..., An
 
         handling = True  # `handle` calls BatchNorm itself
         try:
-            # Entered last, `instead` is the innermost: those that the module entered, as a Tap does, see its output.
+            # Entered last, `instead` is the innermost interceptor: the module's own, such as a Tap's, see its output.
             with nn.intercept_methods(instead):
                 return layer(*args, **kwargs)
         finally:
@@ -127,14 +127,14 @@ def _uses_running_average(layer: nn.BatchNorm, args: Any, kwargs: Any) -> bool:
 
 
 def _alone(layer: nn.BatchNorm) -> nn.BatchNorm:
-    """The layer outside its module, and with momentum 0: its running statistics become the batch's."""
+    """Return the layer detached from its module, with momentum 0: its running statistics become the batch's."""
     return layer.clone(parent=None, name=None, momentum=0.0, use_running_average=None)
 
 
 def _train_mode(
     layer: nn.BatchNorm, variables: Any, x: jax.Array, *, mask: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the layer's output and the batch's statistics, computed by the layer and over devices as it does."""
+    """Return the layer's train-mode output and the batch's statistics, combined over devices as the layer does."""
     variables = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     output, updated = _alone(layer).apply(variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"])
     return output, dict(updated["batch_stats"])

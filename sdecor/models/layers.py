@@ -1,4 +1,4 @@
-"""What the convolutional families share: initialisation, BatchNorm's settings, pooling and size checks."""
+"""Parts that the networks share: initialisation, BatchNorm's settings, pooling and size checks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,7 @@ HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 def conv(
     features: int, kernel: int, *, stride: int = 1, padding: int | None = None, use_bias: bool = False, **fields: Any
 ) -> nn.Conv:
-    """Build a square convolution whose padding is the same on every side, as the published networks have it.
+    """Return a square convolution with the same padding on every side, as in the published networks.
 
     Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
     """
@@ -40,8 +40,8 @@ def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> partial:
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Halve height and width of `x [N, H, W, C]` by the maximum of 2×2 windows; an odd last row or column is cut.
 
-    The same values as `nn.max_pool`, but as a reshape and a maximum: XLA's select-and-scatter, the gradient of
-    the windowed form, halves the training speed of a small network on CPU.
+    The values equal those of `nn.max_pool`, but come from a reshape and a maximum. The gradient of `nn.max_pool`, XLA's
+    select-and-scatter, would halve the training speed of a small network on CPU.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -67,5 +67,5 @@ def check_positive(field: str, values: Sequence[int]) -> None:
 
 
 def classifier(features: jax.Array, num_classes: int) -> jax.Array:
-    """Apply the last linear layer, in float32 whatever the network's dtype: `[N, D] -> logits [N, K]`."""
+    """Apply the last linear layer in float32, for any dtype of the network: `[N, D] -> logits [N, K]`."""
     return nn.Dense(num_classes, dtype=jnp.float32, name="head")(features)

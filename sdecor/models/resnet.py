@@ -11,7 +11,7 @@ from sdecor.models.layers import batch_norm, check_image_size, check_positive, c
 
 
 class ResidualBlock(nn.Module):
-    """Add to its input two 3×3 convolutions, or a 1×1, 3×3, 1×1 bottleneck with four times the channels."""
+    """A residual block: two 3×3 convolutions, or a 1×1, 3×3, 1×1 bottleneck with four times the channels."""
 
     width: int
     stride: int
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Apply residual blocks of one width in a row; the first may halve the map."""
+    """A sequence of residual blocks of one width; the first may halve the map."""
 
     blocks: int
     stride: int
@@ -58,21 +58,21 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Classify images with a stem and four stages of residual blocks, named `stage1/block1` and so on.
+    """A residual network: a stem and stages of residual blocks, named `stage1/block1` and so on.
 
     Attributes:
       num_classes: K.
       blocks: residual blocks of each stage.
       bottleneck: whether blocks are bottlenecks (ResNet-50) or pairs of 3×3 convolutions (18, 34).
-      stem: "imagenet" is a 7×7 convolution of stride 2 and 3×3 max-pooling of stride 2; "cifar" one 3×3 convolution.
+      stem: "imagenet" is a 7×7 convolution and 3×3 max-pooling, each of stride 2; "cifar" is one 3×3 convolution.
       zero_init_residual: start every block as the identity (the last BatchNorm's scale is 0).
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, 512 or 2048])`.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, 512 or 2048])`.
 
     Raises:
-      ValueError: for an impossible attribute, or images that are not `[N, H, W, C]`.
+      ValueError: for an invalid attribute, or images that are not `[N, H, W, C]`.
 
     References:
       He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385, 2015.
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The layers whose outputs go through a ReLU, in order; a block's own output has been through one."""
+        """The layers whose outputs go through a ReLU, in order; a block's own output already has."""
         inner = ("norm1", "norm2") if self.bottleneck else ("norm1",)
         names = ["norm_stem"]
         for stage, blocks in enumerate(self.blocks, start=1):

@@ -1,4 +1,4 @@
-"""The outputs of named layers, from any Linen module and without a change to it."""
+"""The outputs of named layers of any Linen module, which is not changed."""
 
 import difflib
 from collections.abc import Callable
@@ -13,15 +13,15 @@ import numpy as np
 class _Calls:
     """An interceptor that counts the calls of every layer and keeps the outputs of the wanted ones.
 
-    Layers under a lifted transformation (`nn.remat`, `nn.scan`, …) live in another scope tree and are passed over:
-    their values may not leave the transformation.
+    Layers under a lifted transformation (`nn.remat`, `nn.scan`, …) are in another scope tree and are skipped: their
+    values may not leave the transformation.
     """
 
     def __init__(self, wanted: tuple[str, ...] = ()) -> None:
         self.wanted = wanted
         self.counts: dict[str, int] = {}
         self.outputs: dict[str, Any] = {}
-        self._root: Any = None  # the scope of the first module called, to which names are relative
+        self._root: Any = None  # the scope of the first called module; names are relative to it
         self._open: set[str] = set()
 
     def _name(self, context: nn.module.InterceptorContext) -> str:
@@ -38,7 +38,7 @@ class _Calls:
         self, next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         name = self._name(context)
-        if not name or name in self._open:  # a call of super() is no second call
+        if not name or name in self._open:  # a call of super() does not count
             return next_fun(*args, **kwargs)
         self.counts[name] = self.counts.get(name, 0) + 1
         self._open.add(name)
@@ -52,23 +52,22 @@ class _Calls:
 
 
 class Tap(nn.Module):
-    """Turn any Linen module that returns logits into one that also returns the outputs of named layers.
+    """A Linen module that returns the logits of another module and the outputs of its named layers.
 
-    `Tap(module, layers)` takes the arguments of `module` and has the same variables under the same names, so
-    parameters of one serve the other. It draws the same random numbers, updates the same collections, and works under
-    `jit`, `grad`, `vmap` and `pmap`; gradients flow through the tapped outputs. Layers under a lifted
-    transformation, such as `nn.remat(Block)`, cannot be tapped: name the layer before or after it.
+    `Tap(module, layers)` takes the arguments of `module` and has the same variables under the same names, so that each
+    works with the other's parameters. It draws the same random numbers, updates the same collections, and works under
+    `jit`, `grad`, `vmap` and `pmap`; gradients flow through the tapped outputs. Layers under a lifted transformation,
+    such as `nn.remat(Block)`, cannot be tapped: name the layer before or after it.
 
     Attributes:
-      module: an unbound module that returns logits, or a tuple whose first element is the logits.
+      module: an unbound module that returns logits, or a tuple with the logits first.
       layers: module paths such as "Dense_0" or "stage2/block1"; `layer_names` lists them.
 
-    Calling it gives `(logits, {layer: output})`, each output as the layer's `__call__` returned it.
+    Called like `module`, it returns `(logits, {layer: output})`, with each output as the layer's `__call__` returns it.
 
     Raises:
-      ValueError: when a layer is not called, or called more than once (shared weights), in which case the caller
-        would not know which output it gets; and when the module returns anything but logits, or a tuple of these and
-        others.
+      ValueError: if a layer is not called, or is called more than once (shared weights), so that its output is
+        ambiguous; and if the module returns neither logits nor a tuple with the logits first.
     """
 
     module: nn.Module
@@ -103,13 +102,13 @@ def _logits_of(output: Any) -> jax.Array:
     else:
         found = _described(output)
     raise ValueError(
-        f"the tapped module returned {found}: a Tap takes a module that returns logits, a floating-point array, or a "
-        "tuple whose first element they are. Wrap yours in a module that returns them"
+        f"the tapped module returned {found}: a Tap takes a module that returns logits (a floating-point array) or a "
+        "tuple with the logits first. Wrap your module in one that returns these"
     )
 
 
 def _described(output: Any) -> str:
-    """Return the type of a module's output, of an array with its dtype and shape."""
+    """Describe a module's output for an error: an array's dtype and shape, or the type of anything else."""
     shape = getattr(output, "shape", None)
     return type(output).__name__ if shape is None else f"{output.dtype} array {tuple(shape)}"
 
@@ -129,14 +128,14 @@ def _check_called_once(layer: str, counts: dict[str, int]) -> None:
 
 
 def layer_names(module: nn.Module, image_shape: tuple[int, ...], **kwargs: Any) -> tuple[str, ...]:
-    """List the layers of `module` that `Tap` accepts, in the order in which they are called.
+    """Return the layers of `module` that `Tap` accepts, in the order of their calls.
 
-    Nothing is computed: the module is only traced.
+    The module is only traced, not computed.
 
     Args:
       module: an unbound Linen module, called with images `[1, *image_shape]`.
       image_shape: shape of one image, `(H, W, C)`.
-      **kwargs: further arguments of the module's call, such as `train=True`.
+      **kwargs: more arguments of the module's call, such as `train=True`.
 
     Returns:
       Module paths such as "stage2/block1", an outer layer before its inner ones.

@@ -1,4 +1,4 @@
-"""VGG-16 with BatchNorm, with the small head used on CIFAR or the two wide layers of the ImageNet original."""
+"""VGG-16 with BatchNorm, and with the small head for CIFAR or the two wide layers of the ImageNet original."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 class VGG16(nn.Module):
-    """Classify images with 13 convolutions (3×3, bias, BatchNorm, ReLU) in five stages, each ended by max-pooling.
+    """VGG-16: 13 convolutions (3×3, bias, BatchNorm, ReLU) in five stages, each followed by max-pooling.
 
     Attributes:
       num_classes: K.
@@ -23,11 +23,11 @@ class VGG16(nn.Module):
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, 512 or 4096])`, the features
-    before dropout.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, 512 or 4096])`, with the
+    features before dropout.
 
     Raises:
-      ValueError: for an impossible attribute, or images below 32×32.
+      ValueError: for an invalid attribute, or images below 32×32.
 
     References:
       Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",

@@ -11,7 +11,7 @@ from sdecor.models.layers import check_image_size, check_positive, classifier
 
 
 class EncoderBlock(nn.Module):
-    """Add self-attention, then a two-layer perceptron, to the tokens `[N, T, D]`; LayerNorm before each."""
+    """A transformer block: self-attention, then a perceptron, each after LayerNorm and added to tokens `[N, T, D]`."""
 
     heads: int
     mlp_ratio: int
@@ -36,23 +36,22 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Classify images from the class token of a transformer over square patches.
+    """A vision transformer over square patches, which classifies images by its class token.
 
     Attributes:
       num_classes: K.
       width, depth, heads: D, number of blocks, attention heads.
       patch_size: side of a patch in pixels; 16 for 224×224 images, 4 for 32×32.
-      mlp_ratio: the perceptron's hidden width over D.
-      dropout: rate of dropout behind each branch of a block.
+      mlp_ratio: the perceptron's hidden width, divided by D.
+      dropout: rate of dropout after the position embeddings and after each branch of a block.
       dtype: compute dtype; parameters, the attention's softmax and logits are float32.
 
-    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, D])`, the features being the
-    class token behind the final LayerNorm. Positions are learned for the image size that the parameters were
-    initialised with.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. The features are the class
+    token after the final LayerNorm. Positions are learned for the image size that the parameters were initialised with.
 
     Raises:
-      ValueError: for an impossible attribute, images that patches do not tile, or another image size than the
-        parameters were made for.
+      ValueError: for an invalid attribute, images whose sides `patch_size` does not divide, or images of another size
+        than the parameters were initialised with.
 
     References:
       Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, 2020;
@@ -104,7 +103,7 @@ class ViT(nn.Module):
         return classifier(features, self.num_classes), features
 
     def _positions(self, tokens: int) -> jax.Array:
-        """The learned embeddings `[1, T, D]`, class token first."""
+        """Return the learned position embeddings `[1, T, D]`, class token first."""
         if self.has_variable("params", "positions"):
             learned = self.get_variable("params", "positions").shape[1]
             if learned != tokens:

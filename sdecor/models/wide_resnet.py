@@ -11,7 +11,7 @@ from sdecor.models.layers import HE_FAN_OUT, batch_norm, check_image_size, class
 
 
 class WideBlock(nn.Module):
-    """Add to its input two 3×3 convolutions, each behind BatchNorm and ReLU."""
+    """A pre-activation residual block: two 3×3 convolutions, each after BatchNorm and ReLU."""
 
     width: int
     stride: int
@@ -30,13 +30,13 @@ class WideBlock(nn.Module):
         x = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(active)
         x = nn.relu(norm(name="norm2")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        # Zeroing the scale of norm2 instead would never recover: the ReLU behind it has no gradient at 0.
+        # A norm2 scale of 0 instead would keep the block at the identity: the ReLU after it has no gradient at 0.
         init = nn.initializers.zeros if self.zero_init_residual else HE_FAN_OUT
         return shortcut + conv(self.width, 3, dtype=self.dtype, kernel_init=init, name="conv2")(x)
 
 
 class WideStage(nn.Module):
-    """Apply wide blocks of one width in a row; the first may halve the map."""
+    """A sequence of wide blocks of one width; the first may halve the map."""
 
     blocks: int
     stride: int
@@ -50,22 +50,24 @@ class WideStage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Classify small images with three stages of wide pre-activation blocks (36,479,194 parameters for 10 classes).
+    """A wide residual network for small images: three stages of pre-activation blocks.
+
+    It has 36,479,194 parameters for 10 classes.
 
     Attributes:
       num_classes: K.
-      depth: number of layers, 6n + 4 for n blocks a stage.
+      depth: number of layers, 6n + 4 for n blocks per stage.
       widen: factor on the widths 16, 32 and 64 of the stages.
       dropout: rate of dropout between the two convolutions of a block.
-      zero_init_residual: start every block as the identity (the last convolution is 0; with pre-activation
-        there is no BatchNorm behind it).
+      zero_init_residual: start every block as the identity (the last convolution is 0, because with pre-activation no
+        BatchNorm comes after it).
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Calling it with images `[N, H, W, C]` gives `(logits float32 [N, K], features [N, 64 · widen])`.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, 64 · widen])`.
 
     Raises:
-      ValueError: for an impossible attribute, or images that are not `[N, H, W, C]`.
+      ValueError: for an invalid attribute, or images that are not `[N, H, W, C]`.
 
     References:
       Zagoruyko, Komodakis, "Wide Residual Networks", https://arxiv.org/abs/1605.07146, 2016.

@@ -1,1 +1,1 @@
-"""Rules of the backward pass: a network read as a program, and how DeepLIFT, LRP and guided gradients pass it."""
+"""Backward-pass rules of DeepLIFT, LRP and guided gradients, applied to a network read as a list of steps."""

@@ -1,4 +1,4 @@
-"""Finding affine layers: a linear map with constant weights and the constants added and multiplied behind it."""
+"""Affine layers of a program: a linear map with constant weights, and the constants added and multiplied after it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ _MOVING = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose")
 
 
 class Affine(NamedTuple):
-    """The steps of a layer, in order.
+    """The steps of an affine layer.
 
     Attributes:
       base: the convolution, matrix product or sum; None for a chain alone.
-      chain: affine steps behind it, elementwise with constants: biases, and scale and shift of a BatchNorm; between
-        them, axes may be exchanged, and axes of length 1 added or removed.
+      chain: the elementwise steps with constants after it: biases, and a BatchNorm's scale and shift. Steps between
+        them may transpose axes, and add or remove axes of length 1.
       end: the last step.
     """
 
@@ -33,7 +33,7 @@ class Affine(NamedTuple):
 
     @property
     def root(self) -> Value:
-        """What enters the layer."""
+        """The layer's input."""
         return (self.base or self.chain[0]).dependent[0]
 
     @property
@@ -42,7 +42,7 @@ class Affine(NamedTuple):
 
     @property
     def adds(self) -> bool:
-        """Whether the layer adds anything up, a constant included: a scale alone does not."""
+        """Whether the layer sums values or adds a constant; a scale alone does neither."""
         return self.base is not None or any(step.name in _ADDING for step in self.chain)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ class Affine(NamedTuple):
         return x
 
     def weights(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
-        """Return kernel (with all scales merged), shift and `linear(x, kernel)`: the layer is `linear + shift`."""
+        """Return the kernel with all scales in it, the shift and `linear(x, kernel)`: the layer is `linear + shift`."""
         place, kernel_axes, _ = _features(self.base)
         kernel, output = self.base.inputs[place], self.base.outputs[0]
         scale = jnp.ones([1] * kernel.ndim, at_least_float32(kernel.dtype))
@@ -71,14 +71,14 @@ class Affine(NamedTuple):
         return (kernel.astype(scale.dtype) * scale).astype(kernel.dtype), shift, linear
 
     def added(self, linear: Callable, parts: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> jax.Array:
-        """Return the sum of `linear(part, kernel)`: where it can be, one layer of so many times as many inputs."""
+        """Return the sum of `linear(part, kernel)` over pairs, where possible as one layer on concatenated inputs."""
         axes = self._summed_axes()
         if axes is None:
             return sum(map(linear, parts, kernels))
         return linear(*(jnp.concatenate(arrays, axis) for arrays, axis in zip((parts, kernels), axes, strict=True)))
 
     def _summed_axes(self) -> tuple[int, int] | None:
-        """Return an axis of what enters and one of the kernel that are multiplied and summed over, if there are any."""
+        """Return an axis of the input and the axis of the kernel that it is contracted with; None if there are none."""
         numbers = self.base.params["dimension_numbers"]
         if self.base.name == "conv_general_dilated":
             groups = self.base.params["feature_group_count"] * self.base.params["batch_group_count"]
@@ -89,7 +89,7 @@ class Affine(NamedTuple):
 
 
 def affine_layer(program: Program, step: Step) -> Affine | None:
-    """Return the layer that a step ends; None if it ends none."""
+    """Return the affine layer that ends with `step`; None if there is none."""
     chain, maker = [], step
     while maker is not None and _extends(maker):
         chain.append(maker)
@@ -100,7 +100,7 @@ def affine_layer(program: Program, step: Step) -> Affine | None:
         if base.name == "conv_general_dilated" and not isinstance(base.inputs[0], Value):
             base = None
         else:
-            # A factor that differs from place to place is no part of the kernel: the layer ends before it.
+            # A factor that varies over positions is no part of the kernel: the layer with the kernel ends before it.
             axes = _feature_axes(base, chain)
             apart = [i for i, step in enumerate(chain) if not _is_of_features(step, axes[i])]
             if apart:
@@ -118,12 +118,12 @@ def _extends(step: Step) -> bool:
 
 
 def _long(shape: tuple[int, ...]) -> list[int]:
-    """Return the axes along which there is more than one element."""
+    """Return the axes with more than one element."""
     return [i for i, n in enumerate(shape) if n != 1]
 
 
 def _feature_axes(base: Step, chain: Sequence[Step]) -> list[tuple[int | None, ...]]:
-    """Return, for what enters each step, where the axes of the kernel's features are; None once it is of length 1."""
+    """Return the kernel's feature axes in the input of each step; None for an axis of length 1 after reshaping."""
     _, _, axes = _features(base)
     found = []
     for step in chain:
@@ -138,12 +138,12 @@ def _feature_axes(base: Step, chain: Sequence[Step]) -> list[tuple[int | None, .
 
 
 def _is_of_features(step: Step, axes: tuple[int | None, ...]) -> bool:
-    """Return whether a step, if it scales, does so by one number for each of the features at `axes`."""
+    """Return whether a step's factor, if it has one, varies only along the feature axes `axes`."""
     return step.name not in ("mul", "div") or set(_long(np.shape(_constant(step)))) <= set(axes)
 
 
 def _factor(step: Step, rank: int, places: dict[int, int | None]) -> Any:
-    """Return what a step multiplies a kernel of that rank by; `places` are its feature axes and those in the step."""
+    """Return a step's factor on a kernel with `rank` axes; `places` maps the kernel's feature axes to the step's."""
     if step.name not in ("mul", "div"):
         return -1 if step.name == "neg" or (step.name == "sub" and isinstance(step.inputs[1], Value)) else 1
     factor = jnp.asarray(_constant(step))
@@ -159,7 +159,7 @@ def _constant(step: Step) -> Any:
 
 
 def _features(base: Step) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Return the place of the kernel among the inputs, and the axes of its features in the kernel and the output."""
+    """Return the kernel's position among the inputs, and its feature axes in the kernel and in the output."""
     numbers = base.params["dimension_numbers"]
     if base.name == "conv_general_dilated":
         return 1, (numbers.rhs_spec[0],), (numbers.out_spec[1],)

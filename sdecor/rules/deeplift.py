@@ -1,4 +1,4 @@
-"""How DeepLIFT passes differences back through each kind of operation; a softmax is passed as a whole."""
+"""DeepLIFT's rules: how differences pass each kind of operation. A softmax counts as one operation."""
 
 import math
 from collections.abc import Callable
@@ -23,10 +23,11 @@ class Pair(NamedTuple):
 
 
 def softmax_in(program: Program, step: Step) -> Unit | None:
-    """The rule of `exp(u) / Σ exp(u)`, which a step may complete.
+    """Return the rule of a softmax `exp(u) / Σ exp(u)` that ends with `step`; None for any other step.
 
-    With `p = exp(u − L)` and `ℓ` the logarithmic mean of `p` at both ends, `Δp_i = ℓ_i (Δu_i − ΔL)`; since `Σ Δp = 0`,
-    `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`. The multipliers are bounded by 1, and a shift of all `u` contributes nothing.
+    Let `L = log Σ exp(u)`, `p = exp(u − L)` and `ℓ` the logarithmic mean of `p` at image and baseline. Then
+    `Δp_i = ℓ_i (Δu_i − ΔL)`, and `Σ Δp = 0` gives `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`. The multipliers are bounded by 1, and a
+    shift of all `u` contributes nothing.
     """
     if step.name != "div" or len(step.dependent) != 2:
         return None
@@ -47,7 +48,10 @@ def softmax_in(program: Program, step: Step) -> Unit | None:
 
 
 def logsumexp_in(program: Program, step: Step) -> Unit | None:
-    """The rule of `L = log Σ exp(u)`: `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`, as in the softmax."""
+    """Return the rule of `L = log Σ exp(u)` that ends with `step`; None for any other step.
+
+    As in the softmax, `ΔL = Σ ℓ_j Δu_j / Σ ℓ_j`.
+    """
     total = _total(program, step.inputs[0], (*RESHAPING, "abs")) if step.name == "log" else None
     u = None if total is None else _exponent(program, total.inputs[0])
     if u is None or math.prod(total.outputs[0].shape) != math.prod(step.outputs[0].shape):
@@ -70,7 +74,7 @@ def _exponent(program: Program, value: Value) -> Value | None:
 
 
 def _total(program: Program, value: Value, passing: tuple[str, ...]) -> Step | None:
-    """Return the sum behind a value, however it has been reshaped."""
+    """Return the `reduce_sum` that a value comes from through steps named in `passing`; None if there is none."""
     made = program.made_by.get(value)
     while made is not None and made.name in passing:
         made = program.made_by.get(made.dependent[0])
@@ -78,7 +82,7 @@ def _total(program: Program, value: Value, passing: tuple[str, ...]) -> Step | N
 
 
 def _logarithmic_mean(u: jax.Array, start: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return `(p − p₀) / (log p − log p₀)` of the softmax at both ends."""
+    """Return the logarithmic mean `(p − p₀) / (log p − log p₀)` of the softmax p at image and baseline."""
     high, low = (x - jax.nn.logsumexp(x, axes, keepdims=True) for x in (u, start))
     high, low = jnp.maximum(high, low), jnp.minimum(high, low)
     gap = jnp.where(jnp.isfinite(high), high - low, 0)
@@ -86,13 +90,13 @@ def _logarithmic_mean(u: jax.Array, start: jax.Array, axes: tuple[int, ...]) -> 
 
 
 def unit_of(program: Program, step: Step) -> Unit:
-    """Return how differences pass a step; raise `Unsupported` where there is no rule."""
+    """Return DeepLIFT's unit for a step; raise `Unsupported` where there is no rule."""
     if step.name == "stop_gradient":
         return Unit(step.dependent, step.outputs, lambda x: [x])
     if is_linear(step):
         return Unit(step.dependent, step.outputs, _at_both_ends(step))
     if not is_float(step.outputs[0]):
-        raise _unsupported(step, "its result is no real number that differences can pass through")
+        raise _unsupported(step, "its result is not a real number, so differences cannot pass through it")
     normalised = softmax_in(program, step) or logsumexp_in(program, step)
     if normalised is not None:
         return normalised
@@ -114,7 +118,7 @@ def unit_of(program: Program, step: Step) -> Unit:
 
 
 def _unsupported(step: Step, why: str) -> Unsupported:
-    instead = "Methods that evaluate the network only, such as 'integrated_gradients', can"
+    instead = "Use a gradient method, such as 'integrated_gradients'"
     return Unsupported("deeplift", step, why, instead)
 
 
@@ -136,7 +140,7 @@ def _rescale(function: Callable[[jax.Array], jax.Array]) -> Callable[[Pair], lis
 
 
 def _product(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
-    """A product `a·b`: `Δ(a·b) = mean(b)·Δa + mean(a)·Δb`."""
+    """Return the rule of a product: `Δ(a·b) = mean(b)·Δa + mean(a)·Δb`."""
 
     @jax.custom_jvp
     def multiply(a: jax.Array, b: jax.Array, mean_a: jax.Array, mean_b: jax.Array) -> jax.Array:
@@ -159,7 +163,7 @@ def _middle(x: Pair) -> jax.Array:
 
 
 def _divisor(program: Program, step: Step) -> int | None:
-    """Return the place of the input that a step divides by, or multiplies with after dividing 1 by it; else None."""
+    """Return the position of a quotient's divisor, or of its reciprocal, among the inputs; None for another step."""
     if len(step.dependent) != 2 or step.name not in ("div", "mul"):
         return None
     return 1 if step.name == "div" else next((i for i in (0, 1) if _is_reciprocal(program, step.inputs[i])), None)
@@ -173,11 +177,11 @@ def _is_reciprocal(program: Program, value: Value) -> bool:
 
 
 def _quotient(step: Step, divisor: int) -> Callable[[Pair, Pair], list[Pair]]:
-    """A quotient `y = a / s`, taken as the product `y·s = a`: `Δy = (Δa − mean(y)·Δs) / mean(s)`.
+    """Return the rule of a quotient `y = a / s`, also where it is written as `a·r` with `r = 1 / s`.
 
-    As a product `a·r` with `r = 1 / s` too. It stays bounded where s is 0 at one end, as in the LayerNorm of a constant
-    baseline, of which `mean(r)·Δa + mean(a)·Δr` makes large contributions that cancel. Where the sign of s changes,
-    that is the rule.
+    The product `y·s = a` gives `Δy = (Δa − mean(y)·Δs) / mean(s)`. This stays bounded where s is 0 for one of image
+    and baseline, as in the LayerNorm of a constant baseline. The product `a·r` gives `mean(r)·Δa + mean(a)·Δr`, with
+    large contributions that cancel there; this rule is used only where the sign of s changes.
     """
 
     def apply(*operands: Pair) -> list[Pair]:
@@ -197,7 +201,7 @@ def _quotient(step: Step, divisor: int) -> Callable[[Pair, Pair], list[Pair]]:
 
 
 def _either_order(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
-    """A function of two values: the mean of changing one at the old and at the new value of the other."""
+    """Return the rule of a function of two values: the slope in one, averaged over image and baseline of the other."""
     shape = step.outputs[0].shape
 
     def apply(*operands: Pair) -> list[Pair]:
@@ -212,7 +216,11 @@ def _either_order(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
 
 
 def _extremum(step: Step) -> Callable[[Pair], list[Pair]]:
-    """A maximum: what it gains comes from its place in the image, what it loses from its place in the baseline."""
+    """Return the rule of a maximum or minimum.
+
+    A maximum's gain goes to its position in the image, its loss to its position in the baseline. For a minimum it is
+    the reverse.
+    """
 
     def extremum(x: jax.Array) -> jax.Array:
         return step(x)[0]

@@ -1,4 +1,4 @@
-"""Gradients that pass a ReLU by another rule: guided backpropagation and the deconvolutional network."""
+"""Guided backpropagation and the deconvolutional network: gradients with another rule at each ReLU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +13,11 @@ from sdecor.rules.patterns import elementwise, is_float
 from sdecor.rules.program import Program, Step, Unit, Unsupported, execute, flatten, is_elementwise_call, plain, plan
 from sdecor.rules.relus import ReLU, relu_at
 
-_COMBINING = ("scatter", "scatter-add", "scatter_add", "scatter_mul")  # which hold a function of two numbers
+_COMBINING = ("scatter", "scatter-add", "scatter_add", "scatter_mul")  # they hold a function, but of two numbers
 
 
 def with_relus(fn: Callable, image: jax.Array, low: float, method: str) -> Callable[[jax.Array], jax.Array]:
-    """Return `fn` with `_relu(x, low, cap)` for each of its ReLUs."""
+    """Return `fn` with each ReLU replaced by `_relu(x, low, cap)`; raise ValueError if it has none."""
     program = flatten(fn, image, enter_custom=False)
     found = []
     units = plan(program, lambda step: _unit_of(program, step, low, method, found))
@@ -30,7 +30,7 @@ def with_relus(fn: Callable, image: jax.Array, low: float, method: str) -> Calla
 
 
 def _unit_of(program: Program, step: Step, low: float, method: str, found: list[Step]) -> Unit:
-    """Return how a gradient passes a step, and add the step to `found` if it completes a ReLU."""
+    """Return the unit of a step, and add the step to `found` if it completes a ReLU."""
     passes = any(map(is_float, step.dependent)) and any(map(is_float, step.outputs))
     if passes and not _is_known(step):
         instead = "Write it with `scan` or a Python loop, or without control flow that depends on the image."
@@ -42,12 +42,12 @@ def _unit_of(program: Program, step: Step, low: float, method: str, found: list[
     if relu is not None:
         raise Unsupported(method, step, relu, "Or use a gradient method, such as 'integrated_gradients'.")
     function = elementwise(program, step) if passes and len(step.dependent) > 1 else None
-    # As a whole: what looks like a ReLU in it is a part of another activation.
+    # One unit, because a ReLU inside another activation keeps its gradient.
     return plain(step) if function is None else function.unit(lambda x: [function(x)])
 
 
 def _is_known(step: Step) -> bool:
-    """Return whether all that a step computes can be seen, and has no ReLU in it."""
+    """Return whether no ReLU can be hidden inside a step."""
     if not holds_function(step.equation) or step.name in _COMBINING or is_elementwise_call(step.equation):
         return True
     if not has_own_derivative(step.equation):
@@ -65,7 +65,7 @@ def _is_known(step: Step) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _relu(x: jax.Array, low: float, cap: float) -> jax.Array:
-    """A ReLU, capped, whose backward pass keeps positive cotangents where `low < x < cap`."""
+    """Compute `min(max(x, 0), cap)`; the backward pass keeps positive cotangents where `low < x < cap`."""
     return jnp.maximum(x, 0) if cap == np.inf else jnp.clip(x, 0, cap)
 
 
@@ -74,7 +74,7 @@ def _forward(x: jax.Array, low: float, cap: float) -> tuple[jax.Array, jax.Array
 
 
 def _backward(low: float, cap: float, inside: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(inside & ~(cotangent <= 0), cotangent, 0),)  # NaN, of a class that does not exist, passes
+    return (jnp.where(inside & ~(cotangent <= 0), cotangent, 0),)  # NaN, from a class that does not exist, passes
 
 
 _relu.defvjp(_forward, _backward)

@@ -1,7 +1,7 @@
-"""How relevance passes each kind of operation.
+"""LRP's rules: how relevance passes each kind of operation.
 
-Relevance travels as `c = R/x`, its ratio to the value that has it: then what passes a layer is a modified gradient, and
-a unit is a function with the network's values and that gradient.
+A value x with relevance R carries the ratio `c = R/x`. Each rule is then a modified gradient, and a unit is a function
+with the network's values and this gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from sdecor.rules.patterns import elementwise, is_float, is_linear, is_nonnegati
 from sdecor.rules.program import BILINEAR, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, plain
 
 RULES = ("epsilon", "gamma", "z_plus", "box")
-# Operations that an error had better call by what they are for.
+# Operations that an error names by their purpose.
 _PART_OF = {
     "exp": "a softmax or an attention",
     "logistic": "a gate",
@@ -27,7 +27,7 @@ _PART_OF = {
 
 
 class Layer(NamedTuple):
-    """What a rule is chosen by: the named scope of a layer, "convolution" or "dense", and whether it sees the image."""
+    """A layer to choose a rule for: named scope, kind ("convolution" or "dense"), and whether it sees the image."""
 
     scope: str
     kind: str
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The rule of each layer, ε, γ, and the bounds of the image `(low, high)`, or nothing."""
+    """The rule of each layer, ε, γ, and the image's bounds `(low, high)`, empty where they are not needed."""
 
     rule_of: Callable[[Layer], str]
     epsilon: float
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 
 
 def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
-    """Return how relevance passes a step; raise `Unsupported` where there is no rule."""
+    """Return LRP's unit for a step; raise `Unsupported` where there is no rule."""
     affine = affine_layer(program, step)
     if affine is not None and affine.has_kernel:
         return Unit((affine.root,), step.outputs, _layer(program, settings, affine))
@@ -59,7 +59,7 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
     if function is not None:
         if np.any(function.probed(np.zeros(1))[1] != 0):
             whole = _PART_OF.get(step.name)
-            why = "its value at 0 is not 0, so that it does not hand on the relevance it is given"
+            why = "its value at 0 is not 0, so that it does not conserve relevance"
             raise _unsupported(program, step, f"it is a part of {whole}, which has no rule" if whole else why)
         return function.unit(_unchanged(function))
     if floats and step.name in ("max", "min"):
@@ -81,7 +81,7 @@ def _unsupported(program: Program, step: Step, why: str) -> Unsupported:
 
 
 def _unchanged(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], list[jax.Array]]:
-    """Relevance passes an activation unchanged: `x c_x = y c_y`."""
+    """Return the rule of an activation, which passes relevance unchanged: `x c_x = y c_y`."""
 
     def apply(x: jax.Array) -> list[jax.Array]:
         fixed = lax.stop_gradient(x)
@@ -91,17 +91,17 @@ def _unchanged(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arra
 
 
 def _shared(denominator: jax.Array, epsilon: float, value: jax.Array | None = None) -> jax.Array:
-    """Return `value` (default: `denominator`), its relevance shared out in proportion to the parts of `denominator`."""
+    """Return `value` (default: `denominator`) with its relevance shared in proportion to the parts of `denominator`."""
     fixed = lax.stop_gradient(denominator)
     value = fixed if value is None else lax.stop_gradient(value)
     stable = fixed + jnp.where(fixed < 0, -epsilon, epsilon).astype(fixed.dtype)
-    none = (stable == 0) | jnp.isneginf(stable)  # a logit of −inf takes its class out: it has no relevance to share
+    none = (stable == 0) | jnp.isneginf(stable)  # a logit of −inf excludes its class: it has no relevance
     share = jnp.where(none, 0, value / jnp.where(none, 1, stable))
     return linearised(value, (share,), (denominator,))
 
 
 def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[jax.Array], list[jax.Array]]:
-    """The rule that is chosen for a layer with a kernel."""
+    """Return the chosen rule of a layer with a kernel."""
     route = route_from_input(program, affine.root)
     kind = "convolution" if affine.base.name == "conv_general_dilated" else "dense"
     rule = settings.rule_of(Layer(affine.base.scope, kind, route is not None))
@@ -120,7 +120,7 @@ def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[ja
             low, high = (_routed(route, bound) for bound in settings.bounds)
             denominator = z - linear(low, above) - linear(high, below)
             return [_shared(denominator, settings.epsilon, z + shift)]
-        if nonnegative:  # one layer of twice as many features costs less than two layers
+        if nonnegative:  # one layer with twice the features costs less than two layers
             z, positive = jax.vmap(linear, (None, 0))(x, jnp.stack([kernel, above]))
         else:
             parts = jnp.where(x > 0, x, 0), jnp.where(x < 0, x, 0)

@@ -1,4 +1,4 @@
-"""Patterns in a program: linear maps, elementwise functions however written, and arrays whose derivative is chosen."""
+"""Patterns in a program (linear steps, elementwise functions, values at least 0), and arrays with given derivatives."""
 
 import math
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from sdecor.rules.program import (
     is_elementwise_call,
 )
 
-_NEAR = 16  # in units of rounding: differences too small to divide by
+_NEAR = 16  # in units of rounding: smaller differences are not divided by
 
 
 @jax.custom_jvp
 def linearised(value: jax.Array, multipliers: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]) -> jax.Array:
-    """Return `value`, with the derivative `multipliers` (of the same shape) with respect to `inputs`."""
+    """Return `value` with the derivatives `multipliers` (of the same shape) with respect to `inputs`."""
     return value
 
 
@@ -40,7 +40,7 @@ def _linearised_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Arr
 
 
 def slope(function: Callable[[jax.Array], jax.Array], x: jax.Array, start: jax.Array) -> jax.Array:
-    """Return `(f(x) − f(start)) / (x − start)` of an elementwise function, `f'(x)` where both are the same."""
+    """Return `(f(x) − f(start)) / (x − start)` of an elementwise function; `f'(x)` where x and start are the same."""
     y, pull_back = jax.vjp(function, x)
     (derivative,) = pull_back(jnp.ones_like(y))
     near = same(x, start)
@@ -49,12 +49,12 @@ def slope(function: Callable[[jax.Array], jax.Array], x: jax.Array, start: jax.A
 
 
 def same(x: jax.Array, start: jax.Array) -> jax.Array:
-    """Return where two values are the same up to rounding, or not both finite."""
+    """Return where two arrays are equal up to rounding, or not both finite."""
     return ~(jnp.abs(x - start) > _NEAR * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(start)))
 
 
 _LINEAR = ROUTING | SUMS | {"add", "add_any", "convert_element_type", "neg", "scatter-add", "select_n", "sub"}
-# Inputs, by place, that say where and not what.
+# Positions of the operands that hold indices or a condition.
 _INDICES = {
     "dynamic_slice": slice(1, None),
     "dynamic_update_slice": slice(2, None),
@@ -65,19 +65,19 @@ _INDICES = {
 }
 _KEEPING_SIGN = ROUTING | SUMS | MAXIMA | MINIMA
 _SIGN_POINTS = np.array([-64.0, -8.0, -1.0, -0.5, -(2.0**-6), 0.0, 2.0**-6, 0.5, 1.0, 8.0, 64.0])
-# Operations over some axes, which then are gone, and along one axis, with the name of the parameter that says which.
+# Operations that remove axes, and operations along one axis, with the parameter that holds the axis.
 _OVER_AXES = ("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
 _ALONG_AXIS = {"concatenate": "dimension", "cumsum": "axis", "cummax": "axis", "cummin": "axis", "cumprod": "axis"}
-_UNKNOWN = 0.375  # stands for a constant whose value is not known while tracing, such as a learned slope
+_UNKNOWN = 0.375  # replaces a constant that is unknown at trace time, such as a learned slope
 
 
 def is_float(value: Value) -> bool:
-    """Return whether a value is a real number that a gradient can pass through."""
+    """Return whether a value is a floating-point number, through which a gradient can pass."""
     return jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def is_linear(step: Step) -> bool:
-    """Return whether a step is an affine function of its dependent inputs together."""
+    """Return whether a step is jointly affine in its dependent inputs."""
     depends = [isinstance(x, Value) for x in step.inputs]
     if not all(map(is_float, step.dependent + step.outputs)):
         return False
@@ -89,9 +89,9 @@ def is_linear(step: Step) -> bool:
 
 
 class Elementwise(NamedTuple):
-    """A real function applied to every element of `root`, made of one or more steps.
+    """A real function applied to every element of `root`, computed by one or more steps.
 
-    The result may have axes of length 1 more or less than `root`; called and probed, it has the shape of `root`.
+    The output may differ from `root` in axes of length 1; calling and probing return it in the shape of `root`.
     """
 
     root: Value
@@ -108,13 +108,13 @@ class Elementwise(NamedTuple):
         return values[self.output].reshape(x.shape)
 
     def unit(self, apply: Callable[[Any], list[Any]]) -> Unit:
-        """Return the unit that makes the function's output by `apply`, which gives it in the shape of `root`."""
+        """Return the unit that computes the output by `apply`, whose results have the shape of `root`."""
         shape = self.output.shape
         reshaped = apply if shape == self.root.shape else lambda x: jax.tree.map(lambda y: y.reshape(shape), apply(x))
         return Unit((self.root,), (self.output,), reshaped)
 
     def probed(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return points, each at some elements at least, and the function there; computed while tracing."""
+        """Return arrays in the shape of `root` that contain all `points`, and the function's values at trace time."""
         size = max(math.prod(self.root.shape), 1)
         groups = [points[i : i + size] for i in range(0, len(points), size)]
         arrays = [np.resize(group, self.root.shape).astype(self.root.dtype) for group in groups]
@@ -129,15 +129,14 @@ class Elementwise(NamedTuple):
 
 
 def elementwise(program: Program, step: Step) -> Elementwise | None:
-    """Return the elementwise function that a step completes, of the nearest value it can be a function of.
+    """Return the elementwise function that ends with `step`, with its root as near as possible; None if there is none.
 
-    For an elementwise step with one dependent input that is this input. Where several come together, as in
-    `x * sigmoid(x)` or `where(x > 0, x, 0)`, it is the value that all of them are functions of, element by element.
-    On the way there may be more axes, along which alternatives lie (`jnp.select`, a maximum of stacked values), and
-    values that are computed twice. None if there is no such value.
+    The root of an elementwise step with one dependent input is this input. With several dependent inputs, as in
+    `x * sigmoid(x)` or `where(x > 0, x, 0)`, it is the value that all of them are elementwise functions of. Steps
+    between may stack alternatives along new axes (`jnp.select`, a maximum of stacked values) or repeat a computation.
     """
     steps, maker, axes = [], step, _long(step.outputs[0].shape)
-    open_values = {}  # and, for each, where the axes of the result are in it
+    open_values = {}  # each with the positions of the result's axes in it
     while True:
         behind = None if maker is None else _axes_behind(maker, axes)
         if behind is None:
@@ -156,9 +155,9 @@ def elementwise(program: Program, step: Step) -> Elementwise | None:
 
 
 def _axes_behind(step: Step, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return where `axes` of a step's result are in what it depends on; None if it mixes or makes elements there."""
+    """Return the input axes that become `axes` of a step's output; None if it mixes or creates elements along them."""
     before, after = step.dependent[0].shape, step.outputs[0].shape
-    same, of = {i: i for i in range(len(after))}, None  # from an axis of the result to one before
+    same, of = {i: i for i in range(len(after))}, None  # maps an output axis to an input axis
     if _is_elementwise(step):
         of = same
     elif step.name == "broadcast_in_dim":
@@ -180,12 +179,12 @@ def _axes_behind(step: Step, axes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the axes along which there is more than one element."""
+    """Return the axes with more than one element."""
     return tuple(i for i, n in enumerate(shape) if n != 1)
 
 
 def is_nonnegative(program: Program, value: Value) -> bool:
-    """Return whether a value is known to be at least 0: it comes from a ReLU, say, through pooling and reshaping."""
+    """Return whether a value is known to be at least 0, such as a ReLU's output after pooling and reshaping."""
     step = program.made_by.get(value)
     while step is not None:
         if step.name in ("mul", "div") and len(step.dependent) == 1:
@@ -200,7 +199,7 @@ def is_nonnegative(program: Program, value: Value) -> bool:
 
 
 def route_from_input(program: Program, value: Value) -> tuple[Step, ...] | None:
-    """Return the steps that only reshape, cut or pad the program's input into a value; None if it is more than that."""
+    """Return the steps from the program's input to a value if they only reshape, cut or pad it; otherwise None."""
     steps = []
     while value not in program.inputs:
         step = program.made_by[value]

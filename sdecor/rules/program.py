@@ -1,4 +1,7 @@
-"""A function as a flat list of the steps that depend on its input, for methods with a backward pass of their own."""
+"""Programs: a function as a flat list of the steps that depend on its input.
+
+Attribution methods with their own backward pass replace steps of a program by units.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -26,22 +29,22 @@ from sdecor.core.jaxpr import (
     scope_of,
 )
 
-# Each element of the output is made of the elements at the same place in the inputs.
+# Each output element depends only on the input elements at the same position.
 ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos "
     "cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p "
     "logistic lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh "
     "sqrt square stop_gradient sub tan tanh xor".split()
 )
-# Each element of the output is an element of an input, or a constant.
+# Each output element is a copy of an input element, or a constant.
 ROUTING = frozenset(
     "broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice expand_dims gather name "
     "optimization_barrier pad reshape rev scatter sharding_constraint slice split squeeze stack tile transpose "
     "unstack".split()
 )
-# Sums over elements of one input, with weights 1.
+# Sums of elements of one input, with weights 1.
 SUMS = frozenset("cumsum reduce_sum reduce_window_sum".split())
-# Largest or smallest of the elements of a region.
+# The largest or smallest element of a region.
 MAXIMA = frozenset("reduce_max reduce_window_max".split())
 MINIMA = frozenset("reduce_min reduce_window_min".split())
 # Linear in each of two inputs.
@@ -49,13 +52,13 @@ BILINEAR = frozenset("conv_general_dilated dot_general mul".split())
 
 
 def name_of(equation: Any) -> str:
-    """Return what to call an equation: its primitive, and the function behind a `custom_jvp` or `custom_vjp` call."""
+    """Return an equation's name for errors: its primitive, and the function of a `custom_jvp` or `custom_vjp` call."""
     name = kind_of(equation)
     return f"{name} {body_of(equation).jaxpr.debug_info.func_name}" if has_own_derivative(equation) else name
 
 
 def is_elementwise_call(equation: Any) -> bool:
-    """Return whether an equation calls an elementwise function with a derivative of its own, such as `jax.nn.relu`."""
+    """Return whether an equation calls an elementwise function with its own derivative, such as `jax.nn.relu`."""
     if not has_own_derivative(equation) or len(equation.outvars) != 1:
         return False
     shape = equation.outvars[0].aval.shape
@@ -73,20 +76,23 @@ def _only_elementwise(jaxpr: core.Jaxpr) -> bool:
 
 
 def evaluate_now(equation: Any, constants: list[Any]) -> list[jax.Array]:
-    """Evaluate an equation of constants while tracing, so that the result is an array that can be looked at."""
+    """Evaluate an equation of constants at trace time, so that its results are concrete arrays."""
     with jax.ensure_compile_time_eval():
         outputs = _entered(equation, constants)
         return evaluate(equation, constants, _entered) if outputs is None else outputs
 
 
 def _entered(equation: Any, inputs: list[jax.Array], scope: str = "") -> list[jax.Array] | None:
-    """Enter calls, also those with their own derivative, which `vmap` would trace at compile time too."""
+    """Evaluate the body of a call; None for any other equation.
+
+    Calls with their own derivative are entered too, because `vmap` would trace them even at compile time.
+    """
     inner = body_of(equation) if has_own_derivative(equation) else called(equation)
     return None if inner is None else run(inner, inputs, _entered)
 
 
 class Value(NamedTuple):
-    """Stands for an array that depends on the input; a later one has a higher number."""
+    """A placeholder for an array that depends on the input; later values have higher numbers."""
 
     number: int
     shape: tuple[int, ...]
@@ -94,7 +100,7 @@ class Value(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One equation, with constants and values in place of its variables."""
+    """One equation of a program, with constants and values in place of its variables."""
 
     equation: Any
     inputs: tuple[Any, ...]
@@ -115,15 +121,15 @@ class Step(NamedTuple):
         return tuple(x for x in self.inputs if isinstance(x, Value))
 
     def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        """Evaluate the equation with arrays for its dependent inputs."""
+        """Evaluate the equation with `arrays` as its dependent inputs."""
         given = iter(arrays)
         return evaluate(self.equation, [next(given) if isinstance(x, Value) else x for x in self.inputs])
 
 
 class Program(NamedTuple):
-    """A function as steps in order; an output that does not depend on the input is an array.
+    """A function as a list of steps; an output that does not depend on the input is an array.
 
-    `first` maps a value that was computed before, by the same operation of the same inputs, to that value.
+    `made_by` maps each value to its step, `first` to the first value with the same operation and inputs.
     """
 
     inputs: list[Value]
@@ -134,7 +140,7 @@ class Program(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What a method does for one step, or for several: `apply(*operands) -> outputs`."""
+    """A method's computation of one or more steps: `apply(*operands) -> outputs`."""
 
     operands: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -145,10 +151,10 @@ def flatten(fn: Callable[..., Any], *examples: Any, enter_custom: bool) -> Progr
     """Return `fn` as a program.
 
     Args:
-      fn: a function of arrays to an array, or to several.
-      *examples: arrays or shapes of its arguments.
-      enter_custom: whether functions with derivatives of their own (`custom_jvp`, `custom_vjp`) are entered too;
-        elementwise ones of one array, such as `jax.nn.relu`, are single steps in any case.
+      fn: a function of arrays that returns one or more arrays.
+      *examples: its arguments, arrays or shapes.
+      enter_custom: whether to enter functions with their own derivative (`custom_jvp`, `custom_vjp`). Elementwise ones,
+        such as `jax.nn.relu`, are always single steps.
     """
     closed = jax.make_jaxpr(fn)(*examples)
     found = _Found([], itertools.count(), {}, {}, enter_custom)
@@ -159,13 +165,13 @@ def flatten(fn: Callable[..., Any], *examples: Any, enter_custom: bool) -> Progr
 
 
 def plan(program: Program, choose: Callable[[Step], Unit]) -> list[Unit]:
-    """Return the units that the outputs need, in order.
+    """Return the units that compute the program's outputs, in order of evaluation.
 
-    `choose(step)` is asked for the unit that makes a step's outputs, from the last step back. Where it cannot, it
-    raises `Unsupported`.
+    `choose(step)` returns the unit that makes a step's outputs, or raises `Unsupported`. It is called for the steps
+    that the outputs need, from the last step back.
 
     Raises:
-      ValueError: that of the first step, in the order of the network, that cannot be handled.
+      ValueError: if a step is unsupported, with the message of the first such step in the network.
     """
     needed, units, refused = set(_values(program.outputs)), [], None
     for step in reversed(program.steps):
@@ -184,7 +190,7 @@ def plan(program: Program, choose: Callable[[Step], Unit]) -> list[Unit]:
 
 
 def execute(program: Program, units: Sequence[Unit], inputs: Sequence[Any]) -> list[Any]:
-    """Return the outputs of a program run by its units."""
+    """Run a program's units on `inputs` and return the program's outputs."""
     values = dict(zip(program.inputs, inputs, strict=True))
     for unit in units:
         made = unit.apply(*(values[operand] for operand in unit.operands))
@@ -193,12 +199,12 @@ def execute(program: Program, units: Sequence[Unit], inputs: Sequence[Any]) -> l
 
 
 def plain(step: Step) -> Unit:
-    """Return the unit that evaluates a step as it is, with its own gradient."""
+    """Return the unit that evaluates a step unchanged, with its ordinary gradient."""
     return Unit(step.dependent, step.outputs, step)
 
 
 class Unsupported(Exception):
-    """A step that a method cannot handle."""
+    """Error for a step that a method cannot handle."""
 
     def __init__(self, method: str, step: Step, why: str, instead: str) -> None:
         place = f"in {step.scope!r}" if step.scope else "outside of any named scope"
@@ -209,9 +215,9 @@ class Unsupported(Exception):
 
 
 class _Found(NamedTuple):
-    """What has been found of a program while its jaxprs are gone through.
+    """The parts of a program that are collected while its jaxprs are read.
 
-    `made` holds the outputs of each operation, constants too, by what makes it the same; `first` is that of `Program`.
+    `made` maps an operation with its inputs to its outputs, for constants too; `first` is that of `Program`.
     """
 
     steps: list[Step]
@@ -224,13 +230,13 @@ class _Found(NamedTuple):
         return [Value(next(self.numbers), v.aval.shape, v.aval.dtype) for v in variables]
 
     def once(self, equation: Any, given: list[Any], make: Callable[[], list[Any]]) -> list[Any]:
-        """Return the outputs of the same operation of the same inputs, if there was one, otherwise `make()`."""
+        """Return the outputs of an earlier equal operation on the same inputs; if there is none, return `make()`."""
         same = [self.first.get(x, x) if isinstance(x, Value) else _identity(x) for x in given]
         key = (equation.primitive, frozenset((name, _hashable(x)) for name, x in equation.params.items()), *same)
         if equation.effects or any(isinstance(x, Reference) for x in given):
             return make()
         if key not in self.made:
-            self.made[key] = make(), given, equation  # kept, for what is compared by its identity must not be reused
+            self.made[key] = make(), given, equation  # inputs stay alive, so that no `id` in a key is reused
         return self.made[key][0]
 
 
@@ -252,7 +258,7 @@ def _values(items: Sequence[Any]) -> list[Value]:
 
 
 def _steps_of(closed: core.ClosedJaxpr, inputs: Sequence[Any], scope: str, found: _Found) -> list[Any]:
-    """Append the steps of a jaxpr called with `inputs` (values or arrays) and return its outputs."""
+    """Append the steps of a jaxpr, called with `inputs` (values or arrays), to `found`; return its outputs."""
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -272,7 +278,7 @@ def _steps_of(closed: core.ClosedJaxpr, inputs: Sequence[Any], scope: str, found
             if any(isinstance(x, Reference) for x in given):
                 raise ValueError(
                     f"`{name_of(equation)}` changes a mutable array (jax.new_ref) that depends on the image, in a way "
-                    "that is not read: write it without, or read and write the whole array, `ref[...]`"
+                    "that is not supported: avoid the mutable array, or read and write it as a whole, `ref[...]`"
                 )
             outputs = found.values(equation.outvars)
             found.steps.append(Step(equation, tuple(given), tuple(outputs), place))
@@ -286,7 +292,7 @@ def _held(given: Any) -> Any:
 
 
 def _written_back(given: Sequence[Any], outputs: list[Any]) -> list[Any]:
-    """Leave the last outputs of an unrolled loop in the references that it was given; return the others."""
+    """Store the last outputs of an unrolled loop in its references and return the other outputs."""
     references = [x for x in given if isinstance(x, Reference)]
     own = len(outputs) - len(references)
     for reference, value in zip(references, outputs[own:], strict=True):
@@ -295,14 +301,14 @@ def _written_back(given: Sequence[Any], outputs: list[Any]) -> list[Any]:
 
 
 def _folded(equation: Any, constants: list[Any]) -> list[jax.Array]:
-    """Evaluate what does not depend on the input: at trace time where it can be, so that constants can be looked at."""
+    """Evaluate an equation of constants, at trace time unless one is a tracer, so that rules can inspect the result."""
     if any(isinstance(_held(x), jax.core.Tracer) for x in constants):
         return evaluate(equation, constants)
     return evaluate_now(equation, constants)
 
 
 def _inlined(equation: Any, given: list[Any], custom: bool) -> tuple[core.ClosedJaxpr, list[Any]] | None:
-    """Return the jaxpr that takes an equation's place and its inputs; None where the equation is a step."""
+    """Return the jaxpr that replaces an equation, with its inputs; None where the equation stays a step."""
     inner = called(equation)
     if inner is not None:
         return inner, given
@@ -320,7 +326,7 @@ def _inlined(equation: Any, given: list[Any], custom: bool) -> tuple[core.Closed
 
 
 def _rounds(equation: Any) -> core.ClosedJaxpr:
-    """Return a scan over references as the repetition of its body; what they hold is more inputs and outputs."""
+    """Return a scan over references as its repeated body, with the references' values as extra inputs and outputs."""
     is_carry = ["Ref" in type(v.aval).__name__ for v in equation.invars]
 
     def repeated(*inputs: jax.Array) -> list[jax.Array]:
@@ -331,9 +337,9 @@ def _rounds(equation: Any) -> core.ClosedJaxpr:
 
 
 def _unrolled(equation: Any) -> core.ClosedJaxpr:
-    """Return a scan as the repetition of its body."""
+    """Return a scan as its repeated body."""
     body, length, reverse = (equation.params[name] for name in ("jaxpr", "length", "reverse"))
-    # Constants and carries have the shapes of the body; what is scanned and what is stacked has one axis more.
+    # Constants and carries have the body's shapes; scanned inputs and stacked outputs have one axis more.
     invars, outvars = body.jaxpr.invars, body.jaxpr.outvars
     scanned = [v.aval.ndim > w.aval.ndim for v, w in zip(equation.invars, invars, strict=True)]
     carries = sum(v.aval.ndim == w.aval.ndim for v, w in zip(equation.outvars, outvars, strict=True))

@@ -1,4 +1,4 @@
-"""Recognising ReLUs among the steps of a program, however they are written."""
+"""Recognition of ReLUs in a program, in any of the ways to write them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ import numpy as np
 from sdecor.rules.patterns import Elementwise, elementwise, is_float, is_nonnegative
 from sdecor.rules.program import ROUTING, Program, Step, Unit, Value, is_elementwise_call
 
-_NEAR = 2.0**-10  # and twice this are where a function is looked at beside 0
-# What a ReLU is told by; dyadic, so that they are exact in every dtype.
+_NEAR = 2.0**-10  # functions are probed at this distance from 0 and at twice it
+# Points that identify a ReLU; dyadic, so that they are exact in every dtype.
 _POSITIVE = (_NEAR, 2 * _NEAR, 2.0**-6, 0.5, 1.0, 4.0, 5.5, 8.0, 1024.0)
 _POINTS = np.array([-1024.0, -8.0, -1.0, -0.5, -(2.0**-6), -2 * _NEAR, -_NEAR, 0.0, *_POSITIVE])
-_ALONE = ("clamp", "max", "min", "reduce_max", "reduce_min", "select_n")  # steps of one value that may be a ReLU
+_ALONE = ("clamp", "max", "min", "reduce_max", "reduce_min", "select_n")  # may be a ReLU of one dependent input
 _ORDERING = ("ge", "gt", "le", "lt")
-# What passes an element on, or a multiple of it, to the same place in another shape.
+# Operations that keep each element, or a multiple of it, possibly in another shape.
 _KEEPING = ROUTING - {"dynamic_slice", "gather", "slice", "split", "unstack"} | {"convert_element_type", "mul", "neg"}
 
 
@@ -24,10 +24,10 @@ class ReLU(NamedTuple):
     """A ReLU `scale · min(max(side · x, 0), cap)`.
 
     Attributes:
-      function: the steps that compute it from x, their root.
-      scale: what it is multiplied by, of either sign.
-      side: 1, or −1 where it passes negative x.
-      cap: ∞ for a plain one, 6 for a ReLU6.
+      function: the steps that compute the ReLU; their root is x.
+      scale: factor of either sign.
+      side: 1, or −1 for a ReLU that passes negative x.
+      cap: ∞ for a plain ReLU, 6 for ReLU6.
     """
 
     function: Elementwise
@@ -36,7 +36,7 @@ class ReLU(NamedTuple):
     cap: float
 
     def unit(self, rule: Callable[[jax.Array], jax.Array]) -> Unit:
-        """Return the unit that computes it with `rule` in place of `min(max(x, 0), cap)`."""
+        """Return the unit that computes the ReLU with `rule` in place of `min(max(x, 0), cap)`."""
         dtype = self.function.output.dtype
 
         def apply(x: jax.Array) -> list[jax.Array]:
@@ -47,7 +47,7 @@ class ReLU(NamedTuple):
 
 
 def relu_at(program: Program, step: Step) -> ReLU | str | None:
-    """Return the ReLU that a step completes, or in words why it may be one all the same; None for anything else."""
+    """Return the ReLU that ends with `step`, or the reason why `step` may be an unrecognised ReLU; otherwise None."""
     if not is_float(step.outputs[0]):
         return None
     if len(step.dependent) > 1 or step.name in _ALONE or is_elementwise_call(step.equation):
@@ -59,7 +59,7 @@ def relu_at(program: Program, step: Step) -> ReLU | str | None:
         return None
     return (
         "it selects a value by the sign of the same value, which may be a ReLU and is not recognised. Write it with "
-        "jax.nn.relu; if it is none, take the sign of jax.lax.stop_gradient(value)"
+        "jax.nn.relu; if it is not a ReLU, take the sign of jax.lax.stop_gradient(value)"
     )
 
 
@@ -71,14 +71,14 @@ def _judged(program: Program, function: Elementwise) -> ReLU | str | None:
             return relu
     if any(_has_kink(side * x, y) for side in (1, -1)) and not is_nonnegative(program, function.root):
         return (
-            "it is constant on one side of 0 and bends there, as a ReLU does, but is no multiple of one. Write it as "
-            "a function of jax.nn.relu"
+            "it is constant on one side of 0 and bends there, as a ReLU does, but it is not a multiple of a ReLU. "
+            "Write it as a function of jax.nn.relu"
         )
     return None
 
 
 def _relu_of(function: Elementwise, side: int, x: np.ndarray, y: np.ndarray) -> ReLU | None:
-    """Return the ReLU with values `y` at `x`, which are positive on its side."""
+    """Return the ReLU with values `y` at points `x`, which are positive on its side; None if it is no ReLU."""
     positive = x > 0
     scale = y[x == _NEAR][0] / _NEAR
     if np.any(y[~positive] != 0) or not np.isfinite(scale) or scale == 0:
@@ -92,7 +92,7 @@ def _relu_of(function: Elementwise, side: int, x: np.ndarray, y: np.ndarray) -> 
 
 
 def _has_kink(x: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether a function with values `y` at `x` is constant below 0, and at 0 continuous but not smooth."""
+    """Return whether a function with values `y` at `x` is constant below 0, and continuous but not smooth at 0."""
     at = {point: y[x == point][0] for point in (0.0, _NEAR, 2 * _NEAR, 1.0)}
     rise = abs(at[2 * _NEAR] - at[_NEAR])
     is_continuous = abs(2 * at[_NEAR] - at[2 * _NEAR] - at[0.0]) <= 4 * rise
@@ -100,7 +100,7 @@ def _has_kink(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def _is_variance(program: Program, function: Elementwise) -> bool:
-    """Return whether a ReLU's input is `E[x²] − E[x]²`, which only rounding makes negative."""
+    """Return whether a ReLU's input is a variance `E[x²] − E[x]²`, which is negative by rounding only."""
     made = program.made_by.get(function.root)
     if made is None or made.name != "sub" or len(made.dependent) < 2:
         return False
@@ -122,7 +122,7 @@ def _is_square(made: Step | None) -> bool:
 
 
 def _averaged(program: Program, value: Value) -> Value | None:
-    """Return what a value is a sum or a mean of; None if it is neither."""
+    """Return the value that `value` is a sum or mean of; None if it is neither."""
     made, is_sum = program.made_by.get(value), False
     while made is not None and len(made.dependent) == 1 and made.name in {*_KEEPING, "div", "reduce_sum"}:
         is_sum |= made.name == "reduce_sum"
@@ -132,7 +132,7 @@ def _averaged(program: Program, value: Value) -> Value | None:
 
 
 def _selection(program: Program, step: Step) -> tuple[list[Value], list[Value]]:
-    """Return what a step selects by, and what from: `where(condition, x, …)`, or `x * condition`."""
+    """Return the conditions and the candidates of a selection: `where(condition, x, …)`, or `x * condition`."""
     if step.name == "select_n":
         places = [isinstance(x, Value) for x in step.inputs]
         return list(step.inputs[: int(places[0])]), list(step.dependent[int(places[0]) :])
@@ -144,7 +144,7 @@ def _selection(program: Program, step: Step) -> tuple[list[Value], list[Value]]:
 
 
 def _converted(program: Program, value: Value) -> Value | None:
-    """Return the booleans or integers that a value is made of by conversion; None if it is not."""
+    """Return the boolean or integer value that `value` is converted from; None if there is none."""
     made = program.made_by.get(value)
     while made is not None and made.name in _KEEPING and len(made.dependent) == 1:
         if not is_float(made.dependent[0]):
@@ -154,7 +154,7 @@ def _converted(program: Program, value: Value) -> Value | None:
 
 
 def _signs(program: Program, conditions: Iterable[Value]) -> set[Value]:
-    """Return the values whose order with 0 the conditions are made of."""
+    """Return the values that the conditions compare with 0."""
     found, seen, waiting = set(), set(), list(conditions)
     while waiting:
         value = waiting.pop()
@@ -173,7 +173,7 @@ def _is_zero(x: Any) -> bool:
 
 
 def _sources(program: Program, values: Iterable[Value]) -> set[Value]:
-    """Return what values are made of by keeping elements, or multiples of them; themselves included."""
+    """Return all values whose elements, or multiples of them, `values` consist of; `values` are included."""
     found, waiting = set(), list(values)
     while waiting:
         value = waiting.pop()

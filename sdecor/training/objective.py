@@ -1,7 +1,7 @@
 """The training objective: a weighted sum of named terms, and its gradient from one clean forward, pulled back twice.
 
-One pull-back goes to the images, for the saliency that places the mask; the other to the parameters, for the loss.
-See docs/method.md for the mathematics, and terms.py for the terms.
+The first pull-back is to the images, for the saliency that selects the mask. The second is to the parameters, for the
+loss. See docs/method.md for the mathematics, and terms.py for the terms.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ FORWARDS = ("shared", "frozen", "eval")
 
 
 class Ramp(NamedTuple):
-    """A value that rises linearly from 0 and is reached after `steps`; at once where that is 0."""
+    """A value that rises linearly from 0 over `steps` steps; with `steps` 0 it is constant."""
 
     value: jax.Array | float
     steps: jax.Array | float = 0.0
 
     def at(self, step: jax.Array) -> jax.Array:
-        """Return the value in force at `step`."""
+        """Return the value at `step`."""
         share = jnp.asarray(step, jnp.float32) / jnp.maximum(self.steps, 1.0)
         return self.value * jnp.clip(share, jnp.where(self.steps > 0, 0.0, 1.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """How the masked images are made; each field is documented in configs/default.py."""
+    """Options of the masked images, documented in configs/default.py."""
 
     rank_by: str = "abs"
     saliency_of: str = "logit"
@@ -51,11 +51,11 @@ class Objective:
     """The static choices of the loss.
 
     Attributes:
-      terms: those beside the classification, by name, as in `terms.TERMS` with their options bound.
-      label_smoothing: of the cross-entropy.
-      masking: how the masked images are made; None makes no masked forward.
-      penalty_of: what the gradient penalty differentiates, one of `losses.PENALTY_OF`; None makes no penalty.
-      watch: `(outputs, axis_name) -> scalars` that are logged and do not enter the loss.
+      terms: functions of the terms beside the classification, by name, as in `terms.TERMS` with their options bound.
+      label_smoothing: share of label smoothing in the cross-entropy.
+      masking: options of the masked images; None for no masked forward.
+      penalty_of: score that the gradient penalty differentiates, one of `losses.PENALTY_OF`; None for no penalty.
+      watch: `(outputs, axis_name) -> scalars` that are logged but are not part of the loss.
     """
 
     terms: Mapping[str, Callable[..., tuple[jax.Array, Watched]]] = dataclasses.field(default_factory=dict)
@@ -66,10 +66,10 @@ class Objective:
 
 
 class Values(NamedTuple):
-    """The numbers in force at a step.
+    """The numbers of the loss at one step.
 
     Attributes:
-      weights: of the terms, by name.
+      weights: weights of the terms, by name.
       mask_fraction: share of the positions that is masked.
       mask_highest: whether the most salient positions are masked.
     """
@@ -80,7 +80,7 @@ class Values(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Keys of a batch's draws: of ties and fills one an example, `[N]`; of dropout one for each forward, `[2]`."""
+    """Random keys of a batch: one per example for ties and fills, `[N]`; one per forward for dropout, `[2]`."""
 
     ties: jax.Array
     fills: jax.Array
@@ -112,18 +112,18 @@ def loss_and_gradients(
 ) -> tuple[Any, Any, Terms]:
     """Return the loss's gradients, the clean forward's running statistics and the named terms.
 
-    The clean forward is linearised once, together with the penalty on its input gradient where there is one. Its
-    pull-back serves the saliency and the loss.
+    The clean forward is linearised once, together with its gradient penalty, if any. Its pull-back serves the saliency
+    and the loss.
 
     Args:
       forward: `(params, images, dropout_key, train=True) -> ((logits, features), batch_stats)`.
       params: the parameters.
       images: `[N, H, W, C]`, normalised.
       labels: true classes, int `[N]`.
-      keys: of everything that is drawn.
-      values: weights and masked fraction.
-      objective: the static choices.
-      axis_name: of the devices.
+      keys: random keys of the batch.
+      values: weights of the terms, and options of the mask.
+      objective: the static choices of the loss.
+      axis_name: mapped axis of the devices.
     """
     clean = partial(forward, dropout_key=keys.dropout[0])
     how = objective.masking
@@ -156,7 +156,7 @@ def loss_and_gradients(
 
 
 def _recorded(forward: Callable, record: bool, params: Any, images: jax.Array) -> tuple[Any, tuple[Any, Any]]:
-    """Apply `forward`; beside its batch_stats return the record that lets frozen statistics repeat nothing."""
+    """Apply `forward`; beside its batch_stats return the statistics recorded for `frozen_statistics`, if `record`."""
     with record_statistics() if record else contextlib.nullcontext({}) as found:
         outputs, batch_stats = forward(params, images)
     return outputs, (batch_stats, found)
@@ -167,7 +167,7 @@ def _penalised(
 ) -> tuple[tuple[Any, jax.Array | None], Any]:
     """Apply `forward`, which returns `(outputs, others)`; beside its outputs return the gradient penalties `[N]`.
 
-    One function of the parameters gives both, so that one backward pass serves the loss and the penalty.
+    One function of the parameters returns both, so that one backward pass serves the loss and the penalty.
     """
     if objective.penalty_of is None:
         outputs, others = forward(params, images)
@@ -193,19 +193,19 @@ def saliency(
     record: Any,
     how: Masking,
 ) -> jax.Array:
-    """Return the true class's input gradient `[N, H, W, C]` by the chosen forward.
+    """Return the input gradient of the true class, `[N, H, W, C]`, with the chosen forward.
 
-    With BatchNorm, `shared` couples the examples through the batch's statistics, `frozen` takes these as constants
-    and `eval` takes the running ones, for one more forward. Without BatchNorm and dropout the three agree.
+    With BatchNorm, `shared` couples the examples through the batch's statistics. `frozen` treats these as constants.
+    `eval` uses the running statistics, which takes one more forward. Without BatchNorm and dropout the three agree.
 
     Args:
       forward: `images -> ((logits, features), batch_stats)`, in train mode unless called with `train=False`.
       images: `[N, H, W, C]`, normalised.
       labels: true classes, `[N]`.
-      outputs: `forward`'s, in train mode.
-      pull_back: of the outputs' cotangent to `(params, images)`.
-      record: `record_statistics` of the forward, for `frozen`; empty without BatchNorm.
-      how: its `forward` and `saliency_of`.
+      outputs: outputs of `forward` in train mode.
+      pull_back: pull-back of the outputs' cotangent to `(params, images)`.
+      record: recorded statistics of the forward, for `frozen`; empty without BatchNorm.
+      how: options of the masked images, with the chosen `forward` and `saliency_of`.
     """
     cotangent = partial(_true_class, labels=labels, saliency_of=how.saliency_of)
     if how.forward == "shared" or (how.forward == "frozen" and not record):
@@ -217,7 +217,7 @@ def saliency(
 
 
 def _true_class(outputs: tuple[jax.Array, Any], *, labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
-    """The cotangent of the outputs whose pull-back is the gradient of z_y, or of log p_y."""
+    """Return the cotangent of the outputs whose pull-back is the gradient of z_y or of log p_y."""
     logits, features = outputs
     classes = logits.shape[-1]
     cotangent = one_hot(check_classes("labels", labels, classes), classes, logits.dtype)

@@ -1,4 +1,4 @@
-"""SaliencyDecor in one function, for any training loop: the specification of what `train.py` computes faster."""
+"""The specification of SaliencyDecor: its loss as one function, for any training loop. train.py computes it faster."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,27 +39,27 @@ def saliency_decor(
     Differentiate it with respect to `params`. No gradient flows through the mask or the masked images.
 
     Args:
-      apply: `(params, images) -> (logits [N, K], features)`, in train mode. Features are `[N, D]`, maps, or a tree of
-        these, over which the decorrelation is averaged: usually what enters the last linear layer.
-      params: the parameters, or a model that `apply` calls. It is called three times with the same ones: where a call
-        changes a model in place, as NNX's BatchNorm does, let `apply` call a copy of it (examples/train_nnx.py).
+      apply: `(params, images) -> (logits [N, K], features)`, in train mode. The features, usually the input of the last
+        linear layer, are `[N, D]`, maps, or a tree of these, over which the decorrelation is averaged.
+      params: the parameters, or a model that `apply` calls; they serve three calls. If a call changes the model in
+        place, as NNX's BatchNorm does, let `apply` call a copy of the model (examples/train_nnx.py).
       images: `[N, H, W, C]`, float, in the model's normalised space.
       labels: class indices, int `[N]`.
       key: one typed key for the whole batch, new at each step, or `[N]` keys, one for each example.
       consistency: weight of KL(p(x) ‖ p(masked x)).
       decorrelation: weight of the decorrelation of the features.
       fraction: share of the positions that is masked, in [0, 1).
-      fill: what is put there, one of `masking.FILLS`.
-      form: of the decorrelation, one of `losses.FORMS`; "covariance" is the paper's.
-      axis_name: the mapped axis over which the batch is spread; None where this is the whole batch. The loss is that
-        of this member's examples and of the whole batch's features: take the mean of loss and gradients over the axis.
+      fill: values at the masked positions, one of `masking.FILLS`.
+      form: form of the decorrelation, one of `losses.FORMS`; "covariance" is the paper's.
+      axis_name: mapped axis over which the batch is split; None if `images` is the whole batch. The loss uses this
+        member's examples and the whole batch's features: take the mean of loss and gradients over the axis.
       rank_by: "abs" for the mean gradient magnitude over channels, "signed" for the signed mean.
-      saliency_of: "logit" of the true class, or "log_probability".
-      spatial: of feature maps, "pool" for the average over space, "positions" for each position as a sample.
-      saliency_apply: the forward that the saliency is taken of, such as one in evaluation mode; None for `apply`.
-      masked_apply: the forward of the masked images, such as one with another dropout key; None for `apply`.
-      has_aux: whether each forward returns `((logits, features), aux)`. The aux of the clean forward is returned, for
-        example BatchNorm's new statistics, which the masked images shall not change.
+      saliency_of: score whose input gradient is the saliency: "logit" or "log_probability" of the true class.
+      spatial: for feature maps, "pool" averages over space, and "positions" takes each position as a sample.
+      saliency_apply: forward for the saliency, such as one in evaluation mode; None for `apply`.
+      masked_apply: forward for the masked images, such as one with another dropout key; None for `apply`.
+      has_aux: whether each forward returns `((logits, features), aux)`. The clean forward's aux is returned, such as
+        BatchNorm's new statistics, which masked images must not change.
 
     Returns:
       `(loss, terms)`, or `(loss, (terms, aux))` with `has_aux`: scalars, the terms before weighting.

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the optimizers and schedules that change it, all optax."""
+"""The training state, and its optimizers and learning-rate schedules from optax."""
 
 from typing import Any
 
@@ -20,16 +20,16 @@ def create_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Build an optimizer whose `opt_state.hyperparams` holds `learning_rate` and `weight_decay`.
 
-    Build it once a run: a second object is a new static field of the state and compiles the step again.
+    Build it once per run: a second object is a new static field of the state, so that the step compiles again.
 
     Args:
-      name: one of `OPTIMIZERS`. `sgd` has Nesterov momentum; `adadelta` is PyTorch's default (rho 0.9, eps 1e-6),
-        which is SGT's published recipe.
-      momentum: of `sgd`.
-      clip_norm: bound of the global gradient norm, or None.
+      name: one of `OPTIMIZERS`. `sgd` has Nesterov momentum; `adadelta` has PyTorch's defaults (rho 0.9, eps 1e-6), as
+        in SGT's published recipe.
+      momentum: momentum of `sgd`, in [0, 1).
+      clip_norm: bound of the global gradient norm; None for no bound.
 
     Raises:
-      ValueError: for an unknown name or a bound that is not positive.
+      ValueError: for an unknown name, a momentum out of range, or a bound that is not positive.
     """
     check_choice("optim.name", name, OPTIMIZERS)
     check_range("optim.momentum", momentum, 0.0, 1.0, high_open=True)
@@ -49,7 +49,7 @@ def create_optimizer(
 
 
 def is_kernel(params: Any) -> Any:
-    """Mark what weight decay acts on: arrays of rank 2 and more, so neither biases nor normalisation scales."""
+    """Mark the parameters with weight decay: arrays of rank 2 or more, so neither biases nor normalisation scales."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
@@ -67,7 +67,7 @@ def learning_rate_schedule(name: str, *, total_steps: int, warmup_steps: int) ->
     """Build the learning rate's shape, with peak 1: linear warm-up, then a cosine to zero or a constant.
 
     Raises:
-      ValueError: for an unknown name, or a warm-up that is longer than the run.
+      ValueError: for an unknown name, or a warm-up that is not shorter than the run.
     """
     check_choice("optim.schedule", name, SCHEDULES)
     if warmup_steps >= total_steps and warmup_steps > 0:
@@ -95,7 +95,7 @@ class TrainState(train_state.TrainState):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation applies: the average where there is one, else the present parameters and statistics."""
+        """The variables for evaluation: the average if there is one, else the current parameters and statistics."""
         if self.ema_params is None:
             return {"params": self.params, "batch_stats": self.batch_stats}
         return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
@@ -111,7 +111,7 @@ def create_train_state(
 ) -> TrainState:
     """Initialise `model` for images of `image_shape` (H, W, C) and return the state before the first step.
 
-    With keys `[R]` it is the state of R replicas: each array has a leading axis `[R]`, apart from the step.
+    Keys `[R]` give the state of R replicas: each array except the step has a leading axis `[R]`.
     """
 
     def create(key: jax.Array) -> TrainState:
@@ -128,5 +128,5 @@ def create_train_state(
         )
 
     state = jax.jit(lambda: jax.vmap(create)(key) if key.ndim else create(key))()
-    # A Python 0 would be weakly typed, and a state read from a checkpoint another type: a second compilation.
+    # A Python 0 is weakly typed; a state read from a checkpoint is not, and would compile the step again.
     return state.replace(step=jax.numpy.zeros((), jax.numpy.int32))

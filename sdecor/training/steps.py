@@ -1,4 +1,4 @@
-"""One training step and one validation step: pure, on one device's part of the batch, with named terms out.
+"""The training step and the validation step: pure functions of one device's part of the batch, with named results.
 
 Static choices are in `Objective`. Every number that a sweep changes is in `Hyper`, an argument of the step.
 """
@@ -22,10 +22,10 @@ class Hyper(NamedTuple):
     """Every number that a sweep changes: a pytree of float32 scalars, and an argument of the compiled step.
 
     Attributes:
-      learning_rate: the peak.
-      weight_decay: of the kernels.
+      learning_rate: peak learning rate.
+      weight_decay: weight decay of the kernels.
       mask_fraction: share of the positions that is masked.
-      weights: of the terms that the loss has, by name.
+      weights: weights of the loss's terms, by name.
     """
 
     learning_rate: Any
@@ -34,7 +34,7 @@ class Hyper(NamedTuple):
     weights: Mapping[str, Ramp]
 
     def at(self, step: jax.Array, objective: Objective) -> Values:
-        """Return the numbers of the loss that are in force at `step`."""
+        """Return the numbers of the loss at `step`."""
         weights = {name: ramp.at(step) for name, ramp in self.weights.items()}
         if objective.masking is None:
             return Values(weights)
@@ -60,15 +60,15 @@ def train_step(
     Args:
       state: the state, equal on all devices.
       batch: `image` uint8 `[n, H, W, C]`, `label` `[n]` and `position` `[n]` in the global batch, each with a leading
-        `[accumulate]` axis where that is above 1.
-      hyper: the numbers, equal on all devices.
+        axis `[accumulate]` if `accumulate` is above 1.
+      hyper: the numbers that a sweep changes, equal on all devices.
       key: the run's key, the same at every step and on every device.
       objective: the static choices of the loss.
       prepare: `(keys [n], images) -> float32 images`, augmentation and normalisation.
       schedule: the learning rate's shape, with peak 1.
-      ema_decay: of the averaged parameters, or None.
-      accumulate: micro-batches whose gradients are averaged.
-      axis_name: of the devices.
+      ema_decay: decay of the averaged parameters; None for no average.
+      accumulate: number of micro-batches whose gradients are averaged.
+      axis_name: mapped axis of the devices.
 
     Returns:
       The next state and the named terms, scalars, both equal on all devices.
@@ -126,7 +126,7 @@ def micro_gradients(
         state.params,
         images,
         batch["label"],
-        # Dropout has the key of the device's first example: another on each device.
+        # Dropout uses the key of the device's first example, which differs between devices.
         keys=Keys(ties=keys[:, 1], fills=keys[:, 2], dropout=jax.random.split(keys[0, 3])),
         values=values,
         objective=objective,
@@ -135,11 +135,11 @@ def micro_gradients(
 
 
 def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, ema_decay: float | None) -> TrainState:
-    """Update parameters, running statistics and the average."""
+    """Update the parameters, the running statistics and their average."""
     state = state.replace(batch_stats=batch_stats).apply_gradients(grads=grads)
     if ema_decay is None:
         return state
-    # A young average follows closely, so that it does not carry the initial parameters for 1/(1 − decay) steps.
+    # An early average follows closely, so that it does not keep the initial parameters for 1/(1 − decay) steps.
     step = jnp.asarray(state.step, jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     follow = partial(optax.incremental_update, step_size=1.0 - decay)
@@ -154,12 +154,12 @@ def evaluation_step(
 ) -> dict[str, jax.Array]:
     """Return this device's weighted sums over a padded batch: `correct`, `cross_entropy` and `count`.
 
-    Padding has weight 0 and may hold anything. An example whose label is no class makes both sums NaN.
+    Padding has weight 0 and may have any values. An example whose label is no class makes both sums NaN.
     """
     logits, _ = apply_fn(variables, images, train=False)
     labels, weight = check_classes("label", batch["label"], logits.shape[-1]), batch["weight"]
     values = {"correct": correct(logits, labels), "cross_entropy": losses.classification(logits, labels)}
-    # `where`, as 0 · NaN is NaN.
+    # `where`, because 0 · NaN is NaN.
     sums = {name: jnp.sum(jnp.where(weight > 0, value * weight, 0)) for name, value in values.items()}
     return sums | {"count": weight.sum()}
 

@@ -1,4 +1,4 @@
-"""The terms of the loss by name: one function each, and the config fields of its weight and options.
+"""The terms of the loss by name, each with its function and the config fields of its weight and options.
 
 A new term is a function here, a row of `TERMS` and a group in configs/default.py. See docs/method.md for the
 mathematics, and `sdecor.losses` for the losses themselves.
@@ -22,10 +22,10 @@ class Outputs(NamedTuple):
 
     Attributes:
       logits: `[N, K]`.
-      features: the layers that are decorrelated, each `[N, D]` or maps `[N, H, W, D]`.
+      features: outputs of the layers to decorrelate, each `[N, D]` or maps `[N, H, W, D]`.
       labels: true classes, int `[N]`.
-      masked_logits: of the masked images, `[N, K]`; None where no term has a masked forward.
-      penalties: squared norms of the input gradients, `[N]`; None where they are no term.
+      masked_logits: logits of the masked images, `[N, K]`; None without a masked forward.
+      penalties: squared norms of the input gradients, `[N]`; None without a gradient penalty.
     """
 
     logits: jax.Array
@@ -43,7 +43,7 @@ def classification(outputs: Outputs, *, label_smoothing: float = 0.0) -> jax.Arr
 def consistency(
     outputs: Outputs, *, axis_name: str | None = None, direction: str = "clean_masked", stop_gradient: bool = False
 ) -> tuple[jax.Array, Watched]:
-    """Return the mean divergence of the clean and the masked prediction; watch the accuracy on masked images."""
+    """Return the mean divergence between clean and masked predictions, and the accuracy on masked images to log."""
     divergence = losses.consistency(
         outputs.logits, outputs.masked_logits, direction=direction, stop_gradient=stop_gradient
     )
@@ -62,8 +62,8 @@ def decorrelation(
 ) -> tuple[jax.Array, Watched]:
     """Return the decorrelation of the features, averaged over layers.
 
-    Watched are the number of samples, and the value that white features would have. Outputs of a ReLU are never white,
-    and the uncentred forms are for these, so the latter is left out there.
+    Logged beside it are the number of samples and the value that white features would have. Outputs of a ReLU are never
+    white, so this value is left out for rectified features and for the uncentred forms, which are meant for a ReLU.
     """
     layers = _layers(outputs, rectify)
     options = {"axis_name": axis_name, "spatial": spatial}
@@ -96,7 +96,7 @@ def gradient_penalty(outputs: Outputs, *, axis_name: str | None = None) -> tuple
 
 
 def watch(outputs: Outputs, *, axis_name: str | None = None, spatial: str = "pool", rectify: bool = False) -> Watched:
-    """Return what every training method logs: the accuracy, and the features' mean standard deviation."""
+    """Return the scalars that every training method logs: the accuracy, and the features' mean standard deviation."""
     scale = partial(losses.feature_scale, axis_name=axis_name, spatial=spatial)
     scales = [scale(layer) for layer in _layers(outputs, rectify)]
     return {"feature_scale": _mean(scales), "accuracy": jnp.mean(correct(outputs.logits, outputs.labels))}
@@ -107,9 +107,9 @@ class Term(NamedTuple):
 
     Attributes:
       function: `(outputs, axis_name, **options) -> (scalar, watched)`.
-      weight: the config field of its weight, by dotted name. A term of weight 0 is not computed.
-      ramp: the config field of the epochs over which the weight rises.
-      options: the config fields of its options, each named as the function's keyword.
+      weight: dotted name of the config field of its weight. A term of weight 0 is not computed.
+      ramp: config field of the number of epochs over which the weight rises.
+      options: config fields of its options, each named like the function's keyword.
     """
 
     function: Callable[..., tuple[jax.Array, Watched]]
@@ -142,7 +142,7 @@ TERMS: dict[str, Term] = {
     ),
     "gradient_penalty": Term(gradient_penalty, weight="gradient_penalty.weight", ramp="gradient_penalty.ramp_epochs"),
 }
-# Training methods by name: the config groups whose terms they have. configs/default.py sets the weights to match.
+# Training methods by name, each with the config groups of its terms. configs/default.py sets the weights to match.
 METHODS: dict[str, tuple[str, ...]] = {
     "ce": (),
     "sgt": ("consistency",),
