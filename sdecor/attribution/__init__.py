@@ -1,8 +1,8 @@
-"""Attribution maps of any function `image [H, W, C] -> logits [K]`, in batch and on the device.
+"""Attribution methods for any function `image [H, W, C] -> logits [K]`, computed in batches on the device.
 
-Conventions: images are NHWC and floating point; every method explains one image and is lifted over a batch by
-`explain`; what leaves a method is signed and has the image's shape. Reduction over channels (`reduce`) and
-scaling (`normalise`) are separate steps, so that no choice is hidden in a method.
+Images are NHWC and floating point. A method explains one image; `explain` maps it over a batch. A method returns signed
+attributions of the image's height and width. Reduction over channels (`reduce`) and scaling (`normalise`) are separate
+steps, so that no choice is hidden in a method.
 """
 
 from sdecor.attribution.baselines import BASELINES, Baseline, baseline_image, blurred

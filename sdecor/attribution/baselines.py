@@ -1,4 +1,4 @@
-"""What an image is compared with: the starts of paths, and what stands in for hidden pixels."""
+"""Baselines: images to compare with, used as starts of paths and as replacements of hidden pixels."""
 
 from collections.abc import Callable
 
@@ -15,16 +15,16 @@ BLUR_SIGMA = 5.0  # pixels
 
 
 def baseline_image(baseline: Baseline, image: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Return the image that stands for "nothing there".
+    """Return the baseline of one image: an image without the evidence to explain.
 
     Args:
-      baseline: "zero" (in normalised space the data set's mean color); "mean", the image's own mean of each channel;
-        "white" or "black", the image's own maximum or minimum of each channel; "blur", the image under a Gaussian of 5
-        pixels; "uniform", noise between the minimum and the maximum of each channel, drawn for every pixel and channel.
-        Or values of your own: a number, one for each channel `[C]`, or an image `[H, W, C]`. Or a function
-        `(image, key) -> values`, such as `functools.partial(blurred, sigma=2.0)`.
+      baseline: a name, values, or a function. Names: "zero", in normalised space the data set's mean color; "mean", the
+        image's mean of each channel; "white" or "black", the image's maximum or minimum of each channel; "blur", the
+        image blurred by a Gaussian of 5 pixels; "uniform", noise between the minimum and the maximum of each channel,
+        drawn for every pixel and channel. Values: a number, one for each channel `[C]`, or an image `[H, W, C]`.
+        Function: `(image, key) -> values`, such as `functools.partial(blurred, sigma=2.0)`.
       image: `[H, W, C]`.
-      key: for "uniform" and for functions that draw.
+      key: random key, for "uniform" and for functions that draw.
 
     Returns:
       Image `[H, W, C]` in the dtype of `image`.
@@ -50,14 +50,14 @@ def baseline_image(baseline: Baseline, image: jax.Array, *, key: jax.Array | Non
 
 
 def blurred(images: jax.Array, key: jax.Array | None = None, *, sigma: float | None = BLUR_SIGMA) -> jax.Array:
-    """Blur images by a Gaussian, renormalised at the borders: the baseline "blur".
+    """Blur images by a Gaussian that is renormalised at the borders; this is the baseline "blur".
 
     Pass `functools.partial(blurred, sigma=2.0)` as the `baseline` of a method or a metric for another width.
 
     Args:
       images: `[N, H, W, C]`, or one image `[H, W, C]`.
-      key: not used; baselines that are functions have it.
-      sigma: the standard deviation in pixels; None = `widest_sigma`.
+      key: not used; every function that is a baseline takes a key.
+      sigma: standard deviation in pixels; None = `widest_sigma` of the images' shape.
 
     Returns:
       Images in the shape and the dtype of `images`.
@@ -67,7 +67,7 @@ def blurred(images: jax.Array, key: jax.Array | None = None, *, sigma: float | N
 
 
 def widest_sigma(shape: tuple[int, ...]) -> float:
-    """Return a quarter of the shorter side of images `[…, H, W, C]`: the Gaussian that leaves little to be seen."""
+    """Return a quarter of the shorter side of images `[…, H, W, C]`, in pixels: a Gaussian that hides almost all."""
     return min(shape[-3:-1]) / 4
 
 

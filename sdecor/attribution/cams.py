@@ -1,6 +1,7 @@
 """Class activation maps: a layer's activations weighted by the gradient of the target's score.
 
-Every method costs one forward evaluation and the part of a backward one above the layer, and returns `[H, W, 1]`.
+Each method costs one forward evaluation and the backward evaluation down to the layer, and returns `[H, W, 1]`.
+`guided_grad_cam` differs in both.
 """
 
 from collections.abc import Callable
@@ -33,14 +34,14 @@ def grad_cam(
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      layer: a named scope such as "ResNet/stage4" or "conv2", or `(features_fn, head_fn)`: see
-        `activation_and_gradient`. Default: the last map of features, after its non-linearity: see `default_layer`.
-      saliency_of: "logit", "log_probability" or "probability".
-      relu: whether to keep the positive part alone, as the paper does.
-      upsample: "bilinear" or "nearest" to the image's size; None leaves the layer's `[H', W', 1]`.
-      reshape: from the layer's output to `[H', W', D]`, applied to the activation and its gradient alike, where the
-        layer is neither a map nor square tokens.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      layer: a named scope such as "ResNet/stage4" or "conv2", a module, or `(features_fn, head_fn)`: see
+        `activation_and_gradient`. Default: the last feature map, after its non-linearity: see `default_layer`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      relu: whether to keep only the positive part, as the paper does.
+      upsample: interpolation to the image's size, "bilinear" or "nearest"; None keeps the layer's `[H', W', 1]`.
+      reshape: function from the layer's output to `[H', W', D]`, applied to the activation and to its gradient. It is
+        needed for a layer that is neither a map nor square tokens.
 
     Returns:
       Map `[H, W, 1]` in score units, at least float32.
@@ -68,10 +69,10 @@ def grad_cam_plus_plus(
 ) -> jax.Array:
     """Return Grad-CAM++: `Σ_d w_d A_d` with `w_d = Σ_ij α_ijd relu(g_ijd)`, `α = g² / (2g² + g³ Σ_ab A_abd)`.
 
-    The paper explains `Y = exp(S)` of a score S whose second derivatives by the activations are zero, as those of a
-    network of ReLUs are, so that the derivatives of Y are `Y g`, `Y g²` and `Y g³` of `g = ∂S/∂A`. S is what
-    `saliency_of` names; the paper's is the logit. The factor Y is the same at all positions and left out: it scales the
-    map and overflows. Activations are taken to be non-negative, behind a ReLU. See `grad_cam` for the arguments.
+    The paper explains `Y = exp(S)` for a score S whose second derivatives by the activations are zero, as in a network
+    of ReLUs. With `g = ∂S/∂A`, the derivatives of Y are then `Y g`, `Y g²` and `Y g³`. S is the score that
+    `saliency_of` names; the paper uses the logit. The factor Y is left out: it is the same at all positions, and may
+    overflow. Activations are assumed to be non-negative (after a ReLU). See `grad_cam` for the arguments.
 
     Returns:
       Map `[H, W, 1]`, at least float32.
@@ -80,7 +81,7 @@ def grad_cam_plus_plus(
       Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    rising = jax.nn.relu(gradient)  # elsewhere α has no weight; where it has, g² cancels in it
+    rising = jax.nn.relu(gradient)  # α counts only where g > 0, and there g² cancels in it
     alpha = 1 / (2 + rising * activation.sum((0, 1), keepdims=True))
     return _finished(activation * (alpha * rising).sum((0, 1), keepdims=True), relu, upsample, image)
 
@@ -96,9 +97,9 @@ def layer_cam(
     upsample: str | None = "bilinear",
     reshape: Reshape | None = None,
 ) -> jax.Array:
-    """Return LayerCAM: `Σ_d relu(∂score/∂A_d) A_d`, each position with a weight of its own.
+    """Return LayerCAM: `Σ_d relu(∂score/∂A_d) A_d`; each position has its own weight.
 
-    It stays sharp at early layers, where the mean weight of Grad-CAM does not. See `grad_cam` for the arguments.
+    It stays sharp at early layers; Grad-CAM, with its mean weights, does not. See `grad_cam` for the arguments.
 
     Returns:
       Map `[H, W, 1]` in score units, at least float32.
@@ -124,8 +125,8 @@ def hires_cam(
 ) -> jax.Array:
     """Return HiResCAM: `Σ_d ∂score/∂A_d ⊙ A_d`, the layer's activations times their gradient.
 
-    Before upsampling it sums to the score less the bias where only linear layers (pooling by the mean included) follow
-    the layer. See `grad_cam` for the arguments.
+    If only linear layers (mean pooling included) follow the layer, the map before upsampling sums to the score minus
+    the bias. See `grad_cam` for the arguments.
 
     Returns:
       Map `[H, W, 1]` in score units, signed unless `relu`, at least float32.
@@ -147,13 +148,13 @@ def guided_grad_cam(
     upsample: str = "bilinear",
     reshape: Reshape | None = None,
 ) -> jax.Array:
-    """Return guided backpropagation times the upsampled positive part of Grad-CAM.
+    """Return the product of guided backpropagation and the upsampled positive part of Grad-CAM.
 
-    Cost: one gradient, and a backward evaluation down to the layer. See `grad_cam` for the arguments; the guided half
-    is of `fn` also where `layer` is a pair.
+    Cost: one gradient, and a backward evaluation down to the layer. See `grad_cam` for the arguments. Guided
+    backpropagation uses `fn`, even if `layer` is a pair of functions.
 
     Returns:
-      Signed `[H, W, C]`, at least float32.
+      Signed attribution `[H, W, C]`, at least float32.
 
     References:
       Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017, section 3.2.
@@ -171,7 +172,7 @@ def _maps(
     saliency_of: str,
     reshape: Reshape | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return activation and gradient as `[H', W', D]`, at least float32."""
+    """Return the layer's activation and its gradient as `[H', W', D]`, at least float32."""
     *found, patches = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
     found = [widened(values) for values in found]
     activation, gradient = (
@@ -183,7 +184,7 @@ def _maps(
 
 
 def _finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
-    """Sum `[H', W', D]` over features and bring the map to the image's size."""
+    """Sum contributions `[H', W', D]` over features and resize the map to the image's size."""
     check_choice("upsample", upsample, (*UPSAMPLING, None))
     cam = contributions.sum(-1, keepdims=True)
     cam = jax.nn.relu(cam) if relu else cam

@@ -1,8 +1,8 @@
 """Convolutions whose input gradient is an ordinary convolution.
 
-JAX writes the input gradient of a convolution with the kernel's two feature axes exchanged in place. Inside a loop,
-XLA's CPU compiler then leaves its fast path, and a gradient costs about three times as much (docs/benchmarks.md).
-Written with a kernel that is really transposed, it costs the same inside and outside.
+In JAX, the input gradient of a convolution names the kernel's two feature axes in exchanged order. Inside a loop, XLA's
+CPU compiler then leaves its fast path, and a gradient costs about three times as much (docs/benchmarks.md). Here the
+kernel itself is transposed, and a gradient costs the same inside and outside of a loop.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sdecor.core.jaxpr import interpret
 
 
 def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `fn` with every convolution differentiated by `_input_gradient`; values and gradients are the same."""
+    """Return `fn` with `_input_gradient` in every ungrouped convolution; values and gradients are unchanged."""
     return interpret(fn, _rule)
 
 
@@ -52,7 +52,7 @@ def _convolution(params: dict[str, Any], x: jax.Array, kernel: jax.Array) -> jax
 def _input_gradient(
     params: dict[str, Any], shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array
 ) -> jax.Array:
-    """Convolve the cotangent with the kernel turned round, its input and output features exchanged."""
+    """Convolve the cotangent with the flipped kernel, whose input and output features are exchanged."""
     lhs, rhs, out = params["dimension_numbers"]
     strides, lhs_dilation, rhs_dilation = (params[n] for n in ("window_strides", "lhs_dilation", "rhs_dilation"))
     padding = []

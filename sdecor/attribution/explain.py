@@ -1,4 +1,4 @@
-"""Explaining a batch: one method for one image, lifted over the examples in bounded memory."""
+"""Explanation of a batch: a method for one image, mapped over the examples in bounded memory."""
 
 import inspect
 from collections.abc import Callable
@@ -33,27 +33,29 @@ def explain(
     key: jax.Array | None = None,
     **options: Any,
 ) -> Any:
-    """Explain a batch of images, each for its own target. Works under `jit`, which saves tracing anew, and `pmap`.
+    """Explain a batch of images, each for its own target.
+
+    It works under `jit`, which saves repeated tracing, and under `pmap`.
 
     Args:
-      fn: the network for one image, `image [H, W, C] -> logits [K]`, with parameters closed over and in
-        evaluation mode (examples must not depend on one another).
+      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode (examples must not depend on
+        each other). It closes over its parameters.
       images: floating point, `[N, H, W, C]`.
-      targets: what is explained: classes, integers `[N]`, or one integer for all; "predicted", each image's most
-        probable class; a `Contrast` of two classes; or a function `logits [K] -> scalar` (a
-        `jax.tree_util.Partial(function, parameters)` has parameters `[N, …]`, an entry for each example).
+      targets: classes to explain, integers `[N]`, or one integer for all; "predicted", each image's most probable
+        class; a `Contrast` of two classes; or a function `logits [K] -> scalar`. The function may be a
+        `jax.tree_util.Partial(function, parameters)` with parameters `[N, …]`, an entry for each example.
       method: a name in `METHODS`, or a function `method(fn, image, target, …options)` of one image.
-      noise: explain noisy copies of each image and average, as `smoothed` does; with any method.
-      chunk_size: evaluations of `fn` in flight: images, and samples or steps of an image where there are fewer images.
-        It bounds memory and does not change the result beyond rounding. Default: what the device's memory holds.
-      key: one key, or `[N]` keys, for the methods that draw; the others ignore it.
-      **options: passed on to the method. A `baseline` of `[N, H, W, C]` has an image for each example; one that is a
-        function, `(image, key) -> image`, is called with each image.
+      noise: if given, explain noisy copies of each image and combine them, as `smoothed` does; for any method.
+      chunk_size: evaluations of `fn` at once: images, and samples or steps of each if there are fewer images. It bounds
+        memory and changes the result by rounding only. Default: as many as the device's memory holds.
+      key: one key or `[N]` keys, for methods that draw; other methods ignore it.
+      **options: options of the method. A `baseline` of shape `[N, H, W, C]` holds an image for each example. A
+        `baseline` that is a function, `(image, key) -> image`, is called for each image.
 
     Returns:
-      Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, float32 where
-      that is narrower; NaN throughout for an image that is not finite. With the option `with_error=True`, for the
-      methods that have it, a pair of these and the completeness errors `[N]`.
+      Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, but at least
+      float32; all NaN for an image that is not finite. With the option `with_error=True`, which some methods have, a
+      pair of attributions and completeness errors `[N]`.
 
     Raises:
       ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`, or
@@ -86,13 +88,13 @@ def explain(
 
 @jax.tree_util.register_static
 class _Predicted:
-    """Stands for each image's own prediction."""
+    """The target "predicted": each image's own prediction."""
 
 
 def _method(
     method: str | Callable[..., Any], noise: Noise | None
 ) -> tuple[Callable[..., Any], dict[str, inspect.Parameter], bool]:
-    """Return the method, its options, and whether it takes others besides (`**options`)."""
+    """Return the method, its named options, and whether it takes further ones (`**options`)."""
     if not callable(method):
         check_choice("method", method, METHODS)
         method = METHODS[method]
@@ -106,7 +108,7 @@ def _method(
 def _options(method: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     parameters = list(inspect.signature(method).parameters.values())
     named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    named += [p for p in parameters[3:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # behind function, image and target
+    named += [p for p in parameters[3:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # after function, image and target
     return {p.name: p for p in named}, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
@@ -115,9 +117,9 @@ def _name(method: str | Callable[..., Any]) -> str:
 
 
 def _finished(values: jax.Array, target: Target, classes: int, image: jax.Array) -> jax.Array:
-    """Return a result in at least float32, and NaN for a class that does not exist or an image that is not finite.
+    """Return a result as float32 or wider; NaN for a class that does not exist or an image that is not finite.
 
-    Whatever a method made of it: behind a ReLU, say, the gradient of a NaN is 0.
+    A method alone may hide such a NaN: after a ReLU, for example, its gradient is 0.
     """
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

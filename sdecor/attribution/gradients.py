@@ -19,8 +19,8 @@ def gradient(
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      saliency_of: what is differentiated: the "logit" `z_y`, the "log_probability" `log p_y` or the "probability".
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      saliency_of: score to differentiate: the "logit" `z_y`, the "log_probability" `log p_y` or the "probability".
 
     Returns:
       Signed gradient `[H, W, C]` in score units per input unit, in the image's dtype.
@@ -40,7 +40,7 @@ def input_x_gradient(
 ) -> jax.Array:
     """Return the image times the gradient of the target's score: first-order contributions relative to a zero image.
 
-    See `gradient` for the arguments. In a network that is linear around the image they sum to the score.
+    See `gradient` for the arguments. In a network that is linear around the image, the contributions sum to the score.
 
     Returns:
       Signed contributions `[H, W, C]` in score units.

@@ -1,4 +1,4 @@
-"""Gradients gathered along a path that chooses its own way from the baseline to the image."""
+"""Guided integrated gradients: gradients along an adaptive path from a baseline to the image."""
 
 from collections.abc import Callable
 
@@ -27,30 +27,31 @@ def guided_integrated_gradients(
     key: jax.Array | None = None,
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return contributions on a path that moves the features of least gradient first, away from noisy regions.
+    """Return contributions along a path that avoids noisy regions: features with the smallest gradient move first.
 
-    Each step brings the point nearer to the image by the same L1 distance: the `fraction` of the features with the
-    smallest gradient magnitude move as far as they may, then the next, until the distance is covered. Features of equal
-    gradient move together. Cost: `steps` gradients one after the other; with the error, two evaluations more.
+    Each step moves the point towards the image by the same L1 distance. The `fraction` of features with the smallest
+    gradient magnitude moves first, as far as `max_dist` and `anchors` allow. Then the next features move, until the
+    distance is covered. Features of equal gradient move together. Cost: `steps` gradients, one after the other; two
+    more evaluations with the error.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      baseline: where the path starts: see `baseline_image`.
-      steps: steps of the path.
-      fraction: share of the features moved together, in [0, 1]; with 1 the path is straight.
-      max_dist: how far, in shares of the whole way, a feature may be ahead of or behind the straight path, in [0, 1].
-        0 keeps to the straight path; 1 lets features go freely.
-      anchors: points of the straight path, evenly spaced, through which the path must pass. `anchors + 1` divides
-        `steps`.
-      saliency_of: "logit", "log_probability" or "probability".
-      key: for a baseline that is drawn, such as "uniform".
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      baseline: start of the path: see `baseline_image`.
+      steps: number of steps of the path.
+      fraction: share of the features that move together, in [0, 1]; with 1 the path is straight.
+      max_dist: largest deviation of a feature from the straight path, ahead or behind, as a share of its whole way, in
+        [0, 1]. 0 gives the straight path, 1 no limit.
+      anchors: number of evenly spaced points of the straight path that the path must pass through. `anchors + 1` must
+        divide `steps`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      key: random key, for a baseline that draws, such as "uniform".
       with_error: also return the completeness error.
 
     Returns:
       Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − (score(image) − score(baseline))`, which more steps bring to zero.
+      `Σ attribution − (score(image) − score(baseline))`, which tends to 0 with more steps.
 
     References:
       Kapishnikov et al., "Guided Integrated Gradients", https://arxiv.org/abs/2106.09788, 2021. `max_dist` is from the
@@ -77,7 +78,7 @@ def guided_integrated_gradients(
 
 
 def path_bounds(steps: int, max_dist: float, anchors: int) -> np.ndarray:
-    """Return `[steps, 3]`: the share of the way gone after each step, and the least and most of a single feature's."""
+    """Return `[steps, 3]`: after each step, the mean share of the way that is covered, and a feature's two bounds."""
     check_count("steps", steps)
     check_range("max_dist", max_dist, 0, 1)
     check_count("anchors", anchors, 0)
@@ -101,11 +102,12 @@ def _advance(
     low: jax.Array,
     high: jax.Array,
 ) -> jax.Array:
-    """Return which share of its way each feature has gone after a step, `[H, W, C]`.
+    """Return the share of its way that each feature has covered after a step, `[H, W, C]`.
 
-    Their mean, weighted by the `length` of the features' ways, becomes `goal`; each is between `low` and `high`.
+    The mean of the shares, weighted by the `length` of the features' ways, becomes `goal`. Each share is between `low`
+    and `high`.
     """
-    steepness = jnp.where(jnp.isnan(slope), jnp.inf, jnp.abs(slope))  # undefined: moved last
+    steepness = jnp.where(jnp.isnan(slope), jnp.inf, jnp.abs(slope))  # features with a NaN gradient move last
 
     def move(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         gone, _ = state

@@ -1,4 +1,4 @@
-"""Layers of a network: finding them among a function's equations, their output and its gradient."""
+"""Layers of a network: how to find them in the function's jaxpr, their output and its gradient."""
 
 import contextlib
 import difflib
@@ -19,12 +19,12 @@ from sdecor.core.jaxpr import called, evaluate, interpret, kind_of, run, scope_o
 
 OTHERWISE = "give the layer as a pair (features_fn, head_fn)"
 _SCOPING = threading.RLock()
-_CLOSED = ("scan", "while", "cond", "custom_vjp_call")  # equations whose inside has no output of its own
-_LAYOUT = ("transpose", "reshape", "squeeze", "broadcast_in_dim")  # the same values in another order
+_CLOSED = ("scan", "while", "cond", "custom_vjp_call")  # equations whose inner values cannot be read
+_LAYOUT = ("transpose", "reshape", "squeeze", "broadcast_in_dim")  # operations that only rearrange values
 
 
 def named_layer(jaxpr: core.Jaxpr, name: str) -> core.Var:
-    """Return the last value that leaves the named scope `name` on the way from the image to the logits."""
+    """Return the last value that is computed in the named scope `name` and used outside of it for the logits."""
     equations = _between(jaxpr)
     path = _full_path(name, equations)
     inside = [equation for equation in equations if path in _paths(equation)]
@@ -37,19 +37,19 @@ def named_layer(jaxpr: core.Jaxpr, name: str) -> core.Var:
 
 @contextlib.contextmanager
 def scoped(module: Callable[..., Any]) -> Iterator[str]:
-    """Give what a module computes a named scope while a function that calls it is traced.
+    """Put a module's computation into a named scope while a function that calls the module is traced.
 
-    For that time the module's class has another `__call__`, which does the same but names this one module's part. It
-    is put back at the end; other threads can call modules of the class meanwhile, and wait only to name one themselves.
+    Inside the context the module's class has another `__call__`, which adds the scope for this one module. The original
+    is restored at the end. Other threads may call modules of the class meanwhile; only another `scoped` must wait.
 
     Args:
-      module: an object with `__call__` defined in its class; of Flax NNX, the submodule that the function calls.
+      module: an object whose class defines `__call__`, such as a Flax NNX submodule that the function calls.
 
     Yields:
       The name of the scope.
 
     Raises:
-      ValueError: for what is no such object, or, at the end, if nothing called it.
+      ValueError: for any other object, and at the end if the module was not called.
     """
     if not callable(module):
         raise ValueError(f"layer = {module!r} is neither a named scope nor a module that is called; or {OTHERWISE}")
@@ -67,7 +67,7 @@ def scoped(module: Callable[..., Any]) -> Iterator[str]:
 
         try:
             kind.__call__ = called
-        except TypeError:  # of what is built in, functions too
+        except TypeError:  # built-in classes cannot be changed, nor can that of functions
             raise ValueError(f"layer = {module!r} is no object of a class that can be named; {OTHERWISE}") from None
         try:
             yield name
@@ -84,12 +84,12 @@ def scoped(module: Callable[..., Any]) -> Iterator[str]:
 
 
 class Patches(NamedTuple):
-    """The positions of the last convolution, and where they are among tokens.
+    """The output positions of the last convolution, and their place among the tokens.
 
     Attributes:
-      grid: rows and columns.
-      first: the place of the first position among so many tokens; None where that is not the same everywhere. A class
-        token, a distillation token and registers are put before the positions, or behind them.
+      grid: numbers of rows and columns.
+      first: number of tokens → index of the first position among them; None if it differs inside the network. A class
+        token, a distillation token and registers come before the positions or after them.
     """
 
     grid: tuple[int, int]
@@ -97,15 +97,16 @@ class Patches(NamedTuple):
 
 
 def default_layer(jaxpr: core.Jaxpr) -> core.Var:
-    """Return the last map of features: of a convolutional network, or of a transformer over patches.
+    """Return the last feature map of a convolutional network or of a transformer over patches.
 
-    Of the first it is the last value with the height and width of the last convolution's output (of those larger than
-    1×1): what follows the convolution at that size, normalization, residual sum, non-linearity, is included. Of the
-    second it is the last tokens that an attention mixes; of those behind it, only the class token may be read.
+    The reference is the last convolution with an output larger than 1×1. In a convolutional network, the result is the
+    last value with this output's height and width. It includes the normalization, residual sum and non-linearity after
+    the convolution. In a transformer, the result is the last array of tokens that an attention mixes, because after it
+    the logits may depend on the class token alone.
 
     Raises:
-      ValueError: for a function without such a convolution, or whose last attention is over other tokens than the
-        convolution's positions and what is added to them, such as patches that are merged or windows.
+      ValueError: for a function without such a convolution, or with a last attention over other tokens than the
+        convolution's positions and tokens added to them, such as merged patches or windows.
     """
     equations, patches = _between(jaxpr), patches_of(jaxpr)
     if patches is None:
@@ -139,7 +140,7 @@ def patches_of(jaxpr: core.Jaxpr) -> Patches | None:
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a shape without leading ones: three numbers are a map `[H', W', D]`, two are tokens `[T, D]`."""
+    """Return a shape without leading 1s: three axes are a map `[H', W', D]`, two are tokens `[T, D]`."""
     if len(shape) == 3 and shape[0] == 1:
         return shape[1:]
     while len(shape) > 3 and shape[0] == 1:
@@ -162,7 +163,7 @@ def _between(jaxpr: core.Jaxpr) -> list[Any]:
 
 
 def _mixed_last(equations: list[Any], patches: Patches, behind: set[core.Var]) -> set[core.Var]:
-    """Return what both factors of the last attention, a product over tokens, are computed from."""
+    """Return the values from which both factors of the last attention, a product over tokens, are computed."""
     dependent = {v for equation in equations for v in equation.outvars}
     products = [e for e in equations if _contracted(e) > 1 and _read(e) <= dependent]
     over_tokens = [e for e in products if _contracted(e) in patches.first]
@@ -178,7 +179,7 @@ def _mixed_last(equations: list[Any], patches: Patches, behind: set[core.Var]) -
 
 
 def _tokens_of_concatenation(equation: Any, dependent: set[core.Var]) -> tuple[int, int, int] | None:
-    """Return the number of tokens before and after constants are put beside them, and by how much they move."""
+    """Return the number of tokens before and after a concatenation with constants, and their shift; else None."""
     if equation.primitive.name != "concatenate" or len(own := _read(equation) & dependent) != 1:
         return None
     (value,), axis = own, equation.params["dimension"]
@@ -188,7 +189,7 @@ def _tokens_of_concatenation(equation: Any, dependent: set[core.Var]) -> tuple[i
 
 
 def _tokens_of_slice(equation: Any) -> tuple[int, int, int] | None:
-    """Return the number of tokens before and after some are cut off at the ends, and by how much they move."""
+    """Return the number of tokens before and after a slice along one axis, and their shift; else None."""
     if equation.primitive.name != "slice" or equation.params["strides"] is not None:
         return None
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
@@ -197,7 +198,7 @@ def _tokens_of_slice(equation: Any) -> tuple[int, int, int] | None:
 
 
 def _origins(value: core.Var, equations: list[Any]) -> set[core.Var]:
-    """Return what `equations` compute `value` from, itself included."""
+    """Return the values from which `equations` compute `value`, and `value` itself."""
     found, wanted = set(), {value}
     for equation in reversed(equations):
         if wanted.intersection(equation.outvars):
@@ -207,7 +208,7 @@ def _origins(value: core.Var, equations: list[Any]) -> set[core.Var]:
 
 
 def _full_path(name: str, equations: list[Any]) -> str:
-    """Return the one path of scopes that is `name` or ends with it."""
+    """Return the path of scopes that is `name` or ends with it; raise ValueError unless there is exactly one."""
     paths = list(dict.fromkeys(path for equation in equations for path in _paths(equation)))
     fitting = [path for path in paths if path == name] or [path for path in paths if path.endswith(f"/{name}")]
     if len(fitting) == 1:
@@ -221,12 +222,12 @@ def _full_path(name: str, equations: list[Any]) -> str:
     close = [ends[end] for end in difflib.get_close_matches(name, ends, n=3)]
     hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else "."
     closed = sorted({kind_of(e) for e in equations} & set(_CLOSED))
-    inside = f" What lies inside {' or '.join(closed)} cannot be named: {OTHERWISE}." if closed else ""
+    inside = f" Layers inside {' or '.join(closed)} cannot be named: {OTHERWISE}." if closed else ""
     raise ValueError(f"layer = {name!r} is no scope of the function{hint}{inside} Its scopes are: {', '.join(paths)}")
 
 
 def _paths(equation: Any) -> list[str]:
-    """Return the path of an equation's scope and of all scopes around it, the outermost first."""
+    """Return the paths of an equation's scope and of all scopes around it, the outermost first."""
     names = scope_of(equation).split("/")
     return ["/".join(names[: i + 1]) for i in range(len(names)) if names[0]]
 
@@ -244,7 +245,7 @@ def _shape(value: core.Var) -> tuple[int, ...]:
 
 
 def _grid(equation: Any) -> tuple[int, int] | None:
-    """Return height and width of a convolution's output `[H', W', D]`, if they exceed 1×1."""
+    """Return height and width of a convolution's output `[H', W', D]`; None for 1×1 and for any other equation."""
     if equation.primitive is not lax.conv_general_dilated_p:
         return None
     output = equation.outvars[0]
@@ -254,15 +255,15 @@ def _grid(equation: Any) -> tuple[int, int] | None:
 
 
 def _contracted(equation: Any) -> int:
-    """Return over how many elements a product sums; 0 for what is no product."""
+    """Return the number of elements that a product sums over; 0 for any other equation."""
     if equation.primitive is not lax.dot_general_p:
         return 0
     (axes, _), _ = equation.params["dimension_numbers"]
     return math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
 
 
-# A named scope, a module that `fn` calls (an `nnx.Module`, say), a pair of functions (image -> activation, activation
-# -> logits [K]), or None: `default_layer`.
+# A named scope, a module that `fn` calls (such as an `nnx.Module`), a pair of functions (image -> activation,
+# activation -> logits [K]), or None for `default_layer`.
 Layer = str | Callable[..., Any] | tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]] | None
 
 
@@ -274,25 +275,25 @@ def activation_and_gradient(
     *,
     saliency_of: str = "logit",
 ) -> tuple[jax.Array, jax.Array]:
-    """Return a layer's output for one image, and the gradient of the target's score with respect to it.
+    """Return a layer's output for one image, and the gradient of the target's score with respect to this output.
 
-    One forward evaluation, and the part of a backward one that lies above the layer.
+    Cost: one forward evaluation, and the backward evaluation down to the layer.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      layer: a named scope such as "ResNet/stage3/block1", or the end of its path where that is unambiguous ("conv2");
-        the output of a layer that is called several times is that of its last call. Or the module itself that `fn`
-        calls, such as `model.conv2` of a Flax NNX `model`, which names no scopes: see `scoped`. Or a pair
-        `(features_fn, head_fn)`, which then stands for `fn`. Default: see `default_layer`.
-      saliency_of: "logit", "log_probability" or "probability".
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      layer: a named scope such as "ResNet/stage3/block1", or an unambiguous end of its path ("conv2"). Or a module that
+        `fn` calls, such as `model.conv2` of a Flax NNX `model`, which names no scopes: see `scoped`. Or a pair
+        `(features_fn, head_fn)`, used instead of `fn`. A layer that is called several times has the output of its last
+        call. Default: see `default_layer`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
 
     Returns:
       Activation and gradient, in the shape that the layer has inside `fn`.
 
     Raises:
-      ValueError: for an unknown or ambiguous layer, listing those that there are.
+      ValueError: for an unknown or ambiguous layer; the message lists the choices.
     """
     activation, gradient, _ = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
     return activation, gradient
@@ -301,7 +302,7 @@ def activation_and_gradient(
 def layer_and_patches(
     fn: Callable[[jax.Array], jax.Array], image: jax.Array, target: Target, layer: Layer, *, saliency_of: str
 ) -> tuple[jax.Array, jax.Array, Patches | None]:
-    """Return activation and gradient, see `activation_and_gradient`, and what is known of the network's patches."""
+    """Return `activation_and_gradient` and the network's patches; None if these are unknown."""
     if isinstance(layer, tuple):
         features_fn, head_fn = layer
         activation = features_fn(image)
@@ -333,10 +334,10 @@ def layer_and_patches(
 def as_map(activation: jax.Array, image_shape: tuple[int, ...], patches: Patches | None = None) -> jax.Array:
     """Return an activation as `[H', W', D]`, without leading axes of size 1.
 
-    Tokens `[T, D]` are laid out as the positions of the last convolution, without the tokens added to those (a class
-    token, registers), where `patches` knows them. Otherwise they are the square patches of the image, without the class
-    token where there is one; those at the border may be padded or cut off where only one grid of so many patches is
-    possible. `[1, T, D]` is taken for tokens.
+    Tokens `[T, D]` are laid out as the positions of the last convolution if `patches` holds their number; added tokens
+    (a class token, registers) are removed. Otherwise tokens count as square patches of the image, and a class token is
+    removed. Patches at the border may be padded or cut off if only one grid has that number of patches. `[1, T, D]`
+    counts as tokens.
 
     Raises:
       ValueError: for an activation that is neither a map nor tokens with one such grid.
@@ -359,7 +360,7 @@ def as_map(activation: jax.Array, image_shape: tuple[int, ...], patches: Patches
 
 
 def _flat_and_layer(fn: Callable, image: jax.Array, layer: Layer) -> tuple[core.ClosedJaxpr, core.Var]:
-    """Return the equations of `fn`, calls entered, and the value that is the layer's output."""
+    """Return the jaxpr of `fn` with calls inlined, and the variable that is the layer's output."""
     if layer is None or isinstance(layer, str):
         flat = jax.make_jaxpr(interpret(fn, _enter))(image)
         return flat, default_layer(flat.jaxpr) if layer is None else named_layer(flat.jaxpr, layer)
@@ -369,7 +370,7 @@ def _flat_and_layer(fn: Callable, image: jax.Array, layer: Layer) -> tuple[core.
 
 
 def _grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Return rows and columns of the patches behind so many tokens; None where that is not clear."""
+    """Return rows and columns of the patches that `tokens` tokens stand for; None unless one grid fits."""
     for patches in (tokens, tokens - 1):  # without and with a class token
         rows = max(1, round(math.sqrt(patches * height / width)))
         if patches > 1 and patches % rows == 0 and rows * rows * width == patches * height:
@@ -383,6 +384,6 @@ def _grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 def _enter(equation: Any, inputs: list[jax.Array], scope: str) -> list[jax.Array] | None:
-    """Enter called functions, `checkpoint` included: its values could not leave it otherwise."""
+    """Enter called functions, `checkpoint` included, so that their inner values can be read."""
     inner = called(equation)
     return None if inner is None else run(inner, inputs, _enter, scope)

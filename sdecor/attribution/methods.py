@@ -1,4 +1,4 @@
-"""The attribution methods: one row a method, with all that is known of it."""
+"""Table of the attribution methods: function, title, cost and meaning of each."""
 
 import inspect
 import math
@@ -20,18 +20,18 @@ from sdecor.core.checks import check_choice, check_count
 
 
 class Cost(NamedTuple):
-    """Evaluations for one image.
+    """Number of network evaluations for one image.
 
     Attributes:
-      forward: forward evaluations alone.
-      gradient: forward evaluations with the backward one to the image.
+      forward: forward evaluations without a backward one.
+      gradient: forward evaluations, each with the backward one down to the image.
     """
 
     forward: int
     gradient: int
 
 
-# What an attribution adds up to, exactly or as far as its approximation goes.
+# The sum of an attribution, exact or up to the method's approximation.
 ABOVE_BASELINE = "score − score of the baseline"
 ABOVE_MEAN = "score − mean score of the drawn baselines"
 SCORE = "score"
@@ -42,19 +42,20 @@ def _own_baseline(options: Mapping[str, Any]) -> Baseline | None:
 
 
 class MethodInfo(NamedTuple):
-    """All that is known of an attribution method.
+    """An attribution method and its properties.
 
     Attributes:
-      function: `method(fn, image, target, *, …options)` of one image, a pure function. One that draws also has `key`;
-        one that evaluates `fn` many times also `chunk_size`, the evaluations in flight for this image.
-      title: its name in a report.
-      cost: from the image's shape and the value of every option to the evaluations for one image; None = not known.
-      sums_to: `ABOVE_BASELINE`, `ABOVE_MEAN` or `SCORE` for attributions that are contributions, in score units. None
-        for those that are slopes, in score units per input unit, or in units of their own.
-      baseline: from the value of every option to the baseline that attributions are relative to, see `baseline_image`;
-        None where there is none. By default the option `baseline`, where the method has it.
-      signed: whether attributions can be negative, with the default options.
-      presets: those of an evaluation that have the method, beside "full", which has all.
+      function: pure function of one image, `method(fn, image, target, *, …options)`. A method that draws has the option
+        `key`. A method that evaluates `fn` many times has `chunk_size`, its evaluations at once for this image.
+      title: name in a report.
+      cost: function from the image's shape and the values of all options to the evaluations for one image; None =
+        unknown.
+      sums_to: `ABOVE_BASELINE`, `ABOVE_MEAN` or `SCORE` if attributions are contributions, in score units. None if they
+        are slopes, in score units per input unit, or have other units.
+      baseline: function from the values of all options to the baseline that attributions are relative to, or None; see
+        `baseline_image`. Default: the option `baseline`, if the method has it.
+      signed: whether attributions can be negative with the default options.
+      presets: evaluation presets that include the method; "full" includes every method.
     """
 
     function: Callable[..., Any]
@@ -108,16 +109,16 @@ def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 
 
 def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """A baseline that is the same for all images goes through the network once a batch."""
+    """Return DeepLIFT's cost, without the baseline if one evaluation a batch serves all images."""
     baseline = options["baseline"]
     for_all = baseline == "zero" if isinstance(baseline, str) else not callable(baseline) and np.ndim(baseline) < 4
     return Cost(0 if for_all else 1, 1)
 
 
 def _lrp(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """Positive parts go through a layer beside all of them, those of positive and negative inputs apart.
+    """Return LRP's cost: rules with positive parts evaluate each layer a second time, for these parts.
 
-    For the rule "box" these are the bounds of the image, once a batch.
+    Positive and negative inputs are separate parts. The rule "box" evaluates the image's bounds instead, once a batch.
     """
     rule = options["rule"]
     rules_of(rule, options["low"], options["high"], options["saliency_of"])
@@ -186,21 +187,21 @@ METHODS: dict[str, Callable[..., Any]] = {name: info.function for name, info in 
 
 
 def cost(method: str, image_shape: tuple[int, int, int], *, noise: Noise | None = None, **options: Any) -> Cost:
-    """Return how often a method evaluates the network for one image.
+    """Return the number of network evaluations that a method needs for one image.
 
     Args:
       method: a name in `METHODS`.
       image_shape: `(H, W, C)`.
-      noise: as in `explain`: everything is done once for each copy.
-      **options: of the method, where they differ from its defaults.
+      noise: as in `explain`; the cost is multiplied by the number of copies.
+      **options: options of the method that differ from its defaults.
 
     Returns:
-      Evaluations of the compiled program, which evaluates once what two parts of a method, or all images, share. Not
-      counted are the part of a backward evaluation above a layer, for the methods at one, and that a network's first
-      layer costs half as much again with LRP's rules for positive parts. Of a `rule` that is a function the most.
+      Evaluations in the compiled program, where two parts of a method, or all images, share common evaluations. Two
+      costs are not counted: the backward evaluation down to a layer in methods that explain a layer, and half of the
+      first layer's cost in LRP's rules with positive parts. For a `rule` that is a function, it is the largest cost.
 
     Raises:
-      ValueError: for an unknown method or option, and for options that the method itself refuses.
+      ValueError: for an unknown method or option, and for options that the method itself rejects.
     """
     check_choice("method", method, METHODS)
     parameters = inspect.signature(METHODS[method]).parameters.values()

@@ -1,4 +1,4 @@
-"""Averaging over noisy copies of an image: SmoothGrad and its relatives, around any method."""
+"""SmoothGrad and its variants: statistics of a method's attributions over noisy copies of an image."""
 
 import inspect
 from collections.abc import Callable
@@ -16,14 +16,14 @@ STATISTICS = ("mean", "mean_square", "variance")
 
 
 class Noise(NamedTuple):
-    """How noisy copies are drawn and what is made of their explanations.
+    """Noisy copies of an image, and the statistic of their attributions.
 
     Attributes:
       samples: number of copies.
-      scale: standard deviation of the Gaussian noise: of the image's range (max − min) if `relative`, else in input
-        units.
+      scale: standard deviation of the Gaussian noise, as a share of the image's range (max − min) if `relative`,
+        otherwise in input units.
       relative: see `scale`.
-      statistic: of the copies' attributions: their "mean" (SmoothGrad), "mean_square" (SmoothGrad², SquareGrad) or
+      statistic: statistic of the copies' attributions: "mean" (SmoothGrad), "mean_square" (SmoothGrad², SquareGrad) or
         "variance" (VarGrad).
     """
 
@@ -34,15 +34,15 @@ class Noise(NamedTuple):
 
 
 def smoothed(method: Callable[..., jax.Array], noise: Noise) -> Callable[..., jax.Array]:
-    """Wrap a method of one image so that it explains noisy copies and returns a statistic of what it finds.
+    """Wrap a method so that it explains noisy copies of the image and returns a statistic of their attributions.
 
     Args:
       method: `method(fn, image, target, *, …options)`, as in `METHODS`.
       noise: see `Noise`.
 
     Returns:
-      A method with the options of `method`, and `key` and `chunk_size`. Copies are explained `chunk_size` at a time
-      (each with one evaluation in flight) and summed as they come.
+      A method with the options of `method`, `key` and `chunk_size`. It explains `chunk_size` copies at once (each with
+      one evaluation at a time) and keeps running sums.
     """
     check_choice("statistic", noise.statistic, STATISTICS)
     check_count("samples", noise.samples)
@@ -100,16 +100,16 @@ def smoothgrad(
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      key: of the noise.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      key: random key for the noise.
       samples: number of copies.
       scale: standard deviation of the noise: see `Noise`.
       relative: whether `scale` is a share of the image's range.
-      saliency_of: "logit", "log_probability" or "probability".
-      chunk_size: copies in flight.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      chunk_size: copies explained at once.
 
     Returns:
-      Signed `[H, W, C]` in score units per input unit.
+      Signed attribution `[H, W, C]` in score units per input unit.
 
     References:
       Smilkov et al., "SmoothGrad", https://arxiv.org/abs/1706.03825, 2017.
@@ -165,7 +165,7 @@ def vargrad(
 
 
 def _with_options_of(noisy: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
-    """Return the signature of `noisy` with the options of the method it wraps named in it."""
+    """Return the signature of `noisy` with the wrapped method's options added by name."""
     own = inspect.signature(noisy).parameters
     fixed = [p for name, p in own.items() if name != "options"]
     added = [p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and name not in own]

@@ -1,4 +1,4 @@
-"""Gradients gathered along a path from a baseline to the image."""
+"""Path methods: gradients integrated along a path from a baseline to the image."""
 
 from collections.abc import Callable
 
@@ -29,25 +29,25 @@ def integrated_gradients(
     chunk_size: int | None = None,
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return what each feature contributes to the rise of the score on the straight path from the baseline.
+    """Return each feature's contribution to the rise of the score along the straight path from the baseline.
 
-    Cost: `steps` gradients; with the error, two evaluations more.
+    Cost: `steps` gradients; two more evaluations with the error.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      baseline: where the path starts: see `baseline_image`.
-      steps: points on the path.
-      rule: how the integral is approximated: see `quadrature`.
-      saliency_of: "logit", "log_probability" or "probability".
-      key: for a baseline that is drawn, such as "uniform".
-      chunk_size: points in flight.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      baseline: start of the path: see `baseline_image`.
+      steps: number of points on the path.
+      rule: approximation of the integral: see `quadrature`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      key: random key, for a baseline that draws, such as "uniform".
+      chunk_size: points evaluated at once.
       with_error: also return the completeness error.
 
     Returns:
       Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − (score(image) − score(baseline))`, which a finer rule brings to zero.
+      `Σ attribution − (score(image) − score(baseline))`, which tends to 0 as the rule gets finer.
 
     References:
       Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365, 2017.
@@ -78,28 +78,28 @@ def expected_gradients(
     chunk_size: int | None = None,
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return integrated gradients averaged over baselines: one random point of one random path for each sample.
+    """Return integrated gradients averaged over baselines: each sample is one random point of one random path.
 
-    With noise (`scale`) this is what is known as GradientSHAP. Cost: `samples` gradients; with the error, `samples + 1`
-    evaluations more.
+    With noise (`scale`) the method is known as GradientSHAP. Cost: `samples` gradients; `samples + 1` more evaluations
+    with the error.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      key: of baselines, points and noise.
-      baselines: images `[B, H, W, C]` of which each sample draws one, such as examples of the training set; or a name
-        or a function of `baseline_image`, of which "uniform" gives each sample a noise image of its own.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      key: random key for baselines, points and noise.
+      baselines: images `[B, H, W, C]`, such as examples of the training set, of which each sample draws one. Or a name
+        or a function as in `baseline_image`; "uniform" draws a new noise image for each sample.
       samples: number of samples.
       scale: standard deviation of Gaussian noise on the image, drawn for each sample: see `Noise`.
       relative: whether `scale` is a share of the image's range.
-      saliency_of: "logit", "log_probability" or "probability".
-      chunk_size: samples in flight.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      chunk_size: samples evaluated at once.
       with_error: also return the completeness error.
 
     Returns:
       Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − (score(image) − mean score of the drawn baselines)`: sampling error, of order `1 / √samples`.
+      `Σ attribution − (score(image) − mean score of the drawn baselines)`, a sampling error of order `1 / √samples`.
 
     References:
       Erion et al., "Improving Performance of Deep Learning Models with Axiomatic Attribution Priors and Expected
@@ -130,12 +130,12 @@ def expected_gradients(
 
 
 def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return places in [0, 1] and weights of sum 1, float64 `[steps]` each, of an approximation of `∫₀¹`.
+    """Return points in [0, 1] and weights, which sum to 1, that approximate `∫₀¹`; float64 `[steps]` each.
 
     Args:
       rule: "gauss_legendre", exact for polynomials up to degree `2 steps − 1`; "riemann_left", "riemann_middle" or
-        "riemann_right", by the place in each of `steps` equal intervals; or "trapezoid", which includes both ends.
-      steps: number of places, at least 1 (2 for "trapezoid").
+        "riemann_right", one point at that place of each of `steps` equal intervals; or "trapezoid", with both ends.
+      steps: number of points, at least 1 (2 for "trapezoid").
     """
     check_choice("rule", rule, RULES)
     check_count("steps", steps, 2 if rule == "trapezoid" else 1)
@@ -169,7 +169,7 @@ def _source_of(baselines: Baseline, image: jax.Array) -> Callable[[jax.Array], j
     return lambda key: pool[jax.random.randint(key, (), 0, len(pool))]
 
 
-# In pixels: the weight of the nearest neighbour, exp(−5000), is zero in any precision, and so is its derivative.
+# Smallest blur in pixels, in effect none: the nearest neighbour's weight exp(−5000) and its derivative underflow to 0.
 _SHARP = 0.01
 
 
@@ -185,22 +185,22 @@ def blur_integrated_gradients(
     chunk_size: int | None = None,
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return what each pixel contributes to the rise of the score while a Gaussian blur of the image narrows to none.
+    """Return each pixel's contribution to the rise of the score while a Gaussian blur of the image narrows to none.
 
-    The path needs no baseline color. Its derivative is that of the blur itself, where the published code takes the
-    difference of two blurs, and nothing outside the image enters, where that blurs into black borders. Cost: `steps`
-    gradients, each with a blur and its derivative; with the error, two evaluations more.
+    The path needs no baseline color. Two things differ from the published code. The path's derivative is exact, not the
+    difference of two blurs. The blur uses only pixels of the image, not a black border. Cost: `steps` gradients, each
+    with a blur and its derivative; two more evaluations with the error.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      max_sigma: the Gaussian's standard deviation at the start of the path, in pixels. Default: a quarter of the
-        shorter side (the published 50 pixels at 224).
-      steps: points on the path.
-      rule: how the integral over sigma is approximated: see `quadrature`.
-      saliency_of: "logit", "log_probability" or "probability".
-      chunk_size: points in flight.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      max_sigma: standard deviation of the Gaussian at the start of the path, in pixels. Default: a quarter of the
+        shorter side (the published value is 50 pixels at 224).
+      steps: number of points on the path.
+      rule: approximation of the integral over sigma: see `quadrature`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      chunk_size: points evaluated at once.
       with_error: also return the completeness error.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Attribution by what happens to the score when parts of the image are hidden; no gradients."""
+"""Attribution by the change of the score when parts of the image are hidden; no gradients are needed."""
 
 import math
 from collections.abc import Callable
@@ -26,21 +26,21 @@ def occlusion(
     key: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return by how much the score drops when a window that covers the pixel is hidden, on average over such windows.
+    """Return each pixel's mean drop of the score over the windows that cover the pixel, when each window is hidden.
 
-    Cost: one evaluation for each window, `(⌈(H − h) / s⌉ + 1) (⌈(W − w) / s⌉ + 1)` of them, and one more.
+    Cost: one evaluation for each of the `(⌈(H − h) / s⌉ + 1) (⌈(W − w) / s⌉ + 1)` windows, and one more.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
       window: height and width of the window in pixels, or one number for both. Default: an eighth of each side.
-      stride: by how much the window moves, at most its size. Default: half the window. The last one in a row or a
-        column is cut off at the border.
-      baseline: what is seen in the window, in all channels: see `baseline_image`.
-      saliency_of: "logit", "log_probability" or "probability".
-      key: for a baseline that is drawn, such as "uniform".
-      chunk_size: windows in flight.
+      stride: distance from window to window in pixels, at most the window's size. Default: half the window. The last
+        window of a row or a column is cut off at the border.
+      baseline: replacement of the window's pixels, in all channels: see `baseline_image`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      key: random key, for a baseline that draws, such as "uniform".
+      chunk_size: windows evaluated at once.
 
     Returns:
       Signed drops `[H, W, 1]` in score units.
@@ -85,25 +85,25 @@ def rise(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the expected score of the randomly masked image given that the pixel is seen ("RISE").
+    """Return each pixel's expected score of the randomly masked image, given that the pixel is visible ("RISE").
 
-    Masks are grids of cells, each seen with `probability`, enlarged bilinearly and shifted at random by up to a cell.
-    Cost: `samples` evaluations.
+    Masks are grids of cells, enlarged bilinearly and shifted at random by up to a cell. Each cell is visible with
+    `probability`. Cost: `samples` evaluations.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      key: of the masks.
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      key: random key for the masks.
       samples: number of masks.
       cells: rows and columns of the grid, or one number for both.
-      probability: with which a cell is seen, in (0, 1].
-      baseline: what is seen where the mask is 0: see `baseline_image`.
-      saliency_of: "logit", "log_probability" or "probability".
-      chunk_size: masks in flight.
+      probability: probability that a cell is visible, in (0, 1].
+      baseline: replacement of pixels where the mask is 0: see `baseline_image`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      chunk_size: masks evaluated at once.
 
     Returns:
-      Expected scores `[H, W, 1]`, in [0, 1] for probabilities up to sampling error; large where the pixel matters.
+      Expected scores `[H, W, 1]`, for probabilities in [0, 1] up to sampling error; large where the pixel matters.
 
     References:
       Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation", https://arxiv.org/abs/1806.07421, 2018.
@@ -111,7 +111,7 @@ def rise(
     check_range("probability", probability, 0, 1, low_open=True)
     check_count("samples", samples)
     cells = checked_pair("cells", cells)
-    hidden = widened(baseline_image(baseline, image, key=jax.random.fold_in(key, samples)))  # those before: the masks'
+    hidden = widened(baseline_image(baseline, image, key=jax.random.fold_in(key, samples)))  # masks use 0 … samples − 1
 
     def weighted(i: jax.Array) -> jax.Array:
         mask = _mask(jax.random.fold_in(key, i), image.shape[:2], cells, probability)[..., None].astype(hidden.dtype)
@@ -122,7 +122,7 @@ def rise(
 
 
 def _mask(key: jax.Array, sides: tuple[int, int], cells: tuple[int, int], probability: float) -> jax.Array:
-    """Return a mask `[H, W]` in [0, 1]: a draw for each cell and one for the shift along each side."""
+    """Return a mask `[H, W]` in [0, 1], from one draw for each cell and one for the shift along each side."""
     draws = jax.random.uniform(key, (cells[0] * cells[1] + 2,))
     grid = (draws[:-2] < probability).reshape(cells).astype(jnp.float32)
     rows, columns = (_enlargement(*each) for each in zip(draws[-2:], sides, cells, strict=True))
@@ -130,9 +130,9 @@ def _mask(key: jax.Array, sides: tuple[int, int], cells: tuple[int, int], probab
 
 
 def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
-    """Return the bilinear weights `[side, cells]` of the grid's cells in each pixel; `draw` in [0, 1) tells the shift.
+    """Return the bilinear weights `[side, cells]` of the grid's cells in each pixel; `draw` in [0, 1) sets the shift.
 
-    The grid spans one cell more than the side, so that every shift by less than a cell leaves the image inside it.
+    The grid spans one cell more than the side, so that it covers the image after any shift by less than a cell.
     """
     size = math.ceil(side / cells)
     shift = jnp.floor(draw * size)
@@ -142,7 +142,7 @@ def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
 
 
 def checked_pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of a size that may be one number for both, as positive integers."""
+    """Return a size as two positive integers, for rows and columns; one number stands for both."""
     pair = (sizes, sizes) if np.ndim(sizes) == 0 else tuple(sizes)
     if len(pair) != 2:
         raise ValueError(f"{name} = {sizes!r}: pass a positive integer, or two for rows and columns")
@@ -152,13 +152,13 @@ def checked_pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def window_starts(name: str, side: int, size: int, stride: int) -> np.ndarray:
-    """Return where windows begin along a side."""
+    """Return the first pixel of each window along a side."""
     check_range(f"{name} of window", size, 1, side)
     check_range(f"{name} of stride", stride, 1, size)
     return np.arange(math.ceil((side - size) / stride) + 1) * stride
 
 
 def _inside(side: int, start: jax.Array, size: int) -> jax.Array:
-    """Return which places of a side a window covers, bool `[side]`."""
+    """Return which pixels of a side a window covers, bool `[side]`."""
     place = np.arange(side)
     return (place >= start) & (place < start + size)

@@ -1,6 +1,6 @@
 """Methods that change the backward pass: guided backpropagation, deconvnet, DeepLIFT, LRP.
 
-The rules themselves are in `sdecor.rules`.
+Their rules are in `sdecor.rules`.
 """
 
 from collections.abc import Callable
@@ -28,31 +28,32 @@ def guided_backpropagation(
     *,
     saliency_of: str = "logit",
 ) -> jax.Array:
-    """Return the gradient of the target's score in which a ReLU passes what is positive, forward and backward.
+    """Return the gradient of the target's score, where each ReLU passes positive gradients of positive inputs only.
 
-    Each ReLU passes `g · (x > 0) · (g > 0)` in place of `g · (x > 0)`; everything else, other activations included,
-    keeps its gradient. A ReLU is what computes `max(x, 0)` or `min(max(x, 0), c)` elementwise, or a multiple of it, or
-    the same of −x, however it is written: as a maximum, a clip, a selection (`where`, `select`, `piecewise`),
-    `x * (x > 0)`, `(x + |x|) / 2` or `-min(-x, 0)`, and however often one function is used. What computes another
-    function of x as a whole has no ReLU in it: `x * relu6(x + 3)` (hard swish), `max(x, 0) + expm1(min(x, 0))` (CELU),
-    and leaky ReLU alike. Nor is the clamp one that keeps the variance of a LayerNorm from being negative. Cost: one
-    gradient.
+    Each ReLU passes `g · (x > 0) · (g > 0)` instead of `g · (x > 0)`. All other operations keep their gradient, other
+    activations included. Cost: one gradient.
+
+    A ReLU computes `max(x, 0)` or `min(max(x, 0), c)` elementwise, a multiple of it, or the same of −x. It may be
+    written as a maximum, a clip, a selection (`where`, `select`, `piecewise`), `x * (x > 0)`, `(x + |x|) / 2` or
+    `-min(-x, 0)`, and one function may be used many times. Code that computes another elementwise function as a whole
+    contains no ReLU: `x * relu6(x + 3)` (hard swish), `max(x, 0) + expm1(min(x, 0))` (CELU) and leaky ReLU. The clamp
+    that keeps the variance of a LayerNorm from being negative is no ReLU either.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      saliency_of: "logit", "log_probability" or "probability".
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
 
     Returns:
       Signed attribution `[H, W, C]`.
 
     Raises:
-      ValueError: for a network without a ReLU, and for one with something that may be a ReLU and is not known to be: an
-        operation that is not entered (`while`, a `cond` that depends on the image, a callback, a `custom_jvp` or
-        `custom_vjp` that is not elementwise and has a ReLU in it); a selection of a value by the sign of the same
-        value that is not an elementwise function of it; an elementwise function that is constant on one side of 0 and
-        bends there, but is no multiple of a ReLU.
+      ValueError: for a network without a ReLU, and for an operation that may be or contain a ReLU in an unknown form.
+        There are three kinds: an operation whose inside is not read (`while`, a `cond` that depends on the image, a
+        callback, a `custom_jvp` or `custom_vjp` that is not elementwise and contains a ReLU); a selection of a value by
+        its own sign that is not an elementwise function of this value; and an elementwise function that is constant on
+        one side of 0 and bends there, but is no multiple of a ReLU.
 
     References:
       Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
@@ -68,9 +69,9 @@ def deconvnet(
     *,
     saliency_of: str = "logit",
 ) -> jax.Array:
-    """Return the gradient of the target's score in which a ReLU passes `g · (g > 0)`, whatever its input was.
+    """Return the gradient of the target's score, where each ReLU passes `g · (g > 0)` for every input.
 
-    See `guided_backpropagation` for the arguments, what counts as a ReLU, and errors.
+    See `guided_backpropagation` for the arguments, the definition of a ReLU, and errors.
 
     References:
       Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2013.
@@ -89,34 +90,37 @@ def deeplift(
     key: jax.Array | None = None,
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return what each feature contributes to the rise of the score above the baseline's, by the rescale rule.
+    """Return each feature's contribution to the rise of the score above the baseline's, by the rescale rule.
 
-    Image and baseline go through the network side by side, and every operation passes the difference of its output back
-    to its inputs in proportion to theirs, so that the contributions sum to the difference of the scores. What the
-    operations are is read from the function itself; the network is not changed.
+    Image and baseline pass through the network side by side. Every operation passes the difference of its output back
+    to its inputs, in proportion to their differences. The contributions then sum to the difference of the scores. The
+    operations are read from the function's jaxpr; the network is not changed. The rules are, by operation:
 
-    - linear: exact; elementwise functions of one value, also those of several steps such as GELU: Δout/Δin;
-    - products, convolutions and matrix products of two values (attention): the other factor's mean of both ends;
-      quotients, also by a root as in LayerNorm: as products the other way round, `y·s = a`; other elementwise functions
-      of two values: the mean over both orders in which they can change (Shapley);
-    - maxima and max pooling: the rise goes to the winner in the image, a fall to the winner in the baseline;
-    - softmax, log-softmax and logsumexp: as a whole, by the logarithmic mean of both ends (see `deeplift_softmax`);
-    - `stop_gradient` passes contributions, which a sum to the difference needs.
+    - linear operations: exact;
+    - elementwise functions of one value, also in several steps such as GELU: Δout/Δin;
+    - products, convolutions and matrix products of two values (attention): the other factor's mean over image and
+      baseline;
+    - quotients `y = a / s`, also by a root as in LayerNorm: the rule of the product `y·s = a`;
+    - other elementwise functions of two values: the mean over both orders in which they can change (Shapley);
+    - maxima and max pooling: a rise goes to the winner in the image, a fall to the winner in the baseline;
+    - softmax, log-softmax and logsumexp: one operation, by the logarithmic mean of image and baseline (see
+      `sdecor.rules.deeplift`);
+    - `stop_gradient`: contributions pass, because they would not sum to the difference otherwise.
 
-    Cost: one gradient, and an evaluation of the baseline: once a batch where it is the same for all images.
+    Cost: one gradient, and one evaluation of the baseline (one a batch if it is the same for all images).
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a function of the logits.
-      baseline: what the image is compared with: see `baseline_image`.
-      saliency_of: "logit", "log_probability" or "probability".
-      key: for a baseline that is drawn, such as "uniform".
+      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      baseline: image to compare with: see `baseline_image`.
+      saliency_of: score of the target: "logit", "log_probability" or "probability".
+      key: random key, for a baseline that draws, such as "uniform".
       with_error: also return the completeness error.
 
     Returns:
       Signed contributions `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − (score(image) − score(baseline))`, which is zero up to rounding.
+      `Σ attribution − (score(image) − score(baseline))`, which is 0 up to rounding.
 
     Raises:
       ValueError: for an operation without a rule, such as sorting, indices that depend on the image or `while`.
@@ -154,38 +158,40 @@ def lrp(
     saliency_of: str = "logit",
     with_error: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Return the relevance of each feature: the score, handed back from layer to layer in proportion to what each gave.
+    """Return the relevance of each feature: the score, passed back through the layers in proportion to contributions.
 
-    A layer is a convolution or matrix product with a constant kernel and what is added to and multiplied with its
-    output by constants, so that a bias and a BatchNorm are merged into it. With `z = Σ_j x_j w_j + b` and `q = R/z` its
-    output's relevance over a denominator, a layer's input j receives, by the rule
+    A layer is a convolution or matrix product with a constant kernel, and the constants added to its output and
+    multiplied with it. It thus includes a bias and a BatchNorm. Let `z = Σ_j x_j w_j + b` be the layer's output, and R
+    the output's relevance. Input j receives `R t_j / d`; the term `t_j` and the denominator d depend on the rule:
 
-    - "epsilon": `x_j w_j q`, denominator `z + ε sign z`;
-    - "gamma": `x_j w_j` and γ times its positive part (negative part where z < 0), over the sum of these;
-    - "z_plus": the positive part of `x_j w_j` alone, over the sum of these and the positive bias;
-    - "box", for the first layer of images with values from `low` to `high`: `x_j w_j − low w_j⁺ − high w_j⁻`.
+    - "epsilon": `t_j = x_j w_j`, and d is `z + ε sign z`;
+    - "gamma": `t_j` is `x_j w_j` plus γ times its positive part (negative part where z < 0), and d is the sum of these
+      terms and the same term of the bias;
+    - "z_plus": `t_j` is the positive part of `x_j w_j`, and d is the sum of these terms and the positive bias;
+    - "box", for the first layer of images with values from `low` to `high`: `t_j = x_j w_j − low w_j⁺ − high w_j⁻`, and
+      d is the sum of these terms.
 
-    Sums, means and residual additions take the epsilon rule; maxima pass relevance to the winner; an activation with
-    f(0) = 0, such as ReLU or GELU, passes it unchanged. Biases take their share of relevance out ("box" has none).
+    Sums, means and residual additions use the rule "epsilon". Maxima pass relevance to the winner. An activation with
+    f(0) = 0, such as ReLU or GELU, passes it unchanged. Biases absorb their share of the relevance, except in "box".
     Cost: one gradient for "epsilon"; two for "gamma" and "z_plus" (three in a layer whose input may be negative).
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
-      target: what is explained: a class, a `Contrast` of two, or a linear function of the logits.
-      rule: of all layers; "composite" for gamma in convolutions, epsilon in dense layers, and box in the first layer
-        if `low` and `high` are given; or a function from a `Layer` to the name of its rule.
-      epsilon: stabilises denominators, in units of the layer's output; at least 0.
-      gamma: how much positive contributions are favored; at least 0.
-      low, high: least and greatest value that a pixel can have: a number, `[C]` or `[H, W, C]`.
-      saliency_of: "logit"; relevance cannot start from a probability, which is not made of what a class received.
-      with_error: also return what is lost.
+      target: the class to explain, a `Contrast` of two classes, or a linear function of the logits.
+      rule: the rule of all layers; or "composite", which is "gamma" in convolutions, "epsilon" in dense layers, and
+        "box" in the first layer if `low` and `high` are given; or a function from a `Layer` to the name of its rule.
+      epsilon: stabiliser of all denominators, in units of the layer's output; at least 0.
+      gamma: additional weight of positive contributions; at least 0.
+      low, high: smallest and largest value that a pixel can have: a number, `[C]` or `[H, W, C]`.
+      saliency_of: always "logit". A probability is not a sum of contributions, so relevance cannot start from it.
+      with_error: also return the completeness error.
 
     Returns:
       Signed relevance `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − score`: minus what biases and ε took out, zero up to rounding without biases. With "z_plus" also
-      minus what a layer's outputs had without one positive part to hand it to: behind a ReLU those are 0 and have none,
-      but not behind GELU, nor the score itself if it is negative.
+      `Σ attribution − score`. The scalar is minus the relevance that biases and ε absorb, 0 up to rounding without
+      biases. With "z_plus", relevance is also lost at a layer's outputs without any positive part `x_j w_j`. After a
+      ReLU such outputs are 0 and have no relevance, but after a GELU they have some, and so has a negative score.
 
     Raises:
       ValueError: for an operation without a rule: products of two values that depend on the image (LayerNorm,
@@ -217,7 +223,7 @@ def lrp(
 
 
 def rules_of(rule: str | Callable, low: object, high: object, saliency_of: str) -> Callable[[Layer], str]:
-    """Return the rule of each layer as a function, and check what belongs together."""
+    """Return the function from a layer to its rule, after a check that the options fit together."""
     if saliency_of != "logit":
         raise ValueError(f"saliency_of = {saliency_of!r}: relevance starts from a 'logit', or a contrast of two")
     if (low is None) != (high is None):

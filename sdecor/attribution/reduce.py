@@ -1,4 +1,4 @@
-"""From an attribution to a map: reduction over channels and scaling, each an explicit choice."""
+"""Reduction of attributions over channels, and scaling of maps; each is an explicit choice."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def reduce(attribution: jax.Array, *, how: str = "abs_sum") -> jax.Array:
       how: "abs_sum", "abs_mean" or "abs_max" of the absolute values (maps ≥ 0), or the signed "sum".
 
     Returns:
-      Maps `[..., H, W]`, float32 whatever the model's dtype.
+      Maps `[..., H, W]`, float32 for every dtype of the attribution.
     """
     check_choice("how", how, REDUCTIONS)
     attribution = attribution.astype(jnp.float32)
@@ -31,16 +31,16 @@ def reduce(attribution: jax.Array, *, how: str = "abs_sum") -> jax.Array:
 
 
 def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) -> jax.Array:
-    """Scale each map by a statistic of its own absolute values, never of the batch.
+    """Scale each map by a statistic of its own absolute values; the batch does not matter.
 
     Args:
       maps: `[..., H, W]`, any sign.
-      how: "max" (into [-1, 1]), "sum" (absolute values sum to 1), or "percentile" (as "max", with the values
-        above the percentile clipped, so that one outlying pixel does not darken the rest).
-      percentile: in (0, 100], for "percentile".
+      how: "max" (into [-1, 1]), "sum" (absolute values sum to 1), or "percentile" (as "max", after values above the
+        percentile are clipped, so that one outlier does not darken the rest).
+      percentile: percentile of the absolute values, in (0, 100], for "percentile".
 
     Returns:
-      Maps `[..., H, W]`, float32. A map of zeros stays zeros; one with a NaN or an infinity becomes NaN throughout.
+      Maps `[..., H, W]`, float32. A map of zeros stays 0; a map with a NaN or an infinity becomes all NaN.
     """
     check_choice("how", how, NORMALISATIONS)
     check_range("percentile", percentile, 0, 100, low_open=True)
@@ -57,7 +57,7 @@ def normalise(maps: jax.Array, *, how: str = "max", percentile: float = 99.0) ->
     else:
         flat = magnitude.reshape(*magnitude.shape[:-2], -1)
         scale = jnp.percentile(flat, percentile, axis=-1)[..., None, None]
-        # More than `percentile` per cent of the map may be exactly 0: the peak (1 after scaling) is then the scale.
+        # If more than `percentile` per cent of the map is exactly 0, the peak (1 after scaling) is the scale.
         scale = jnp.where(scale > 0, scale, 1.0)
         maps = jnp.clip(maps, -scale, scale)
     return maps / jnp.where(scale > 0, scale, 1)

@@ -1,4 +1,4 @@
-"""What is explained: a number made of one image's logits."""
+"""Targets of an explanation: a scalar score computed from the logits of one image."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ SALIENCY_OF = ("logit", "log_probability", "probability")
 
 
 class Contrast(NamedTuple):
-    """Two classes whose difference of scores is explained: why `target` rather than `other`?
+    """Two classes whose difference of scores is explained: the score of `target` minus that of `other`.
 
-    For a batch both are `[N]`, or one integer for all.
+    For a batch, each is `[N]` or one integer for all images.
     """
 
     target: jax.Array | int
@@ -29,16 +29,16 @@ Target = jax.Array | int | Contrast | Callable[[jax.Array], jax.Array]
 
 
 def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit") -> jax.Array:
-    """Return the scalar that is explained: of the target's logit, log-probability or probability.
+    """Return the score to explain: the target's logit, log-probability or probability.
 
     Args:
-      logits: of one image, `[K]`.
-      target: class, integer scalar in [0, K); a `Contrast` of two; or a function of the `[K]` logits (or
-        log-probabilities or probabilities, by `saliency_of`).
+      logits: logits of one image, `[K]`.
+      target: class, integer scalar in [0, K); a `Contrast` of two classes; or a function of the `[K]` logits,
+        log-probabilities or probabilities, as `saliency_of` says.
       saliency_of: "logit", "log_probability" or "probability".
 
     Returns:
-      Scalar. A class outside [0, K) gives NaN, and so does everything derived from it: indexing alone would silently
+      Scalar. A class outside [0, K) gives NaN, and everything derived from it is NaN; indexing alone would silently
       explain the nearest class.
 
     Raises:
@@ -46,7 +46,7 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
         function that returns no scalar.
     """
     check_choice("saliency_of", saliency_of, SALIENCY_OF)
-    logits = jnp.asarray(checked_logits(logits))  # of a constant function, interpreted, it is a NumPy array
+    logits = jnp.asarray(checked_logits(logits))  # an interpreted constant function returns a NumPy array
     if saliency_of != "logit":
         check_several(logits.shape[0], ", or follow the logit itself by saliency_of='logit'")
     if saliency_of == "log_probability":
@@ -64,10 +64,10 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
 
 
 def checked_logits(logits: Any) -> Any:
-    """Return what `fn` returned for one image if it is an array of logits `[K]`, or the shape of one.
+    """Return the output of `fn` for one image, unchanged, if it is logits `[K]` (an array or its shape).
 
     Raises:
-      ValueError: for anything else, saying what it is.
+      ValueError: for any other output; the message names it.
     """
     if isinstance(logits, dict):
         names = ", ".join(map(repr, logits))
@@ -88,6 +88,6 @@ def checked_logits(logits: Any) -> Any:
 def score_of(
     fn: Callable[[jax.Array], jax.Array], target: Target, *, saliency_of: str = "logit"
 ) -> Callable[[jax.Array], jax.Array]:
-    """Return the scalar function of one image that is explained, in a form whose gradient is fast inside loops."""
+    """Return the function from one image to the score to explain; its gradient is fast inside loops too."""
     fast = canonical(fn)
     return lambda image: target_score(fast(image), target, saliency_of=saliency_of)
