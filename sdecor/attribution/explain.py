@@ -119,7 +119,7 @@ def _name(method: str | Callable[..., Any]) -> str:
 def _finished(values: jax.Array, target: Target, classes: int, image: jax.Array) -> jax.Array:
     """Return a result as float32 or wider; NaN for a class that does not exist or an image that is not finite.
 
-    A method alone may hide such a NaN: after a ReLU, for example, its gradient is 0.
+    The method itself may hide a NaN of the image: after a ReLU, for example, its gradient is 0.
     """
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

@@ -52,7 +52,7 @@ def scoped(module: Callable[..., Any]) -> Iterator[str]:
       ValueError: for any other object, and at the end if the module was not called.
     """
     if not callable(module):
-        raise ValueError(f"layer = {module!r} is neither a named scope nor a module that is called; or {OTHERWISE}")
+        raise ValueError(f"layer = {module!r} is neither a named scope nor a module: pass one of these, or {OTHERWISE}")
     kind, calls, name = type(module), [], f"{type(module).__name__}@{id(module):x}"
     with _SCOPING:
         original, own = kind.__call__, "__call__" in vars(kind)
@@ -302,7 +302,7 @@ def activation_and_gradient(
 def layer_and_patches(
     fn: Callable[[jax.Array], jax.Array], image: jax.Array, target: Target, layer: Layer, *, saliency_of: str
 ) -> tuple[jax.Array, jax.Array, Patches | None]:
-    """Return `activation_and_gradient` and the network's patches; None if these are unknown."""
+    """Return the results of `activation_and_gradient` and the network's patches, None if these are unknown."""
     if isinstance(layer, tuple):
         features_fn, head_fn = layer
         activation = features_fn(image)

@@ -1,8 +1,8 @@
-"""Metrics of a classifier and of its saliency, computed on the device, one value per example.
+"""Metrics of a classifier and of its attribution maps, computed on the device, one value for each example.
 
-A value never depends on how examples are batched: no statistic of the batch enters it. It is NaN where the
-question has no answer (an empty object, a map of zeros), so that a summary can count such examples apart.
-Metrics of a whole data set are listed apart and finished on the host from sums.
+A value does not depend on how examples are batched, because it uses no statistic of the batch. It is NaN where the
+metric is undefined (an empty object, a map of zeros), so that a summary can count such examples separately. Metrics of
+a whole data set are in `DATASET_METRICS`; the host computes most of them from sums over examples.
 """
 
 from sdecor.metrics.axiomatic import completeness, input_invariance, non_sensitivity

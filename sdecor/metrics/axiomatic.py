@@ -1,4 +1,4 @@
-"""Properties that an attribution should have by definition: how far is it from having them?"""
+"""Axiomatic metrics: how far an attribution is from properties that it should have by definition."""
 
 from collections.abc import Callable
 
@@ -28,21 +28,21 @@ def completeness(
     relative: bool = False,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return by how much the attribution's sum exceeds the rise of the score from the baseline to the image.
+    """Return the attribution's sum minus the rise of the score from the baseline to the image.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
-      attributions: signed, `[N, …]`: every entry is counted.
-      targets: classes explained, integers `[N]`.
-      baseline: the one that the method started from, see `baseline_images`.
-      saliency_of: the score that was explained, the "logit", "log_probability" or "probability".
-      relative: whether the gap is divided by the size of the rise.
-      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
+      attributions: signed attributions `[N, …]`; all entries are summed.
+      targets: explained classes, integers `[N]`.
+      baseline: baseline of the attribution method: see `baseline_images`.
+      saliency_of: score that the method explained: "logit", "log_probability" or "probability".
+      relative: whether to divide the result by the absolute value of the rise.
+      chunk_size: network evaluations at once; it bounds memory. Default: as many as the device's memory holds.
 
     Returns:
-      `Σ φ − (f(x) − f(baseline))`, `[N]` in score units or as a share; 0 is complete. NaN for an attribution that is
-      not finite and, if relative, where the score does not change.
+      `Σ φ − (f(x) − f(baseline))`, `[N]` in score units or relative to the rise; 0 is complete. NaN for an attribution
+      that is not finite and, if relative, where the score does not change.
 
     References:
       Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365, 2017.
@@ -59,7 +59,7 @@ def completeness(
     def score(image: jax.Array, target: jax.Array) -> jax.Array:
         return target_score(fn(image).astype(jnp.float32), target, saliency_of=saliency_of)
 
-    # One after the other: side by side they would be twice as many evaluations in flight.
+    # One after the other, because both together would double the number of evaluations at once.
     pairs = jnp.stack([images, baseline_images(images, baseline)])
     here, there = jax.lax.map(lambda x: map_examples(score, (x, targets), examples), pairs)
     gap = attributions.astype(jnp.float32).reshape(n, -1).sum(1) - (here - there)
@@ -83,27 +83,27 @@ def non_sensitivity(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the share of pixels where only one of these holds: the map is zero; the score ignores the pixel.
+    """Return the share of pixels where exactly one of these holds: the map is 0; the score ignores the pixel.
 
-    It evaluates the network once for each visited pixel and sample.
+    Cost: one network evaluation for each visited pixel and sample.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
-      targets: classes explained, integers `[N]`.
-      key: one key or `[N]` keys. With keys that belong to the examples the result does not depend on batching.
-      baseline: what replaces a pixel: "uniform", drawn for each sample between the least and the greatest value of the
-        channel in the image, or the pixel at its place in another of the `baseline_images`.
-      samples: replacements of each pixel. One random value suffices unless the network is flat around it.
-      pixels: number of pixels visited, chosen at random. Default: all.
-      tolerance: largest value that counts as zero, as a share of the map's largest absolute value.
-      score_tolerance: largest root mean square change of the score, in score units, that counts as none.
-      saliency_of: the score, "probability", "logit" or "log_probability".
-      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
+      targets: explained classes, integers `[N]`.
+      key: one key or `[N]` keys. With a key for each example the result does not depend on batching.
+      baseline: replacement of a pixel: "uniform", drawn for each sample between the minimum and the maximum of the
+        channel in the image; or another of the `baseline_images`, which gives the pixel at the same position.
+      samples: number of replacements of each pixel. One is enough unless the network is flat around the drawn value.
+      pixels: number of pixels to visit, chosen at random. Default: all.
+      tolerance: largest value that counts as 0, as a share of the map's largest absolute value.
+      score_tolerance: largest root mean square change of the score, in score units, that counts as no change.
+      saliency_of: score of the target: "probability", "logit" or "log_probability".
+      chunk_size: network evaluations at once; it bounds memory. Default: as many as the device's memory holds.
 
     Returns:
-      `[N]` in [0, 1], lower is better. NaN for a map of zeros and for one that is not finite.
+      `[N]` in [0, 1], lower is better. NaN for a map of zeros and for a map that is not finite.
 
     References:
       Nguyen, Rodríguez Martínez, "On Quantitative Aspects of Model Interpretability",
@@ -162,21 +162,21 @@ def input_invariance(
     chunk_size: int | None = None,
     attributions: jax.Array | None = None,
 ) -> jax.Array:
-    """Return how much the explanation changes when image and network are shifted alike, so that no output changes.
+    """Return the relative change of the explanation when image and network are shifted so that no output changes.
 
     Args:
-      explain_of: explains one image under a given network, `explain_of(fn, image, target, key) -> attribution`.
+      explain_of: explanation of one image for a given network, `explain_of(fn, image, target, key) -> attribution`.
       fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
-      targets: classes explained, integers `[N]`.
-      key: one key or `[N]` keys, for an explanation that draws; the same for both explanations.
-      shift: added to the image, in input units: a number, or anything that broadcasts to `[H, W, C]`.
-      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
-      attributions: `[N, …]`, the explanations of `fn` at `images` if they are known already.
+      targets: classes to explain, integers `[N]`.
+      key: one key or `[N]` keys, for an explanation that draws; both explanations use the same key.
+      shift: shift of the image, in input units: a number, or an array that broadcasts to `[H, W, C]`.
+      chunk_size: explanations at once; it bounds memory. Default: as many as the device's memory holds.
+      attributions: explanations of `fn` at `images`, `[N, …]`, if already computed.
 
     Returns:
       `Σ |φ(f, x) − φ(f(· − shift), x + shift)| / Σ |φ(f, x)|`, `[N]` ≥ 0; 0 is invariant. NaN for an attribution of
-      zeros and for one that is not finite.
+      zeros and for an attribution that is not finite.
 
     References:
       Kindermans et al., "The (Un)reliability of Saliency Methods", https://arxiv.org/abs/1711.00867, 2017.

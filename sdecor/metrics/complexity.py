@@ -1,4 +1,4 @@
-"""How concentrated a saliency map is. Signs do not matter: every metric takes absolute values."""
+"""Complexity metrics: how concentrated a saliency map is. All of them use absolute values."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ SCALES = ("peak", "sum", "raw")
 def gini(maps: jax.Array) -> jax.Array:
     """Return the Gini index of the absolute values: 0 for a constant map, near 1 for a single salient pixel.
 
-    With the F values in ascending order, `Σ_i (2i − F − 1)·a_i / (F·Σ a)`; the most that F pixels reach is `1 − 1/F`.
+    With the F values `a_i` in ascending order it is `Σ_i (2i − F − 1)·a_i / (F·Σ a)`, at most `1 − 1/F`.
 
     Args:
       maps: `[N, H, W]`, any sign and scale.
@@ -28,7 +28,7 @@ def gini(maps: jax.Array) -> jax.Array:
     values, defined = _magnitudes(maps)
     values = key_values(sort_rows(order_keys(values)))
     count = values.shape[-1]
-    # Each coefficient is an exact integer over F: no cumulative sum, whose rounding would grow with the pixels.
+    # Coefficients are exact integers over F. The rounding of a cumulative sum would grow with the number of pixels.
     ranks = (2 * jnp.arange(1, count + 1, dtype=values.dtype) - count - 1) / count
     index = (ranks[None] * values).sum(-1) / jnp.maximum(values.sum(-1), 1e-30)
     return jnp.where(defined, index, jnp.nan)
@@ -41,7 +41,7 @@ def entropy(maps: jax.Array) -> jax.Array:
       maps: `[N, H, W]`, any sign and scale.
 
     Returns:
-      `[N]` in [0, ln(H·W)]: 0 for a single salient pixel, the most for a constant map. NaN for a map of zeros or one
+      `[N]` in [0, ln(H·W)]: 0 for a single salient pixel, ln(H·W) for a constant map. NaN for a map of zeros or one
       that is not finite.
 
     References:
@@ -54,13 +54,13 @@ def entropy(maps: jax.Array) -> jax.Array:
 
 
 def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str = "peak") -> jax.Array:
-    """Return how many pixels have an absolute value above the threshold.
+    """Return the number of pixels with an absolute value above the threshold.
 
     Args:
       maps: `[N, H, W]`.
-      threshold: 0 or more, in the unit that `scale` sets.
-      scale: "peak" divides each map by its own largest absolute value, "sum" by the sum of its absolute values (a
-        threshold on shares), "raw" leaves it as it is.
+      threshold: a number ≥ 0, in the unit of `scale`.
+      scale: "peak" divides each map by its largest absolute value, "sum" by the sum of its absolute values (a threshold
+        on shares), "raw" does not scale it.
 
     Returns:
       Counts `[N]` in [0, H·W] as float32. NaN for a map of zeros or one that is not finite.
@@ -79,9 +79,9 @@ def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str
 
 
 def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return absolute values over the largest of the map, `[N, F]`, and whether they are finite and not all 0, `[N]`.
+    """Return absolute values divided by the map's largest, `[N, F]`, and whether they are finite and not all 0, `[N]`.
 
-    Metrics that do not depend on scale are taken from these, whose sums stay in float32's range for any gradient.
+    Metrics that do not depend on scale use them, because their sums stay in float32's range for any gradient.
     """
     check_maps(maps=maps)
     values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))

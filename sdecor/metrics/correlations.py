@@ -1,4 +1,4 @@
-"""Does the relevance of pixels agree with what their removal does? Correlations over sets of pixels."""
+"""Correlations between the relevance of sets of pixels and the effect of their removal on the score."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,22 +38,23 @@ def faithfulness_correlation(
     saliency_of: str = "logit",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the correlation of relevance and effect over random sets of pixels.
+    """Return the correlation of summed relevance and drop of the score over random sets of pixels.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
-      targets: classes whose score is followed, integers `[N]`.
+      targets: classes whose score is used, integers `[N]`.
       key: one key or `[N]` keys, for the sets.
-      samples: number of sets. Disjoint sets are cut from one random order of the pixels, then from the next one.
-      subset_size: pixels in a set; None = a fifth of them.
-      baseline: what replaces a pixel, see `baseline_images`.
-      saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: what the device's memory holds.
+      samples: number of sets. A random order of the pixels is cut into disjoint sets, then another order.
+      subset_size: number of pixels in a set; None = a fifth of all pixels.
+      baseline: replacement of removed pixels: see `baseline_images`.
+      saliency_of: score of the target: "probability", "log_probability" or "logit".
+      chunk_size: network evaluations at once. Default: as many as the device's memory holds.
 
     Returns:
-      Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
+      Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN for a map that is constant or not finite, and where
+      the score never changes.
 
     References:
       Bhatt, Weller, Moura, "Evaluating and Aggregating Feature-based Model Explanations",
@@ -89,12 +90,12 @@ def sensitivity_n_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the correlation of relevance and effect over random sets of n pixels, for several n.
+    """Return the correlation of summed relevance and drop of the score over random sets of n pixels, for several n.
 
     Args:
       fn, images, maps, targets, key, baseline, saliency_of, chunk_size: see `faithfulness_correlation`.
-      shares: n as shares of the pixels, in (0, 1), rounded and at least one pixel.
-      samples: random sets for each n; sets of different n are cut from the same random order of the pixels.
+      shares: values of n as shares of the pixels, in (0, 1); n is rounded and at least 1.
+      samples: number of random sets for each n. A sample cuts the sets of all n from one random order of the pixels.
 
     Returns:
       `[N, len(shares)]` in [−1, 1].
@@ -134,7 +135,7 @@ def over_orders(
     score: Callable,
     chunk_size: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return relevance and score of the windows of each order, both `[orders, N, W]`; `order(i)` gives the places."""
+    """Return summed relevance and score of each order's windows, `[orders, N, W]` each; `order(i)` returns places."""
 
     def windows_of(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         places = order(i)
@@ -161,15 +162,18 @@ def faithfulness_estimate(
     saliency_of: str = "logit",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the correlation of relevance and effect over groups of pixels of like relevance, each removed alone.
+    """Return the correlation of summed relevance and drop of the score over groups of pixels of similar relevance.
+
+    Each group is removed alone.
 
     Args:
       fn, images, maps, targets, baseline, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the order of equal values.
-      steps: number of (nearly) equal groups, in the order of relevance; None = each pixel alone, as published.
+      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel a group, as published.
 
     Returns:
-      Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
+      Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN for a map that is constant or not finite, and where
+      the score never changes.
 
     References:
       Alvarez-Melis, Jaakkola, "Towards Robust Interpretability with Self-Explaining Neural Networks",
@@ -198,17 +202,18 @@ def monotonicity_correlation(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the rank correlation of the relevance of groups of pixels and the mean squared effect of noise there.
+    """Return the rank correlation of the relevance of groups of pixels and the mean squared effect of noise on them.
 
     Args:
       fn, images, maps, targets, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the noise and the order of equal values.
-      steps: number of (nearly) equal groups, in the order of relevance; None = each pixel alone, as published.
-      samples: draws of the baseline; one that is neither "uniform" nor a function takes one.
-      baseline: what replaces a group; "uniform" and functions are drawn anew for each sample.
+      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel a group, as published.
+      samples: number of draws of the baseline; a baseline that is neither "uniform" nor a function is used once.
+      baseline: replacement of a group's pixels; "uniform" and functions are drawn again for each sample.
 
     Returns:
-      Spearman's correlation, `[N]` in [−1, 1]; higher is better. NaN also where the score never changes.
+      Spearman's correlation, `[N]` in [−1, 1]; higher is better. NaN for a map that is constant or not finite, and
+      where the score never changes.
 
     References:
       Nguyen, Martínez, "On quantitative aspects of model interpretability", https://arxiv.org/abs/2007.07584, 2020.
@@ -221,7 +226,7 @@ def monotonicity_correlation(
 
     def squared_effects(sample: jax.Array) -> jax.Array:
         end = baseline_images(images, baseline, key=fold_sample(key, images.shape[0], sample))
-        # The empty window is the image itself.
+        # The empty window gives the score of the image itself.
         scores = replaced_scores(
             fn, images, end, places, [0, *windows], targets, score=score_of(saliency_of), chunk_size=chunk_size
         )
@@ -232,7 +237,7 @@ def monotonicity_correlation(
 
 
 def _groups(maps: jax.Array, steps: int | None) -> list[tuple[int, int]]:
-    """Return the first place and the end of each group of pixels."""
+    """Return the first place and the end (exclusive) of each group of pixels."""
     features = maps[0].size
     steps = features if steps is None else steps
     check_count("steps", steps, 2, features)

@@ -1,4 +1,4 @@
-"""Does the prediction follow the pixels that the map calls important? Pixels replaced in the map's order, or softly."""
+"""Faithfulness metrics: the score while pixels are replaced in the map's order, or masked softly by the map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +31,9 @@ from sdecor.metrics.replacement import (
 def relative_to_random(metric: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Return the metric minus its value for a random order of pixels on the same network, in one compiled loop.
 
-    A network that was trained on masked images bears them better whatever its maps say: only the difference compares
-    maps across networks. 0 is chance; the better direction stays. Options that are arrays belong to the examples.
+    A network that was trained on masked images keeps its score better when pixels are replaced, for any map. Only the
+    difference compares maps across networks. 0 is chance; the better direction is that of the metric. Options that are
+    arrays hold an entry for each example.
     """
 
     @automatic
@@ -81,7 +82,7 @@ def insertion_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the target's probability as the most salient pixels enter the baseline, `[N, steps + 1]`.
+    """Return the target's probability while the most salient pixels are inserted into the baseline, `[N, steps + 1]`.
 
     See `deletion_curve` for the arguments.
     """
@@ -105,25 +106,25 @@ def deletion_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the target's probability as the baseline replaces the most salient pixels, `[N, steps + 1]`.
+    """Return the target's probability while the baseline replaces the most salient pixels, `[N, steps + 1]`.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`; the highest values are changed first. Equal values are ordered at random.
-      targets: classes whose score is followed, integers `[N]`, one for all, or "predicted", which RISE follows.
-      key: one key or `[N]` keys, for the order of equal values. With keys that belong to the examples the
-        result does not depend on batching.
-      steps: the image changes in this many (nearly) equal steps.
-      baseline: "zero" (the data set's mean color, in normalised space), "mean", "blur", "black", "white", "uniform",
-        images `[N, H, W, C]` or a function of the images and keys: see `baseline_images`.
+      targets: classes whose score is used, integers `[N]`, one for all, or "predicted", as in RISE.
+      key: one key or `[N]` keys, for the order of equal values. With a key for each example the result does not depend
+        on batching.
+      steps: number of steps; (nearly) the same number of pixels changes in each.
+      baseline: replacement of the pixels: "zero" (the data set's mean color, in normalised space), "mean", "blur",
+        "black", "white", "uniform", images `[N, H, W, C]` or a function of images and keys: see `baseline_images`.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
-      saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight; it bounds memory. Default: what the device's memory holds.
+      saliency_of: score of the target: "probability", "log_probability" or "logit".
+      chunk_size: network evaluations at once; it bounds memory. Default: as many as the device's memory holds.
 
     Returns:
-      Scores `[N, steps + 1]`; column j has `round(j·H·W/steps)` pixels changed. NaN for a map of zeros
-      or one that is not finite.
+      Scores `[N, steps + 1]`; in column j, `round(j·H·W/steps)` pixels are changed. NaN for a map of zeros or one that
+      is not finite.
 
     References:
       Petsiuk, Das, Saenko, "RISE", https://arxiv.org/abs/1806.07421, 2018.
@@ -161,11 +162,11 @@ def pixel_flipping_curve(
 ) -> jax.Array:
     """Return the target's probability while pixels are flipped to the baseline, highest relevance first.
 
-    `deletion_curve` with the defaults of pixel flipping; for the other arguments see there.
+    It is `deletion_curve` with the defaults of pixel flipping; see there for the other arguments.
 
     Args:
-      steps: of the curve; None flips one pixel a step, as published, which costs `H·W + 1` evaluations an image.
-      baseline: the value of a flipped pixel.
+      steps: number of steps; None flips one pixel a step, as published, which costs `H·W + 1` evaluations an image.
+      baseline: value of a flipped pixel.
 
     Returns:
       `[N, steps + 1]`.
@@ -193,12 +194,12 @@ def monotonicity(
     baseline: Baseline = "black",
     **options,
 ) -> jax.Array:
-    """Return 1 where the probability never falls while pixels enter the baseline, least relevant first; else 0.
+    """Return 1 if the probability never falls while pixels enter the baseline, least relevant first; else 0.
 
     Args:
-      steps: pixels enter in this many (nearly) equal groups; the first group is the reference of the second.
-      baseline: what they enter.
-      **options: `key` and others of `insertion_curve`.
+      steps: number of (nearly) equal groups of pixels to insert. The first comparison is of groups 1 and 2.
+      baseline: image into which pixels are inserted.
+      **options: `key` and other options of `insertion_curve`.
 
     Returns:
       `[N]`; higher is better, NaN for a map of zeros or one that is not finite.
@@ -223,16 +224,17 @@ def masked_accuracy_curve(
     baseline: Baseline = "black",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return whether the label is still predicted without the pixels of greatest absolute saliency.
+    """Return whether the label is still predicted without the pixels of largest absolute saliency.
 
-    The curve by which saliency-guided training was judged: nothing is retrained, and a faithful map's accuracy falls
-    soon. There the fill is the image's corner pixel, which in MNIST is its darkest value, our "black".
+    The paper evaluates saliency-guided training by this curve. Nothing is retrained, and the accuracy falls early for a
+    faithful map. The paper replaces pixels by the image's corner pixel, which in MNIST has the darkest value, "black"
+    here.
 
     Args:
       fn, images, maps, key, chunk_size: see `deletion_curve`; the order is that of `abs(maps)`.
-      labels: the right classes, int `[N]`.
-      percentages: of the pixels that are replaced, integers in [0, 100].
-      baseline: what replaces them.
+      labels: true classes, integers `[N]`.
+      percentages: percentages of the pixels to replace, integers in [0, 100].
+      baseline: replacement of these pixels.
 
     Returns:
       1 or 0, `[N, len(percentages)]`; its mean over examples is the accuracy at each percentage. Lower is better.
@@ -252,18 +254,19 @@ def masked_accuracy_curve(
 
 @automatic
 def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
-    """Return the share of the target's probability that is lost under the mask; a gain counts as 0.
+    """Return the share of the target's probability that is lost when the map masks the image; a gain counts as 0.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
-      targets: classes whose score is followed, integers `[N]`.
-      **options: `baseline` ("zero"; see `baseline_images`), `saliency_of` ("probability"), `chunk_size`
-        and, for a baseline that is drawn, `key`.
+      targets: classes whose score is used, integers `[N]`.
+      **options: `baseline` ("zero"; see `baseline_images`), `saliency_of` ("probability"), `chunk_size` and, for a
+        baseline that draws, `key`.
 
     Returns:
-      `max(0, Y − O)/Y`, `[N]` in [0, 1]; lower is better. Its mean is published in per cent.
+      `max(0, Y − O)/Y`, `[N]` in [0, 1], with the probability Y of the image and O of the masked image; lower is
+      better. The papers give its mean in per cent.
 
     References:
       Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
@@ -276,12 +279,12 @@ def average_drop(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array,
 
 @automatic
 def average_increase(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
-    """Return 1 where the target's probability is greater under the mask than on the image, else 0.
+    """Return 1 if the target's probability is larger for the masked image than for the image, else 0.
 
-    Takes the arguments of `average_drop`.
+    See `average_drop` for the arguments.
 
     Returns:
-      `[N]`; higher is better. Its mean is published in per cent, as "increase in confidence".
+      `[N]`; higher is better. The paper gives its mean in per cent, as "increase in confidence".
 
     References:
       Chattopadhay et al., "Grad-CAM++", https://arxiv.org/abs/1710.11063, 2018.
@@ -301,7 +304,7 @@ def _scores(
     chunk_size: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the target's score on the image and under the mask, `[N]` each."""
+    """Return the target's score of the image and of the masked image, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, key=key)
     maps = moderate(maps.astype(jnp.float32), (1, 2))

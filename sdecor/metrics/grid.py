@@ -1,9 +1,12 @@
 """Grid pointing game: localization without object masks.
 
-Mosaics are put together from images of different classes that the network knows well; an explanation of one of the
-classes should lie in that class's cell. Cells are counted row by row from the top left. In order:
-`choose_mosaics` (from a plain evaluation), `make_mosaics`, an explanation of class `labels[members[m, cell]]` on mosaic
-m for each cell, `grid_pointing_game`.
+A mosaic combines images of different classes that the network classifies confidently. The explanation of one class
+should lie in the cell of this class. Cells are numbered row by row from the top left. The steps are:
+
+1. `choose_mosaics` returns the `members` of each mosaic, from the network's predictions for single images.
+2. `make_mosaics` combines the images.
+3. A method explains the class `labels[members[m, cell]]` on mosaic m, for each cell.
+4. `grid_pointing_game` evaluates the maps.
 
 References:
   Böhle, Fritz, Schiele, "Convolutional Dynamic Alignment Networks", https://arxiv.org/abs/2104.00032, 2021.
@@ -23,7 +26,7 @@ from sdecor.metrics.localization import energy_inside
 def choose_mosaics(
     labels: np.ndarray, confidences: np.ndarray, correct: np.ndarray, *, size: int = 2, count: int, seed: int
 ) -> np.ndarray:
-    """Choose the images of mosaics: the most confidently classified ones, of different classes in each mosaic.
+    """Choose the images of mosaics: the most confidently classified ones, with different classes in each mosaic.
 
     Args:
       labels: classes, integers `[N]`; an image of unknown class (negative) is not chosen.
@@ -31,13 +34,13 @@ def choose_mosaics(
       correct: whether the prediction is right, `[N]`; only such images are chosen.
       size: cells along a side.
       count: number of mosaics M.
-      seed: for the random placing; which images are chosen does not depend on it.
+      seed: seed of the random placement; the choice of images does not depend on it.
 
     Returns:
-      Places in the data set, int `[M, size²]`. No image is used twice.
+      Indices in the data set, int `[M, size²]`. No image is used twice.
 
     Raises:
-      ValueError: when there are fewer classes than cells, or too few images.
+      ValueError: for fewer classes than cells, or too few images.
     """
     check_count("size", size, 2)
     check_count("count", count)
@@ -45,10 +48,10 @@ def choose_mosaics(
     usable = np.flatnonzero((np.asarray(correct) > 0) & (labels >= 0) & ~np.isnan(confidences))
     ranked = usable[np.argsort(-confidences[usable], kind="stable")]
     _check_supply(labels[ranked], size**2, count)
-    # A class is in a mosaic at most once, so no more than `count` of its images are of use.
+    # A class is in a mosaic at most once, so at most `count` of its images are needed.
     candidates = ranked[_earlier_of_class(labels[ranked]) < count]
     chosen = candidates[: count * size**2]
-    # Dealt class by class, at most `count` images of a class go to as many different mosaics.
+    # Dealing images class by class puts the images of a class, at most `count`, into different mosaics.
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(chosen)
     order_of_classes = rng.permutation(labels.max() + 1)
@@ -58,19 +61,20 @@ def choose_mosaics(
 
 @automatic
 def make_mosaics(images: jax.Array, size: int = 2, *, resize: bool = False) -> jax.Array:
-    """Put images together, cell by cell.
+    """Combine images into mosaics, cell by cell.
 
     Args:
       images: `[M, size², H, W, C]`.
       size: cells along a side.
-      resize: False keeps the images: the mosaic is `size` times larger, for networks that take any size. True shrinks
-        them (linear interpolation, antialiased): the mosaic has the size of one image, for networks with a fixed input.
+      resize: False keeps the size of the images: a mosaic is `size` times larger, for networks that take any size. True
+        shrinks the images (linear interpolation, antialiased): a mosaic has the size of one image, for networks with a
+        fixed input size.
 
     Returns:
       `[M, size·H, size·W, C]`, or `[M, H, W, C]` with `resize`.
 
     Raises:
-      ValueError: when there are not size² images a mosaic, or `resize` would split pixels.
+      ValueError: unless each mosaic has size² images, and if `resize` would split pixels.
     """
     count, cells, height, width, channels = images.shape
     if cells != size**2:
@@ -87,15 +91,15 @@ def grid_pointing_game(maps: jax.Array, cells: jax.Array, *, size: int = 2) -> j
 
     Args:
       maps: attribution of one class on each mosaic, `[N, H, W]`; negative values count as 0.
-      cells: place of that class, int `[N]` in [0, size²).
+      cells: cell of this class, int `[N]` in [0, size²).
       size: cells along a side.
 
     Returns:
-      `[N]` in [0, 1]; NaN for a map without positive values, one that is not finite, and a cell that is none. The
-      chance level is 1/size².
+      `[N]` in [0, 1]; the chance level is 1/size². NaN for a map without positive values, a map that is not finite, and
+      a cell outside [0, size²).
 
     Raises:
-      ValueError: when the maps do not divide into cells.
+      ValueError: if the maps do not divide into equal cells.
     """
     check_maps(maps=maps)
     _, height, width = maps.shape

@@ -1,4 +1,4 @@
-"""Does the attribution predict what a perturbation of the image does to the score?"""
+"""Infidelity: how well an attribution predicts the effect of a perturbation of the image on the score."""
 
 from collections.abc import Callable
 
@@ -37,32 +37,31 @@ def infidelity(
 ) -> jax.Array:
     """Return the mean squared error of the attribution as a linear model of the score around the image.
 
-    `E_I[(Σ I·φ − (f(x) − f(x − I)))²]` over perturbations I.
+    It is `E_I[(Σ I·φ − (f(x) − f(x − I)))²]` over perturbations I.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
-      attributions: φ, signed and in score units per input unit: `[N, H, W, C]`, or maps `[N, H, W]` that count for all
-        channels of a pixel alike.
-      targets: classes whose score is followed, integers `[N]`.
+      attributions: φ, signed and in score units per input unit: `[N, H, W, C]`, or maps `[N, H, W]`, which apply
+        equally to all channels of a pixel.
+      targets: classes whose score is used, integers `[N]`.
       key: one key or `[N]` keys, for the perturbations and the baseline "uniform".
-      perturbation: "squares" (squares at random places become the baseline), "grid" (every square of a regular grid
-        once: nothing is random, and `samples` does not count) or "noise" (the whole image becomes the baseline plus
-        Gaussian noise; with `baseline=images` it is noise on the image).
+      perturbation: "squares" (squares at random positions become the baseline), "grid" (each square of a regular grid
+        once; nothing is random, and `samples` is not used) or "noise" (the whole image becomes the baseline plus
+        Gaussian noise; `baseline=images` gives noise on the image).
       samples: number of perturbations.
       patch: side of the squares, in pixels.
       noise: standard deviation of "noise", in input units.
-      baseline: what a replaced pixel becomes, see `baseline_images`.
-      contributions: φ is in score units, multiplied by the distance from the baseline already, as input×gradient
-        and integrated gradients are. Then a square is predicted to take away the sum of φ over it.
-      scaling: "none", or "optimal": φ is first multiplied by the factor that makes the error least, so that maps in
+      baseline: replacement of the pixels: see `baseline_images`.
+      contributions: whether φ is in score units, already multiplied by the distance from the baseline, as in
+        input×gradient and integrated gradients. The predicted effect of a square is then the sum of φ over it.
+      scaling: "none"; or "optimal", which first multiplies φ by the factor with the smallest error, so that maps in
         arbitrary units can be compared.
-      saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: what the device's memory holds.
+      saliency_of: score of the target: "probability", "log_probability" or "logit".
+      chunk_size: network evaluations at once. Default: as many as the device's memory holds.
 
     Returns:
-      `[N]`, at least 0, in squared score units; lower is better. NaN for an attribution of zeros or one that is not
-      finite.
+      `[N]` ≥ 0, in squared score units; lower is better. NaN for an attribution of zeros or one that is not finite.
 
     References:
       Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392, 2019.
@@ -78,7 +77,7 @@ def infidelity(
     end = baseline_images(images, baseline, key=key)
     phi = attributions.astype(jnp.float32)
     if phi.ndim == 3:
-        # A pixel's contribution is that of its channels together; a slope is the same for each of them.
+        # A pixel's contribution is the sum over its channels; a slope holds for each channel.
         phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
     perturb, count = _perturbation(perturbation, images.shape[1:], samples, patch, noise)
     score = score_of(saliency_of)
@@ -100,7 +99,7 @@ def infidelity(
 
 
 def _error(predicted: jax.Array, effect: jax.Array, scaling: str) -> jax.Array:
-    """Return the mean squared difference of two lists `[S]`, the first one scaled to fit if asked."""
+    """Return the mean squared difference of two arrays `[S]`; "optimal" scales the first one to fit."""
     if scaling == "optimal":
         square = (predicted**2).sum()
         predicted = predicted * jnp.where(square > 0, (predicted * effect).sum() / jnp.where(square > 0, square, 1), 0)
@@ -110,7 +109,7 @@ def _error(predicted: jax.Array, effect: jax.Array, scaling: str) -> jax.Array:
 def _perturbation(
     kind: str, shape: tuple[int, ...], samples: int, patch: int, noise: float
 ) -> tuple[Callable[..., tuple[jax.Array, jax.Array]], int]:
-    """Return `perturb(i, image, base, key) -> (perturbed image, what was replaced)` and the number of perturbations."""
+    """Return `perturb(i, image, base, key) -> (perturbed image, mask of changes)` and the number of perturbations."""
     height, width, _ = shape
     if kind == "noise":
         return lambda *sample: _noisy(*sample, noise), samples
@@ -129,7 +128,7 @@ def _perturbation(
 
 
 def _square(i: jax.Array, key: jax.Array, height: int, width: int, patch: int) -> jax.Array:
-    """Return a square at a random place inside the image, bool `[H, W]`; none for i = 0."""
+    """Return the mask of a square at a random position inside the image, bool `[H, W]`; empty for i = 0."""
     places = jnp.array([height - patch + 1, width - patch + 1])
     top, left = jax.random.randint(jax.random.fold_in(key, i + 1), (2,), 0, places)
     rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
@@ -140,6 +139,6 @@ def _square(i: jax.Array, key: jax.Array, height: int, width: int, patch: int) -
 def _noisy(
     i: jax.Array, image: jax.Array, base: jax.Array, key: jax.Array, noise: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the baseline with noise, and that everything is replaced; the image itself for i = 0."""
+    """Return the baseline with noise and a full mask of changes; for i = 0 the image itself and an empty mask."""
     drawn = normal(jax.random.fold_in(key, i + 1), image.shape, image.dtype)
     return jnp.where(i > 0, base + noise * drawn, image), jnp.broadcast_to(i > 0, image.shape)

@@ -1,4 +1,4 @@
-"""What a metric is given: arrays that belong together and mean what they should; how many are evaluated at a time."""
+"""Inputs of metrics: checks of shapes, dtypes and classes, and the number of evaluations at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ Fn = Callable[[jax.Array], jax.Array]
 
 
 def check_images(images: jax.Array) -> None:
-    """Raise `ValueError` unless images are floating point `[N, H, W, C]`: differences of integers wrap around."""
+    """Raise `ValueError` unless images are floating point `[N, H, W, C]`; differences of integers would wrap around."""
     if len(_shape("images", images)) != 4:
         raise ValueError(f"images has shape {images.shape}: pass a batch [N, H, W, C]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -32,10 +32,10 @@ def check_batch(
     count: int | None = None,
     field: str = "targets",
 ) -> jax.Array:
-    """Return the classes of images that have maps; see `check_classes`.
+    """Check images and their maps, and return the targets as `check_classes` does.
 
     Raises:
-      ValueError: unless images are floating point `[N, H, W, C]`, maps `[N, H, W]`, and targets as said there.
+      ValueError: unless images are floating point `[N, H, W, C]`, maps `[N, H, W]`, and targets as in `check_classes`.
     """
     check_images(images)
     if _shape("maps", maps) != images.shape[:3]:
@@ -48,18 +48,18 @@ def check_batch(
 def check_classes(
     images: jax.Array, targets: Any, *, fn: Fn | None = None, count: int | None = None, field: str = "targets"
 ) -> jax.Array:
-    """Return classes as int32 `[N]`, −1 for one that is traced and does not exist: see `sdecor.core.classes`.
+    """Return target classes as int32 `[N]`; −1 for a traced class that does not exist, see `sdecor.core.classes`.
 
     Args:
       images: `[N, H, W, C]`.
-      targets: integers `[N]`, as an array or a list; one integer for all; or, where there is a network to ask,
-        "predicted", each image's most probable class.
-      fn: the network for one image, `image -> logits [K]`; None where "predicted" has no meaning.
-      count: number of classes, where there is no `fn` and it is known.
-      field: what the targets are called.
+      targets: integers `[N]`, as an array or a list; one integer for all; or, if `fn` is given, "predicted" for each
+        image's most probable class.
+      fn: the network for one image, `image -> logits [K]`; None if "predicted" is not possible.
+      count: number of classes, if it is known and there is no `fn`.
+      field: name of the targets in error messages.
 
     Raises:
-      ValueError: for anything else, a class that does not exist, and an `fn` that does not return logits `[K]`.
+      ValueError: for other targets, a class that does not exist, and an `fn` that does not return logits `[K]`.
     """
     n = images.shape[0]
     count = count if fn is None else class_count(fn, images)
@@ -79,16 +79,16 @@ def check_classes(
 
 
 def class_count(fn: Fn, images: jax.Array) -> int:
-    """Return the number of classes of a network; nothing is computed.
+    """Return the number of classes of a network, from shapes alone.
 
     Raises:
-      ValueError: unless it returns logits `[K]` for one image.
+      ValueError: unless `fn` returns logits `[K]` for one image.
     """
     return checked_logits(jax.eval_shape(fn, _one(images))).shape[0]
 
 
 def nan_without_class(targets: jax.Array, values: Any) -> Any:
-    """Return a tree of values `[N, …]` with NaN for the targets of `check_classes` that are no class."""
+    """Return a tree of values `[N, …]`, with NaN where a target from `check_classes` is no class."""
 
     def where(leaf: jax.Array) -> jax.Array:
         return jnp.where((targets >= 0).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
@@ -97,7 +97,7 @@ def nan_without_class(targets: jax.Array, values: Any) -> Any:
 
 
 def check_maps(**arrays: jax.Array | None) -> None:
-    """Raise `ValueError` unless arrays are `[N, H, W]` of one shape and, all but `maps`, masks; None is left out."""
+    """Raise `ValueError` unless arrays have one shape `[N, H, W]` and, except for `maps`, dtype bool; skip None."""
     given = {name: array for name, array in arrays.items() if array is not None}
     shape = _shape(*next(iter(given.items())))
     for name, array in given.items():
@@ -112,12 +112,12 @@ def check_maps(**arrays: jax.Array | None) -> None:
 
 
 def in_flight(fn: Callable[..., Any], chunk_size: int | None, *batch: jax.Array) -> tuple[int, int]:
-    """Return how many examples, and samples of each, are evaluated together: see `sdecor.core.chunks.divide`.
+    """Return how many examples, and samples of each, to evaluate at once: see `sdecor.core.chunks.divide`.
 
     Args:
-      fn: what is evaluated, of one example.
-      chunk_size: evaluations in flight; None = what the device's memory holds, as of `default_chunk_size`.
-      *batch: the arguments of `fn` for N examples, `[N, …]`.
+      fn: the function to evaluate, of one example.
+      chunk_size: evaluations at once; None = as many as the device's memory holds, see `default_chunk_size`.
+      *batch: arguments of `fn` for N examples, `[N, …]`.
     """
     if chunk_size is None:
         chunk_size = default_chunk_size(fn, *map(_one, batch))
@@ -126,7 +126,7 @@ def in_flight(fn: Callable[..., Any], chunk_size: int | None, *batch: jax.Array)
 
 
 def _one(array: jax.Array) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype of an example; the dtype is the one that JAX makes of it."""
+    """Return the shape of one example, and the dtype to which JAX converts it."""
     return jax.eval_shape(lambda x: x[0], array)
 
 

@@ -1,4 +1,4 @@
-"""Does saliency lie on the object? By its sum, and by the order of the pixels. Each value beside its chance level."""
+"""Localization metrics: how much saliency lies on the object, by its sum or by the ranks of the pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,15 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
 
     Args:
       boxes: `[N, 4]`, or `[N, B, 4]` for up to B boxes an image, as `[y0, x0, y1, x1)` in pixels. A box without area
-        (zeros, an end before its start) and one with a NaN contribute nothing, so they may fill up a list.
+        (zeros, an end before its start) and a box with a NaN add nothing, so they can pad a list.
       size: height and width of the images.
 
     Returns:
-      bool `[N, height, width]`, True where the pixel's center is in a box; what lies outside the image is cut off.
+      bool `[N, height, width]`, True where the pixel's center is in a box. Parts of a box outside the image are cut
+      off.
 
     Raises:
-      ValueError: when the shape is another one.
+      ValueError: for any other shape of boxes.
     """
     boxes = jnp.asarray(boxes)
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
@@ -38,13 +39,13 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Return the object without ignored pixels, and the pixels that count at all, bool `[N, H, W]` each."""
+    """Return the object without ignored pixels, and all pixels that are not ignored, bool `[N, H, W]` each."""
     counted = jnp.ones_like(objects) if ignore is None else ~jnp.asarray(ignore)
     return objects & counted, counted
 
 
 def two_sided(inside: jax.Array, counted: jax.Array) -> jax.Array:
-    """Return where there are both object and background to tell apart, bool `[N]`."""
+    """Return whether an image has pixels of both object and background, bool `[N]`."""
     return inside.any((-2, -1)) & (counted & ~inside).any((-2, -1))
 
 
@@ -53,11 +54,12 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
 
     Args:
       maps: `[N, H, W]`; negative values count as 0. Reduce with absolute values to count evidence of both signs.
-      objects: bool `[N, H, W]`.
-      ignore: bool `[N, H, W]`, pixels left out of both sums.
+      objects: object masks, bool `[N, H, W]`.
+      ignore: pixels to leave out of both sums, bool `[N, H, W]`.
 
     Returns:
-      `[N]` in [0, 1], NaN where undefined; its chance level is `area_share`.
+      `[N]` in [0, 1]; the chance level is `area_share`. NaN where undefined: without object, background or positive
+      saliency, and for a map that is not finite.
 
     References:
       Wang et al., "Score-CAM", https://arxiv.org/abs/1910.01279, 2020.
@@ -76,17 +78,17 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
 def attribution_localization(
     maps: jax.Array, objects: jax.Array, *, weighted: bool = False, ignore: jax.Array | None = None
 ) -> jax.Array:
-    """Return the share of positive attribution that falls on the object, optionally for the object's size.
+    """Return the share of positive attribution on the object, optionally divided by the object's share of the area.
 
     Args:
       maps: `[N, H, W]`; negative values count as 0.
-      objects: bool `[N, H, W]`.
-      weighted: divide by the object's share of the area, so that objects of different size compare.
-      ignore: bool `[N, H, W]`, pixels left out of all sums.
+      objects: object masks, bool `[N, H, W]`.
+      weighted: whether to divide by the object's share of the area, so that objects of different size can be compared.
+      ignore: pixels to leave out of all sums, bool `[N, H, W]`.
 
     Returns:
-      `[N]`, NaN where undefined. Unweighted it is `energy_inside`, in [0, 1], and its chance level `area_share`;
-      weighted it is at least 0, and its chance level 1.
+      `[N]`, NaN where undefined. If not weighted, it equals `energy_inside`, in [0, 1] with chance level `area_share`.
+      If weighted, it is at least 0, with chance level 1.
 
     References:
       Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP",
@@ -97,7 +99,7 @@ def attribution_localization(
 
 
 def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
-    """Return the object's share of the counted area, `[N]` in (0, 1): what a uniform or random map scores.
+    """Return the object's share of the area that is not ignored, `[N]` in (0, 1): the value of a uniform map.
 
     NaN where the object is empty or covers everything.
     """
@@ -110,20 +112,20 @@ def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Ar
 def pointing_game(
     maps: jax.Array, objects: jax.Array, *, tolerance: float = 0.0, ignore: jax.Array | None = None
 ) -> jax.Array:
-    """Return whether the map's maximum hits the object: 1 or 0, and a share when several pixels tie.
+    """Return whether the map's maximum hits the object: 1 or 0, or a share if several pixels tie.
 
-    A tie is scored by the share of the tied pixels that hit, the expectation of a random choice among them:
-    no favour to the top-left corner, and a constant map scores exactly chance.
+    A tie gives the share of the tied pixels that hit, the expectation of a random choice among them. The top-left
+    corner is not preferred, and a constant map scores exactly the chance level.
 
     Args:
       maps: `[N, H, W]`.
-      objects: bool `[N, H, W]`.
-      tolerance: a pixel at most this far (Euclidean, in pixels) from the object is a hit. (The published 15 px
-        are exclusive: `tolerance=14.99`.)
-      ignore: bool `[N, H, W]`, pixels that cannot be the maximum.
+      objects: object masks, bool `[N, H, W]`.
+      tolerance: largest Euclidean distance from the object that counts as a hit, in pixels. (The published 15 px are
+        exclusive: `tolerance=14.99`.)
+      ignore: pixels that cannot be the maximum, bool `[N, H, W]`.
 
     Returns:
-      `[N]` in [0, 1], NaN where undefined. The chance level is the game on a constant map.
+      `[N]` in [0, 1], NaN where undefined. The chance level is the value of a constant map.
 
     References:
       Zhang et al., "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507, 2018.
@@ -139,7 +141,7 @@ def pointing_game(
 
 
 def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
-    # A sign would turn NaN and −inf into 0: they stay NaN, and `_has_saliency` then rejects the map.
+    # Values that are not finite become NaN, not 0, so that `_has_saliency` rejects the map.
     maps = maps.astype(jnp.float32)
     return jnp.where(counted, jnp.where(jnp.isfinite(maps), jnp.maximum(maps, 0), jnp.nan), 0)
 
@@ -150,7 +152,7 @@ def _has_saliency(positive: jax.Array) -> jax.Array:
 
 
 def _dilate(mask: jax.Array, radius: float) -> jax.Array:
-    """Add the pixels at most `radius` away from the mask."""
+    """Return the mask with the pixels at most `radius` away from it added."""
     reach = int(radius)
     if radius < 0:
         raise ValueError(f"tolerance = {radius!r}: pass a distance in pixels, 0 or more")
@@ -169,12 +171,12 @@ def relevance_rank_accuracy(maps: jax.Array, objects: jax.Array, *, ignore: jax.
 
     Args:
       maps: `[N, H, W]`.
-      objects: bool `[N, H, W]`.
-      ignore: bool `[N, H, W]`, pixels that are not ranked.
+      objects: object masks, bool `[N, H, W]`.
+      ignore: pixels that are not ranked, bool `[N, H, W]`.
 
     Returns:
-      `[N]` in [0, 1], NaN where undefined. Of pixels that tie for the last places, a random choice is expected to be
-      taken. The chance level is `area_share`.
+      `[N]` in [0, 1], NaN where undefined. Pixels that tie for the last places count by the expectation of a random
+      choice. The chance level is `area_share`.
 
     References:
       Arras et al., "CLEVR-XAI", https://arxiv.org/abs/2003.07258, 2022.
@@ -189,8 +191,8 @@ def top_k_intersection(
 ) -> jax.Array:
     """Return the share of the k most salient pixels that lie on the object, `[N]` in [0, 1].
 
-    `k` is at most the number of counted pixels. For the other arguments, ties and chance see `relevance_rank_accuracy`.
-    Where the object has fewer than k pixels, the best value is their number over k.
+    A larger `k` is reduced to the number of pixels that are not ignored. If the object has fewer than k pixels, the
+    best value is their number over k. See `relevance_rank_accuracy` for the other arguments, ties and chance.
 
     References:
       Theiner et al., "Interpretable Semantic Photo Geolocation", https://arxiv.org/abs/2104.14995, 2021.
@@ -208,15 +210,15 @@ def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = N
 
     Args:
       maps: `[N, H, W]`.
-      objects: bool `[N, H, W]`.
-      ignore: bool `[N, H, W]`, pixels that are not ranked.
+      objects: object masks, bool `[N, H, W]`.
+      ignore: pixels that are not ranked, bool `[N, H, W]`.
 
     Returns:
       `[N]` in [0, 1], NaN where undefined. The chance level is 0.5.
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
-    # A tie counts half in the mean of the two orders that put the object's pixels first and last among equal values.
+    # The mean over two orders counts a tie half: among equal values, the object's pixels come first, then last.
     first, last = (sort_rows(_keys(maps, counted, bit)) for bit in (~inside, inside))
     best, worst = _area_under_roc(first & 1 == 0, counted), _area_under_roc((last & 1 == 1) & (last < LAST), counted)
     return jnp.where(two_sided(inside, counted) & _ranks(maps, counted), (best + worst) / 2, jnp.nan)
@@ -224,16 +226,16 @@ def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = N
 
 @automatic
 def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
-    """Return the intersection over union of the object and the pixels above a threshold, the best one for each map.
+    """Return each map's best intersection over union of the object and the pixels above a threshold.
 
     Args:
       maps: `[N, H, W]`.
-      objects: bool `[N, H, W]`.
-      ignore: bool `[N, H, W]`, pixels left out of both.
+      objects: object masks, bool `[N, H, W]`.
+      ignore: pixels to leave out of both sets, bool `[N, H, W]`.
 
     Returns:
-      `[N]` in (0, 1], NaN where undefined. Every value of the map is tried as the threshold; the lowest keeps all
-      pixels, so no map scores less than `area_share`, and a constant one scores just that.
+      `[N]` in (0, 1], NaN where undefined. Every value of the map is tried as the threshold. The lowest one keeps all
+      pixels, so every map scores at least `area_share`, and a constant map scores exactly `area_share`.
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
@@ -241,7 +243,7 @@ def best_iou(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = 
     labels = keys & 1 == 0
     found = jnp.cumsum(labels, axis=1)
     union = jnp.arange(1, labels.shape[1] + 1)[None] - found + found[:, -1:]
-    # Equal values pass a threshold together: only the end of a run is a set of pixels that one can select.
+    # A threshold keeps all or none of the pixels with equal values, so only the end of a run is a possible set.
     overlap = jnp.where(ends_of_runs(keys >> 1) & (keys < LAST), _float(found) / _float(union), 0)
     return jnp.where(two_sided(inside, counted) & _ranks(maps, counted), overlap.max(1), jnp.nan)
 
@@ -260,24 +262,24 @@ def _share_of_top(maps: jax.Array, objects: jax.Array, ignore: jax.Array | None,
 
 
 def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
-    """Return int32 keys `[N, H·W]` that ascend as the map descends; `bit` is the lowest, `LAST` stands for ignored."""
-    keys = order_keys(jnp.where(counted, -maps.astype(jnp.float32), 0))  # integers without a sign would wrap around
+    """Return int32 keys `[N, H·W]` that ascend as the map descends, `bit` as the lowest bit; `LAST` where ignored."""
+    keys = order_keys(jnp.where(counted, -maps.astype(jnp.float32), 0))  # −maps of unsigned integers would wrap around
     size = jnp.where(keys < 0, ~keys, keys)
-    # Moving all sizes down together makes room for the bit, which is then sorted with the value and settles ties. Only
-    # values 2¹²⁶ times smaller than the largest one become equal.
+    # All sizes move down together to make room for the bit, which breaks ties when keys are sorted. Only values 2¹²⁶
+    # times smaller than the largest one become equal.
     size = jnp.maximum(size - jnp.maximum(size.max((-2, -1), keepdims=True) - (2**30 - 2), 0), 0)
     return _rows(jnp.where(counted, jnp.where(keys < 0, ~size, size) * 2 + bit.astype(jnp.int32), LAST))
 
 
 def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
-    """Return it from the labels `[N, F]` in descending order of the values."""
+    """Return the area under the ROC curve from labels `[N, F]` in descending order of the map's values."""
     if labels.shape[1] > 2**24:
         raise ValueError(f"maps of {labels.shape[1]} pixels: roc_auc takes at most {2**24}, shrink them")
     place = jnp.arange(labels.shape[1], dtype=jnp.uint32)[None]
     positives = labels.sum(1)
     negatives = counted.sum((-2, -1)) - positives
-    # The mean of the positives' places from exact sums of their digits: a sum in float32 would round every term, and
-    # one of 2²⁴ digits of 8 bits is the largest that 32 bits hold.
+    # The mean place of the positives is computed from exact sums of 8-bit digits, because a float32 sum would round
+    # every term. 32 bits hold the sum of at most 2²⁴ digits.
     digits = [jnp.where(labels, place >> shift & 0xFF, 0).sum(1, dtype=jnp.uint32) for shift in (16, 8, 0)]
     high, middle, low = (_float(digit) / _float(jnp.maximum(positives, 1)) for digit in digits)
     mean_place = 2**16 * high + 2**8 * middle + low

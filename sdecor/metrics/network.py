@@ -1,4 +1,4 @@
-"""Metrics of the network itself: accuracy, confidence, calibration, and how correlated its features are."""
+"""Metrics of the network itself: accuracy, confidence, calibration, and correlation of its features."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from sdecor.core.parallel import automatic
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return 1.0 where the most probable class is the label, else 0.0: `[N]` from `[N, K]` and `[N]`.
 
-    A row with a NaN logit has no prediction: it is wrong. Under `jit` a label that is no class gives NaN.
+    A row with a NaN logit has no prediction and counts as wrong. Under `jit` a label that is no class gives NaN.
 
     Raises:
       ValueError: for K = 1, labels that are no integers, and (outside of `jit`) labels outside [0, K).
@@ -22,14 +22,14 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def majority_share(labels: np.ndarray) -> float:
-    """Return the share of the most frequent of the labels `[N]`: the accuracy of always answering it."""
+    """Return the share of the most frequent label among `[N]`: the accuracy if this label is always predicted."""
     return float(np.unique(labels, return_counts=True)[1].max() / labels.size)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the negative log-probability of the label in nats, `[N]` float32.
 
-    Under `jit` a label that is no class gives NaN; see `accuracy` for what is refused.
+    Under `jit` a label that is no class gives NaN. See `accuracy` for the errors.
     """
     check_several(logits.shape[-1])
     labels = check_classes("labels", labels, logits.shape[-1])
@@ -51,15 +51,16 @@ def calibration_bins(confidences: np.ndarray, correct: np.ndarray, *, bins: int 
     """Return each example's contribution to the equal-width confidence bins, to be summed over examples.
 
     Args:
-      confidences: probability of the predicted class, `[N]` in [0, 1]. NaN means that there is no prediction to be
-        sure of: the example is in no bin, its row is 0, and the count for `calibration_error` is without it. (It is
-        wrong, which `accuracy` shows.)
-      correct: 1 or 0, `[N]`. NaN means that there is no right class to compare with: the same.
+      confidences: probability of the predicted class, `[N]` in [0, 1]. NaN means that there is no prediction: the
+        example is in no bin, its row is 0, and the count for `calibration_error` must not include it. (`accuracy`
+        counts it as wrong.)
+      correct: 1 or 0, `[N]`. NaN means that there is no true class, and is treated in the same way.
       bins: number of equal-width bins `(i/bins, (i+1)/bins]`; the first also holds 0.
 
     Returns:
-      `[N, 2·bins]` float64: in the example's bin its confidence, then its correctness, and 0 elsewhere. Sums
-      of rows (over batches, devices or a resample) go to `calibration_error`, with the number of rows.
+      `[N, 2·bins]` float64: the first half holds the example's confidence in the column of its bin, the second half its
+      correctness, and all other values are 0. Pass sums of rows (over batches, devices or a resample) to
+      `calibration_error`, with the number of rows.
     """
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
     columns = np.zeros((confidences.size, 2 * bins))
@@ -74,11 +75,11 @@ def calibration_error(sums: np.ndarray, count: np.ndarray | float) -> np.ndarray
     """Return the expected calibration error: |confidence − accuracy| of each bin, weighted by its examples.
 
     Args:
-      sums: `[..., 2·bins]`, rows of `calibration_bins` summed over `count` examples.
-      count: number of examples in the sums that are in a bin, one or `[...]`.
+      sums: rows of `calibration_bins` summed over `count` examples, `[..., 2·bins]`.
+      count: number of examples in the bins, one number or `[...]`.
 
     Returns:
-      `[...]` in [0, 1]; 0 is perfect calibration, NaN that there is no example.
+      `[...]` in [0, 1]; 0 is perfect calibration. NaN without examples.
 
     References:
       Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, 2017.
@@ -93,12 +94,12 @@ def calibration_error(sums: np.ndarray, count: np.ndarray | float) -> np.ndarray
 def feature_moments(
     features: jax.Array, weight: jax.Array | None = None, *, axis_name: str | None = None
 ) -> dict[str, jax.Array]:
-    """Return count, mean and centred second moment of a batch.
+    """Return the count, the mean and the centred second moment of a batch of features.
 
     Args:
       features: `[N, D]`, any floating dtype; statistics are float32.
       weight: `[N]`, 1 for an example and 0 for padding. Default: all 1.
-      axis_name: combine over this mapped axis; every device then returns the moments of all.
+      axis_name: mapped axis to combine over; every device then returns the moments of all devices.
 
     Returns:
       `count []`, `mean [D]` and `scatter [D, D]` = `Σ w (h − mean)(h − mean)ᵀ`.
@@ -106,7 +107,7 @@ def feature_moments(
     features = features.astype(jnp.float32)
     weight = jnp.ones(features.shape[0], jnp.float32) if weight is None else weight.astype(jnp.float32)
     add = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
-    # `where`, not a product: padding may hold anything, and 0 · inf is NaN.
+    # `where`, not a product, because padding may hold any value, and 0 · inf is NaN.
     real = (weight > 0)[:, None]
     count = add(weight.sum())
     mean = add((jnp.where(real, features, 0) * weight[:, None]).sum(0)) / jnp.maximum(count, 1)
@@ -116,7 +117,7 @@ def feature_moments(
 
 
 def merge_moments(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the moments of two sets of examples together, in float64 on the host.
+    """Return the moments of the union of two sets of examples, in float64 on the host.
 
     References:
       Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
@@ -136,17 +137,17 @@ def merge_moments(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[st
 
 
 def feature_diagnostics(moments: dict[str, np.ndarray], *, dead: float = 1e-6) -> dict[str, float]:
-    """Return how correlated, how rich and how large the features are.
+    """Return the correlation, the effective rank and the scale of the features.
 
     Args:
-      moments: `count`, `mean`, `scatter` as of `feature_moments` and `merge_moments`.
-      dead: a feature whose standard deviation is at most this share of its own mean, or of the largest
-        standard deviation, does not vary beyond float32 rounding; it has no correlation and is only counted.
+      moments: `count`, `mean` and `scatter`, from `feature_moments` or `merge_moments`.
+      dead: bound on a dead feature's standard deviation, as a share of the feature's mean or of the largest standard
+        deviation. A dead feature varies by float32 rounding only; it is counted and has no correlation.
 
     Returns:
-      `mean_abs_correlation` in [0, 1] over pairs of living features, `correlation_floor` (what independent
-      Gaussian features score with as many examples), `effective_rank` in [1, D] (exponential of the entropy
-      of the covariance's normalised eigenvalues; Roy and Vetterli, 2007), `mean_std` over all features,
+      `mean_abs_correlation` in [0, 1] over pairs of features that are not dead, `correlation_floor` (the value of
+      independent Gaussian features for the same number of examples), `effective_rank` in [1, D] (exponential of the
+      entropy of the covariance's normalised eigenvalues; Roy and Vetterli, 2007), `mean_std` over all features,
       `dead_features`, `n`. NaN where undefined.
     """
     count, mean, scatter = (np.asarray(moments[name], np.float64) for name in ("count", "mean", "scatter"))

@@ -1,4 +1,4 @@
-"""The parameters of any function: their names, the layers they form in order of use, and random ones in their place."""
+"""Parameters of any function: their names, their layers in order of use, and random replacements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ def redraw(key: jax.Array, params: Any, *, how: str = "normal") -> Any:
     Args:
       key: one typed key.
       params: a tree of floating-point arrays.
-      how: "normal", each leaf from a normal distribution of the leaf's mean and standard deviation; or "permutation",
-        the leaf's own values in random order. A leaf of equal values (a new bias) stays as it is.
+      how: "normal" draws each leaf from a normal distribution with the leaf's mean and standard deviation;
+        "permutation" shuffles the leaf's values. A leaf of equal values (such as a new bias) does not change.
 
     Returns:
       A tree like `params`.
@@ -41,7 +41,7 @@ def redraw(key: jax.Array, params: Any, *, how: str = "normal") -> Any:
 
 
 def leaf_names(params: Any) -> list[str]:
-    """Return the leaves' paths, such as "conv1/kernel", in the tree's order."""
+    """Return the paths of the leaves, such as "conv1/kernel", in the tree's order."""
     names = []
     for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
         if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):  # the array inside an NNX variable
@@ -51,17 +51,18 @@ def leaf_names(params: Any) -> list[str]:
 
 
 def layers_of(fn: Callable[..., Any], params: Any, *args: Any) -> dict[str, tuple[str, ...]]:
-    """Return the layers of `fn`, from its output to its input, in the order in which it uses their parameters.
+    """Return the layers of `fn` from its output to its input, by the order in which it uses their parameters.
 
-    The order is read from the function's equations: that of a tree's keys is alphabetical.
+    The order is read from the function's jaxpr, because the order of a tree's keys is alphabetical.
 
     Args:
-      fn: `fn(params, *args)`: the network, or an explanation of it; it is traced, not run.
-      params: a tree of arrays. Leaves of one module (one path but for its last part) are one layer.
-      *args: the other arguments, the image among them.
+      fn: the network, or an explanation of it, `fn(params, *args)`; it is traced, not run.
+      params: a tree of arrays. Leaves of one module (paths that differ only in the last part) are one layer.
+      *args: the other arguments, such as the image.
 
     Returns:
-      Layer → names of its leaves (`leaf_names`), without the leaves that never meet the other arguments.
+      Dictionary from a layer to the names of its leaves (`leaf_names`), without leaves that are never combined with the
+      other arguments.
     """
     names = leaf_names(params)
     jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
@@ -76,10 +77,10 @@ def layers_of(fn: Callable[..., Any], params: Any, *args: Any) -> dict[str, tupl
 
 
 def schedule(leaves: Sequence[str], layers: Mapping[str, Sequence[str]], mode: str) -> np.ndarray:
-    """Return which leaves are random in which column, bool `[L, leaves]`; `layers` go from the output to the input.
+    """Return which leaves are random in each of L columns, bool `[L, leaves]`; `layers` go from output to input.
 
-    Column l of "cascading" has the first l + 1 layers random, of "independent" layer l alone, and of "bottom_up" the
-    last l + 1 layers.
+    Column l has these layers random: the first l + 1 for "cascading", layer l alone for "independent", and the last
+    l + 1 for "bottom_up".
     """
     check_choice("mode", mode, MODES)
     for layer, names in layers.items():
@@ -94,7 +95,7 @@ def schedule(leaves: Sequence[str], layers: Mapping[str, Sequence[str]], mode: s
 
 
 def mixed(params: Any, random_params: Any, replaced: jax.Array) -> Any:
-    """Return `params` with those leaves from `random_params` whose place in `replaced`, bool `[leaves]`, is True."""
+    """Return `params` with the leaves of `random_params` where `replaced`, bool `[leaves]`, is True."""
     leaves, tree = jax.tree.flatten(params)
     others, other_tree = jax.tree.flatten(random_params)
     if tree != other_tree or [x.shape for x in leaves] != [x.shape for x in others]:
@@ -103,10 +104,10 @@ def mixed(params: Any, random_params: Any, replaced: jax.Array) -> Any:
 
 
 def _follow(jaxpr: core.Jaxpr, inputs: Sequence[tuple[int, ...] | None], order: list[int]) -> None:
-    """Append parameters to `order` as they meet data.
+    """Append parameters to `order` when they are first combined with data.
 
-    A value is None if it depends on data, else the places of the parameters it is made of. Those count as used in the
-    equation that puts them together with data, not in the one that casts, scales or normalises them before.
+    A value is None if it depends on data, else the indices of the parameters that it is computed from. A parameter
+    counts as used in the equation that combines it with data, not in one that casts, scales or normalises it before.
     """
     values = dict(zip(jaxpr.invars, inputs, strict=True))
 

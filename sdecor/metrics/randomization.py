@@ -1,4 +1,4 @@
-"""Explanations as maps, and how alike two of them are: what the randomisation metrics are made of."""
+"""Randomisation metrics: similarity of an explanation to that of a random network or of another class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,15 +31,15 @@ def map_maker(
     reduction: str,
     chunk_size: int | None,
 ) -> Callable[[Any], jax.Array]:
-    """Return the function from parameters to the maps `[N, H, W]` of all images under them, NaN unless they are finite.
+    """Return the function from parameters to the maps `[N, H, W]` of all images; NaN for images that are not finite.
 
     Args:
       explain_with: `explain_with(params, image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`.
       images: `[N, H, W, C]`.
-      targets: `[N]`, or whatever `explain_with` takes, `[N, …]`.
-      keys: `[N]`.
-      reduction: of channels, see `sdecor.attribution.reduce`.
-      chunk_size: explanations in flight; None = what the device's memory holds.
+      targets: targets of `explain_with`, `[N]` or `[N, …]`.
+      keys: one key for each example, `[N]`.
+      reduction: reduction over channels: see `sdecor.attribution.reduce`.
+      chunk_size: explanations at once; None = as many as the device's memory holds.
     """
     check_images(images)
 
@@ -64,16 +64,16 @@ def reduced(attributions: jax.Array, reduction: str) -> jax.Array:
 
 
 def likeness(own: jax.Array, similarity: str) -> Callable[[jax.Array], jax.Array]:
-    """Return the function from maps `[N, H, W]` to their similarity to `own`, `[N]`; a name in `SIMILARITIES`."""
+    """Return the function from maps `[N, H, W]` to their similarity to `own`, `[N]`, by its name in `SIMILARITIES`."""
     check_choice("similarity", similarity, SIMILARITIES)
     if similarity != "spearman":
         return lambda other: SIMILARITIES[similarity](own, other)
-    ranks = _ranks(own)  # once for all that it is compared with: sorting is what takes time
+    ranks = _ranks(own)  # ranked once for all comparisons, because sorting takes most of the time
     return lambda other: pearson(ranks, _ranks(other))
 
 
 def _ranks(maps: jax.Array) -> jax.Array:
-    """Return the pixels' ranks `[N, H·W]`, NaN throughout for a map that is not finite."""
+    """Return the pixels' ranks `[N, H·W]`; all NaN for a map that is not finite."""
     rows = maps.reshape(maps.shape[0], -1)
     return jnp.where(jnp.isfinite(rows).all(1, keepdims=True), average_ranks(rows), jnp.nan)
 
@@ -97,22 +97,23 @@ def parameter_randomization(
     chunk_size: int | None = None,
     attributions: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the similarity of the explanation to itself after the layers' parameters are replaced, one by one.
+    """Return the similarity of the explanation to itself after parameters are replaced layer by layer.
 
     Args:
-      explain_with: explains one image with given parameters; see the module's first lines.
+      explain_with: explanation of one image with given parameters, `explain_with(params, image, target, key) ->
+        attribution`, `[H, W]` or `[H, W, C]`.
       params: the network's parameters, any tree of arrays.
-      random_params: what replaces them, of the same structure: from `redraw`, or a newly initialised network.
+      random_params: replacement of `params` with the same structure, from `redraw` or a newly initialised network.
       images: floating point, `[N, H, W, C]`.
-      targets: classes explained, integers `[N]`.
-      key: one key or `[N]` keys for an explanation that draws; the same for an image under all parameters.
+      targets: classes to explain, integers `[N]`.
+      key: one key or `[N]` keys, for an explanation that draws; an image has the same key under all parameters.
       layers: name → names of leaves, from the output to the input. Default: `layers_of(explain_with, params, …)`.
-      mode: what column l has replaced: "cascading", layers 0 … l, from the output down; "independent", layer l
-        alone; "bottom_up", the last l + 1 layers, from the input up.
-      similarity: "spearman", "pearson" and "cosine" of the pixels, or "ssim".
-      reduction: of channels, see `sdecor.attribution.reduce`.
-      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
-      attributions: `[N, H, W]` or `[N, H, W, C]`, the explanations under `params` if they are known already.
+      mode: layers that are replaced in column l: "cascading", layers 0 … l, from the output down; "independent", layer
+        l alone; "bottom_up", the last l + 1 layers, from the input up.
+      similarity: "spearman", "pearson" or "cosine" of the pixels, or "ssim".
+      reduction: reduction over channels: see `sdecor.attribution.reduce`.
+      chunk_size: explanations at once; it bounds memory. Default: as many as the device's memory holds.
+      attributions: explanations under `params`, `[N, H, W]` or `[N, H, W, C]`, if already computed.
 
     Returns:
       `[N, L]` in [−1, 1], in the order of replacement; lower is better. NaN where a map is constant or not finite.
@@ -148,15 +149,16 @@ def smooth_mprt(
     chunk_size: int | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Return `parameter_randomization` of the explanation averaged over noisy images, which do not mask its change.
+    """Return `parameter_randomization` of explanations averaged over noisy images, so that noise hides no change.
 
     Args:
-      samples: noisy images of each image.
+      samples: number of noisy images for each image.
       noise: standard deviation of the normal noise, as a share of the image's range of values.
-      chunk_size: explanations in flight, examples first, then noisy images of each. Default: what memory holds.
+      chunk_size: explanations at once, first over examples, then over noisy images of each. Default: as many as the
+        device's memory holds.
 
-    The other arguments and the result are those of `parameter_randomization`. Signed attributions are averaged, and
-    reduced to a map afterwards.
+    The other arguments and the result are those of `parameter_randomization`. Signed attributions are averaged first
+    and then reduced to a map.
 
     References:
       Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
@@ -200,8 +202,8 @@ def efficient_mprt(
     Complexity is `histogram_entropy` with `bins` bins; the other arguments are those of `parameter_randomization`.
 
     Returns:
-      `(entropy after − entropy before) / entropy before`, `[N]` ≥ −1; higher is better: what a random network gives as
-      a reason should look like noise. NaN where a map is constant or not finite.
+      `(entropy after − entropy before) / entropy before`, `[N]` ≥ −1; higher is better, because the explanation of a
+      random network should look like noise. NaN where a map is constant or not finite.
 
     References:
       Hedström et al., "A Fresh Look at Sanity Checks for Saliency Maps", https://arxiv.org/abs/2405.02383, 2024.
@@ -211,7 +213,7 @@ def efficient_mprt(
     maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
     if attributions is None:
         states = jax.tree.map(lambda *pair: jnp.stack(pair), params, random_params)
-        before, after = jax.lax.map(maps, states)  # in a loop: compiled once
+        before, after = jax.lax.map(maps, states)  # a loop, so that it is compiled once
     else:
         before, after = reduced(attributions, reduction), maps(random_params)
     before, after = histogram_entropy(before, bins=bins), histogram_entropy(after, bins=bins)
@@ -231,12 +233,12 @@ def random_logit(
     chunk_size: int | None = None,
     attributions: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the similarity of the target's explanation to that of another class, drawn for each image.
+    """Return the similarity of the target's explanation to that of another class, which is drawn for each image.
 
     Args:
-      explain_one: explains one image, `explain_one(image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`.
-      num_classes: number of classes, at least 2; all but the target are equally likely.
-      key: one key or `[N]` keys, which draw the class. Both explanations are made with the same key.
+      explain_one: explanation of one image, `explain_one(image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`.
+      num_classes: number of classes, at least 2; all classes but the target are equally likely.
+      key: one key or `[N]` keys, to draw the other class. Both explanations use the same key.
 
     The other arguments are those of `parameter_randomization`.
 
@@ -259,7 +261,7 @@ def random_logit(
 
     maps = map_maker(explain_either, images, pairs, keys, reduction=reduction, chunk_size=chunk_size)
     if attributions is None:
-        own, other = jax.lax.map(maps, jnp.arange(2))  # in a loop: compiled once
+        own, other = jax.lax.map(maps, jnp.arange(2))  # a loop, so that it is compiled once
     else:
         own, other = reduced(attributions, reduction), maps(1)
     return nan_without_class(targets, likeness(own, similarity)(other))
@@ -280,6 +282,6 @@ def histogram_entropy(maps: jax.Array, *, bins: int = 100) -> jax.Array:
 
 
 def _standard_normal(key: jax.Array, i: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return the noise of sample i, apart from what the explanation draws."""
+    """Return the normal noise of sample i, independent of the explanation's own draws."""
     uniform = symmetric_uniform(jax.random.fold_in(jax.random.fold_in(key, NOISE), i), shape)
     return jnp.sqrt(2.0) * jax.lax.erf_inv(uniform)

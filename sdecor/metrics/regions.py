@@ -1,7 +1,7 @@
-"""Does the prediction follow the regions that the map calls important? Patches or segments replaced in their order.
+"""Region metrics: the score while patches or segments are replaced in the order of their relevance.
 
-A curve begins with no region changed; equal regions are ordered at random by the key. All channels of a pixel are
-changed together. Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
+A curve begins with the unchanged image. Regions of equal relevance are ordered at random by the key. All channels of a
+pixel change together. Every function takes the network for one image, `fn: image [H, W, C] -> logits [K]`.
 """
 
 import jax
@@ -14,9 +14,9 @@ from sdecor.metrics.replacement import Baseline, area_under, baseline_images, de
 
 
 def grid_segments(height: int, width: int, patch: int) -> jax.Array:
-    """Return the number of the square patch in which each pixel lies, row by row from the top left: int32 `[H, W]`.
+    """Return the number of each pixel's square patch, counted row by row from the top left: int32 `[H, W]`.
 
-    Where the side is no multiple of `patch`, the last patches are smaller.
+    If a side is no multiple of `patch`, its last patches are smaller.
     """
     check_count("patch", patch, 1, max(height, width))
     rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
@@ -44,14 +44,14 @@ def region_perturbation_curve(
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
-      targets: classes whose score is followed, integers `[N]`.
+      targets: classes whose score is used, integers `[N]`.
       key: one key or `[N]` keys, for the order of equal patches and the noise of "uniform".
       patch: side of the square patches of a regular grid, in pixels.
-      regions: the curve ends after this many patches, or when there are no more; None = all.
+      regions: largest number of patches to replace; None = all.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
-      baseline: what replaces a patch, see `baseline_images`; noise as published.
-      saliency_of: the score, "probability", "log_probability" or "logit".
-      chunk_size: network evaluations in flight. Default: what the device's memory holds.
+      baseline: replacement of a patch: see `baseline_images`. The default is noise, as published.
+      saliency_of: score of the target: "probability", "log_probability" or "logit".
+      chunk_size: network evaluations at once. Default: as many as the device's memory holds.
 
     Returns:
       `[N, L + 1]`, NaN for a map of zeros or one that is not finite.
@@ -61,7 +61,8 @@ def region_perturbation_curve(
     if regions is not None:
         check_count("regions", regions)
     last = count if regions is None else min(regions, count)
-    # By the mean, as patches cut off by the border sum to less: a plain map would put them last, no random order.
+    # The mean, not the sum, because patches cut off at the border sum to less: a constant map would put them last
+    # instead of in random order.
     places = _region_places(_means(maps, segments, count), segments, key, order)
     end = baseline_images(images, baseline, key=key)
     score, windows = score_of(saliency_of), list(range(last + 1))
@@ -70,9 +71,9 @@ def region_perturbation_curve(
 
 
 def region_perturbation(fn: Fn, images: jax.Array, maps: jax.Array, targets: jax.Array, **options) -> jax.Array:
-    """Return the area over the perturbation curve (AOPC): the mean loss of score over its points, also the first.
+    """Return the area over the perturbation curve (AOPC): the mean loss of score over all points, the first included.
 
-    Takes the arguments of `region_perturbation_curve`.
+    See `region_perturbation_curve` for the arguments.
 
     Returns:
       `1/(L+1) · Σ_{k=0…L} f(x_0) − f(x_k)`, `[N]`. Higher is better for "morf", lower for "lerf".
@@ -95,9 +96,9 @@ def selectivity_curve(
     baseline: Baseline = "zero",
     **options,
 ) -> jax.Array:
-    """Return the target's probability while all patches are removed, those of greatest mean relevance first.
+    """Return the target's probability while all patches are removed, the largest mean relevance first.
 
-    `region_perturbation_curve` with other defaults, `[N, patches + 1]`; for the other arguments see there.
+    It is `region_perturbation_curve` with other defaults, `[N, patches + 1]`; see there for the other arguments.
     """
     options = {"regions": None} | options
     return region_perturbation_curve(fn, images, maps, targets, patch=patch, baseline=baseline, **options)
@@ -128,15 +129,15 @@ def irof_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the share of the target's score that is left while segments are replaced, greatest mean relevance first.
+    """Return the share of the target's score that remains while segments are replaced, largest mean relevance first.
 
     Args:
       fn, images, maps, targets, key, saliency_of, chunk_size: see `region_perturbation_curve`.
-      segments: number of the segment of each pixel, int `[N, H, W]` in [0, count); numbers may be left out.
-        None = the patches of a regular grid.
-      count: bound of the segments' numbers; under `jit` it must be given.
+      segments: number of each pixel's segment, int `[N, H, W]` in [0, count); some numbers may be unused. None = the
+        patches of a regular grid.
+      count: bound of the segments' numbers (exclusive); required under `jit`.
       patch: side of the grid's patches, in pixels.
-      baseline: what replaces a segment, see `baseline_images`; the image's mean color as published.
+      baseline: replacement of a segment: see `baseline_images`. The default is the image's mean color, as published.
 
     Returns:
       `f(x_k) / f(x_0)`, `[N, count + 1]`: 1 at first, and constant after an image's last segment. NaN for a map of
@@ -167,7 +168,7 @@ def irof(
     """Return the area over `irof_curve` (same arguments) up to the image's last segment; higher is better.
 
     Returns:
-      `[N]`, at most 1; it does not depend on the number of segments, which images may have different numbers of.
+      `[N]`, at most 1. Images may have different numbers of segments, because each area is divided by this number.
 
     References:
       Rieger, Hansen, "IROF: a low resource evaluation metric for explanation methods",
@@ -191,7 +192,7 @@ def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, pa
         if isinstance(segments, jax.core.Tracer):
             raise ValueError("count = None: under jit the number of segments must be given")
         count = int(segments.max()) + 1
-    return segments.astype(jnp.int32), count  # a narrow index wraps around
+    return segments.astype(jnp.int32), count  # a narrow integer would wrap around as index
 
 
 def _sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
@@ -200,12 +201,12 @@ def _sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
 
 
 def _means(maps: jax.Array, segments: jax.Array, count: int) -> jax.Array:
-    """Return the mean over each segment, `[N, count]`; a number that no pixel has comes last of all."""
+    """Return the mean over each segment, `[N, count]`; −inf for an unused number, so that it comes last."""
     sizes = _sums(jnp.ones_like(maps), segments, count)
     return jnp.where(sizes > 0, _sums(maps, segments, count) / jnp.maximum(sizes, 1), -jnp.inf)
 
 
 def _region_places(relevance: jax.Array, segments: jax.Array, key: jax.Array, order: str) -> jax.Array:
-    """Return the place of each pixel's segment in the order of their relevance `[N, count]`, int32 `[N, H, W]`."""
+    """Return the place of each pixel's segment in the order of relevance `[N, count]`, int32 `[N, H, W]`."""
     places = ranks(relevance, key, order=order)
     return jax.vmap(lambda place, segment: place[segment])(places, segments)

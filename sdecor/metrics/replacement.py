@@ -1,4 +1,4 @@
-"""The score of an image while its pixels are replaced in an order: what the faithfulness metrics are made of."""
+"""Scores of an image while its pixels are replaced in an order; the faithfulness metrics are built from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ Baseline = str | jax.Array | Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 def ranks(values: jax.Array, key: jax.Array, *, order: str = "morf") -> jax.Array:
-    """Return the place of each value among those of its example, 0 for the first; equal values in random order.
+    """Return each value's place in the order of its example, from 0; equal values are in random order.
 
     Args:
       values: `[N, ...]`, for example maps `[N, H, W]`.
       key: one key or `[N]` keys.
-      order: "morf" (most relevant first: descending), "lerf" (least relevant first) or "random" (whatever the values).
+      order: "morf" (most relevant first: descending), "lerf" (least relevant first) or "random" (values are ignored).
 
     Returns:
       Permutations of 0 … F−1, int32 in the shape of `values`.
@@ -45,7 +45,7 @@ def random_ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     n, *rest = shape
     bits = _random_bits(key, (n, math.prod(rest)))
     width = max(1, (bits.shape[1] - 1).bit_length())
-    # The order of random numbers is as random as the places in it, which would cost a scatter more.
+    # The order of random numbers is as random as their places in it, and saves a scatter.
     return _order(bits >> width, width).astype(jnp.int32).reshape(shape)
 
 
@@ -54,7 +54,7 @@ def _random_bits(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _places(keys: jax.Array, bits: jax.Array) -> jax.Array:
-    """Return places in ascending order of int32 keys `[N, F]`, then of random bits."""
+    """Return places in ascending order of int32 keys `[N, F]`; random bits break ties."""
     count = keys.shape[1]
     if count > 2**16:
         order = jnp.lexsort((bits, keys), axis=1)
@@ -75,7 +75,7 @@ def _places(keys: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def _order(digits: jax.Array, width: int) -> jax.Array:
-    """Return the stable ascending order of rows of digits that leave `width` bits free for their index, uint32."""
+    """Return the stable ascending order of each row of digits, uint32; digits leave `width` bits free for an index."""
     packed = digits << width | jnp.arange(digits.shape[1], dtype=jnp.uint32)[None]
     return unsigned(sort_rows(signed(packed))) & jnp.uint32(2**width - 1)
 
@@ -84,15 +84,15 @@ Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def baseline_images(images: jax.Array, baseline: Baseline, *, key: jax.Array | None = None) -> jax.Array:
-    """Return what replaces a removed pixel, images `[N, H, W, C]`.
+    """Return the images `[N, H, W, C]` whose pixels replace removed pixels.
 
     Args:
       images: `[N, H, W, C]`.
       baseline: "zero" (the data set's mean color, in normalised space), "mean" (the image's own mean color), "blur"
-        (the image blurred by a Gaussian of 5 pixels), "black" and "white" (the least and greatest value of each channel
-        in the image), "uniform" (noise between these two); images `[N, H, W, C]`; or a function `(images, keys) ->
-        images`, such as `functools.partial(blurred, sigma=2.0)`. `keys` are `[N]`, or None where there is no `key`.
-      key: for "uniform" and for functions that draw, one key or `[N]` keys.
+        (the image blurred by a Gaussian of 5 pixels), "black" and "white" (the minimum and maximum of each channel in
+        the image), "uniform" (noise between these two); images `[N, H, W, C]`; or a function `(images, keys) ->
+        images`, such as `functools.partial(blurred, sigma=2.0)`. `keys` are `[N]`, or None without a `key`.
+      key: one key or `[N]` keys, for "uniform" and for functions that draw.
     """
     check_images(images)
     if not isinstance(baseline, str):
@@ -112,7 +112,7 @@ def baseline_images(images: jax.Array, baseline: Baseline, *, key: jax.Array | N
 
 
 def _baseline_keys(key: jax.Array | None, images: jax.Array) -> jax.Array | None:
-    """Return keys `[N]` of another stream than that of the order of equal values."""
+    """Return keys `[N]` that are independent of those for the order of equal values."""
     return None if key is None else jax.vmap(lambda k: jax.random.fold_in(k, 1))(per_example(key, images.shape[0]))
 
 
@@ -130,10 +130,10 @@ def replacement_curve(
     saliency_of: str = "probability",
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return the target's score as `end` replaces the most salient pixels of `start`, `[N, steps + 1]`.
+    """Return the target's score while `end` replaces the most salient pixels of `start`, `[N, steps + 1]`.
 
-    What insertion and deletion are made of: `start` and `end` are images `[N, H, W, C]`; for the other
-    arguments and the result see `deletion_curve`.
+    Insertion and deletion are built from this curve. `start` and `end` are images `[N, H, W, C]`; see `deletion_curve`
+    for the other arguments and the result.
     """
     check_images(start)
     targets = check_batch(start, maps, targets, count=class_count(fn, start))
@@ -157,19 +157,21 @@ def replaced_scores(
     score: Score,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Return `score(logits, target)` of images some of whose pixels are replaced, `[N, len(windows)]`.
+    """Return `score(logits, target)` of images with some pixels replaced, `[N, len(windows)]`.
 
-    NaN for images that are not finite: a network may hide it, such as a ReLU behind a maximum that ignores NaN.
+    NaN for images that are not finite. The network may hide a NaN, for example by a ReLU after a maximum that ignores
+    it.
 
     Args:
       fn: the network for one image.
       start: images `[N, H, W, C]`.
-      end: what replaces them, `[N, H, W, C]`.
-      places: of the pixels in an order, int `[N, H, W]`.
-      windows: the places that are replaced: those before an integer, or from one up to another.
-      targets: int `[N]`.
-      score: from the logits of one image and its target to a scalar.
-      chunk_size: network evaluations in flight; None = what the device's memory holds.
+      end: images with the replacing pixels, `[N, H, W, C]`.
+      places: places of the pixels in an order, int `[N, H, W]`.
+      windows: places to replace: an integer for all places before it, or a pair for those from the first number up to
+        the second (exclusive).
+      targets: target classes, int `[N]`.
+      score: function from the logits of one image and its target to a scalar.
+      chunk_size: network evaluations at once; None = as many as the device's memory holds.
     """
     examples, samples = in_flight(fn, chunk_size, start)
     known = finite(start) & finite(end)
@@ -178,14 +180,14 @@ def replaced_scores(
         def scored(window: jax.Array) -> jax.Array:
             return score(fn(jnp.where(inside(place, window)[..., None], last, first)), target)
 
-        # Under vmap the loop over windows evaluates all examples at each window: the device is full, memory constant.
+        # Under vmap, the loop evaluates all examples at each window: this fills the device in constant memory.
         return map_samples(scored, window_array(windows), samples)
 
     return jnp.where(known[:, None], map_examples(one, (start, end, places, targets), examples), jnp.nan)
 
 
 def window_array(windows: Sequence[int | tuple[int, int]]) -> jax.Array:
-    """Return first and end of each window, int32 `[W, 2]`."""
+    """Return the first place and the end (exclusive) of each window, int32 `[W, 2]`."""
     return jnp.asarray([(0, window) if isinstance(window, int) else window for window in windows], jnp.int32)
 
 
@@ -195,12 +197,12 @@ def inside(places: jax.Array, window: jax.Array) -> jax.Array:
 
 
 def map_samples(evaluate: Callable[[Any], Any], samples: Any, at_once: int = 1) -> Any:
-    """Return `evaluate` of each sample, `at_once` of them together; `samples` and result are trees of `[S, ...]`."""
+    """Return `evaluate` of each sample, `at_once` samples at a time; `samples` and result are trees of `[S, ...]`."""
     if at_once == 1:
         return jax.lax.map(evaluate, samples)
     count = jax.tree.leaves(samples)[0].shape[0]
     groups = math.ceil(count / at_once)
-    # The last sample fills up the last group, so that the network is compiled for one size only.
+    # Copies of the last sample pad the groups, so that the network is compiled for one size only.
     filled = jnp.minimum(jnp.arange(groups * math.ceil(count / groups)), count - 1).reshape(groups, -1)
     values = jax.lax.map(jax.vmap(evaluate), jax.tree.map(lambda x: x[filled], samples))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], values)
@@ -212,13 +214,13 @@ def score_of(saliency_of: str) -> Score:
 
 
 def step_counts(features: int, steps: int) -> list[int]:
-    """Return how many of the features are changed after 0 … `steps` nearly equal steps."""
+    """Return the number of changed features after 0, 1, …, `steps` nearly equal steps."""
     check_count("steps", steps)
     return [round(j * features / steps) for j in range(steps + 1)]
 
 
 def percentage_counts(features: int, percentages: Sequence[int]) -> list[int]:
-    """Return how many of the features each percentage is, rounded down."""
+    """Return the number of features for each percentage, rounded down."""
     for percentage in percentages:
         check_range("percentages", percentage, 0, 100)
     return [int(percentage * features // 100) for percentage in percentages]
@@ -231,27 +233,27 @@ def area_under(curves: jax.Array) -> jax.Array:
 
 
 def finite(images: jax.Array) -> jax.Array:
-    """Return whether an image, or whatever else an example has, is finite. Bool `[N]`."""
+    """Return whether all entries of an example are finite, bool `[N]`."""
     return jnp.isfinite(images).all(tuple(range(1, images.ndim)))
 
 
 def defined(maps: jax.Array) -> jax.Array:
-    """Return whether a map says anything: it is finite and not all zero. Bool `[N]`."""
+    """Return whether a map is finite and not all zero, bool `[N]`."""
     return finite(maps) & (maps != 0).any(tuple(range(1, maps.ndim)))
 
 
 def varies(maps: jax.Array) -> jax.Array:
-    """Return whether a map ranks its pixels: it is finite and not constant. Bool `[N]`."""
+    """Return whether a map is finite and not constant, bool `[N]`."""
     return finite(maps) & (maps.max((1, 2)) > maps.min((1, 2)))
 
 
 def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tuple[int, int]]) -> jax.Array:
-    """Return the sum of the map over each window of places (see `replaced_scores`), `[N, W]`; scale may be lost."""
+    """Return the map's sum over each window of places (see `replaced_scores`), `[N, W]`; huge maps are scaled down."""
     maps = moderate(maps.astype(jnp.float32), (1, 2))
     sums = jax.lax.map(lambda w: jnp.where(inside(places, w), maps, 0).sum((1, 2)), window_array(windows))
     return sums.T
 
 
 def fold_sample(key: jax.Array, n: int, i: jax.Array) -> jax.Array:
-    """Return the examples' keys for sample i, apart from those for the order of equal values and for baselines."""
+    """Return the examples' keys for sample i, independent of those for the order of equal values and for baselines."""
     return jax.vmap(lambda k: jax.random.fold_in(k, i + 2))(per_example(key, n))

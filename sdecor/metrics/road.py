@@ -1,4 +1,4 @@
-"""Remove and debias: is the label still predicted when the most relevant pixels are imputed away?"""
+"""ROAD (remove and debias): predictions while the most relevant pixels are replaced by imputation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,11 +29,12 @@ def impute(
       mask: bool `[N, H, W]`, True = removed.
       key: one key or `[N]` keys, for the noise.
       noise: standard deviation of the Gaussian noise that is added to imputed pixels, in input units.
-      tolerance: the solver stops when the estimated error of an image, root mean square over its removed pixels, is at
-        most this share of the standard deviation of the pixels that are left.
+      tolerance: largest estimated error of an image at which the solver stops: the root mean square over its removed
+        pixels, as a share of the standard deviation of its other pixels.
 
     Returns:
-      Images in the dtype of `images`; NaN where no pixel is left. An image's result does not depend on the others.
+      Images in the dtype of `images`; NaN if all pixels of an image are removed. An image's result does not depend on
+      the others.
 
     References:
       Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
@@ -53,7 +54,7 @@ def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 
             f"images {images.shape} and mask {mask.dtype} {mask.shape} do not belong together: "
             "pass [N, H, W, C] and bool [N, H, W]"
         )
-    # With rows first and columns last, weights along either are matrix products without a transposition.
+    # With rows as first axis and columns as last, weights along either are matrix products without a transposition.
     turned = images.astype(jnp.float32).transpose(1, 0, 3, 2)
     filled = _solve(turned, mask.transpose(1, 0, 2)[:, :, None], tolerance).transpose(1, 0, 3, 2)
     return jnp.where(mask[..., None], filled.astype(images.dtype), images)
@@ -65,7 +66,7 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array:
-    """Return images `[H, N, C, W]` that solve the system where `removed` `[H, N, 1, W]`."""
+    """Return images `[H, N, C, W]` that solve the linear system of the pixels `removed`, `[H, N, 1, W]`."""
     left = (~removed).sum((0, 3), keepdims=True, dtype=images.dtype)
     mean = jnp.where(removed, 0, images).sum((0, 3), keepdims=True) / left
     known = jnp.where(removed, 0, images - mean)
@@ -83,7 +84,7 @@ def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array
     def proceed(state: tuple) -> tuple:
         i, x, residual, direction, z, product = state
         image = apply(direction)
-        # An image that is finished stands still, so that its result does not depend on those beside it.
+        # A finished image no longer changes, so that its result does not depend on the other images.
         length = jnp.where(unfinished(z), product / _or_one(_dot(direction, image)), 0)
         x, residual = x + length * direction, residual - length * image
         z = _precondition(levels, residual)
@@ -118,7 +119,7 @@ def _precondition(levels: list[jax.Array], residual: jax.Array) -> jax.Array:
 
 
 def _levels(removed: jax.Array) -> list[jax.Array]:
-    """Return the mask on ever coarser grids of half the side; a coarse cell is removed if all of its pixels are."""
+    """Return the mask on coarser and coarser grids, each of half the side; a cell is removed if all its pixels are."""
     levels = [removed]
     while min(levels[-1].shape[0], levels[-1].shape[3]) > 2:
         fine = levels[-1]
@@ -137,7 +138,7 @@ def _interpolation(side: int) -> np.ndarray:
 
 
 def _neighbors(x: jax.Array) -> jax.Array:
-    """Return the weighted sum of the eight neighbours of each pixel of `[H, N, C, W]`; outside the image is 0."""
+    """Return the weighted sum of the eight neighbours of each pixel of `[H, N, C, W]`; pixels outside count as 0."""
     # (1, 2, 1) along rows and columns weighs sides by 2, corners by 1 and the pixel itself by 4.
     return _sum_of_three(_sum_of_three(x, 0), 3) / 12 - x / 3
 
@@ -167,7 +168,7 @@ PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
 class RoadCurves(NamedTuple):
-    """What is left at each percentage of removed pixels, `[N, S]` each."""
+    """Correct predictions and label probabilities at each percentage of removed pixels, `[N, S]` each."""
 
     correct: jax.Array
     probability: jax.Array
@@ -187,22 +188,22 @@ def road_curves(
     tolerance: float = 2e-3,
     chunk_size: int | None = None,
 ) -> RoadCurves:
-    """Return whether the label is predicted, and its probability, as ever more pixels are removed by noisy imputation.
+    """Return whether the label is predicted, and its probability, while more and more pixels are imputed with noise.
 
-    Nothing is retrained: imputed pixels hold nothing that the network could read the removed set from.
+    Nothing is retrained, because imputed pixels do not show the network which pixels were removed.
 
     Args:
       fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: `[N, H, W, C]`.
       maps: `[N, H, W]`.
-      labels: the right classes, integers `[N]`.
+      labels: true classes, integers `[N]`.
       key: one key or `[N]` keys, for the order of equal values and for the noise, which is the same at each percentage.
-      percentages: of the pixels that are removed, in [0, 100).
-      order: "morf" removes the most relevant pixels, "lerf" the least relevant, "random" any.
+      percentages: percentages of the pixels to remove, in [0, 100).
+      order: "morf" removes the most relevant pixels first, "lerf" the least relevant, "random" any.
       noise: standard deviation of the noise on imputed pixels, in input units.
-      tolerance: of the imputation, see `impute`.
-      chunk_size: network evaluations in flight; the imputation always works on the N images. Default: what
-        the device's memory holds.
+      tolerance: tolerance of the imputation: see `impute`.
+      chunk_size: network evaluations at once; the imputation always uses all N images. Default: as many as the
+        device's memory holds.
 
     Returns:
       `correct` (1 or 0; its mean over examples is the accuracy) and `probability` of the label, `[N, len(percentages)]`
@@ -241,6 +242,6 @@ def road_curves(
 def road(fn: Fn, images: jax.Array, maps: jax.Array, labels: jax.Array, **options) -> jax.Array:
     """Return the share of percentages at which the label is predicted, `[N]` in [0, 1]: the mean of a ROAD curve.
 
-    Takes the arguments of `road_curves`. Lower is better for "morf", higher for "lerf".
+    See `road_curves` for the arguments. Lower is better for "morf", higher for "lerf".
     """
     return road_curves(fn, images, maps, labels, **options).correct.mean(1)

@@ -1,4 +1,4 @@
-"""How much does an explanation change when its image hardly does? Lower is better."""
+"""Robustness metrics: change of an explanation under small changes of its image; and `consistency` over a data set."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from sdecor.metrics.inputs import Fn, check_classes, check_images, class_count, 
 from sdecor.metrics.replacement import Baseline, baseline_images, finite, map_samples
 
 ExplainOne = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-NOISE = 0x6E6F6973  # folded in before a sample's number, so that a method that folds in small numbers shares no draw
+NOISE = 0x6E6F6973  # folded in before a sample's number, to share no draw with a method that folds in small numbers
 
 
 def over_examples(
@@ -29,10 +29,10 @@ def over_examples(
     more: tuple[jax.Array, ...] = (),
     count: int | None = None,
 ) -> Any:
-    """Lift `one(image, target, key, attribution, at_once, *more)` over examples, explaining those not yet explained.
+    """Map `one(image, target, key, attribution, at_once, *more)` over examples; compute attributions if not given.
 
-    It returns scalars of an example. They are NaN for an image that is not finite, and for a target that is no class,
-    one of `count` where that is known.
+    `one` returns scalars. They become NaN for an image that is not finite and for a target that is no class. The number
+    of classes is `count`, if known.
     """
     check_images(images)
     targets, keys = check_classes(images, targets, count=count), per_example(key, images.shape[0])
@@ -53,7 +53,7 @@ def over_examples(
 def over_neighbours(
     evaluate: Callable[[jax.Array], Any], image: jax.Array, key: jax.Array, *, samples: int, radius: float, at_once: int
 ) -> Any:
-    """Return `evaluate` of `samples` images that differ from `image` by at most `radius`, stacked."""
+    """Return `evaluate` of `samples` random images that differ from `image` by at most `radius`, stacked."""
     check_count("samples", samples)
     check_range("radius", radius, 0, low_open=True)
     key = jax.random.fold_in(key, NOISE)
@@ -68,8 +68,8 @@ def over_neighbours(
 def symmetric_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return draws from 2¹⁶ equally spaced values in (−1, 1), symmetric about 0, float32 in `shape`.
 
-    Two draws come from one random word, and the draw is flat: on a CPU `jax.random.uniform` of an image's shape takes
-    four times as long, a quarter of a small network's gradient.
+    One random word gives two draws, and the words are drawn in one dimension. On a CPU, `jax.random.uniform` in an
+    image's shape takes four times as long, a quarter of the time of a small network's gradient.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, ((size + 1) // 2,))
@@ -78,19 +78,19 @@ def symmetric_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """Return the Euclidean norm of all entries; scaled first, so that no square leaves float32's range."""
+    """Return the Euclidean norm of all entries, which are scaled first so that squares stay in float32's range."""
     peak = jnp.abs(x).max()
     scale = jnp.where(peak > 0, peak, 1)
     return scale * jnp.sqrt(((x / scale) ** 2).sum())
 
 
 def defined_for(attribution: jax.Array, values: jax.Array) -> jax.Array:
-    """Return the values, NaN throughout for an attribution of zeros, and where they are not finite."""
+    """Return the values; NaN where they are not finite, and everywhere for an attribution of zeros."""
     return jnp.where(jnp.isfinite(values) & (attribution != 0).any(), values, jnp.nan)
 
 
 class Sensitivities(NamedTuple):
-    """What one pass over the neighbours tells, each `[N]`."""
+    """Results of one pass over the neighbours, `[N]` each."""
 
     maximum: jax.Array
     average: jax.Array
@@ -113,20 +113,20 @@ def sensitivities(
     """Return max-sensitivity, average sensitivity and the local Lipschitz estimate over the same neighbours.
 
     Args:
-      explain_one: explains one image; see the module's first lines.
+      explain_one: explanation of one image, `explain_one(image, target, key) -> attribution` of any shape.
       images: floating point, `[N, H, W, C]`.
-      targets: classes explained, integers `[N]`; they stay, whatever is predicted for a neighbour.
-      key: one key or `[N]` keys. With keys that belong to the examples the result does not depend on batching.
-      samples: neighbours of each image.
-      radius: the largest change of a pixel's channel, in input units.
-      relative: whether `lipschitz` is divided by the norm of the image's explanation, as the sensitivities always are.
-        It makes networks comparable whose scores have different scales; the paper's estimate is not divided.
-      chunk_size: explanations in flight; it bounds memory. Default: what the device's memory holds.
-      attributions: `[N, ...]`, the explanations of `images` if they are known already, made with the same keys.
+      targets: classes to explain, integers `[N]`, for an image and all its neighbours.
+      key: one key or `[N]` keys. With a key for each example the result does not depend on batching.
+      samples: number of neighbours of each image.
+      radius: largest change of a pixel's channel, in input units.
+      relative: whether to divide `lipschitz` by the norm of the image's explanation, as is always done for the
+        sensitivities. Networks with different scales of scores can then be compared. The paper does not divide.
+      chunk_size: explanations at once; it bounds memory. Default: as many as the device's memory holds.
+      attributions: explanations of `images`, `[N, ...]`, if already computed with the same keys.
 
     Returns:
       `maximum` and `average` of `‖φ(x + u) − φ(x)‖ / ‖φ(x)‖`, and `lipschitz`, the maximum of
-      `‖φ(x + u) − φ(x)‖ / ‖u‖`, over `u` (Euclidean norms of all entries).
+      `‖φ(x + u) − φ(x)‖ / ‖u‖`, over the neighbours `x + u` (Euclidean norms of all entries).
 
     References:
       Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392, 2019.
@@ -134,7 +134,7 @@ def sensitivities(
     """
 
     def one(image: jax.Array, target: jax.Array, key: jax.Array, own: jax.Array, at_once: int) -> Sensitivities:
-        # In units of the largest value, so that no square leaves float32's range.
+        # Divided by the largest value, so that squares stay in float32's range.
         peak = jnp.abs(own).max()
         unit = jnp.where(peak > 0, peak, 1)
         size = norm(own) / unit
@@ -163,9 +163,9 @@ def avg_sensitivity(explain_one: ExplainOne, images: jax.Array, targets: jax.Arr
 
 
 def local_lipschitz(explain_one: ExplainOne, images: jax.Array, targets: jax.Array, **options: Any) -> jax.Array:
-    """Return the steepest change of the explanation near the image, `[N]` ≥ 0; see `sensitivities`.
+    """Return the largest change of the explanation per change of the image, `[N]` ≥ 0; see `sensitivities`.
 
-    In 1 / input units, or with `relative=False` in units of the attribution / input units.
+    The unit is 1 / input unit, or attribution unit / input unit with `relative=False`.
     """
     return sensitivities(explain_one, images, targets, **options).lipschitz
 
@@ -183,17 +183,17 @@ def continuity(
     chunk_size: int | None = None,
     attributions: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the steepest change of the explanation as the image moves sideways.
+    """Return the largest change of the explanation per change of the image, as the image moves sideways.
 
     Args:
-      shifts: distances in pixels, to the right if positive; none is 0.
-      baseline: what enters at the other side, see `baseline_images`.
-      relative: whether the change is divided by the explanation's own sum of absolute values; the paper's is not.
+      shifts: distances in pixels other than 0, to the right if positive.
+      baseline: replacement of the pixels that move in at the other side: see `baseline_images`.
+      relative: whether to divide the change by the sum of the explanation's absolute values; the paper does not.
 
     The other arguments are those of `sensitivities`.
 
     Returns:
-      The maximum of `‖φ(x') − φ(x)‖₁ / ‖x' − x‖₂` over the moved images x', `[N]` ≥ 0; NaN where one of them is x.
+      The maximum of `‖φ(x') − φ(x)‖₁ / ‖x' − x‖₂` over the moved images x', `[N]` ≥ 0; NaN if one of them equals x.
 
     References:
       Montavon, Samek, Müller, "Methods for Interpreting and Understanding Deep Neural Networks",
@@ -221,15 +221,15 @@ def continuity(
 
 @automatic
 def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 64) -> jax.Array:
-    """Return for each example the share of others with its prediction among those with its explanation.
+    """Return, for each example, the share of examples with its prediction among the others with its explanation.
 
-    A metric of the whole data set: pass all examples at once.
+    It is a metric of the whole data set: pass all examples at once.
 
     Args:
-      codes: discrete explanations, `[N]` or `[N, D]`, equal where the explanations count as the same: what that is,
-        is the user's choice (the most salient pixel, a class of segments, …).
+      codes: discrete explanations, `[N]` or `[N, D]`. Equal codes count as the same explanation; the user chooses the
+        code (the most salient pixel, a class of segments, …).
       predictions: predicted classes, integers `[N]`.
-      chunk_size: examples compared with all at a time.
+      chunk_size: examples to compare with all others at once.
 
     Returns:
       `[N]` in [0, 1], higher is better; NaN where no other example has the same explanation.
@@ -253,7 +253,7 @@ def consistency(codes: jax.Array, predictions: jax.Array, *, chunk_size: int = 6
 
 
 class Stabilities(NamedTuple):
-    """What one pass over the neighbours tells, each `[N]`; `representation` is None without a `features_fn`."""
+    """Results of one pass over the neighbours, `[N]` each; `representation` is None without a `features_fn`."""
 
     input: jax.Array
     output: jax.Array
@@ -278,23 +278,24 @@ def relative_stabilities(
     """Return relative input, output and representation stability over the same neighbours.
 
     Args:
-      explain_one: explains one image, `explain_one(image, target, key) -> attribution` of any shape.
+      explain_one: explanation of one image, `explain_one(image, target, key) -> attribution` of any shape.
       fn: the network, `image [H, W, C] -> logits [K]`, in evaluation mode.
       images: floating point, `[N, H, W, C]`.
-      targets: classes explained, integers `[N]`.
-      key: one key or `[N]` keys. With keys that belong to the examples the result does not depend on batching.
-      features_fn: `image -> features` of any shape, for representation stability.
-      samples: neighbours of each image.
-      radius: the largest change of a pixel's channel, in input units.
-      epsilon: stands in for entries that are exactly 0 where a change is divided by the entry, and is the least
-        denominator. Explanations with exact zeros (behind dead units, in cropped maps) score huge values by definition.
-      chunk_size: neighbours in flight, each with its explanation and its forward pass. Default: what memory holds.
-      attributions: `[N, ...]`, the explanations of `images` if they are known already, made with the same keys.
+      targets: classes to explain, integers `[N]`.
+      key: one key or `[N]` keys. With a key for each example the result does not depend on batching.
+      features_fn: features of the network, `image -> features` of any shape, for representation stability.
+      samples: number of neighbours of each image.
+      radius: largest change of a pixel's channel, in input units.
+      epsilon: replacement of entries that are exactly 0 where a change is divided by the entry, and smallest
+        denominator. Explanations with exact zeros (after dead units, in cropped maps) give huge values by definition.
+      chunk_size: neighbours at once, each with its explanation and its forward pass. Default: as many as the device's
+        memory holds.
+      attributions: explanations of `images`, `[N, ...]`, if already computed with the same keys.
 
     Returns:
-      With relative changes `δφ = (φ(x) − φ(x')) / φ(x)` the maxima over the neighbours x' that are predicted as x of
-      `‖δφ‖ / ‖δx‖`, `‖δφ‖ / ‖logits(x) − logits(x')‖` and `‖δφ‖ / ‖δfeatures‖`. NaN where no neighbour keeps the
-      prediction, for an attribution of zeros, and for one that is not finite.
+      The maxima of `‖δφ‖ / ‖δx‖`, `‖δφ‖ / ‖logits(x) − logits(x')‖` and `‖δφ‖ / ‖δfeatures‖` over the neighbours x'
+      with the same prediction as x. Relative changes are `δφ = (φ(x) − φ(x')) / φ(x)`. NaN where no neighbour keeps the
+      prediction, for an attribution of zeros, and for an attribution that is not finite.
 
     References:
       Agarwal et al., "Rethinking Stability for Attribution-based Explanations", https://arxiv.org/abs/2203.06877, 2022.
@@ -313,14 +314,14 @@ def relative_stabilities(
         def neighbour(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             near = outputs(x)
             change = relative(explain_one(x, target, key).astype(jnp.float32), own)
-            # Equal logits do not differ, also where both are −inf and take a class out.
+            # Equal logits have no gap, even if both are −inf to exclude a class.
             gap = jnp.where(near[1] == here[1], 0, near[1] - here[1])
             below = (relative(near[0], here[0]), norm(gap), *map(relative, near[2:], here[2:]))
             kept = (near[1].argmax() == here[1].argmax()) & jnp.isfinite(here[1].max())
             return kept, tuple(change / jnp.maximum(size, epsilon) for size in below)
 
         kept, ratios = over_neighbours(neighbour, image, key, samples=samples, radius=radius, at_once=at_once)
-        # The maximum over an empty set is −∞: not finite, so NaN.
+        # Without such a neighbour the maximum is −inf, which `defined_for` turns into NaN.
         return tuple(defined_for(own, jnp.where(kept, ratio, -jnp.inf).max()) for ratio in ratios)
 
     check_images(images)
@@ -332,19 +333,19 @@ def relative_stabilities(
 def relative_input_stability(
     explain_one: ExplainOne, fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
 ) -> jax.Array:
-    """Return the explanation's largest relative change over that of the image, `[N]`; see `relative_stabilities`."""
+    """Return the largest ratio of the explanation's to the image's change, `[N]`; see `relative_stabilities`."""
     return relative_stabilities(explain_one, fn, images, targets, **options).input
 
 
 def relative_output_stability(
     explain_one: ExplainOne, fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
 ) -> jax.Array:
-    """Return the explanation's largest relative change over that of the logits, `[N]`; see `relative_stabilities`."""
+    """Return the largest ratio of the explanation's to the logits' change, `[N]`; see `relative_stabilities`."""
     return relative_stabilities(explain_one, fn, images, targets, **options).output
 
 
 def relative_representation_stability(
     explain_one: ExplainOne, fn: Fn, features_fn: Fn, images: jax.Array, targets: jax.Array, **options: Any
 ) -> jax.Array:
-    """Return the explanation's largest relative change over that of the features, `[N]`; see `relative_stabilities`."""
+    """Return the largest ratio of the explanation's to the features' change, `[N]`; see `relative_stabilities`."""
     return relative_stabilities(explain_one, fn, images, targets, features_fn=features_fn, **options).representation

@@ -1,7 +1,7 @@
-"""How alike are two maps? One value per pair, for arrays `[N, ...]` and `[N, ...]`.
+"""Similarity of two maps: one value for each pair in two arrays `[N, ...]`.
 
-Signs count: to compare strengths, pass absolute values. A value is NaN where the question has no answer: an input that
-is not finite, and one without the variation that the function compares (each function says which).
+Signs count; pass absolute values to compare magnitudes. A value is NaN for an input that is not finite, and for one
+without the variation that the function compares (see each function).
 """
 
 import jax
@@ -17,7 +17,7 @@ WINDOWS = ("gaussian", "uniform")
 def pearson(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the linear correlation of each pair, `[N]` in [−1, 1]; NaN where an input is constant.
 
-    The scale and the offset of either input do not matter.
+    It does not depend on the scale and the offset of either input.
     """
     a, b = (moderate(rows, (1,)) for rows in _rows(a, b))
     return jnp.where(_finite(a, b) & _varies(a) & _varies(b), _correlation(a, b), jnp.nan)
@@ -38,7 +38,7 @@ def spearman(a: jax.Array, b: jax.Array) -> jax.Array:
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the cosine of the angle of each pair, `[N]` in [−1, 1]; NaN where an input is all zeros.
 
-    A positive factor of either input does not matter.
+    It does not depend on a positive factor of either input.
     """
     a, b = (moderate(rows, (1,)) for rows in _rows(a, b))
     largest_a, largest_b = jnp.abs(a).max(1, keepdims=True), jnp.abs(b).max(1, keepdims=True)
@@ -50,22 +50,22 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 def ssim(
     a: jax.Array, b: jax.Array, *, window: str = "gaussian", data_range: float | jax.Array | None = None
 ) -> jax.Array:
-    """Return the structural similarity of each pair of maps, the mean over all places of the window inside the map.
+    """Return the structural similarity of each pair of maps, the mean over all positions of a window inside the map.
 
     Args:
       a: `[N, H, W]`.
       b: `[N, H, W]`.
       window: "gaussian", 11×11 with a standard deviation of 1.5 pixels, as published; or "uniform", 7×7 with the
         unbiased variance, the default of scikit-image.
-      data_range: the span of possible values that the stabilising constants (0.01·range)² and (0.03·range)² refer to,
-        a positive number or `[N]`: 2 for maps divided by their largest absolute value. None = the distance from
-        the smallest to the largest value of the pair, so that a common factor does not matter.
+      data_range: range of possible values for the stabilising constants (0.01·range)² and (0.03·range)², a positive
+        number or `[N]`: 2 for maps divided by their largest absolute value. None = the largest minus the smallest value
+        of the pair, so that a common factor does not matter.
 
     Returns:
       `[N]` in [−1, 1]; 1 for equal maps. NaN where the range is not positive.
 
     Raises:
-      ValueError: when the maps are smaller than the window.
+      ValueError: for maps that are smaller than the window.
 
     References:
       Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity",
@@ -107,8 +107,8 @@ def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _centered(x: jax.Array) -> jax.Array:
-    # The difference to the smallest value is exact where it matters, on small variations about a large value; over
-    # the range it is in [0, 1], where no square over- or underflows.
+    # Subtracting the smallest value is exact for small variations around a large value. Dividing by the range gives
+    # values in [0, 1], where no square over- or underflows.
     x = x - x.min(1, keepdims=True)
     x = x / _or_one(x.max(1, keepdims=True))
     return x - x.mean(1, keepdims=True)
@@ -120,10 +120,10 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _structural_similarity(a: jax.Array, b: jax.Array, window: str) -> jax.Array:
-    """Return the mean over the map, `[N]`, for maps `[N, H, W]` whose data range is 1."""
+    """Return the mean structural similarity, `[N]`, of maps `[N, H, W]` whose data range is 1."""
     weights = jnp.ones(7) if window == "uniform" else jnp.exp(-0.5 * (jnp.arange(-5.0, 6.0) / 1.5) ** 2)
     unbiased = 49 / 48 if window == "uniform" else 1.0
-    # Variances are taken about the map's mean, where the difference of two squares loses little.
+    # Maps are centred first, because a variance as difference of two squares is then more exact.
     center_a, center_b = a.mean((1, 2), keepdims=True), b.mean((1, 2), keepdims=True)
     a, b = a - center_a, b - center_b
     mean_a, mean_b, square_a, square_b, product = _local_means(jnp.stack([a, b, a * a, b * b, a * b]), weights)
@@ -137,7 +137,7 @@ def _structural_similarity(a: jax.Array, b: jax.Array, window: str) -> jax.Array
 
 
 def _local_means(maps: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return weighted means over every window inside `[..., H, W]`: rows, then columns, as two small dense matrices."""
+    """Return weighted means over every window inside `[..., H, W]`, by two small matrices for rows and columns."""
     height, width = maps.shape[-2:]
     side = weights.size
     if min(height, width) < side:
@@ -147,7 +147,7 @@ def _local_means(maps: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _band(weights: jax.Array, side: int) -> jax.Array:
-    """Return the matrix `[side − window + 1, side]` whose row i averages the values from i on."""
+    """Return the matrix `[side − window + 1, side]` whose row i averages the window that starts at i."""
     offset = jnp.arange(side)[None, :] - jnp.arange(side - weights.size + 1)[:, None]
     inside = (offset >= 0) & (offset < weights.size)
     return jnp.where(inside, weights[jnp.clip(offset, 0, weights.size - 1)], 0) / weights.sum()

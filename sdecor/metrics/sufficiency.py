@@ -1,4 +1,4 @@
-"""Do images with like explanations have like predictions?"""
+"""Sufficiency: whether images with similar maps have the same prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,20 @@ from sdecor.metrics.replacement import defined
 
 @automatic
 def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0.6, chunk_size: int = 64) -> jax.Array:
-    """Return for each example the share of others with its prediction among those whose map is near its own.
+    """Return, for each example, the share of examples with its prediction among the others with a near map.
 
-    A metric of the whole data set: pass all examples at once.
+    It is a metric of the whole data set: pass all examples at once.
 
     Args:
       maps: `[N, H, W]`.
       predictions: predicted classes, integers `[N]`.
-      threshold: maps are near each other up to this share of the largest distance in the data set. The distance is
+      threshold: largest distance of near maps, as a share of the largest distance in the data set. The distance is
         Euclidean, over pixels divided by their standard deviation in the data set.
-      chunk_size: examples compared with all at a time.
+      chunk_size: examples to compare with all others at once.
 
     Returns:
-      `[N]` in [0, 1], higher is better; NaN where no other map is near, and for a map of zeros or one that is not
-      finite, which is not compared with others either.
+      `[N]` in [0, 1], higher is better; NaN where no other map is near. A map that is all 0 or not finite gives NaN and
+      is not compared with others.
 
     References:
       Dasgupta, Frost, Moshkovitz, "Framework for Evaluating Faithfulness of Local Explanations",
@@ -57,7 +57,7 @@ def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0
 
 
 def _standardised(rows: jax.Array, valid: jax.Array) -> jax.Array:
-    """Return rows `[N, F]` over the standard deviation of each column in the valid ones; columns without any are 0."""
+    """Return rows `[N, F]` standardised by each column's valid rows; constant columns become 0."""
     weight = valid[:, None].astype(jnp.float32)
     rows = jnp.where(valid[:, None], rows, 0)
     count = weight.sum()
