@@ -1,7 +1,7 @@
-"""The metrics by name: a row holds all that is known of one, and evaluation, summary and report read it.
+"""Table of the metrics by name: one row a metric, read by evaluation, summary and report.
 
-A new metric whose function takes the usual arguments of its `needs` is its function, a row here and an export in
-`sdecor/metrics/__init__.py`. One that needs more than a call has a function in `sdecor/evaluation/groups.py` too.
+To add a metric, write its function, a row here, and an export in `sdecor/metrics/__init__.py`. A metric whose function
+takes other arguments than is usual for its `needs` also needs a function in `sdecor/evaluation/groups.py`.
 """
 
 import inspect
@@ -21,11 +21,11 @@ from sdecor.metrics import (
     regions,
     robustness,
 )
-from sdecor.metrics.infidelity import infidelity  # the package's names of these three are the functions
+from sdecor.metrics.infidelity import infidelity  # in the package, these three names are functions, not modules
 from sdecor.metrics.road import road, road_curves
 from sdecor.metrics.sufficiency import sufficiency
 
-# What metrics are computed from, by name. It decides the arguments of their functions.
+# The inputs that metrics are computed from, by name. They decide the arguments of the functions.
 NEEDS = {
     "model": "the logits or the features",
     "mask": "object masks alone",
@@ -39,11 +39,11 @@ NEEDS = {
     "set": "the maps and predictions of many images at once: a value depends on the other images",
 }
 PRESETS = ("quick", "standard", "full")  # each holds the ones before it
-RELATIVE = "_vs_random"  # ends the name of a metric less its value for a random order of pixels on the same network
+RELATIVE = "_vs_random"  # suffix of a metric minus its value for a random order of pixels on the same network
 
 
 class Curve(NamedTuple):
-    """The words on the figure of a metric's curve, which is stored as "<metric>_curve"."""
+    """The title and axis labels for the figure of a metric's curve, which is stored as "<metric>_curve"."""
 
     title: str
     xlabel: str
@@ -51,31 +51,31 @@ class Curve(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric.
+    """A metric and its properties.
 
     Attributes:
-      function: computes it.
-      higher_is_better: None = neither direction is.
-      needs: what it is computed from, one of `NEEDS`.
-      title: its name in a table.
-      description: its meaning, in a sentence.
-      percent: whether it is a share that is read in per cent.
-      whole: whether it is a count, written without decimals.
-      chance: the level that a meaningless map, or a network that always answers alike, reaches. A number, a function
-        of the labels `[N]`, or the name of what is computed of the same examples, such as "area_share". None = that of
-        a random order where there is a `reference`, else unknown.
-      reference: whether a random order of pixels is measured too. The difference to it is a metric, "…_vs_random".
-      confounded: whether it depends as much on how the network withstands masked images as on the maps. Metrics with a
-        `reference` do in any case.
-      statistic: of the data set: the "mean"; the "median" where one image can decide the mean (a quotient whose
-        denominator may be nearly 0); or the "ratio" of two means, of `derived_from` and of its chance level.
+      function: function that computes the metric.
+      higher_is_better: whether larger values are better; None = no direction is better.
+      needs: the inputs that it is computed from, one of `NEEDS`.
+      title: name in a table.
+      description: meaning, in one sentence.
+      percent: whether the value is a share, shown in per cent.
+      whole: whether the value is a count, shown without decimals.
+      chance: level of a meaningless map, or of a network with a constant prediction. It is a number, a function of the
+        labels `[N]`, or the name of a value computed from the same examples, such as "area_share". None = the value of
+        a random order if there is a `reference`, else unknown.
+      reference: whether to evaluate a random order of pixels too. The difference to it is the metric "…_vs_random".
+      confounded: whether the network's robustness to masked images decides the value as much as the maps do. A metric
+        with a `reference` is confounded in any case.
+      statistic: statistic over the data set: "mean"; "median" if one image can decide the mean (a quotient whose
+        denominator may be nearly 0); or "ratio", the mean of `derived_from` over the mean of its chance level.
       derived_from: the metric that it is computed from and reported with.
-      preset: the smallest of `PRESETS` that holds it.
-      signed: whether it sees the attributions' sum over channels rather than the maps, so that signs count.
-      signature: the functions that take its options, where `function` passes them on. Later ones' defaults come first.
-      options: values of an evaluation that differ from the functions' defaults.
-      follows: names of options whose value is the attribution method's own, where it has them.
-      curve: the figure of its curve; None = there is none.
+      preset: the smallest of `PRESETS` that includes it.
+      signed: whether the function takes the attributions' sum over channels instead of the maps, so that signs count.
+      signature: the functions that take its options, if `function` passes them on. The default of a later one wins.
+      options: values in an evaluation that differ from the functions' defaults.
+      follows: names of options whose values are those of the attribution method, if it has them.
+      curve: texts of the curve's figure; None = no curve.
     """
 
     function: Callable
@@ -99,12 +99,12 @@ class Metric(NamedTuple):
 
     @property
     def ranks_runs(self) -> bool:
-        """Whether a difference between two runs tells which has the better maps or network."""
+        """Whether a difference between two runs shows which one has the better maps or network."""
         unclear = self.reference or self.confounded or self.needs == "set"
         return self.higher_is_better is not None and not unclear
 
     def keywords(self) -> dict[str, Any]:
-        """Return the keywords of its functions that have a default, with the values of an evaluation."""
+        """Return the functions' keywords that have a default, with their values in an evaluation."""
         found = {}
         for function in self.signature or (self.function,):
             known = inspect.signature(function).parameters.values()
@@ -112,13 +112,13 @@ class Metric(NamedTuple):
         return found | dict(self.options)
 
 
-_CHANCE_OF_ORDER = "0 is what a random order of pixels scores on the same network."
+_CHANCE_OF_ORDER = "minus that of a random order of pixels on the same network; 0 is chance."
 _PROBABILITY = "probability of the explained class"
 _SENSITIVITIES, _STABILITIES = (robustness.sensitivities,), (robustness.relative_stabilities,)
 _PATCHES = (regions.region_perturbation_curve,)
-_STEPS = {"steps": 16, "blur_sigma": 5.0}  # of the loop that insertion and deletion share
+_STEPS = {"steps": 16, "blur_sigma": 5.0}  # options of the loop that insertion and deletion share
 
-# In the order in which they are read.
+# In the order of tables and reports.
 # fmt: off
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
@@ -146,7 +146,7 @@ METRICS: dict[str, Metric] = {
         chance=1.0, options={"weighted": True}),
     "relevance_rank_accuracy": Metric(
         localization.relevance_rank_accuracy, True, "object", "Relevance rank accuracy",
-        "Share of the most salient pixels, as many as the object has, that are on the object.",
+        "Share of the K most salient pixels that are on the object, with K the object's number of pixels.",
         percent=True, chance="area_share", preset="standard"),
     "top_k_intersection": Metric(
         localization.top_k_intersection, True, "object", "Top-k intersection",
@@ -166,21 +166,21 @@ METRICS: dict[str, Metric] = {
         percent=True, chance=0.25, preset="standard"),
     "gini": Metric(
         complexity.gini, True, "maps", "Sparseness (Gini)",
-        "Sparseness of the map: 0 spread evenly, near 1 on a few pixels.", preset="quick"),
+        "Sparseness of the map: 0 if spread evenly, near 1 if on a few pixels.", preset="quick"),
     "entropy": Metric(
         complexity.entropy, False, "maps", "Complexity (entropy)",
         "Entropy of the pixels' shares of the saliency, in nats.", preset="standard"),
     "effective_complexity": Metric(
         complexity.effective_complexity, False, "maps", "Effective complexity",
-        "Pixels whose saliency is not negligible beside the map's largest."),
+        "Number of pixels whose saliency is not negligible compared with the map's largest."),
     "insertion": Metric(
         faithfulness.insertion, True, "network", "Insertion area",
-        "Area under the explained class's probability while the most salient pixels enter a baseline image.",
+        "Area under the explained class's probability while the most salient pixels replace those of a baseline image.",
         reference=True, preset="quick", options=_STEPS | {"insertion_baseline": "blur"},
         curve=Curve("Insertion", "% of pixels inserted, most salient first", _PROBABILITY)),
     "insertion_vs_random": Metric(
         faithfulness.insertion_vs_random, True, "network", "Insertion area, relative to random",
-        f"Insertion, relative. {_CHANCE_OF_ORDER}", chance=0.0, derived_from="insertion"),
+        f"Insertion area {_CHANCE_OF_ORDER}", chance=0.0, derived_from="insertion"),
     "deletion": Metric(
         faithfulness.deletion, False, "network", "Deletion area",
         "Area under the explained class's probability while a baseline replaces the most salient pixels.",
@@ -188,7 +188,7 @@ METRICS: dict[str, Metric] = {
         curve=Curve("Deletion", "% of pixels deleted, most salient first", _PROBABILITY)),
     "deletion_vs_random": Metric(
         faithfulness.deletion_vs_random, False, "network", "Deletion area, relative to random",
-        f"Deletion, relative. {_CHANCE_OF_ORDER}", chance=0.0, derived_from="deletion"),
+        f"Deletion area {_CHANCE_OF_ORDER}", chance=0.0, derived_from="deletion"),
     "road": Metric(
         road, False, "network", "ROAD accuracy",
         "Share of right predictions while the most salient pixels are removed by noisy imputation.",
@@ -196,7 +196,7 @@ METRICS: dict[str, Metric] = {
         curve=Curve("ROAD", "% of pixels imputed, most salient first", "accuracy")),
     "masked_accuracy": Metric(
         faithfulness.masked_accuracy_curve, False, "network", "Masked accuracy",
-        "Share of right predictions while the pixels of greatest absolute saliency are blackened.",
+        "Share of right predictions while the pixels of largest absolute saliency are blackened.",
         percent=True, reference=True,
         curve=Curve("Masked accuracy", "% of pixels replaced, most salient first", "accuracy")),
     "aopc_morf": Metric(
@@ -221,7 +221,7 @@ METRICS: dict[str, Metric] = {
         reference=True, signature=(regions.irof_curve,)),
     "monotonicity": Metric(
         faithfulness.monotonicity, True, "network", "Monotonicity",
-        "Share of images whose probability never falls while pixels enter, least salient first.",
+        "Share of images whose explained class never loses probability while pixels are inserted, least salient first.",
         percent=True, options={"saliency_of": "probability"}),
     "average_drop": Metric(
         faithfulness.average_drop, False, "network", "Average drop",
@@ -237,7 +237,7 @@ METRICS: dict[str, Metric] = {
         signed=True, preset="standard"),
     "faithfulness_estimate": Metric(
         correlations.faithfulness_estimate, True, "network", "Faithfulness estimate",
-        "Correlation of the attribution's sum over groups of like relevance and the score's drop without them.",
+        "Correlation of attribution and score drop over groups of pixels of similar relevance, each removed alone.",
         signed=True),
     "monotonicity_correlation": Metric(
         correlations.monotonicity_correlation, True, "network", "Monotonicity correlation",
@@ -248,33 +248,33 @@ METRICS: dict[str, Metric] = {
         signed=True, signature=(correlations.sensitivity_n_curve,)),
     "infidelity": Metric(
         infidelity, False, "attributions", "Infidelity",
-        "Mean squared error of the attribution, scaled at best, as a linear model of the score around the image.",
+        "Mean squared error of the optimally scaled attribution as a linear model of the score around the image.",
         preset="standard", options={"scaling": "optimal"}, follows=("baseline", "saliency_of")),
     "max_sensitivity": Metric(
         robustness.max_sensitivity, False, "explanation", "Max-sensitivity",
-        "Largest relative change of the explanation between the image and one that hardly differs.",
+        "Largest relative change of the explanation under small changes of the image.",
         preset="standard", signature=_SENSITIVITIES),
     "avg_sensitivity": Metric(
         robustness.avg_sensitivity, False, "explanation", "Average sensitivity",
-        "Mean relative change of the explanation between the image and those that hardly differ.",
+        "Mean relative change of the explanation under small changes of the image.",
         preset="standard", signature=_SENSITIVITIES),
     "local_lipschitz": Metric(
         robustness.local_lipschitz, False, "explanation", "Local Lipschitz estimate",
-        "Steepest relative change of the explanation per change of the image.", signature=_SENSITIVITIES),
+        "Largest relative change of the explanation per change of the image.", signature=_SENSITIVITIES),
     "continuity": Metric(
         robustness.continuity, False, "explanation", "Continuity",
-        "Steepest relative change of the explanation as the image moves sideways by a few pixels."),
+        "Largest relative change of the explanation per image change, as the image moves sideways by a few pixels."),
     "relative_input_stability": Metric(
         robustness.relative_input_stability, False, "explanation", "Relative input stability",
-        "Largest relative change of the explanation over that of the image.",
+        "Largest ratio of the explanation's relative change to the image's relative change.",
         statistic="median", signature=_STABILITIES),
     "relative_output_stability": Metric(
         robustness.relative_output_stability, False, "explanation", "Relative output stability",
-        "Largest relative change of the explanation over the change of the logits.",
+        "Largest ratio of the explanation's relative change to the change of the logits.",
         statistic="median", signature=_STABILITIES),
     "relative_representation_stability": Metric(
         robustness.relative_representation_stability, False, "explanation", "Relative representation stability",
-        "Largest relative change of the explanation over that of the features.",
+        "Largest ratio of the explanation's relative change to the features' relative change.",
         statistic="median", signature=_STABILITIES),
     "random_logit": Metric(
         randomization.random_logit, False, "explanation", "Random logit",
@@ -299,7 +299,7 @@ METRICS: dict[str, Metric] = {
         percent=True, options={"pixels": 64}),
     "input_invariance": Metric(
         axiomatic.input_invariance, False, "explanation", "Input invariance error",
-        "Relative change of the explanation when image and network are shifted alike."),
+        "Relative change of the explanation when image and network are shifted so that no output changes."),
 }
 
 # Metrics that belong to the data set as a whole, not to an example.
@@ -323,25 +323,25 @@ DATASET_METRICS: dict[str, Metric] = {
         "Mean absolute correlation between pairs of features that vary.", chance="correlation_floor"),
     "effective_rank": Metric(
         network.feature_diagnostics, True, "model", "Effective rank of features",
-        "Directions that the features use: exp of the spectrum's entropy."),
+        "Number of directions that the features use: exponential of the spectrum's entropy."),
     "mean_std": Metric(
         network.feature_diagnostics, None, "model", "Feature scale",
         "Mean standard deviation of the features."),
     "dead_features": Metric(
         network.feature_diagnostics, False, "model", "Dead features",
-        "Features that do not vary over the data set.", whole=True),
+        "Number of features that do not vary over the data set.", whole=True),
 }
 # fmt: on
 
 
 def _with_relative() -> dict[str, Metric]:
-    """Return all metrics; behind each with a `reference` follows its difference to that."""
+    """Return all metrics; each one with a `reference` is followed by its difference to this reference."""
     known = {}
     for name, metric in METRICS.items():
         known[name] = metric
         relative = name + RELATIVE
         if metric.reference and relative not in METRICS:
-            words = "Less its value for a random order of pixels. 0 is what a random order scores on the same network."
+            words = f"Value {_CHANCE_OF_ORDER}"
             title = f"{metric.title}, relative to random"
             row = Metric(metric.function, metric.higher_is_better, metric.needs, title, words, metric.percent)
             known[relative] = row._replace(chance=0.0, derived_from=name)
