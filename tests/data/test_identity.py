@@ -1,4 +1,4 @@
-"""A split is told from another by what it holds."""
+"""Tests of a split's identity, which depends on its images, labels and masks."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ RNG = np.random.default_rng(0)
 
 
 class Source:
-    """A split of given images, labels and masks."""
+    """A split with given images, labels and masks."""
 
     def __init__(self, images, labels, masks=None, broken=()):
         self.images, self.labels, self.masks, self.broken = images, labels, masks, broken

@@ -1,4 +1,4 @@
-"""Metrics of stored maps are those of the same maps explained anew, and what stored maps do not tell is refused."""
+"""Tests of metrics of an export's maps: equal to those of new maps, and refused where maps do not suffice."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def one_batch(predicted) -> dict:
 
 
 def maps_of(setup, predicted, words, reduction):
-    """What an export of these methods would hold."""
+    """Return the maps that an export of these methods would hold."""
     held = {}
     for key, (method, _) in choose_methods(words).items():
         program = jax.jit(make_explanation(setup, method))
@@ -116,7 +116,7 @@ def directly(subject, plan, predicted):
     ],
 )
 def test_stored_maps_measure_as_explained_ones(one, predicted, tmp_path, reduction, words, names):
-    """With the keys of each example the same, also where a metric explains again or draws."""
+    """Keys of examples are the same, so this holds for metrics that explain again or draw."""
     subject = one._replace(setup=one.setup._replace(reduction=reduction or "abs_sum"))
     maps = maps_of(subject.setup, predicted, words, reduction)
     plan, notes = plan_of(subject.setup, words, names, reduction)
@@ -176,7 +176,7 @@ def test_absolute_maps_tell_nothing_of_signs(one):
 
 
 def test_what_looks_at_signs_says_so(one):
-    """A group's own equations are asked whether they read the signed maps, so that none is forgotten."""
+    """Each group's equations show whether it reads the signed maps; its row must agree."""
     shape = jax.ShapeDtypeStruct((1, evaluated.SIDE, evaluated.SIDE), jnp.float32)
     example = {"image": jnp.zeros((1, *evaluated.IMAGES.shape[1:]), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     example |= {"index": jnp.zeros(1, jnp.int32), "target": jnp.zeros(1, jnp.int32), "maps": shape, "signed": shape}
@@ -241,7 +241,7 @@ def test_an_export_is_of_its_run_and_data_alone(tmp_path):
 def test_methods_are_those_stored_with_the_same_settings(tmp_path):
     held = exported(tmp_path / "a.zarr", settings={"integrated_gradients:steps=4": {"steps": 5}})
     assert list(stored_methods(held, ["gradient"], "logit")) == ["gradient"]
-    assert list(stored_methods(held, ["full"], "logit")) == ["gradient"]  # of a preset what is there
+    assert list(stored_methods(held, ["full"], "logit")) == ["gradient"]  # the part of the preset that is stored
     with pytest.raises(ValueError, match="--methods has lrp, which .* it holds: gradient, integrated_gradients"):
         stored_methods(held, ["gradient", "lrp"], "logit")
     with pytest.raises(ValueError, match="gradient in .* has other settings than here:\n  saliency_of: 'logit' there"):
@@ -255,7 +255,7 @@ def test_methods_are_those_stored_with_the_same_settings(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A trained run, its exports, and its evaluation without them."""
+    """Return the folder of a trained run, its exports, and its evaluation without exports."""
     root = tmp_path_factory.mktemp("from_export")
     images = tiny_runs.draw_images(root / "data")
     assert train.train(tiny_runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "ce"))
