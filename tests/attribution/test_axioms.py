@@ -131,7 +131,7 @@ def test_maps_are_finite_and_not_trivial(method):
 
 
 @every_method
-def test_what_has_signs_is_said_in_its_row(method):
+def test_rows_say_which_maps_are_signed(method):
     maps, _ = explained(method)
     assert (maps < 0).any() == METHOD_INFO[method].signed
 

@@ -42,7 +42,7 @@ def test_every_integer_type_is_compared_with_a_count_that_it_may_not_hold(dtype)
         np.testing.assert_array_equal(classes.is_class(jnp.asarray(numbers), count), expected)
 
 
-def test_numbers_become_int32_and_those_of_no_class_minus_one_where_values_are_not_known():
+def test_traced_numbers_become_int32_and_minus_one_if_they_are_no_class():
     traced = jax.jit(lambda numbers: classes.check_classes("labels", numbers, 200))
     found = traced(np.array([0, 120, 255], np.uint8))
     assert found.dtype == jnp.int32
@@ -155,7 +155,7 @@ def test_the_step_s_saliency_and_loss_of_a_label_that_is_no_class():
     np.testing.assert_allclose(terms["accuracy"], (LOGITS.argmax(1) == LABELS).mean())
 
 
-def test_padding_makes_no_sum_nan_whatever_it_holds_and_a_label_of_no_class_does():
+def test_padding_never_makes_a_sum_nan_but_a_label_of_no_class_does():
     logits = np.concatenate([LOGITS, np.full((2, 5), np.nan, np.float32)])
     apply = lambda variables, images, train: (images, None)  # noqa: E731
     evaluate = jax.jit(functools.partial(steps.evaluation_step, apply, None))
@@ -284,7 +284,7 @@ def measured(names, weights, images, maps, targets):
 
 
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_metrics_and_maps_follow_a_class_by_whatever_type_and_no_class_has_none(full):
+def test_metrics_and_maps_do_not_depend_on_the_integer_type_and_are_nan_for_no_class(full):
     """As oracle, renumber the classes and reorder the network's logits: results must not change."""
     names = tuple(name for name in following(WEIGHTS, IMAGES, MAPS, TARGETS) if (name in QUICK) != full)
     order = np.roll(np.arange(CLASSES), 7)  # new class i is the former class order[i]

@@ -44,7 +44,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name, match):
         files.check_output("--output", tmp_path / name)
 
 
-def test_what_can_be_a_folder_is_not():
+def test_what_can_be_a_folder_is_accepted():
     for path in ("runs/new/deep", "/", ".", "gs://bucket/x", "runs/[1]"):
         files.check_output("--output", path)
     with pytest.raises(ValueError, match="--output is empty"):

@@ -56,6 +56,6 @@ def test_other_examples_are_another_split(other, fields):
     assert {name for name in a if a[name] != b[name]} == fields
 
 
-def test_an_image_that_cannot_be_read_is_for_others_to_complain_about():
+def test_an_unreadable_image_raises_no_error_here():
     found = identity(Source(IMAGES, LABELS, broken=(3,)))
     assert found["examples"] == 9 and found["pixels"] != identity(Source(IMAGES, LABELS))["pixels"]

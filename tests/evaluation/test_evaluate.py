@@ -152,7 +152,7 @@ def evaluated(**changes):
         *(("examples", 8), ("labels", "xy"), ("pixels", "xy"), ("masks", False)),
     ],
 )
-def test_runs_that_are_not_measured_alike_are_not_compared(field, value):
+def test_runs_that_are_not_evaluated_alike_are_not_compared(field, value):
     check_comparable([evaluated(), evaluated(step=7)])
     with pytest.raises(ValueError, match=f"{field}.*{value!r}"):
         check_comparable([evaluated(), evaluated(**{field: value})])

@@ -70,7 +70,7 @@ def test_independent_of_the_batch_and_of_chunks(predicted, reference, batch_size
     assert_same(evaluated.measured(other, predicted, names=NAMES)[0], reference)
 
 
-def test_one_device_measures_as_eight(predicted, reference):
+def test_one_device_has_the_metrics_of_eight(predicted, reference):
     setup, key, variables = subject().setup, jax.random.key(0), evaluated.variables()
     examples, moments = jax.jit(make_prediction(setup))(variables, one_batch(), key)
     assert_same(Results({name: x for name, x in examples.items() if name != "weight"}, moments), predicted)
@@ -180,7 +180,7 @@ def plan_of(methods, metric_names, *, with_objects=True, side=16, apply=evaluate
     )
 
 
-def test_every_registered_metric_can_be_measured():
+def test_every_registered_metric_can_be_evaluated():
     plan, notes = plan_of(["quick"], ["full"])
     assert not notes
     assert {each.name for each in plan.groups} == GROUPS.keys()
@@ -209,7 +209,7 @@ def metrics_needs(name: str) -> str:
     return (metrics.METRICS | metrics.DATASET_METRICS)[name].needs
 
 
-def test_what_refuses_the_network_is_left_out_of_a_preset_and_an_error_by_name():
+def test_what_the_network_does_not_support_is_left_out_of_presets_and_an_error_by_name():
     """A tanh network has no ReLU for guided backpropagation; one of a fixed size takes no larger mosaic."""
     plan, notes = plan_of(["full"], ["quick", "grid_pointing_game"], side=SIDE, apply=evaluated.apply_fixed)
     assert "guided_backpropagation" not in plan.methods and "gradient" in plan.methods

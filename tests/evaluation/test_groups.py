@@ -245,7 +245,7 @@ def test_infidelity_replaces_by_the_methods_own_baseline():
     np.testing.assert_allclose(found["infidelity"], expected, rtol=2e-3)
 
 
-def test_a_sigma_stands_beside_blur_in_the_options_and_is_bound_to_it_for_the_metric():
+def test_blur_sigma_is_an_option_that_is_bound_to_the_baseline_for_the_metric():
     assert dict(GROUPS["aopc_morf"].options)["blur_sigma"] == dict(GROUPS["infidelity"].options)["blur_sigma"] == 5.0
     assert "blur_sigma" not in dict(GROUPS["completeness"].options)
     (group,) = groups_of(["insertion"], {"replacement": {"steps": 2, "blur_sigma": 2.0}}).values()
@@ -277,7 +277,7 @@ def test_options_that_are_given_stay():
     }
 
 
-def test_a_random_order_is_measured_of_what_ranks_pixels():
+def test_a_random_order_is_evaluated_for_groups_that_rank_pixels():
     assert {name for name, each in GROUPS.items() if each.reference} == {
         *("replacement", "road", "masked_accuracy", "aopc_morf", "aopc_lerf", "pixel_flipping", "selectivity", "irof")
     }

@@ -83,7 +83,7 @@ def test_mosaics_leave_nothing_to_be_evaluated_again(tmp_path, done):
     assert done == []
 
 
-def test_other_settings_start_anew_and_more_images_measure_again(tmp_path, done):
+def test_other_settings_start_anew_and_more_images_are_evaluated_again(tmp_path, done):
     complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
     done.clear()
     complete(tmp_path, plan_of(["quick"], ["gini", "insertion"], images=IMAGES_OF | {"network": 13}))
@@ -169,7 +169,7 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     assert {"gradient/grid_pointing_game", "input_x_gradient/grid_pointing_game"} < again
 
 
-def test_stored_methods_need_not_bear_new_metrics(tmp_path):
+def test_stored_methods_need_not_support_new_metrics(tmp_path):
     complete(tmp_path, plan_of(["expected_gradients:samples=2"], ["gini"]))
     later = plan_of(["quick"], ["completeness"])  # this metric refuses expected gradients
     everything = later.with_stored(complete(tmp_path, later).parts, {})

@@ -1,6 +1,6 @@
 """Export of a small network as a program of its own, in a job of any number of devices and processes.
 
-    PYTHONPATH=. python tests/helpers/export_job.py PATH [host:port PROCESSES PROCESS]
+PYTHONPATH=. python tests/helpers/export_job.py PATH [host:port PROCESSES PROCESS]
 """
 
 import sys

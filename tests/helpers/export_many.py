@@ -1,6 +1,6 @@
 """Export of many tiny images; prints the peak memory in MB and the images exported per second.
 
-    PYTHONPATH=. python tests/helpers/export_many.py PATH COUNT source|batches
+PYTHONPATH=. python tests/helpers/export_many.py PATH COUNT source|batches
 """
 
 import resource

@@ -1,6 +1,6 @@
 """Export of a tiny network, slow enough to be stopped in the middle.
 
-    PYTHONPATH=. python tests/helpers/export_program.py PATH plain|sharded [host:port PROCESSES PROCESS]
+PYTHONPATH=. python tests/helpers/export_program.py PATH plain|sharded [host:port PROCESSES PROCESS]
 """
 
 import os
