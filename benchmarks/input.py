@@ -14,11 +14,15 @@ import dataclasses
 import functools
 import io
 import itertools
+import pathlib
+import sys
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor.data.augment import augment, normalise, to_float
 from sdecor.data.loader import Loader, create_loader
