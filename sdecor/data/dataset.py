@@ -148,16 +148,17 @@ def create_dataset(
 
 
 def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Origin:
-    if name in ("folder", "tiny_imagenet"):
+    if name in IN_FOLDERS:
         if path is None:
             raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
-        return _folder(path) if name == "folder" else _tiny_imagenet(path)
-    if name == "digit_scenes" and path is None:
+        return IN_FOLDERS[name](path)
+    if name == EMBEDDED and path is None:
         from sdecor.data import digit_scenes
 
         directory = digit_scenes.prepare(tfds_source.resolve_data_dir(data_dir))
     else:
-        directory = tfds_source.find(name, path=path, data_dir=data_dir)
+        others = (EMBEDDED, *IN_FOLDERS)
+        directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
     return _tfds(name, directory, mask_encoding_of(name, mask_encoding))
 
 
@@ -183,6 +184,11 @@ def _tiny_imagenet(path: Any) -> _Origin:
         lambda split, decoder: image_folders.open_tiny_imagenet(root, split, wnids=wnids, decoder=decoder),
         "",
     )
+
+
+EMBEDDED = "digit_scenes"
+# Data sets that are read from a directory of the user's, by name.
+IN_FOLDERS: dict[str, Callable[[Any], _Origin]] = {"folder": _folder, "tiny_imagenet": _tiny_imagenet}
 
 
 def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:

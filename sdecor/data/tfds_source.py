@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import numpy as np
 from sdecor.core import files
 from sdecor.data.decode import Decoder, decode_mask
 
-OWN_NAMES = ("digit_scenes", "folder", "tiny_imagenet")
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 MANUAL = {
     "imagenet2012": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from https://image-net.org, with an account) "
@@ -67,13 +67,20 @@ class Prepared:
         return builder.as_data_source(split, deserialize_method=method, file_format="array_record").data_source
 
 
-def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> Any:
+def find(
+    name: str,
+    *,
+    path: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    others: Sequence[str] = (),
+) -> Any:
     """Return the prepared directory of a data set: `path` itself, or the newest version below `data_dir`.
 
     Args:
       name: a TFDS name, also `name/config`, `name:version` or `name/config:version`.
       path: the directory that holds `dataset_info.json`, when it is not below a data_dir.
       data_dir: where TFDS keeps data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      others: names that are known beside those of TFDS, for the error about an unknown name.
 
     Raises:
       ValueError: when it is not prepared, with what to run and where the result must lie; or the name is unknown.
@@ -101,7 +108,7 @@ def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os
         raise ValueError(f"data.name = {name!r}: {base} holds the versions {', '.join(sorted(versions))}")
     if versions:
         return versions[version or max(versions, key=_version_key)]
-    raise ValueError(_not_prepared(name, builder_name.split("/")[0], root, base))
+    raise ValueError(_not_prepared(name, builder_name.split("/")[0], root, base, others))
 
 
 def inspect(directory: Any, *, name: str) -> Prepared:
@@ -156,15 +163,15 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
 
 
-def _not_prepared(name: str, builder_name: str, root: Any, base: Any) -> str:
+def _not_prepared(name: str, builder_name: str, root: Any, base: Any, others: Sequence[str]) -> str:
     import tensorflow_datasets as tfds
 
-    known = (*OWN_NAMES, *tfds.list_builders(with_community_datasets=False))
+    known = (*others, *tfds.list_builders(with_community_datasets=False))
     if builder_name not in known:
         close = difflib.get_close_matches(builder_name, known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         return (
-            f"data.name = {name!r} is not known: {hint}It is one of {', '.join(OWN_NAMES)}, the name of a TFDS data "
+            f"data.name = {name!r} is not known: {hint}It is one of {', '.join(others)}, the name of a TFDS data "
             f"set with image and label, or of your own builder once prepared in {base} (file_format='array_record')"
         )
     prepare = _how_to_prepare(name, os.fspath(root), base)

@@ -15,60 +15,34 @@ Files, in the order in which an evaluation uses them:
 """
 
 from sdecor.evaluation.choices import (
-    METHOD_PRESETS,
-    METRIC_PRESETS,
-    RANDOM,
-    Method,
-    choose_methods,
-    choose_metrics,
-    split_words,
+    METHOD_PRESETS as METHOD_PRESETS,
+    METRIC_PRESETS as METRIC_PRESETS,
+    RANDOM as RANDOM,
+    Method as Method,
+    choose_methods as choose_methods,
+    choose_metrics as choose_metrics,
+    split_words as split_words,
 )
-from sdecor.evaluation.explained import grid_pointing_game, measure
-from sdecor.evaluation.groups import GROUPS, Group, groups_of
-from sdecor.evaluation.plan import Plan, make_plan
+from sdecor.evaluation.explained import grid_pointing_game as grid_pointing_game, measure as measure
+from sdecor.evaluation.groups import GROUPS as GROUPS, Group as Group, groups_of as groups_of
+from sdecor.evaluation.plan import Plan as Plan, make_plan as make_plan
 from sdecor.evaluation.programs import (
-    IGNORE,
-    TARGETS,
-    Setup,
-    Subject,
-    make_explanation,
-    make_measurement,
-    make_prediction,
-    nested_order,
-    predict,
+    IGNORE as IGNORE,
+    TARGETS as TARGETS,
+    Setup as Setup,
+    Subject as Subject,
+    make_explanation as make_explanation,
+    make_measurement as make_measurement,
+    make_prediction as make_prediction,
+    nested_order as nested_order,
+    predict as predict,
 )
-from sdecor.evaluation.results import Results, collect, extend, load, merge, save
-from sdecor.evaluation.store import Store
-
-__all__ = [
-    "GROUPS",
-    "IGNORE",
-    "METHOD_PRESETS",
-    "METRIC_PRESETS",
-    "RANDOM",
-    "TARGETS",
-    "Group",
-    "Method",
-    "Plan",
-    "Results",
-    "Setup",
-    "Store",
-    "Subject",
-    "choose_methods",
-    "choose_metrics",
-    "collect",
-    "extend",
-    "grid_pointing_game",
-    "groups_of",
-    "load",
-    "make_explanation",
-    "make_measurement",
-    "make_plan",
-    "make_prediction",
-    "measure",
-    "merge",
-    "nested_order",
-    "predict",
-    "save",
-    "split_words",
-]
+from sdecor.evaluation.results import (
+    Results as Results,
+    collect as collect,
+    extend as extend,
+    load as load,
+    merge as merge,
+    save as save,
+)
+from sdecor.evaluation.store import Store as Store

@@ -12,34 +12,18 @@ Files:
   __main__                the command line: python -m sdecor.export
 """
 
-from sdecor.export.api import export, export_split
-from sdecor.export.convert import open_source, to_hdf5, to_npz
-from sdecor.export.encode import DTYPES, decode, encode
-from sdecor.export.feed import ON_ERROR
-from sdecor.export.loop import Summary
-from sdecor.export.overlays import overlays
-from sdecor.export.plan import Options
-from sdecor.export.reader import Export, check_same, open, stored_methods
-from sdecor.export.store import StorageError
-from sdecor.export.verify import CHECKS
-
-__all__ = [
-    "CHECKS",
-    "DTYPES",
-    "ON_ERROR",
-    "Export",
-    "Options",
-    "StorageError",
-    "Summary",
-    "check_same",
-    "decode",
-    "encode",
-    "export",
-    "export_split",
-    "open",
-    "open_source",
-    "overlays",
-    "stored_methods",
-    "to_hdf5",
-    "to_npz",
-]
+from sdecor.export.api import export as export, export_split as export_split
+from sdecor.export.convert import open_source as open_source, to_hdf5 as to_hdf5, to_npz as to_npz
+from sdecor.export.encode import DTYPES as DTYPES, decode as decode, encode as encode
+from sdecor.export.feed import ON_ERROR as ON_ERROR
+from sdecor.export.loop import Summary as Summary
+from sdecor.export.overlays import overlays as overlays
+from sdecor.export.plan import Options as Options
+from sdecor.export.reader import (
+    Export as Export,
+    check_same as check_same,
+    open as open,
+    stored_methods as stored_methods,
+)
+from sdecor.export.store import StorageError as StorageError
+from sdecor.export.verify import CHECKS as CHECKS

@@ -20,29 +20,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice
-from sdecor.models.cnn import MnistNet, SmallCNN
-from sdecor.models.frozen import frozen_statistics, record_statistics
+from sdecor.models.cnn import MnistNet as MnistNet, SmallCNN as SmallCNN
+from sdecor.models.frozen import frozen_statistics as frozen_statistics, record_statistics as record_statistics
 from sdecor.models.layers import check_positive
-from sdecor.models.resnet import ResNet
-from sdecor.models.tap import Tap, layer_names
-from sdecor.models.vgg import VGG16
-from sdecor.models.vit import ViT
-from sdecor.models.wide_resnet import WideResNet
-
-__all__ = [
-    "MODELS",
-    "MnistNet",
-    "ResNet",
-    "SmallCNN",
-    "Tap",
-    "VGG16",
-    "ViT",
-    "WideResNet",
-    "create_model",
-    "frozen_statistics",
-    "layer_names",
-    "record_statistics",
-]
+from sdecor.models.resnet import ResNet as ResNet
+from sdecor.models.tap import Tap as Tap, layer_names as layer_names
+from sdecor.models.vgg import VGG16 as VGG16
+from sdecor.models.vit import ViT as ViT
+from sdecor.models.wide_resnet import WideResNet as WideResNet
 
 # name -> (module class, its preset attributes)
 MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(

@@ -9,24 +9,14 @@ Files:
   wording, style   titles and formatted numbers; the common style of figures
 """
 
-from sdecor.report.figures import figure_curves, figure_differences, figure_training
-from sdecor.report.gallery import gallery_data
-from sdecor.report.maps import figure_methods, figure_side_by_side
-from sdecor.report.page import html_report
-from sdecor.report.style import save_figure
-from sdecor.report.table import config_differences, terminal_table
-from sdecor.report.wording import format_value
-
-__all__ = [
-    "config_differences",
-    "figure_curves",
-    "figure_differences",
-    "figure_methods",
-    "figure_side_by_side",
-    "figure_training",
-    "format_value",
-    "gallery_data",
-    "html_report",
-    "save_figure",
-    "terminal_table",
-]
+from sdecor.report.figures import (
+    figure_curves as figure_curves,
+    figure_differences as figure_differences,
+    figure_training as figure_training,
+)
+from sdecor.report.gallery import gallery_data as gallery_data
+from sdecor.report.maps import figure_methods as figure_methods, figure_side_by_side as figure_side_by_side
+from sdecor.report.page import html_report as html_report
+from sdecor.report.style import save_figure as save_figure
+from sdecor.report.table import config_differences as config_differences, terminal_table as terminal_table
+from sdecor.report.wording import format_value as format_value

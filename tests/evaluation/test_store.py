@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from evaluated import IMAGES_OF, subject
 
-from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, programs
-from sdecor.evaluation import store as store_module
+from sdecor.evaluation import (
+    Store,
+    choose_methods,
+    choose_metrics,
+    explained,
+    make_plan,
+    programs,
+    store as store_module,
+)
 
 SETTINGS = {"split": "test", "step": 7}
 

@@ -8,8 +8,7 @@ import stored_export
 from PIL import Image
 from stored_export import CLASSES, METHODS, H, N, W
 
-from sdecor.export import __main__ as command
-from sdecor.export import convert, reader, to_hdf5, to_npz
+from sdecor.export import __main__ as command, convert, reader, to_hdf5, to_npz
 from sdecor.export.overlays import overlay, overlays
 
 RNG = np.random.default_rng(4)

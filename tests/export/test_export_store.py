@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from sdecor.export import files as files_module
-from sdecor.export import manifest, verify
-from sdecor.export import store as writers
+from sdecor.export import files as files_module, manifest, store as writers, verify
 from sdecor.export.layout import ArraySpec, Layout
 from sdecor.export.resume import recorded
 from sdecor.export.store import StorageError, Store

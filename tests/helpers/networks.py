@@ -15,8 +15,7 @@ from sdecor import masking
 from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
-from sdecor.training import objective as method
-from sdecor.training import steps, terms
+from sdecor.training import objective as method, steps, terms
 from sdecor.training.state import TrainState, create_optimizer, create_train_state
 
 SHAPE, CLASSES, N = (12, 12, 3), 4, 16

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_network import objects as reference_objects
-from reference_network import stored
+from reference_network import objects as reference_objects, stored
 from sklearn.metrics import roc_auc_score
 
 from sdecor.metrics import localization

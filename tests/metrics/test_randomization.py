@@ -12,8 +12,7 @@ from reference_network import apply, images, labels, network, parameters, stored
 from scipy.stats import spearmanr
 
 from sdecor.attribution import gradient
-from sdecor.metrics import parameters as layers
-from sdecor.metrics import randomization
+from sdecor.metrics import parameters as layers, randomization
 
 N = 4
 EXPECTED = stored("quantus_robustness")

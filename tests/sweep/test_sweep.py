@@ -13,8 +13,7 @@ import pytest
 import sweeps
 import tiny_runs as trained
 
-from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import check, commands, dry, job, local, plan, trial_folder
+from sdecor.sweep import __main__ as command_line, check, commands, dry, job, local, plan, trial_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 

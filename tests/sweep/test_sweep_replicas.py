@@ -10,8 +10,7 @@ import pytest
 import sweeps
 
 from sdecor.core import files
-from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import commands, job, local, plan, trial_folder
+from sdecor.sweep import __main__ as command_line, commands, job, local, plan, trial_folder
 from sdecor.training import logbook, run_folder
 
 ROOT = pathlib.Path(__file__).parents[2]

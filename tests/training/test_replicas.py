@@ -19,6 +19,7 @@ from sdecor.core import parallel
 from sdecor.training import build, logbook, members, replicas, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.state import create_optimizer, create_train_state
+from sdecor.training.terms import METHODS
 
 TEXTS = ("a:seed=0", "b:seed=1,optim.lr=0.01,decorrelation.weight=0.5", "c:seed=0,masking.fraction=0.25")
 SEEDS = (0, 1, 1)
@@ -84,7 +85,7 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
     sdecor = tiny_runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
     gradpen, changed = tiny_runs.tiny_config(tmp_path, method="gradpen"), set()
     for field in set(replicas.FIELDS) - {"seed"}:
-        config = gradpen if field.startswith("gradient_penalty") else sdecor
+        config = gradpen if field.partition(".")[0] in METHODS["gradpen"] else sdecor
         before = build.create_hyper(config, 10)
         (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
         after = build.create_hyper(own, 10)

@@ -10,8 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import sdecor
 from sdecor.core import rng
