@@ -52,7 +52,7 @@ class Method(NamedTuple):
 
     @property
     def contributions(self) -> bool:
-        """Whether attributions are in score units, rather than score units per input unit."""
+        """Return whether attributions are in score units, rather than score units per input unit."""
         return self.info.sums_to is not None
 
     def settings(self, saliency_of: str) -> dict[str, Any]:

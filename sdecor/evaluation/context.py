@@ -10,7 +10,7 @@ from sdecor import metrics
 
 Fn = Callable[[jax.Array], jax.Array]
 
-PARAMETER_SEED = 0  # of the random parameters, which are the same for all images
+PARAMETER_SEED = 0  # seed of the random parameters, the same for all images
 
 
 class Context(NamedTuple):
