@@ -88,7 +88,7 @@ def base() -> ConfigDict:
     optim.momentum = 0.9  # for sgd only
     optim.weight_decay = 1e-4  # applies to kernels only; decoupled in adamw, L2 in the others
     optim.schedule = "cosine"  # cosine, to zero at the last step, or constant; after the warm-up
-    optim.warmup_epochs = 0.5  # linear from 0
+    optim.warmup_epochs = 0.5  # linear
     optim.clip_norm = config_dict.placeholder(float)  # bound of the global gradient norm; None => no clipping
     optim.ema_decay = config_dict.placeholder(float)  # decay of the parameters' average, for evaluation; None => none
 
