@@ -1,8 +1,21 @@
-"""Attribution maps of any function `image [H, W, C] -> logits [K]`, in batch and on the device.
+"""Attribution maps of any function `image [H, W, C] -> logits [K]`, in batches and on the device.
 
-Conventions: images are NHWC and floating point; every method explains one image and is lifted over a batch by
-`explain`; what leaves a method is signed and has the image's shape. Reduction over channels (`reduce`) and
-scaling (`normalise`) are separate steps, so that no choice is hidden in a method.
+Conventions: images are NHWC and floating point. A method explains one image, and `explain` lifts it over a batch. A
+method returns signed attributions of the image's shape. Reduction over channels (`reduce`) and scaling (`normalise`)
+are separate steps, so that no choice is hidden in a method.
+
+Files:
+  explain, targets     explain a batch with a method; the explained score
+  methods              the table of methods: one row each, with title, cost and presets
+  gradients            gradient and input × gradient
+  noise                SmoothGrad and other averages over noisy copies
+  paths, guided_paths  integrated, expected and blur-integrated gradients; guided integrated gradients
+  cams, layers         class activation maps; the layers that they read
+  perturbation         occlusion and RISE
+  propagation          guided backpropagation, deconvnet, DeepLIFT and LRP, by the rules in `sdecor.rules`
+  baselines            baseline images
+  reduce               from attributions to maps, and their scaling
+  canonical            convolutions with a fast input gradient on CPUs
 """
 
 from sdecor.attribution.baselines import (

@@ -1,4 +1,17 @@
-"""Data sets, the input pipeline and augmentation on the device."""
+"""Data sets, the input pipeline, and augmentation on the device.
+
+Files:
+  dataset               data sets by name: classes, splits, mean and std
+  splits                validation examples taken from train; a small part of a split
+  tfds_source           prepared TFDS data sets, read without TensorFlow
+  image_folders         images in folders, and Tiny ImageNet
+  digit_scenes, scenes  the embedded data set, and the drawing of its images
+  decode                bytes to images, object masks and boxes
+  batches               order of examples, and batches as NumPy arrays
+  loader                training batches, by one of the next two files
+  memory, streaming     a split decoded once into memory; a split read and decoded by Grain
+  augment               augmentation, crops and normalisation on the device
+"""
 
 from sdecor.data.augment import (
     augment as augment,

@@ -1,9 +1,17 @@
-"""Evaluating a network on a split: what it predicts, how it is explained, and how good the explanations are.
+"""Evaluation of a network on a split: its predictions, their explanations, and metrics of both.
 
-A metric belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
-`choices` (which methods and metrics), `plan` (what fits the network and data), `programs` and `explained` (predict,
-explain and measure on all devices), `results` (what was found, joined and stored). `sdecor.evaluation.summary` makes
-numbers with intervals of it.
+Metrics are values per example. They depend neither on the batch size nor on the number of devices.
+
+Files, in the order in which an evaluation uses them:
+  runs                 restore trained runs, and set up their evaluation
+  choices              methods and metrics chosen by words, such as --methods=quick
+  groups, baselines    metrics that are computed together, and their options
+  plan                 the methods and metrics that the network and data support
+  programs, context    the programs on the devices, and the arguments of metrics
+  explained            explain by one method and measure, over images and over mosaics
+  stored               stored maps, in place of explanations
+  results, store       results in memory, and in the run's folder
+  statistics, summary  intervals and tests; the numbers of a run, and the differences of two runs
 """
 
 from sdecor.evaluation.choices import (

@@ -1,9 +1,15 @@
 """Attribution maps of whole data sets in a Zarr group: written on many devices, resumable, and read back.
 
-In order: `api` (what is exported), `plan` (how it is stored), `resume` (why a path is refused, and what is done there),
-`feed` (reading examples ahead), `programs` (what is computed), `store` (what is on disk), and `loop` over these.
-`reader` opens an export and `verify` verifies it. `convert` and `overlays` write other formats. `python -m
-sdecor.export` does all of that from the command line.
+Files:
+  api                     export explanations of any function, or of a split
+  plan, layout            options and ranges; arrays, chunks and Zarr metadata
+  resume, lock            continue an earlier export, or refuse its path; one export per path at a time
+  loop                    the loop: read, explain and write at once
+  feed, programs, encode  read examples ahead; predict and explain on the devices; 16 and 8 bits
+  store, manifest, files  ranges on disk; their commit records; durable files, local or remote
+  verify, reader          verify an export; open it
+  convert, overlays       other formats: NumPy, HDF5, pictures
+  __main__                the command line: python -m sdecor.export
 """
 
 from sdecor.export.api import export as export, export_split as export_split

@@ -4,6 +4,12 @@ Conventions: a loss takes arrays and returns one value per example where the mat
 mean over the batch and multiplies by a weight. Decorrelation is a statistic of the *global* batch and returns a scalar:
 inside `pmap` or `vmap(axis_name=…)`, pass the mapped axis as `axis_name` and take the *mean* of the members' gradients.
 Losses are computed in float32 or wider, for arguments of any dtype.
+
+Files:
+  predictions    cross-entropy, and consistency of clean and masked predictions
+  decorrelation  the forms of decorrelation, one function each
+  statistics     centring, normalising and whitening of a global batch
+  gradients      the gradient penalty
 """
 
 from sdecor.losses.decorrelation import (

@@ -1,8 +1,23 @@
-"""Metrics of a classifier and of its saliency, computed on the device, one value per example.
+"""Metrics of a classifier and of its attribution maps, computed on the device, one value per example.
 
-A value never depends on how examples are batched: no statistic of the batch enters it. It is NaN where the
-question has no answer (an empty object, a map of zeros), so that a summary can count such examples apart.
-Metrics of a whole data set are listed apart and finished on the host from sums.
+A value does not depend on the batch of its example. It is NaN if the metric is undefined for an example, such as one
+with an empty object or a map of zeros, so that a summary can count such examples. Metrics of a whole data set are in
+`DATASET_METRICS`; the host computes them from sums.
+
+Files:
+  registry                  the table of metrics: one row each, with all its facts
+  inputs                    validation of a metric's arguments
+  network                   accuracy, calibration, and correlation of features
+  localization, grid        maps against object masks; the grid pointing game
+  complexity                how concentrated a map is
+  faithfulness, regions     score after pixels, or patches and segments, are replaced in the map's order
+  road, replacement         ROAD; the replacement loop of these metrics
+  correlations, infidelity  relevance against the change of the score
+  robustness, sufficiency   maps of similar images; predictions of images with similar maps
+  randomization             maps after the parameters or the class are changed
+  parameters                layers of the parameters, and random parameters
+  axiomatic                 completeness, non-sensitivity, input invariance
+  similarity                correlation, cosine and SSIM of two maps
 """
 
 from sdecor.metrics.axiomatic import (

@@ -1,9 +1,14 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
 `features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
-outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name. For any Linen module,
-`Tap` returns the outputs of named layers, and `frozen_statistics` makes BatchNorm's batch statistics constants of the
-pull-back.
+outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name.
+
+Files:
+  cnn, vgg, vit        small convolutional networks; VGG-16; vision transformers
+  resnet, wide_resnet  residual networks
+  layers               common parts of the networks
+  tap                  outputs of named layers of any Linen module
+  frozen               BatchNorm's batch statistics as constants of the pull-back
 """
 
 import dataclasses

@@ -1,4 +1,13 @@
-"""Tables, figures and self-contained HTML pages from evaluated runs; everything takes plain arrays and dictionaries."""
+"""Tables, figures and self-contained HTML pages from evaluated runs; all functions take plain arrays and dictionaries.
+
+Files:
+  run              the report of an evaluation: evaluation.json, figures and page
+  page, html       the page; its HTML elements
+  gallery, assets  data of the page's gallery; its scripts and styles
+  figures, maps    figures of numbers; figures of attribution maps
+  table            the table for a terminal; differences between configs
+  wording, style   titles and formatted numbers; the common style of figures
+"""
 
 from sdecor.report.figures import (
     figure_curves as figure_curves,

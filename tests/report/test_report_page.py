@@ -116,6 +116,7 @@ def test_page_is_well_formed_self_contained_and_holds_the_numbers(written):
         assert piece in words
     for piece in ("0.310 / 0.420", "1 / 0 left out", "500 left out", NASTY, "What the lines mean.", "Gradient", "LRP"):
         assert piece in words
+    assert "Differences between the configs" in words
     assert "seed" not in words
     assert sorted(file.name for file in written.parent.iterdir()) == ["comparison.html"]
 
@@ -146,7 +147,8 @@ def test_one_run_has_no_comparison_and_its_methods_side_by_side(tmp_path):
         pictures=None,
     )
     words = " ".join(Page(text).words)
-    assert "paired" not in words and "differs" not in words and "87.1 %" in words and "Bold" in words
+    assert "paired" not in words and "87.1 %" in words and "Bold" in words
+    assert "Differences between the configs" not in words
     assert "gallery-data" not in text.partition("<script")[0] and 'class="methods"' not in text
 
 
