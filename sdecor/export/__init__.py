@@ -1,4 +1,4 @@
-"""Attribution maps of whole data sets in a Zarr group: written on many devices, resumable, and read back.
+"""Export of attribution maps of whole data sets to a Zarr group: on many devices, and resumable.
 
 Files:
   api                     export explanations of any function, or of a split
