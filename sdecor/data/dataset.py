@@ -104,7 +104,7 @@ def create_dataset(
       name: "digit_scenes" (embedded, prepared on first use), "folder", "tiny_imagenet", or the name of a TFDS data set
         that is prepared as ArrayRecord.
       path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory outside `data_dir`.
-      data_dir: where TFDS data sets are kept; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       canvas: size in pixels, one number or `(height, width)`, to which images are resized; None keeps the images,
         which must all have one size.
       canvas_fit: "stretch" resizes the whole image to the canvas; "crop" keeps the image's proportions and its centre.

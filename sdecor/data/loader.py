@@ -49,7 +49,7 @@ def create_loader(
       batch_size: size of the global batch, over all processes.
       seed: seed of the order of examples, at least 0.
       kind: "memory" decodes everything once, "grain" streams, "auto" chooses memory if the images fit.
-      memory_limit_mb: for "auto", the largest size of the decoded images, in MiB for each process.
+      memory_limit_mb: largest size of the decoded images for "auto", in MiB for each process.
       num_workers: number of worker processes that decode for Grain; 0 = only threads of this process. A worker takes
         seconds to start, receives a pickled copy of the source, and returns batches in shared memory (/dev/shm).
       threads: number of reading threads, for each worker if there are workers.

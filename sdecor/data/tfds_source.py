@@ -79,7 +79,7 @@ def find(
     Args:
       name: a TFDS name: `name`, `name/config`, `name:version` or `name/config:version`.
       path: the directory that holds `dataset_info.json`, if it is not below `data_dir`.
-      data_dir: where TFDS keeps data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       others: valid names that are not of TFDS, for the error about an unknown name.
 
     Raises:

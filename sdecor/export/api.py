@@ -65,8 +65,8 @@ def export(
       saliency_of: the score explained by methods whose default is the logit; see `attribution.SALIENCY_OF`.
       dtype: type of the stored maps: "float32"; or "float16" or "uint8", each map divided by its own scale.
       reduce: reduction of channels to one map, see `attribution.REDUCTIONS`; None keeps the channels.
-      clip_percentile: for float16 and uint8, the percentile of an example's absolute values to which larger values are
-        clipped. Clipped values are counted.
+      clip_percentile: percentile of an example's absolute values to which larger values are clipped, for float16 and
+        uint8. Clipped values are counted.
       device_batch: examples in a device's batch.
       chunk_size: network evaluations at once on a device; by default as many as fit in its memory.
       chunk_rows: examples in a chunk, a multiple of `device_batch`; by default chunks have a few megabytes.
@@ -74,7 +74,7 @@ def export(
         file.
       seed: seed of the methods' random draws. An example's draws depend on its place, not on its batch.
       on_error: "stop" at an example that cannot be read, or "skip" it: its maps are NaN, and skipped.jsonl lists it.
-      check: how a resumed export is verified: by "checksums" of all bytes, or only by "sizes".
+      check: verification of a resumed export: "checksums" of all bytes, or only "sizes" of files.
       provenance: plain JSON stored with the maps; it must be the same when the export is resumed.
       names: names of the examples, instead of the Source's names or the `id`s.
       num_examples: number of examples of an iterable, if known.

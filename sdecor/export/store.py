@@ -140,7 +140,7 @@ class Store:
       num_examples: number of examples; None = only known at the end.
       process_index: index of this process in the job.
       process_count: number of the job's processes.
-      check: how committed ranges are verified: by "checksums" of all bytes, or only by "sizes".
+      check: verification of committed ranges: "checksums" of all bytes, or only "sizes" of files.
 
     Raises:
       ValueError: when the path holds something else, or another export.
