@@ -1,21 +1,22 @@
-"""Evaluate trained runs on the test split: predictions, features, and explanations by any method and metric.
+"""Evaluate trained runs on the test split: predictions, features, and attribution maps by any methods and metrics.
 
     python evaluate.py --workdir=runs/ce [--workdir=runs/sdecor …] [--methods=standard] [--metrics=standard]
 
---methods and --metrics are lists of names and of the presets quick, standard and full; a method may have options:
---methods=quick,integrated_gradients:steps=20:baseline=blur. Each run gets evaluation.json and report.html in its
-folder. Several runs are compared on the same images: a table of paired differences, and comparison.html in --output.
-What was evaluated before with the same settings is reused and shown again, so methods and metrics can be added one by
-one; --noall_stored shows what is asked for alone. Evaluations of another --split, --target or --checkpoint are kept
-apart, in files of their own; evaluation.json and report.html are the latest's.
+--methods and --metrics are lists of names and of the presets quick, standard and full. A method may have options:
+--methods=quick,integrated_gradients:steps=20:baseline=blur. Each run's folder gets evaluation.json and report.html.
+Several runs are compared on the same images: in a table of paired differences, and in comparison.html in --output.
+
+Earlier results with the same settings are reused and shown again, so methods and metrics can be added one by one.
+--noall_stored shows only the requested ones. Results for another --split, --target or --checkpoint are kept in separate
+files; evaluation.json and report.html show the latest evaluation.
 
     python evaluate.py --workdir=runs/ce --export=maps.zarr [--methods=standard] [--dtype=float16] [--reduce=abs_sum]
 
-stores the maps of the whole split instead, see sdecor.export; stopped, it continues with the same command.
+stores the maps of the whole split instead (see sdecor.export). The same command continues a stopped export.
 
     python evaluate.py --workdir=runs/ce --from_export=maps.zarr [--metrics=standard]
 
-measures those maps, and explains nothing again that is stored; the results are in the run's folder from_export.
+measures those stored maps instead of explaining again. The results are in the folder from_export of the run's folder.
 """
 
 import contextlib
@@ -48,50 +49,50 @@ from sdecor.evaluation.runs import (
 from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_report
 
 FLAGS = flags.FLAGS
-USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that no file names
+USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that are not part of file names
 EXPORT_SIZES = {
-    "device_batch": "Images that a device gets at a time in an export.",
-    "chunk_rows": "Images of a chunk of an export, a multiple of --device_batch; default: a few megabytes.",
-    "shard_rows": "Images of a file of several chunks, for few large files on remote storage.",
+    "device_batch": "Images per device and batch in an export.",
+    "chunk_rows": "Images per Zarr chunk of an export, a multiple of --device_batch; default: a few megabytes.",
+    "shard_rows": "Images per file of several chunks, for few large files on remote storage.",
 }
 
 
 def define_flags() -> None:
     """Define the command line."""
     methods, metrics = ", ".join(evaluation.METHOD_PRESETS), ", ".join(evaluation.METRIC_PRESETS)
-    flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat to compare.", required=True)
-    flags.DEFINE_string("output", None, "Folder of the report; default: that of the run, of several their parent.")
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; repeat the flag to compare runs.", required=True)
+    flags.DEFINE_string("output", None, "Folder of the report; default: the run's, or the parent of several runs.")
     launch.define_words("methods", ["quick"], f"Attribution methods, or presets: {methods}.", evaluation.split_words)
     launch.define_words("metrics", ["quick"], f"Metrics, or presets: {metrics}.", evaluation.split_words)
-    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What to evaluate on.")
-    flags.DEFINE_string("checkpoint", "best", "best (by validation accuracy), latest, or a step.")
-    flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "The class whose score is explained.")
+    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split to evaluate on.")
+    flags.DEFINE_string("checkpoint", "best", "Checkpoint: best (by validation accuracy), latest, or a step.")
+    flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "Class whose score is explained.")
     flags.DEFINE_integer("images", 12, "Images in the gallery of explanations.", lower_bound=1)
-    flags.DEFINE_string("data_path", None, "Where the data of config.data.path lie now.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie now.")
-    flags.DEFINE_integer("batch_size", None, "Instead of the run's evaluation.batch_size.", lower_bound=1)
-    flags.DEFINE_integer("chunk_size", None, "Evaluations in flight on a device; default: what fits.", lower_bound=1)
+    flags.DEFINE_string("data_path", None, "Replaces config.data.path, for data that was moved.")
+    flags.DEFINE_string("data_dir", None, "Replaces config.data.data_dir, for TFDS data sets that were moved.")
+    flags.DEFINE_integer("batch_size", None, "Replaces the run's evaluation.batch_size.", lower_bound=1)
+    flags.DEFINE_integer("chunk_size", None, "Evaluations at once on a device; default: what fits.", lower_bound=1)
     for name in (*IMAGES, "curve_steps"):
-        flags.DEFINE_integer(name, None, f"Instead of the run's evaluation.{name}.", lower_bound=1)
+        flags.DEFINE_integer(name, None, f"Replaces the run's evaluation.{name}.", lower_bound=1)
     flags.DEFINE_bool("progress", True, "Show a progress bar.")
-    flags.DEFINE_bool("force", False, "Evaluate again what was evaluated before with the same settings.")
-    flags.DEFINE_bool("all_stored", True, "Show what was evaluated before with the same settings, too.")
-    flags.DEFINE_string("export", None, "Store the maps of all images of the split there, and measure nothing.")
-    flags.DEFINE_enum("dtype", "float32", list(export.DTYPES), "Of exported maps.")
+    flags.DEFINE_bool("force", False, "Evaluate again instead of reusing stored results.")
+    flags.DEFINE_bool("all_stored", True, "Also show stored results with the same settings.")
+    flags.DEFINE_string("export", None, "Path for the maps of all images of the split; nothing is measured.")
+    flags.DEFINE_enum("dtype", "float32", list(export.DTYPES), "Data type of exported maps.")
     flags.DEFINE_enum(
-        "reduce", "abs_sum", [*REDUCTIONS, "none"], "From channels to exported maps; none keeps channels."
+        "reduce", "abs_sum", [*REDUCTIONS, "none"], "Reduction over channels of exported maps; none keeps channels."
     )
-    flags.DEFINE_float("clip_percentile", 100.0, "Of an image's values, to which float16 and uint8 clip exported maps.")
-    flags.DEFINE_enum("on_error", "stop", list(export.ON_ERROR), "What an export does at an unreadable image.")
-    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How a continued export checks what is finished.")
+    flags.DEFINE_float("clip_percentile", 100.0, "Percentile per image at which float16 and uint8 maps are clipped.")
+    flags.DEFINE_enum("on_error", "stop", list(export.ON_ERROR), "Action of an export at an unreadable image.")
+    flags.DEFINE_enum("check", "checksums", list(export.CHECKS), "How a continued export verifies finished files.")
     for name, what in EXPORT_SIZES.items():
         flags.DEFINE_integer(name, None, what, lower_bound=1)
-    flags.DEFINE_string("from_export", None, "Measure the maps of this export of the run; by default all its methods.")
+    flags.DEFINE_string("from_export", None, "Measure the maps of this export of the run; default: all its methods.")
     flags.DEFINE_alias("from-export", "from_export")
 
 
 def main() -> None:
-    """Evaluate the runs that the flags name, or export the maps of one, or measure exported ones."""
+    """Evaluate the runs of --workdir, or export the maps of one run, or measure exported maps."""
     try:
         if FLAGS.output is not None:
             files.check_output("--output", FLAGS.output)
@@ -105,11 +106,11 @@ def main() -> None:
 
 
 def evaluate(folders: list[str]) -> None:
-    """Evaluate the runs in `folders`, report each, and compare them where there are several."""
+    """Evaluate and report the runs in `folders`, and compare them if there are several."""
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
     runs = restore_runs(folders)
     check_comparable(runs)
-    plans = [planned(run, methods, metrics) for run in runs]  # all of them, before hours are spent on the first
+    plans = [planned(run, methods, metrics) for run in runs]  # plan all runs before hours are spent on the first
     name = "".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL)
     kept = {"name": name, "images": min(FLAGS.images, len(source_of(runs[0])))}
     stores = [complete(run, plan, run.folder, **kept) for run, plan in zip(runs, plans, strict=True)]
@@ -121,7 +122,7 @@ def evaluate(folders: list[str]) -> None:
 
 
 def export_maps(folders: list[str]) -> None:
-    """Export the maps of all images of the split."""
+    """Export the maps of all images of the split for one run."""
     if len(folders) > 1:
         raise ValueError("--export takes one --workdir: export the runs one by one, each to a path of its own")
     if FLAGS["metrics"].present:
@@ -144,7 +145,7 @@ def export_maps(folders: list[str]) -> None:
             provenance=provenance_of(run),
             options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
         )
-    except OSError as error:  # of the disk, with what is finished and how to continue
+    except OSError as error:  # a disk error; its message says what is finished and how to continue
         raise ValueError(str(error)) from error
     if parallel.is_main_process():
         print(done)
@@ -153,7 +154,7 @@ def export_maps(folders: list[str]) -> None:
 
 
 def measure_export(folders: list[str]) -> None:
-    """Evaluate a run by the maps that were exported of it."""
+    """Evaluate a run with its exported maps."""
     if len(folders) > 1:
         raise ValueError("--from_export takes one --workdir: an export is of one run")
     (run,), held = restore_runs(folders), export.open(FLAGS.from_export)
@@ -177,7 +178,7 @@ def measure_export(folders: list[str]) -> None:
 
 
 def restore_runs(folders: list[str]) -> list[Run]:
-    """Restore the runs in `folders` as the flags say."""
+    """Restore the runs in `folders`, with the settings of the flags."""
     data = {"path": FLAGS.data_path, "data_dir": FLAGS.data_dir}
     changed = {name: FLAGS[name].value for name in ("batch_size", "curve_steps", *IMAGES)}
     chosen = {name: FLAGS[name].value for name in ("checkpoint", "split", "target")}
@@ -186,7 +187,7 @@ def restore_runs(folders: list[str]) -> list[Run]:
 
 
 def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None) -> Plan:
-    """Return what is evaluated of a run, and say what of a preset is not."""
+    """Return the plan of a run's evaluation; print which methods and metrics of presets are left out."""
     plan, notes = plan_of(run, methods, metrics, chunk_size=FLAGS.chunk_size, maps=maps)
     for note in notes if parallel.is_main_process() else ():
         print(f"{run.name}: {note}")
@@ -196,7 +197,7 @@ def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], m
 def complete(
     run: Run, plan: Plan, folder: Any, maps: stored.Maps | None = None, *, name: str = "", images: int = 0
 ) -> Store:
-    """Evaluate what is not stored of a run in `folder`, and store it there."""
+    """Evaluate the parts of a plan that `folder` does not hold yet, and store them there."""
     now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
     store = Store(folder, depends_of(run), name=name, images=images, **now)
     store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
@@ -204,13 +205,13 @@ def complete(
 
 
 def found(run: Run, plan: Plan, store: Store) -> Evaluated:
-    """Return what was evaluated of a run: now and, unless --noall_stored, before."""
+    """Return the results of a run's plan and, unless --noall_stored, its earlier results."""
     plan = plan.with_stored(store.parts, options_of(run)) if FLAGS.all_stored else plan
     return evaluated_run(run, plan, store.results, store.shown(plan), store.other_versions(plan.all_parts()))
 
 
 def report_on(evaluated: list[Evaluated], folders: Sequence[Any], output: epath.Path) -> None:
-    """Write each run's numbers to its folder and the report of all to `output`, and print their table."""
+    """Write each run's numbers to its folder and the common report to `output`, and print the table of all runs."""
     several = len(evaluated) > 1
     for each, folder in zip(evaluated, folders, strict=True):
         write_evaluation(folder, each)
@@ -225,7 +226,7 @@ def report_on(evaluated: list[Evaluated], folders: Sequence[Any], output: epath.
 
 @contextlib.contextmanager
 def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar and give the function that moves it on."""
+    """Show a progress bar and yield the function that advances it by a number of examples."""
     shown = FLAGS.progress and parallel.is_main_process()
     with commands.progress_bar(total=total, initial=0, description=f"{run}: {what}", enabled=shown) as bar:
         yield lambda count: bar.update(min(count, total - bar.n))

@@ -3,9 +3,9 @@
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10 [--config.optim.lr=0.1 …]
     python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
 
-Started again with the same command, a run continues exactly where its last checkpoint is. The loop's order is fixed:
-input, step, the previous step's metrics, and where due validation and then a checkpoint. Replicas are runs that differ
-in numbers alone, trained by one program (docs/sweeps.md); each has a folder like any run's, DIR/seed=0, DIR/strong.
+The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
+the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
+and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
 from sdecor.training.state import TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, FILE or FILE:CHOICES.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run: FILE or FILE:CHOICES.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
 _REPLICA = flags.DEFINE_multi_string(
-    "replica", [], "[NAME:]FIELD=NUMBER,…: a replica; repeat to train several at once."
+    "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
 
 SHOWN = ("loss", "consistency", "decorrelation", "gradient_penalty", "accuracy")  # in the progress bar
@@ -49,22 +49,22 @@ SHOWN = ("loss", "consistency", "decorrelation", "gradient_penalty", "accuracy")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything the loop needs beside the state, built from the config.
+    """All that the loop needs beside the state, built from the config.
 
-    A state, a batch and a step's terms are those of all members together.
+    The state, a batch and the terms of a step hold all members together.
     """
 
-    config: ConfigDict  # what all members have in common
+    config: ConfigDict  # the config without the replicas' own fields
     members: Sequence[Member]
-    replicas: int | None  # their number, as the functions of `members` take it; None for a single run
+    replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    batches: Callable[[int], Iterator[Any]]  # device batches from a step on
+    batches: Callable[[int], Iterator[Any]]  # yields the device batches, from the given step on
     validate: Validate
 
 
 def main() -> None:
-    """Train the run that the flags name."""
+    """Train the run that the flags specify."""
     if _CONFIG.value is None:
         raise ValueError("--config is missing: name a file, for example --config=configs/default.py:method=sdecor")
     try:
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
     except KeyboardInterrupt:
-        raise SystemExit("train.py: stopped. What was saved is kept: run the same command to continue.") from None
+        raise SystemExit("train.py: stopped. Saved checkpoints are kept: run the same command to continue.") from None
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(replicas.PARTLY) from None
@@ -83,17 +83,17 @@ def main() -> None:
 
 
 def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> bool:
-    """Train the run of `config` in `folder`, from its last checkpoint; return False when it was interrupted.
+    """Train the run of `config` in `folder` from its last checkpoint; return False if it was interrupted.
 
     Args:
-      config: of the run; of replicas, what they have in common.
-      folder: of the run; of replicas, where their folders are.
-      chosen: the replicas; none for a single run.
+      config: config of the run, or the config that the replicas share.
+      folder: folder of the run, or the parent of the replicas' folders.
+      chosen: the replicas; empty for a single run.
 
     Raises:
-      ValueError: for a config that cannot work, or a folder of another run.
-      FloatingPointError: when the loss or its gradient is not finite, of all replicas.
-      replicas.PartlyFinished: when they were not of some replicas, once the others are finished.
+      ValueError: for an invalid config, or a folder that holds another run.
+      FloatingPointError: if the loss or its gradient is not finite, for the single run or for all replicas.
+      replicas.PartlyFinished: if some replicas failed in that way; raised after the others have finished.
     """
     build.check_config(config)
     configs = build.create_replicas(config, chosen)
@@ -119,7 +119,7 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
 
 
 def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> tuple[Run, TrainState]:
-    """Check the config, open the data and claim the folders; return the run and its state before the first step."""
+    """Build the run and its state before the first step: open the data, validate the config, claim the folders."""
     configs = build.create_replicas(config, chosen)
     seeds = [own.seed for own in configs]
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
@@ -136,7 +136,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     learning_rate = build.create_learning_rate(config, schedule)
     state = build.create_state(config, model, image_shape, members.run_key(seeds, 0, count))
     build.warn_small_batch(config, model, image_shape)
-    # Every process checks, and raises alike; one writes.
+    # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
@@ -182,12 +182,12 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
 
 
 def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt) -> bool:
-    """Train from `state` to the last step; return False when interrupted, with everything saved."""
+    """Train from `state` to the last step; return False if interrupted, after saving everything."""
     config, schedule, start = run.config, run.schedule, int(state.step)
     stop = partial(_should_stop, writers[0].checkpoints, interrupt, config.log.every_steps)
     validated = all(writer.checkpoints.has_metrics(start) for writer in writers)
     if schedule.is_due(start, schedule.eval_every) and not validated:
-        # The run was stopped before or in the middle of this validation.
+        # The run was stopped before or during this validation.
         if not conclude(run, state, start, writers, interrupt, validate=True):
             return False
     images = config.train.batch_size * len(writers)
@@ -219,7 +219,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
 def conclude(
     run: Run, state: TrainState, step: int, writers: Sequence[Writer], interrupt: Interrupt, *, validate: bool
 ) -> bool:
-    """Validate where asked to and save checkpoints; return False when interrupted during validation."""
+    """Validate if `validate` is set, and save checkpoints; return False if interrupted during validation."""
     metrics = run.validate(state, interrupt) if validate else None
     members.save(writers, members.split(state, run.replicas), step, metrics)
     return metrics is not None or not validate
@@ -228,7 +228,7 @@ def conclude(
 def _note(
     run: Run, writers: Sequence[Writer], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, stop what has a loss or gradient that is not finite, and log the rest where due."""
+    """Fetch a step's terms, fail the members whose loss or gradient is not finite, and log the others when due."""
     going = members.require_finite(writers, step, members.rows(terms, run.replicas))
     images = run.config.train.batch_size * len(writers)
     bar.update(images)
@@ -243,7 +243,7 @@ def _note(
 
 
 def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int, step: int) -> bool:
-    """Tell whether to stop after `step`; all processes decide alike."""
+    """Return whether to stop after `step`; the answer is the same in all processes."""
     if jax.process_count() == 1:
         return bool(interrupt)
     preempted = checkpoints.manager.reached_preemption(step)

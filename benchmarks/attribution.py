@@ -1,15 +1,16 @@
-"""Maps per second of every attribution method, beside captum's on the same networks, and how near the limit they are.
+"""Maps per second of every attribution method, beside captum's, and the share of the possible speed.
 
     python benchmarks/attribution.py [--batch=64] [--methods=gradient,rise] [--networks=reference,small] [--rounds=5]
 
-The limit of a method is what its evaluations of the network alone would take: their number (`sdecor.attribution.cost`)
-times the time of one, of the whole batch in one compiled call. For each method these evaluations, the method and its
-counterpart are compiled first and then timed in turn, round after round, so that a busy machine slows all of them.
-Reported are the best times over the rounds. Of the methods at a layer, what is above it is not counted.
+A method's limit is the time of its evaluations of the network alone: their number (`sdecor.attribution.cost`) times the
+time of one, with the whole batch in one compiled call. For a method at a layer, what is above it is not counted.
 
-Both libraries get the same weights, images, classes and options, and the same number of evaluations in flight where
-captum can be told (its GradientShap cannot). Without torch and captum 0.9.0 their column stays empty; otherwise only
-jax, flax, optax, orbax-checkpoint and chex are needed.
+For each method, these evaluations, the method and captum's counterpart are compiled first. Then they are timed in turn,
+round after round, so that a busy machine slows all of them. The best times over the rounds are printed.
+
+Both libraries get the same weights, images, classes and options. They also get the same number of evaluations in
+flight, except captum's GradientShap, which has no setting for it. Without torch and captum 0.9.0 captum's columns are
+empty. Otherwise only jax, flax, optax, orbax-checkpoint and chex are needed.
 """
 
 import argparse
@@ -39,14 +40,14 @@ try:
 except ImportError:
     torch = None
 
-# Where they are not the library's defaults. RISE's 4000 masks would only take longer.
+# Options that differ from the library's defaults. RISE's 4000 masks would only take longer.
 OPTIONS: dict[str, dict[str, Any]] = {"guided_integrated_gradients": {"steps": 50}, "rise": {"samples": 200}}
 SHORTEST = 0.05  # seconds: a shorter call is repeated until it takes as long
 Timed = dict[str, Callable[[], Any]]
 
 
 def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list[str]) -> tuple[Timed, Timed]:
-    """Return the network's evaluations and the methods, each a call that waits for its result."""
+    """Return the network's evaluations and the methods by name, each a call that waits for its result."""
     fn, key = jax_network(network), jax.random.key(0)
     arrays = jax.device_put((images, labels))
 
@@ -60,7 +61,7 @@ def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list
 
     evaluations = {
         "forward": evaluation(lambda x, y: fn(x)[y]),
-        # As JAX writes it, and with our form of convolutions' gradients: the faster one sets the limit.
+        # With JAX's and with our input gradient of convolutions: the faster one sets the limit.
         "gradient": evaluation(lambda x, y: jax.grad(lambda image: fn(image)[y])(x)),
         "own gradient": evaluation(lambda x, y: jax.grad(score_of(fn, y))(x)),
     }
@@ -68,7 +69,7 @@ def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list
 
 
 def theirs(network: Network, images: np.ndarray, labels: np.ndarray, methods: list[str]) -> Timed:
-    """Return captum's methods, those that it has."""
+    """Return the chosen methods that captum has."""
     if torch is None:
         return {}
     warnings.filterwarnings("ignore", module="captum")
@@ -81,13 +82,13 @@ def theirs(network: Network, images: np.ndarray, labels: np.ndarray, methods: li
 
 
 def settings(method: str) -> dict[str, Any]:
-    """Return all options of a method."""
+    """Return a method's options, defaults included."""
     parameters = inspect.signature(METHODS[method]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | OPTIONS.get(method, {})
 
 
 def best_times(calls: Timed, rounds: int) -> dict[str, float]:
-    """Return the shortest seconds of one call of each, over rounds of all."""
+    """Return each call's shortest time in seconds, over rounds of all calls."""
     repeats = {}
     for name, call in calls.items():
         call()  # compiles
@@ -107,7 +108,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def measure(name: str, batch: int, methods: list[str], rounds: int) -> None:
-    """Print one network's table."""
+    """Print the table of one network."""
     network, rng = NETWORKS[name], np.random.default_rng(1)
     images = rng.normal(size=(batch, *network.shape)).astype(np.float32)
     labels = rng.integers(0, network.layers[-1][1], batch).astype(np.int32)

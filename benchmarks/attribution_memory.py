@@ -2,8 +2,8 @@
 
     python benchmarks/attribution_memory.py [--models=resnet50,vit_s] [--images=4] [--chunk_sizes=1,2,4,8]
 
-Each program is compiled, not run: what the compiler sets aside for it beside arguments (weights, images) and results is
-what it needs on this device. Memory has to grow with `chunk_size` alone: steps and samples are summed as they come.
+Each program is compiled, not run. Its temporary memory is what the compiler reserves on this device beside arguments
+(weights, images) and results. It should grow with `chunk_size` alone, since steps and samples are summed as they come.
 Needs only jax, flax, optax, orbax-checkpoint and chex.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from sdecor.attribution import METHODS, explain
 from sdecor.models import create_model
 
-# The option of a method that says how many evaluations an image takes; the others have a fixed number.
+# The option that sets the number of evaluations an image. Methods not listed have a fixed number.
 MANY = {
     "smoothgrad": "samples",
     "vargrad": "samples",
@@ -35,7 +35,7 @@ SIDE = 224
 
 
 def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_size: int, options: dict) -> int:
-    """Return the temporary memory of explaining so many images."""
+    """Return the bytes of temporary memory for explaining this number of images."""
 
     def run(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         def fn(image: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_
 
 
 def measure(name: str, images: int, methods: list[str], chunk_sizes: list[int], steps: list[int]) -> None:
-    """Print one model's table."""
+    """Print the table of one model."""
     model = create_model(name, num_classes=1000)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
     device = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""captum's counterpart of each attribution method, with the same options."""
+"""captum's counterparts of our attribution methods, with the same options."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ Explain = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def counterparts(network: nn.Sequential, batch: int, options: dict[str, dict[str, Any]]) -> dict[str, Explain]:
-    """Return method name -> `explain(images, labels)`.
+    """Return `explain(images, labels)` of captum by name of our method.
 
     Args:
-      network: an `nn.Sequential`.
+      network: the network in PyTorch.
       batch: evaluations in flight, where captum has a setting for them.
-      options: of each method, all of them, by our names.
+      options: all options by name of the method, with our names.
     """
     last_relu = [m for i, m in enumerate(network) if i and isinstance(network[i - 1], nn.Conv2d)][-1]
 
@@ -41,7 +41,7 @@ def counterparts(network: nn.Sequential, batch: int, options: dict[str, dict[str
         return attr.Occlusion(network).attribute(x, (x.shape[1], height, width), strides, target=y)
 
     def lrp(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The composite: gamma in convolutions, epsilon in dense layers."""
+        """Return LRP maps of the composite: gamma in convolutions, epsilon in dense layers."""
         for module in network:
             if isinstance(module, nn.Conv2d):
                 module.rule = lrp_rules.GammaRule(options["lrp"]["gamma"])

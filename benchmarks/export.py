@@ -1,13 +1,15 @@
-"""How much of the pure attribution rate an export keeps, and its peak memory at 1× and 10× the data.
+"""The share of the pure attribution rate that an export reaches, and its peak memory for 1× and 10× the images.
 
     python benchmarks/export.py [--model=cnn] [--size=32] [--images=4096] [--methods=gradient,smoothgrad:samples=8,…]
 
-Pure is the rate of the same compiled programs on a batch that lies on the device already, with one batch dispatched
-ahead. Exporting adds reading (from memory: decoding is not measured), transfers, encoding, compression and durable
-writes. Both are measured in one run, in alternating rounds, and the median of the rounds' ratios is the result: on a
-shared machine it is steadier than either rate. An export's rate is that from its first batch to its last, without
-compilation. On a CPU, where the export's own work takes time from the computation, the ratio of the CPU time spent on
-an image is measured too: other programs hardly change it. Each memory figure is the peak of a process of its own.
+The pure rate is that of the same compiled programs on a batch that is on the device already, with one batch dispatched
+ahead. An export adds reading (from memory, without decoding), transfers, encoding, compression and durable writes. Its
+rate is taken from its first batch to its last, without compilation.
+
+Both are measured in one run, in alternating rounds. The result is the median of the rounds' ratios, which is steadier
+on a shared machine than either rate. On a CPU the export's own work competes with the computation. Therefore the ratio
+of CPU times per image is printed too, which other programs hardly change. Each peak of memory is measured in a process
+of its own.
 """
 
 import argparse
@@ -42,7 +44,7 @@ POOL = 256  # different images
 
 
 class Memory:
-    """So many uint8 images, from a pool in memory."""
+    """A data set of `count` uint8 images, repeated from a pool in memory."""
 
     def __init__(self, count: int, size: int):
         rng = np.random.default_rng(0)
@@ -72,12 +74,12 @@ def subject(options: argparse.Namespace) -> tuple[Setup, Any]:
 
 
 def clocks() -> np.ndarray:
-    """Return the time, and the CPU time that this process has used, in seconds."""
+    """Return the time and the CPU time of this process, in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def pure_times(programs: Any, variables: Any, batch: dict, key: jax.Array, count: int) -> np.ndarray:
-    """Return seconds and CPU seconds an image on a batch that is on the device."""
+    """Return seconds and CPU seconds per image, for a batch that is on the device."""
     previous, images = None, batch["index"].size
     start = clocks()
     for _ in range(count):
@@ -90,7 +92,7 @@ def pure_times(programs: Any, variables: Any, batch: dict, key: jax.Array, count
 
 
 def export_once(options: argparse.Namespace, count: int, path: pathlib.Path) -> tuple[np.ndarray, Any]:
-    """Export so many images; return seconds and CPU seconds an image from the first batch on, and the summary."""
+    """Export images; return seconds and CPU seconds per image, counted from the first batch, and the summary."""
     setup, variables = subject(options)
     seen = []
     done = export_split(
@@ -150,7 +152,7 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> None:
 
 
 def peak_memory(options: argparse.Namespace, count: int) -> float:
-    """Return the peak resident memory of an export of so many images, in MiB."""
+    """Return the peak resident memory of an export of `count` images, in MiB."""
     given = [f"--{name}={value}" for name, value in vars(options).items() if value is not None and name != "peak"]
     command = [sys.executable, __file__, *given, f"--peak={count}"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

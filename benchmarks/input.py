@@ -1,11 +1,11 @@
-"""Images a second of the input pipeline: batches from memory against the same batches streamed by Grain.
+"""Images per second of the input pipeline: batches from memory, and the same batches streamed by Grain.
 
     python benchmarks/input.py --n=4096 --size=32 --batch_size=128
 
-The source is synthetic PNG images of one size, encoded in RAM, so that what is measured is decoding, assembling and
-handing over, without a disk. Both are measured in one run, in alternating rounds, and the medians are compared: on a
-shared machine the ratio is steadier than either figure. The cost of decoding once, which memory pays before its first
-step, and of augmentation on the default device stand beside them.
+The source is synthetic PNG images of one size, encoded in RAM. The rates therefore include decoding, assembling and
+handing over, but no disk. Both are measured in one run, in alternating rounds, and their medians are compared: on a
+shared machine the ratio is steadier than either rate. The time of decoding everything once, which memory needs before
+its first step, and that of augmentation on the default device are printed too.
 """
 
 import argparse
@@ -14,11 +14,15 @@ import dataclasses
 import functools
 import io
 import itertools
+import pathlib
+import sys
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor.data.augment import augment, normalise, to_float
 from sdecor.data.loader import Loader, create_loader
@@ -28,7 +32,7 @@ PREFETCH = 4  # batches
 
 @dataclasses.dataclass
 class PngSource:
-    """A Source of noisy gradients as PNG bytes: neither as compressible as one colour nor as hard as pure noise."""
+    """A source of PNG images: a ramp with noise, harder to compress than one colour and easier than pure noise."""
 
     n: int
     size: int
@@ -60,27 +64,27 @@ class PngSource:
 
 
 def loader_rates(loaders: dict[str, Loader], *, images: int, batch_size: int, rounds: int) -> dict[str, float]:
-    """Return each loader's median images a second while it streams on."""
+    """Return each loader's median images per second, after its first batches."""
     rates = {name: [] for name in loaders}
     for number, name in itertools.product(range(rounds), loaders):
-        # What memory serves in microseconds needs more batches to be timed at all.
+        # Batches from memory take microseconds: more of them are needed for a measurable time.
         count = max(1, images // batch_size) * (20 if loaders[name].kind == "memory" else 1)
         stream = loaders[name].iterate()
         start = time.perf_counter()
         next(stream)
         if number == 0:
             print(f"  {name}: first batch after {time.perf_counter() - start:.2f} s")
-        collections.deque(itertools.islice(stream, PREFETCH), maxlen=0)  # what was read ahead during the start
+        collections.deque(itertools.islice(stream, PREFETCH), maxlen=0)  # batches that were read ahead
         start = time.perf_counter()
         collections.deque(itertools.islice(stream, count), maxlen=0)
         rates[name].append(count * batch_size / (time.perf_counter() - start))
         stream.close()
-        time.sleep(0.5)  # batches under way are still decoded: not on the next loader's time
+        time.sleep(0.5)  # lets batches under way finish before the next loader is timed
     return {name: float(np.median(values)) for name, values in rates.items()}
 
 
 def augmentation_times(batch: dict, *, rounds: int) -> dict[str, float]:
-    """Return the median ms of normalising a uint8 batch, alone and with each augmentation before it."""
+    """Return the median milliseconds of normalising a uint8 batch, alone and after each augmentation."""
     key, mean = jax.random.key(0), (0.5, 0.5, 0.5)
 
     def prepare(change: Callable, key: jax.Array, images: jax.Array) -> jax.Array:

@@ -1,22 +1,22 @@
-"""Images per second of every metric, beside Quantus's on the same network, and how far that is from the limit.
+"""Images per second of every metric, beside Quantus's, and the share of the possible speed.
 
     export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=500000000
     python benchmarks/metrics.py [--batch=64] [--metrics=insertion,gini] [--rounds=5] [--quantus_images=4]
 
-The limit of a metric is what its evaluations of the network alone would take: their number by the metric's definition
-times the time of one, of the whole batch in one compiled call. Evaluations are forward passes and explanations, which
-are plain gradients here; they are timed in the same rounds as the metric, one of each after the other, so that a busy
-machine slows all of it. Reported are the best times over the rounds. Ranking, drawing, imputing and comparing are the
-metric's own time; metrics that share a loop in an evaluation are timed as if each were the only one. A share is above
-100 % where evaluations have work in common, which the compiler does once: two classes of one image, one forward pass.
+A metric's limit is the time of its evaluations of the network alone: their number by the metric's definition times the
+time of one, with the whole batch in one compiled call. Evaluations are forward passes and explanations, which are plain
+gradients here. They are timed in the same rounds as the metric, one after the other, so that a busy machine slows all
+of them. The best times over the rounds are printed. Ranking, drawing, imputing and comparing are the metric's own time.
+Metrics that share a loop in an evaluation are timed singly. A share is above 100 % where the compiler does the common
+work of evaluations once: two classes of one image need one forward pass.
 
-The exported settings let glibc keep freed memory. Without them each call fetches its memory from the system anew, which
-is a third of a single gradient's time and next to nothing of a metric's: the limit would be too easy to reach.
+The exported settings let glibc keep freed memory. Without them each call fetches its memory from the system anew. This
+takes a third of a single gradient's time and hardly any of a metric's, so the limit would be too easy to reach.
 
-Quantus gets the same weights, images, classes, maps and masks, the same number of evaluations where it can be told
-(how many it made for an image is counted), and the whole batch, or `--quantus_images` of it where that would take
-longer than `LONGEST`. Without torch and Quantus 0.6.0 its columns stay empty; otherwise only jax, flax, optax,
-orbax-checkpoint and chex are needed.
+Quantus gets the same weights, images, classes, maps and masks. It gets the same number of evaluations where it has a
+setting for it; the number it makes for an image is counted. It gets the whole batch, or `--quantus_images` of it if
+the batch would take longer than `LONGEST`. Without torch and Quantus 0.6.0 its columns are empty. Otherwise only jax,
+flax, optax, orbax-checkpoint and chex are needed.
 """
 
 import argparse
@@ -47,13 +47,13 @@ except ImportError:
     counterparts = None
 
 NETWORK = NETWORKS["small"]
-LAYERS = len(draw(NETWORK))  # that have parameters
+LAYERS = len(draw(NETWORK))  # layers with parameters
 LONGEST = 20.0  # seconds of Quantus for a whole batch
 Params = dict[str, dict[str, jax.Array]]
 
 
 class Work(NamedTuple):
-    """Evaluations of the network for one image, by definition, and the options that they follow from."""
+    """Evaluations of the network for one image by the metric's definition, and the options that set their number."""
 
     forwards: int = 0
     explanations: int = 0
@@ -61,7 +61,7 @@ class Work(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What metrics look at; `attributions` are gradients, `maps` their absolute values summed over channels."""
+    """Inputs of the metrics; `attributions` are gradients, `maps` their absolute values summed over channels."""
 
     images: jax.Array
     labels: jax.Array
@@ -96,7 +96,7 @@ WORK: dict[str, Work] = {
     "infidelity": Work(65, options={"samples": 64}),
     **dict.fromkeys(("max_sensitivity", "avg_sensitivity", "local_lipschitz"), _NEAR),
     "continuity": Work(0, 9, {"shifts": (-4, -3, -2, -1, 1, 2, 3, 4)}),
-    # Logits and features are in the forward pass of the gradient.
+    # The forward pass of the gradient returns logits and features too.
     **dict.fromkeys([f"relative_{of}_stability" for of in ("input", "output", "representation")], _NEAR),
     "random_logit": Work(0, 2, {"num_classes": NETWORK.layers[-1][1]}),
     "parameter_randomization": Work(0, 1 + LAYERS),
@@ -109,7 +109,7 @@ WORK: dict[str, Work] = {
 
 
 def make_batch(fn: Callable, size: int) -> Batch:
-    """Return gray images as three channels, so that a pixel is one feature for Quantus too, and random boxes."""
+    """Return a batch of gray images with random boxes; gray, so that a pixel is one feature for Quantus too."""
     rng = np.random.default_rng(1)
     height, width, channels = NETWORK.shape
     images = rng.normal(size=(size, height, width, 1)).astype(np.float32).repeat(channels, 3)
@@ -122,12 +122,12 @@ def make_batch(fn: Callable, size: int) -> Batch:
 
 
 def explain_of(fn: Callable, image: jax.Array, target: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Return the explanation that robustness and randomization measure."""
+    """Return the explanation whose robustness and randomization are measured."""
     return METHODS["gradient"](fn, image, target)
 
 
 def with_parameters(fn: Callable) -> tuple[Callable[[Params, jax.Array], jax.Array], Params]:
-    """Return the network as a function of its parameters too, and these, by layer."""
+    """Return the network as a function of parameters and image, and its parameters by layer."""
     closed = jax.make_jaxpr(fn)(jnp.zeros(NETWORK.shape))
     names = [(f"layer{i}", leaf) for i in range(LAYERS) for leaf in ("kernel", "bias")]
     params: Params = {}
@@ -142,7 +142,7 @@ def with_parameters(fn: Callable) -> tuple[Callable[[Params, jax.Array], jax.Arr
 
 
 def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a metric's positional arguments; `with_params` are the first three of those that replace parameters."""
+    """Return a metric's positional arguments; `with_params` are the first three of metrics that replace parameters."""
     explain_one, example = partial(explain_of, fn), (b.images, b.labels)
     features = jax_network(NETWORK._replace(layers=NETWORK.layers[:-1]))
     usual = {
@@ -168,7 +168,7 @@ def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -
 
 
 def ours(name: str, fn: Callable, batch: Batch, options: dict[str, Any]) -> Callable[[], Any]:
-    """Return the compiled metric of the batch as a call that waits for its result."""
+    """Return the compiled metric on the batch, as a call that waits for its result."""
     function = (METRICS | DATASET_METRICS)[name].function
     accepted = inspect.signature(function).parameters.values()
     if any(p.name == "key" or p.kind is p.VAR_KEYWORD for p in accepted):
@@ -187,7 +187,7 @@ def ours(name: str, fn: Callable, batch: Batch, options: dict[str, Any]) -> Call
 
 
 def evaluations(fn: Callable, batch: Batch) -> dict[str, Callable[[], Any]]:
-    """Return a forward pass and an explanation of the batch, each as a call that waits for its result."""
+    """Return a forward pass and an explanation of the batch, each a call that waits for its result."""
     forward = jax.jit(jax.vmap(lambda image, target: fn(image)[target]))
     explanation = jax.jit(jax.vmap(partial(explain_of, fn)))
     return {
@@ -197,7 +197,7 @@ def evaluations(fn: Callable, batch: Batch) -> dict[str, Callable[[], Any]]:
 
 
 def affordable(theirs: Callable[[int], Any], seen: Callable[[], int], few: int, size: int) -> tuple[int, float]:
-    """Return how many images Quantus is timed on, and how many evaluations of the network it makes for one."""
+    """Return the number of images to time Quantus on, and of its evaluations of the network per image."""
     theirs(few)  # warms up
     before, start = seen(), time.perf_counter()
     theirs(few)
@@ -209,7 +209,7 @@ def affordable(theirs: Callable[[int], Any], seen: Callable[[], int], few: int, 
 
 
 def row(name: str, size: int, cost: Work, best: dict[str, float], count: int, made: float) -> str:
-    """Return a metric's line of the table."""
+    """Return a metric's row of the table."""
     taken = best["ours"]
     limit = cost.forwards * best["forward"] + cost.explanations * best["explanation"]
     share = f"{cost.forwards} + {cost.explanations} | {limit / taken:.0%}" if limit else "– | –"

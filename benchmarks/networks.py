@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Network(NamedTuple):
-    """A network as a row of layers: ("conv", channels) is 3×3 with a ReLU, ("dense", units) has one unless it is last.
+    """A network as a sequence of layers: ("conv", channels), ("dense", units), "max" or "mean".
 
-    "max" and "mean" are pooling over 2×2.
+    Convolutions are 3×3 with a ReLU. Dense layers have a ReLU too, except the last. Pooling is over 2×2.
     """
 
     shape: tuple[int, int, int]
@@ -26,7 +26,7 @@ NETWORKS = {
 
 
 def draw(network: Network) -> list[dict[str, np.ndarray]]:
-    """Return kernel (in JAX's layout) and bias of each layer that has them."""
+    """Return the drawn kernel (in JAX's layout) and bias of each layer that has them."""
     rng = np.random.default_rng(0)
     height, width, channels = network.shape
     drawn = []
@@ -43,7 +43,7 @@ def draw(network: Network) -> list[dict[str, np.ndarray]]:
 
 
 def jax_network(network: Network) -> Callable[[jax.Array], jax.Array]:
-    """Return `image [H, W, C] -> logits [K]`; pooling is written as `sdecor.models` writes it."""
+    """Return `image [H, W, C] -> logits [K]`; pooling is written as in `sdecor.models`."""
     drawn = [jax.tree.map(jnp.asarray, layer) for layer in draw(network)]
     last = len(drawn) - 1
 

@@ -1,9 +1,9 @@
-"""What our own forms of three operations gain over JAX's, each pair timed in turn.
+"""Times of three operations in JAX's form and in ours, each pair timed in turn.
 
     python benchmarks/primitives.py [--rounds=10]
 
-The input gradient of convolutions inside a loop (sdecor/attribution/canonical.py), the k-th smallest value of a row and
-the sorting of rows (sdecor/core/arrays.py).
+The operations are the input gradient of convolutions inside a loop (sdecor/attribution/canonical.py), the k-th smallest
+value of a row and the sorting of rows (sdecor/core/arrays.py).
 """
 
 import argparse
@@ -23,7 +23,7 @@ LOOPS = 16
 
 
 def gradient_in_loop(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Return the sum of `LOOPS` gradients at scaled images."""
+    """Return the sum of `LOOPS` gradients at scaled images, computed in a loop."""
 
     def summed(image: jax.Array) -> jax.Array:
         return sum_over(lambda i: jax.grad(lambda x: fn(x)[0])(image * (1 + i / LOOPS)), LOOPS)
@@ -41,7 +41,7 @@ def pair(plain: Callable, own: Callable, *arguments: Any) -> dict[str, Callable[
 
 
 def cases() -> dict[str, tuple[dict[str, Callable[[], Any]], int]]:
-    """Return what is timed: name → JAX's form and ours, and how often each does it in a call."""
+    """Return JAX's and our form of each operation by name, and how often a call computes it."""
     found = {}
     for pooling in ("max", "mean"):
         layers = tuple(pooling if layer == "max" else layer for layer in NETWORKS["small"].layers)

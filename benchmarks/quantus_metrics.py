@@ -1,4 +1,4 @@
-"""Quantus's counterpart of each metric, with the same options as far as it has them."""
+"""Quantus's counterparts of our metrics, with the same options where it has them."""
 
 import warnings
 from collections.abc import Callable
@@ -16,17 +16,17 @@ BLACK = {"perturb_baseline": "black"}
 
 
 class Gray(nn.Module):
-    """Show images of one channel to a network of three: Quantus takes each channel of a pixel as a feature."""
+    """Repetition of one channel three times: Quantus counts each channel of a pixel as a feature."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.expand(-1, 3, -1, -1)
 
 
 def counterparts(network: Network, batch: Any) -> tuple[dict[str, Callable[[int], Any]], Callable[[], int]]:
-    """Return name of our metric → `measure(n)`, of the first n images; and how many the network has seen so far.
+    """Return `measure(n)`, on the first n images, by name of our metric; and a function that counts evaluations.
 
     Args:
-      network: what is explained.
+      network: the network to explain.
       batch: `images` `[N, H, W, 3]` of gray pixels, `labels` `[N]`, `attributions` `[N, H, W, 3]`, `maps` and `objects`
         `[N, H, W]`.
     """
@@ -109,9 +109,9 @@ def gradient(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any
 
 
 def _replace_in_quantus(shape: tuple[int, ...]) -> None:
-    # The same patches as ours instead of SLIC's segments, whose computation is not counted either.
+    # Our patches instead of SLIC's segments, whose computation is not timed either.
     rows, columns = np.arange(shape[0]) // 4, np.arange(shape[1]) // 4
     patches = rows[:, None] * (columns[-1] + 1) + columns
     utils.get_superpixel_segments = lambda img, segmentation_method: patches
-    # SmoothMPRT takes no explanation function but calls this one.
+    # SmoothMPRT takes no explanation function; it calls this one.
     quantus.explain = gradient

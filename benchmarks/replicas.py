@@ -1,12 +1,13 @@
-"""What replicas in one program bring: R at once against R runs in turn, in the same process.
+"""Speed of R replicas in one program, against R runs in turn, in the same process.
 
     python benchmarks/replicas.py [--replicas=1,4,16,64] [--models=cnn,dense] [--batch_size=128] [--rounds=5 --steps=10]
 
-`together` is one compiled step of R replicas (`jax.vmap` inside the pmap), `in turn` the compiled step of one run taken
-by R states one after the other. Both are compiled first, which is timed apart, and then timed in turn, round after
-round, so that a busy machine slows both; reported are medians over the rounds. `dense` has no convolution: under vmap a
-convolution with R kernels becomes one of R groups, which a CPU does slowly. The images are random bytes. Runs where
-only jax, flax, optax, orbax-checkpoint and chex are installed.
+`together` is one compiled step of R replicas (`jax.vmap` inside the pmap). `in turn` is the compiled step of one run,
+taken by R states one after the other. Both are compiled first, and the time of compiling is printed apart. Then they
+are timed in turn, round after round, so that a busy machine slows both; the medians over the rounds are printed.
+
+`dense` has no convolution: under vmap a convolution with R kernels becomes one of R groups, which is slow on a CPU. The
+images are random bytes. Needs only jax, flax, optax, orbax-checkpoint and chex.
 """
 
 import argparse
@@ -60,14 +61,14 @@ class Dense(nn.Module):
 
 
 def create_model(name: str) -> nn.Module:
-    """Return the network of that name."""
+    """Return the network called `name`."""
     if name == "dense":
         return Dense()
     return models.create_model(name, num_classes=CLASSES, axis_name=parallel.AXIS)
 
 
 def create_batch(seed: int, batch_size: int, size: int) -> dict[str, np.ndarray]:
-    """Draw a batch on the host."""
+    """Return a random batch on the host."""
     generator = np.random.default_rng(seed)
     return {
         "image": generator.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8),
@@ -77,15 +78,15 @@ def create_batch(seed: int, batch_size: int, size: int) -> dict[str, np.ndarray]
 
 
 def prepare(keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Normalise, as training does without augmentation."""
+    """Normalise images, as training does without augmentation."""
     return normalise(images, (0.5,) * 3, (0.25,) * 3)
 
 
 def build(name: str, replicas: int | None, options: argparse.Namespace) -> tuple[Callable, float]:
-    """Compile a step of a single run, or of so many replicas.
+    """Compile a step of a single run, or of `replicas` replicas.
 
     Returns:
-      What makes `Stepping` of a number of states, and the seconds to compile.
+      A function that makes a `Stepping` from a number of states, and the seconds to compile.
     """
     step = partial(
         steps.train_step,
@@ -111,14 +112,14 @@ def build(name: str, replicas: int | None, options: argparse.Namespace) -> tuple
 
 
 class Stepping:
-    """Several copies of a state, which take steps in turn."""
+    """Copies of a state that take steps in turn."""
 
     def __init__(self, take_step: Callable, state: Any, count: int = 1):
         self._take_step = take_step
         self._states = [parallel.replicate(state) for _ in range(count)]
 
     def seconds(self, steps: int) -> float:
-        """Return how long a step of all of them takes, over so many."""
+        """Return the mean seconds of one step of all copies."""
         start = time.perf_counter()
         for _ in range(steps):
             self._states = [self._take_step(state) for state in self._states]
@@ -127,7 +128,7 @@ class Stepping:
 
 
 def measure(name: str, options: argparse.Namespace) -> None:
-    """Print one network's table."""
+    """Print the table of one network."""
     single, single_compile = build(name, None, options)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
     images = f"{options.batch_size} images of {options.size}×{options.size} a replica"

@@ -1,12 +1,12 @@
-"""What a training step costs, as a multiple of a cross-entropy step in the same run.
+"""Cost of a training step, as a multiple of a cross-entropy step in the same run.
 
     python benchmarks/step.py [--models=cnn,resnet18] [--batch_size=128] [--rounds=15]
 
-All variants are compiled first and then timed in turn, round after round, so that a busy machine slows all of them;
-reported are medians over the rounds, and the ratio of the operations that the compiler counts (it counts the body of a
-loop once, so the selection's 32 passes show in the time alone). Ablations show what the parts around the forwards cost:
-the selection of k positions, the fill, the decorrelation term. Runs where only jax, flax, optax, orbax-checkpoint and
-chex are installed.
+All variants are compiled first and then timed in turn, round after round, so that a busy machine slows all of them. The
+medians over the rounds are printed, and the ratio of the operations that the compiler counts. The compiler counts the
+body of a loop once, so the selection's 32 passes show in the time alone. Ablations show the cost of the parts around
+the forwards: the selection of k positions, the fill and the decorrelation term. Needs only jax, flax, optax,
+orbax-checkpoint and chex.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from sdecor.training.state import create_optimizer, create_train_state
 
 MODELS = {"cnn": {}, "resnet18": {"stem": "cifar"}, "resnet50": {"stem": "imagenet"}}
 CONSISTENCY, MASKING = {"consistency": terms.consistency}, Masking()
-COVARIANCE = {"decorrelation": terms.decorrelation}  # the paper's: of the last features
-OPTIONS = {"spatial": "positions", "rectify": True}  # as form=density sets them: of all activations
+COVARIANCE = {"decorrelation": terms.decorrelation}  # the paper's, on the last features
+OPTIONS = {"spatial": "positions", "rectify": True}  # as form=density sets them, on all activations
 DENSITIES = {"decorrelation": partial(terms.decorrelation, form="density", **OPTIONS)}
 DENSITY = Objective(CONSISTENCY | DENSITIES, masking=MASKING, watch=partial(terms.watch, **OPTIONS))
 CE, SDECOR = Objective(), Objective(CONSISTENCY | COVARIANCE, masking=MASKING)
@@ -51,19 +51,19 @@ HYPER = steps.Hyper(
 
 
 def given_mask(key: jax.Array, saliency: jax.Array, **options: Any) -> jax.Array:
-    """Stand in for the selection: mask where the saliency is below 0.1 of its maximum, which needs no search."""
+    """Replace the selection: mask where the saliency is below 0.1 of its maximum, which needs no search."""
     return saliency < 0.1 * jnp.max(saliency, axis=(1, 2), keepdims=True)
 
 
 def no_saliency(gradient: jax.Array, **options: Any) -> jax.Array:
-    """Stand in for the saliency: a constant ramp, so that the pull-back to the images is dead code."""
+    """Replace the saliency by a constant ramp, so that the pull-back to the images is dead code."""
     n, height, width, _ = gradient.shape
     ramp = jnp.arange(height * width, dtype=jnp.float32).reshape(1, height, width)
     return jnp.broadcast_to(ramp, (n, height, width))
 
 
 def variants() -> dict[str, tuple[Objective, Any]]:
-    """Name → (objective, context in which the step is traced)."""
+    """Return the objective and the context of the step's trace, by name of the variant."""
     nothing = contextlib.nullcontext
     no_selection = partial(mock.patch.object, masking, "least_salient", given_mask)
     constant_ranking = partial(mock.patch.object, masking, "rank_saliency", no_saliency)
@@ -90,7 +90,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
 def build(
     name: str, size: int, batch_size: int, objective: Objective, context: Any, dtype: str
 ) -> tuple[Callable, float]:
-    """Compile one variant; return a function that takes one step and waits, and the compiler's count of operations."""
+    """Compile one variant; return a function that takes a step and waits, and the compiler's count of operations."""
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
     if objective.watch is DENSITY.watch:
         model = models.Tap(model, model.activations)
@@ -126,7 +126,7 @@ def build(
 
 
 def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> None:
-    """Print one model's table."""
+    """Print the table of one model."""
     built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in variants().items()}
     seconds: dict[str, list[float]] = {label: [] for label in built}
     for _ in range(rounds + 1):

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10_sdecor
 
-The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
-At a desk: --config=configs/cifar10.py:method=sdecor,model=cnn,runlocal
+Prepare the data set once, on a machine with TensorFlow and internet access (docs/data.md); reading needs neither.
+On a desktop: --config=configs/cifar10.py:method=sdecor,model=cnn,runlocal
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
     default.cifar(config)
     config.data.name = "cifar10"

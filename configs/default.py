@@ -1,21 +1,21 @@
-"""Every field of a run, once: its meaning, its unit and why it has its value.
+"""The fields of a run's config: the meaning, unit and default of each, and the reason for the default.
 
     python train.py --config=configs/default.py:method=sdecor --workdir=runs/sdecor
 
-The default is the embedded data set `digit_scenes` and the small CNN, small enough for two CPU cores. The other
-files in this folder are short differences over this one. The string after the colon chooses
+The default trains the small CNN on the embedded data set `digit_scenes`, which two CPU cores can do. The other files
+in this folder change a few fields of this one. The config string, after the colon, is a comma-separated list of
 
-    method=ce|sgt|decor|sdecor|gradpen   which terms the loss has (docs/method.md)
-    model=NAME                           any name in sdecor.models.MODELS
-    form=NAME                            the decorrelation: covariance is the paper's, the others are in `FORMS`
-    runlocal                             shrink everything to about a minute at a desk
+    method=ce|sgt|decor|sdecor|gradpen   training method: the terms of the loss (docs/method.md)
+    model=NAME                           network, one of sdecor.models.MODELS
+    form=NAME                            form of the decorrelation, one of `FORMS`; covariance is the paper's
+    runlocal                             smaller data and training, for a run of about a minute on a desktop
 
-and every field can be changed on the command line: `--config.optim.lr=0.01`.
+Each field can be changed on the command line: `--config.optim.lr=0.01`.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-# Training methods by name: the groups below whose terms the loss has. The weights of the others become 0.
+# Training method → the config groups whose terms are in its loss. The weights of the other groups become 0.
 METHODS = {
     "ce": (),
     "sgt": ("consistency",),
@@ -24,13 +24,13 @@ METHODS = {
     "gradpen": ("gradient_penalty",),
 }
 
-# What enters the last linear layer; or all that ReLUs let through, each position of a map as a sample.
+# Layers to decorrelate: the input of the last linear layer; or the outputs of all ReLUs, each map position a sample.
 LAST = {"layers": (), "spatial": "pool", "rectify": False}
 ACTIVATIONS = {"layers": ("activations",), "spatial": "positions", "rectify": True}
 
-# What form=NAME sets: where the decorrelation is taken, and the weight to begin with. From validation data
-# (docs/evidence.md): covariance 0.1, the best of 0.1, 1 and 10, on photographs alone; density. Not studied: the other
-# weights, of which one value was tried, and any form but density on scenes.
+# The values that form=NAME sets: the layers to decorrelate, and a first weight. Two weights were chosen on validation
+# data (docs/evidence.md): covariance 0.1, the best of 0.1, 1 and 10, on photographs only; and density. For each other
+# form one weight was tried. On scenes, no form but density was studied.
 FORMS = {
     "covariance": {"weight": 0.1, **LAST},
     "correlation": {"weight": 1.0, **LAST},
@@ -39,41 +39,41 @@ FORMS = {
     "cosine": {"weight": 1.0, **ACTIVATIONS},
     "density": {"weight": 3.0, **ACTIVATIONS},
 }
-PHOTOGRAPHS = FORMS | {"density": {"weight": 1.0, **ACTIVATIONS}}  # there a density of 3 costs accuracy
+PHOTOGRAPHS = FORMS | {"density": {"weight": 1.0, **ACTIVATIONS}}  # there, a weight of 3 lowers the accuracy
 
 
 def base() -> ConfigDict:
-    """Return every field with its default."""
+    """Return a config with every field at its default."""
     config = ConfigDict()
-    config.method = "sdecor"  # which cell of the method; set by the config string, recorded for tables
-    config.seed = 0  # of initialisation, order, augmentation, masks and fills alike
+    config.method = "sdecor"  # training method; set it by the config string, which also sets the weights
+    config.seed = 0  # seed of initialisation, order, augmentation, masks and fills
 
     config.data = data = ConfigDict()
-    data.name = "digit_scenes"  # digit_scenes, folder, tiny_imagenet, or any TFDS name with image and label
-    data.path = config_dict.placeholder(str)  # root of a folder or tiny_imagenet data set
-    data.data_dir = config_dict.placeholder(str)  # where TFDS data sets lie; None => ~/tensorflow_datasets
-    data.canvas = config_dict.placeholder(int)  # pixels; images are resized to canvas × canvas; None => as stored
-    data.canvas_fit = "stretch"  # the whole image whatever its shape, or crop: its proportions and its centre
-    data.mask_encoding = "auto"  # of a TFDS segmentation_mask: binary, trimap, or auto
+    data.name = "digit_scenes"  # digit_scenes, folder, tiny_imagenet, or a TFDS data set with image and label
+    data.path = config_dict.placeholder(str)  # root directory, for folder and tiny_imagenet
+    data.data_dir = config_dict.placeholder(str)  # directory of TFDS data sets; None => ~/tensorflow_datasets
+    data.canvas = config_dict.placeholder(int)  # pixels; images are resized to canvas × canvas; None => stored size
+    data.canvas_fit = "stretch"  # stretch the whole image, or crop: its center, with its proportions
+    data.mask_encoding = "auto"  # encoding of TFDS segmentation masks: binary, trimap, or auto
     data.channels = 3  # 1 or 3; grey images are repeated, colour images converted
-    data.val_fraction = 0.1  # of train, stratified, where the data set has no validation split
-    data.split_seed = 0  # of that split: the same for all runs that are compared
-    data.mean = config_dict.placeholder(object)  # per channel in [0, 1]; None => known, or measured on train
-    data.std = config_dict.placeholder(object)  # the same
-    data.limit = config_dict.placeholder(int)  # examples kept of each split; None => all
-    data.loader = "auto"  # memory (decoded once), grain (streams), or auto: memory where it fits
-    data.memory_limit_mb = 4096  # what "fits" means
-    data.workers = 0  # decoding processes of the grain loader; 0 => threads
+    data.val_fraction = 0.1  # share of train, stratified, if the data set has no validation split
+    data.split_seed = 0  # seed of that split; use the same for all runs that are compared
+    data.mean = config_dict.placeholder(object)  # per channel, in [0, 1]; None => known values, or measured on train
+    data.std = config_dict.placeholder(object)  # as for mean
+    data.limit = config_dict.placeholder(int)  # number of examples kept of each split; None => all
+    data.loader = "auto"  # memory (decoded once), grain (streamed), or auto: memory if the split fits
+    data.memory_limit_mb = 4096  # largest decoded split for auto
+    data.workers = 0  # number of decoding processes of the grain loader; 0 => threads
 
     config.augment = augment = ConfigDict()
-    augment.crop_padding = 0  # pixels of black border before a random crop of the original size
+    augment.crop_padding = 0  # pixels of black border, before a random crop to the original size
     augment.flip = False  # random horizontal flip (not for digits)
-    augment.resized_crop = config_dict.placeholder(object)  # (least, most) share of the area; None => none
-    augment.size = config_dict.placeholder(int)  # pixels the model sees; None => the canvas
+    augment.resized_crop = config_dict.placeholder(object)  # (smallest, largest) share of the area; None => no crop
+    augment.size = config_dict.placeholder(int)  # pixels of the model's input; None => the canvas
 
     config.model = model = ConfigDict()
     model.name = "cnn"  # a name in sdecor.models.MODELS
-    model.dtype = "float32"  # of compute: float32 or bfloat16; parameters and statistics stay float32
+    model.dtype = "float32"  # compute type: float32 or bfloat16; parameters and statistics stay float32
     # Options of single models; None => the model's own default.
     model.widths = config_dict.placeholder(object)  # cnn: channels of each stage
     model.norm = config_dict.placeholder(str)  # cnn: batch, layer, group or none
@@ -84,69 +84,69 @@ def base() -> ConfigDict:
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # sgd (Nesterov), adamw or adadelta
-    optim.lr = 2e-3  # peak
-    optim.momentum = 0.9  # sgd only
-    optim.weight_decay = 1e-4  # of kernels only; decoupled in adamw, L2 in the others
-    optim.schedule = "cosine"  # to zero at the last step, or constant; both after the warm-up
+    optim.lr = 2e-3  # peak of the schedule
+    optim.momentum = 0.9  # for sgd only
+    optim.weight_decay = 1e-4  # applies to kernels only; decoupled in adamw, L2 in the others
+    optim.schedule = "cosine"  # cosine, to zero at the last step, or constant; after the warm-up
     optim.warmup_epochs = 0.5  # linear
-    optim.clip_norm = config_dict.placeholder(float)  # of the global gradient; None => no clipping
-    optim.ema_decay = config_dict.placeholder(float)  # of the parameters, used in evaluation; None => no average
+    optim.clip_norm = config_dict.placeholder(float)  # bound of the global gradient norm; None => no clipping
+    optim.ema_decay = config_dict.placeholder(float)  # decay of the parameters' average, for evaluation; None => none
 
     config.train = train = ConfigDict()
     train.batch_size = 128  # examples over all devices and processes
-    train.accumulate = 1  # micro-batches a step; statistics are taken over batch_size / accumulate examples
+    train.accumulate = 1  # micro-batches per step; statistics are over batch_size / accumulate examples
     train.epochs = 8.0
-    train.eval_every_epochs = 1.0  # on the validation split; each evaluation is followed by a checkpoint
-    train.checkpoint_every_steps = config_dict.placeholder(int)  # besides; None => only after evaluations
+    train.eval_every_epochs = 1.0  # validation, each time followed by a checkpoint
+    train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => only after validation
     train.label_smoothing = 0.0
 
     config.consistency = consistency = ConfigDict()
-    # Of KL(p(x) ‖ p(masked x)), SGT's λ. Weight and ramp: chosen on scenes, on validation data, beside the density
-    # (docs/evidence.md); beside the covariance none was studied there.
+    # Weight of KL(p(x) ‖ p(masked x)), SGT's λ. Weight and ramp were chosen on validation data of scenes, together with
+    # the density (docs/evidence.md); together with the covariance, none was studied on scenes.
     consistency.weight = 1.0
-    consistency.ramp_epochs = config_dict.placeholder(float)  # linear from 0; None => through the whole training
+    consistency.ramp_epochs = config_dict.placeholder(float)  # linear from 0; None => the whole training
     consistency.direction = "clean_masked"  # KL(clean ‖ masked) as in SGT, or masked_clean
-    consistency.stop_gradient = False  # through the clean prediction; SGT lets it flow
+    consistency.stop_gradient = False  # whether the clean prediction gets no gradient; SGT: False
 
     config.masking = masking = ConfigDict()
-    masking.fraction = 0.5  # of the positions, in [0, 1)
+    masking.fraction = 0.5  # share of masked positions, in [0, 1)
     masking.ramp_epochs = 0.0  # linear from 0
-    masking.rank_by = "abs"  # mean of |gradient| over channels, or signed (SGT's published code)
-    masking.saliency_of = "logit"  # of the true class, or log_probability (SGT)
-    masking.order = "lowest"  # least salient masked; highest and alternate (by step) are ablations
-    masking.fill = "uniform"  # in the image's own range; mean, zero or blur
-    masking.blur_sigma = 2.0  # pixels, for blur
-    masking.forward = "shared"  # saliency through the loss's own forward; frozen or eval (docs/method.md)
+    masking.rank_by = "abs"  # abs: mean |gradient| over channels, or signed (SGT's published code)
+    masking.saliency_of = "logit"  # logit of the true class, or log_probability (SGT)
+    masking.order = "lowest"  # mask the least salient; highest and alternate (by step) are ablations
+    masking.fill = "uniform"  # uniform noise in the image's own range, mean, zero or blur
+    masking.blur_sigma = 2.0  # pixels, for fill blur
+    masking.forward = "shared"  # forward of the saliency: shared with the loss, frozen or eval (docs/method.md)
 
     config.decorrelation = decorrelation = ConfigDict()
-    decorrelation.form = "covariance"  # the paper's; a name in FORMS, and better chosen by form=NAME
+    decorrelation.form = "covariance"  # a name in FORMS; set it by form=NAME, which also sets the fields below
     chosen = FORMS[decorrelation.form]
-    decorrelation.weight = chosen["weight"]  # where it comes from is said at FORMS
+    decorrelation.weight = chosen["weight"]  # for its origin see FORMS
     decorrelation.ramp_epochs = 0.0  # linear from 0
-    # Module paths or patterns such as "norm*"; "activations": all that a ReLU follows; () => before the last layer.
+    # Module paths or patterns such as "norm*"; "activations": all layers before a ReLU; (): input of the last layer.
     decorrelation.layers = chosen["layers"]
-    decorrelation.spatial = chosen["spatial"]  # of maps [N, H, W, D]: pool over space, or positions as samples
-    decorrelation.rectify = chosen["rectify"]  # ReLU first: a layer before one then stands for what comes after it
-    decorrelation.variance_weight = 0.0  # of VICReg's hinge on small standard deviations
-    decorrelation.epsilon = config_dict.placeholder(float)  # of correlation and whitening; None => the form's own
-    decorrelation.iterations = 20  # of Newton–Schulz, for whitening
+    decorrelation.spatial = chosen["spatial"]  # for maps [N, H, W, D]: pool over space, or positions as samples
+    decorrelation.rectify = chosen["rectify"]  # apply a ReLU first, which turns a layer's output into that of its ReLU
+    decorrelation.variance_weight = 0.0  # weight of VICReg's hinge on small standard deviations
+    decorrelation.epsilon = config_dict.placeholder(float)  # for correlation and whitening; None => the form's default
+    decorrelation.iterations = 20  # Newton–Schulz iterations, for whitening
 
     config.gradient_penalty = gradient_penalty = ConfigDict()
-    gradient_penalty.weight = 0.1  # of the input gradient's squared norm, over pixels and channels; method gradpen only
+    gradient_penalty.weight = 0.1  # weight of the input gradient's squared norm; for method gradpen only
     gradient_penalty.ramp_epochs = 0.0  # linear from 0
-    gradient_penalty.of = "cross_entropy"  # double backpropagation; log_probabilities (RRR) or the true class's logit
+    gradient_penalty.of = "cross_entropy"  # cross_entropy (double backpropagation), log_probabilities (RRR) or logit
 
     config.evaluation = evaluation = ConfigDict()
-    evaluation.batch_size = 200  # over all devices; changes no result
-    evaluation.map_images = config_dict.placeholder(int)  # chosen at random, for measures of maps; None => all
-    evaluation.curve_images = config_dict.placeholder(int)  # for measures that evaluate the network; None => all
-    evaluation.robustness_images = 100  # for measures that explain an image many times; None => all
-    evaluation.saliency_of = "logit"  # what is explained: logit, log_probability or probability
-    evaluation.curve_steps = 16  # points of insertion and deletion curves after the first
-    evaluation.resamples = 2000  # of the bootstrap
+    evaluation.batch_size = 200  # examples over all devices; changes no result
+    evaluation.map_images = config_dict.placeholder(int)  # random images for metrics of maps; None => all
+    evaluation.curve_images = config_dict.placeholder(int)  # images for metrics that evaluate the network; None => all
+    evaluation.robustness_images = 100  # images for metrics that explain an image many times; None => all
+    evaluation.saliency_of = "logit"  # explained score: logit, log_probability or probability
+    evaluation.curve_steps = 16  # points of insertion and deletion curves, after the first
+    evaluation.resamples = 2000  # resamples of the bootstrap
 
     config.log = log = ConfigDict()
-    log.every_steps = 10  # lines in metrics.jsonl and TensorBoard
+    log.every_steps = 10  # steps between lines in metrics.jsonl and TensorBoard
     log.tensorboard = True
     log.progress = True
     return config
@@ -156,12 +156,12 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
     """Apply a config string such as `method=sdecor,form=density,runlocal` to `config` and return it.
 
     Args:
-      config: of the run.
+      config: config of the run.
       arg: the config string.
-      forms: what `form=NAME` sets, for data of this kind: `FORMS` or `PHOTOGRAPHS`.
+      forms: values that `form=NAME` sets for this kind of data: `FORMS` or `PHOTOGRAPHS`.
 
     Raises:
-      ValueError: for a word or a method that is not known.
+      ValueError: for an unknown word or method.
     """
     words = [word.partition("=") for word in arg.split(",") if word]
     for name, equals, value in words:
@@ -187,7 +187,7 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
 
 
 def _change_model(config: ConfigDict, name: str) -> None:
-    """Choose another model; options of the former one are kept only within a family, such as resnet18 and resnet50."""
+    """Change the model; its options are kept only within a family, such as resnet18 and resnet50."""
     if name.rstrip("0123456789") != config.model.name.rstrip("0123456789"):
         for option in set(config.model) - {"name", "dtype"}:
             config.model[option] = None
@@ -195,7 +195,7 @@ def _change_model(config: ConfigDict, name: str) -> None:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Make a run last about a minute on two CPU cores, with every part still exercised."""
+    """Shrink a run to about a minute on two CPU cores, with every part still in use."""
     config.data.limit = 512
     if (config.data.canvas or 0) > 64:
         config.data.canvas = 64
@@ -212,15 +212,15 @@ def shrink(config: ConfigDict) -> None:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the default run, changed by the config string `arg`."""
+    """Return the default config, changed by the config string `arg`."""
     return choose(base(), arg)
 
 
 def spare(config: ConfigDict) -> None:
-    """Set the consistency that was chosen for photographs of 32×32 and the small CNN, on validation data.
+    """Set the consistency that was chosen on validation data for photographs of 32×32 and the small CNN.
 
-    It is the one beside which the forms and their weights were tried there (docs/evidence.md). For other networks and
-    sizes it is where to begin, and not measured.
+    All forms and their weights were tried with this consistency (docs/evidence.md). For other networks and sizes it is
+    a first value that was not measured.
     """
     config.consistency.weight = 0.3
     config.consistency.ramp_epochs = 0.0
@@ -243,7 +243,7 @@ def cifar(config: ConfigDict) -> None:
 
 
 def photographs(config: ConfigDict) -> None:
-    """Set what photographs of 224×224 have in common: ResNet-50 in bfloat16, random resized crops, SGD."""
+    """Set the common recipe for photographs of 224×224: ResNet-50 in bfloat16, random resized crops, SGD."""
     spare(config)
     config.data.canvas = 256
     config.augment.size = 224

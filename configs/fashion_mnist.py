@@ -2,7 +2,7 @@
 
     python train.py --config=configs/fashion_mnist.py:method=sdecor --workdir=runs/fashion_mnist_sdecor
 
-The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+Prepare the data set once, on a machine with TensorFlow and internet access (docs/data.md); reading needs neither.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
     config.data.name = "fashion_mnist"
     config.data.channels = 1

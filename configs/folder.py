@@ -1,9 +1,9 @@
-"""Any images of yours, in folders: root/<split>/<class>/*.{jpg,png} (docs/data.md).
+"""Your own images in folders: root/<split>/<class>/*.{jpg,png} (docs/data.md).
 
     python train.py --config=configs/folder.py:method=sdecor --workdir=runs/folder_sdecor \
         --config.data.path=IMAGES
 
-The small CNN at 32×32 trains on two CPU cores; canvas, model and the rest are fields.
+The small CNN at 32×32 trains on two CPU cores. Change canvas, model and other fields on the command line.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
     default.spare(config)
     config.data.name = "folder"

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/imagenet2012.py:method=sdecor --workdir=runs/imagenet2012_sdecor
 
-The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
-Its validation split is our test split; ours is carved from train.
+Prepare the data set once, on a machine with TensorFlow and internet access (docs/data.md); reading needs neither.
+Its validation split is our test split; our validation split is part of its train split.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the run, changed by the config string `arg` (configs/default.py)."""
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
     default.photographs(config)
     config.data.name = "imagenet2012"

@@ -1,11 +1,12 @@
-"""Saliency-Guided Training's published MNIST recipe (Ismail et al. 2021, arXiv 2111.14338), as its code has it.
+"""MNIST recipe of Saliency-Guided Training (Ismail et al. 2021, arXiv 2111.14338), as in its published code.
 
     python train.py --config=configs/sgt_mnist.py:method=sgt --workdir=runs/sgt_mnist
 
-Signed gradients of the log-probability in evaluation mode, the lower half masked with uniform noise in the image's
-own range, KL(clean ‖ masked) with weight 1 and gradients through both predictions; Adadelta 1.0, batch 512. The
-published code stops early on test accuracy; here the best checkpoint is chosen on a validation split.
-The data set is prepared once where TensorFlow and a network are (docs/data.md) and read without them.
+Positions are ranked by the signed gradient of the log-probability in evaluation mode. The lower half is masked with
+uniform noise in the image's own range. KL(clean ‖ masked) has weight 1, with gradients through both predictions.
+Adadelta with learning rate 1.0, batch 512. The published code stops early on test accuracy; here the best checkpoint is
+chosen on a validation split.
+Prepare the data set once, on a machine with TensorFlow and internet access (docs/data.md); reading needs neither.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the recipe, changed by the config string `arg` (configs/default.py)."""
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
     config.method = "sgt"
     config.data.name = "mnist"

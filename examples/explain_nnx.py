@@ -1,4 +1,4 @@
-"""Explain a Flax NNX network by several methods, score the maps against object masks, and draw them.
+"""Explain a Flax NNX network by several methods, score the maps against object masks, and draw the maps.
 
 Run it: python examples/explain_nnx.py maps.png
 """
@@ -42,7 +42,7 @@ def main(path="maps.png", steps=500):
     val = data.load_in_memory(scenes.source("val"))
     images, objects = normalise(val.images[:100]), val.objects[:100] == 1
     explain_all = partial(explain, lambda image: model(image[None])[0], images, "predicted", key=jax.random.key(0))
-    layer = {"layer": model.block2}  # the module itself, since NNX modules name no scopes
+    layer = {"layer": model.block2}  # the module itself: NNX modules name no scopes
     options = {"gradient": {}, "smoothgrad": {}, "integrated_gradients": {}, "grad_cam": layer}
     maps = {method: reduce(explain_all(method=method, **options[method])) for method in options}
     for method in maps:

@@ -17,7 +17,7 @@ METHODS = ["gradient", "integrated_gradients:steps=16", "grad_cam"]
 def main(path="maps.zarr"):
     scenes = data.create_dataset("digit_scenes")
     network = create_model("cnn", num_classes=scenes.num_classes)
-    variables = network.init(jax.random.key(0), np.zeros((1, *scenes.image_shape)))  # untrained: put yours here
+    variables = network.init(jax.random.key(0), np.zeros((1, *scenes.image_shape)))  # untrained: load your own here
 
     def fn(image):  # one image [H, W, C] -> logits [K]
         logits, features = network.apply(variables, image[None])
@@ -30,10 +30,10 @@ def main(path="maps.zarr"):
             images = data.normalise(np.stack([example["image"] for example in examples]), scenes.mean, scenes.std)
             yield {"image": images, "label": [example["label"] for example in examples]}
 
-    # Interrupted and started again, it continues; a finished export is left as it is.
+    # An interrupted export continues when it is started again; a finished export stays as it is.
     export.export(fn, batches(), path, methods=METHODS, target="label", dtype="float16")
 
-    opened = export.open(path)  # reads maps as float32, whatever they are stored as
+    opened = export.open(path)  # reads maps as float32, for every stored dtype
     print(opened, opened.attribution("gradient", slice(0, 4)).shape)
 
     stored = xarray.open_zarr(path)  # lazy; float16 maps are stored with a scale for each example

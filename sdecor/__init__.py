@@ -1,6 +1,18 @@
-"""SaliencyDecor in JAX: training whose gradient saliency comes out sharp and on the object, and its measurement.
+"""SaliencyDecor in JAX: training for gradient saliency that is sharp and on the object, and its evaluation.
 
-What is asked for is imported then, so that each part needs only what it uses: `sdecor.attribution` jax and numpy.
+Folders:
+  losses, masking     terms of the training loss; choice and filling of the masked positions
+  models, data        networks in Flax Linen; data sets, batches and augmentation
+  training            from a config to a trained run (train.py)
+  attribution, rules  attribution methods; backward-pass rules of DeepLIFT, LRP and guided gradients
+  metrics             metrics of the network and of its attribution maps
+  evaluation, report  evaluation of trained runs, and its tables, figures and pages (evaluate.py)
+  export              attribution maps of whole data sets in Zarr
+  sweep               many runs: configs × seeds
+  core                the base of all folders
+
+The names in `__all__` are imported at their first use, so that each part needs only its own dependencies:
+`sdecor.attribution`, for example, needs jax and numpy.
 """
 
 import importlib

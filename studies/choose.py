@@ -1,11 +1,12 @@
-"""Choose a coefficient for each method from runs on validation data, by the rule of docs/evidence.md.
+"""Choose a coefficient for each training method from runs on validation data, by the rule of docs/evidence.md.
 
     python -m studies.choose docs/evidence/tuning_scenes.csv
 
-A method's cells are named METHOD_…; the reference is the cell `ce`. A cell's gain over it in a measure is the mean
-over the seeds that both have; its score is the mean gain in the four primary saliency measures, each in units of its
-standard deviation over all cells. The choice is the highest score among the cells whose accuracy is at most 2 points
-of a per cent below the reference's; where none is, the cell of the highest accuracy.
+The cells of a method are named METHOD_…; the reference is the cell `ce`. A cell's gain in a metric is its mean
+difference to the reference over the seeds that both have. A cell's score is its mean gain in the four primary saliency
+metrics, each in units of its standard deviation over all cells. The choice is the cell with the highest score among
+those whose accuracy is at most 2 percentage points below the reference's. If there are none, it is the cell with the
+highest accuracy.
 """
 
 import csv
@@ -19,12 +20,12 @@ from configs.sweeps.evidence import PRIMARY
 from sdecor.evaluation.statistics import paired_test
 from sdecor.report.wording import direction
 
-REFERENCE, MARGIN = "ce", 0.02 + 1e-9  # of rounding
+REFERENCE, MARGIN = "ce", 0.02 + 1e-9  # the small number allows for rounding
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, dict[int, float]]]:
-    """Return cell → measure → seed → value of a sweep's results.csv."""
+    """Return the values of a sweep's results.csv, as cell → metric → seed → value."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -34,7 +35,7 @@ def read(path: pathlib.Path) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def gains(values: Values) -> dict[str, dict[str, float]]:
-    """Return cell → primary measure → mean gain over the reference, positive where it is better."""
+    """Return mean gains over the reference, as cell → primary metric → gain; positive is better."""
     return {
         cell: {
             key: (1 if direction(key) else -1) * paired_test(found[key], values[REFERENCE][key]).mean for key in PRIMARY
@@ -44,14 +45,14 @@ def gains(values: Values) -> dict[str, dict[str, float]]:
 
 
 def scores(gained: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return cell → mean gain in the saliency measures, each in units of its standard deviation over the cells."""
+    """Return each cell's mean gain in the saliency metrics, in units of their standard deviation over the cells."""
     saliency = [key for key in PRIMARY if key != "accuracy"]
     spread = {key: np.std([each[key] for each in gained.values()], ddof=1) for key in saliency}
     return {cell: float(np.mean([each[key] / spread[key] for key in saliency])) for cell, each in gained.items()}
 
 
 def choose(gained: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Return method → chosen cell."""
+    """Return the chosen cell of each method."""
     scored, methods = scores(gained), {}
     for cell in gained:
         methods.setdefault(cell.split("_")[0], []).append(cell)

@@ -1,9 +1,9 @@
-"""Does correlation between features spread input gradients, and which penalty on it sharpens them?
+"""Study whether correlated features spread input gradients, and which penalty on the correlation sharpens them.
 
     python -m studies.correlated_features --out=DIR [--seeds=8]
 
-Writes ridge.csv (fixed detectors, against their closed form), networks.csv (learned features: a row for each network),
-their summary networks.md, and the figures of docs/theory.md. Takes some ten minutes on two cores, and no data.
+Writes ridge.csv (fixed detectors, against their closed form), networks.csv (learned features, a row for each network),
+the summary networks.md, and the figures of docs/theory.md. Takes about ten minutes on two cores. Needs no data.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from studies.network import LAYERS, Params, Recipe, cosines, densities, forward,
 from studies.patches import CLASSES, Examples, groups, parts
 from studies.redundancy import noise_of, participation, ridge_weights, whitened_ridge_weights
 
-RATIOS = np.geomspace(0.25, 4, 8)  # of the detectors' noise variances
+RATIOS = np.geomspace(0.25, 4, 8)  # ratios of the detectors' noise variances
 CORRELATIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 RIDGES = (0.0, 0.03, 0.3, 3.0)
 WEIGHTS = (1.0, 3.0, 10.0)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fixed_detectors(seeds: Sequence[int], *, count: int = 2000) -> Iterator[Row]:
-    """Fit ridge regressions of a concept to redundant detectors; `predicted` is the closed form's spread."""
+    """Fit ridge regressions of a concept on redundant detectors; `predicted` is the spread by the closed form."""
     for correlation in CORRELATIONS:
         noise = noise_of(correlation, RATIOS)
         for white in (False, True):
@@ -102,7 +102,7 @@ def _fit(noise: np.ndarray, ridge: float, seed: int, count: int, *, white: bool)
 
 
 def cells() -> Iterator[tuple[Callable[..., Examples], Recipe, float]]:
-    """Return every kind of network that is trained: its data, recipe, and the weight of its penalties."""
+    """Yield the data, recipe and penalty weight of every kind of network to train."""
     for consistency in (False, True):
         yield groups, Recipe(relu=False, steps=LONG, consistency=consistency), 0.0
     for penalty in ("covariance", "correlation", "whitening"):
@@ -121,7 +121,7 @@ def cells() -> Iterator[tuple[Callable[..., Examples], Recipe, float]]:
 
 
 def trained(data: Callable[..., Examples], recipe: Recipe, weight: float, seeds: Sequence[int]) -> Iterator[Row]:
-    """Train a network for each seed and measure it on examples of its own kind that it has not seen."""
+    """Train a network for each seed, and yield its metrics on new examples of the same kind."""
     drawn = [draw(data, seed, TRAIN) for seed in seeds]
     images, labels = (jnp.stack([getattr(each, name) for each in drawn]) for name in ("images", "labels"))
     params = train(recipe, jax.vmap(jax.random.key)(jnp.asarray(seeds)), images, labels, weight, DECAY)
@@ -145,10 +145,11 @@ draw = functools.cache(lambda data, seed, count: data(seed, count))
 
 
 def measure(params: Params, examples: Examples, *, relu: bool) -> dict[str, float]:
-    """Return accuracy; of the gradient, Gini, spread (a share of the pixels) and energy; and how features relate.
+    """Return accuracy, metrics of the gradient and metrics of the features.
 
-    `correlation` is the root mean square over pairs of pooled features, `correlation_before` and `…_after` those by
-    positions; `cosine`, `density` and `active` (features a position) are of those after the non-linearity.
+    The gradient's are `gini`, `spread` (a share of the pixels) and `energy`. `correlation` is the root mean square over
+    pairs of pooled features; `correlation_before` and `correlation_after` are those of features by positions. `cosine`,
+    `density` and `active` (features per position) are of features after the non-linearity. `dead` counts constant ones.
     """
     width = params["bias"].size
     logits, features = forward(params, examples.images, relu=relu)
@@ -174,7 +175,7 @@ def measure(params: Params, examples: Examples, *, relu: bool) -> dict[str, floa
 
 
 def _rms_correlation(samples: np.ndarray) -> float:
-    """Return the root mean square correlation over pairs of features that vary; 0 where fewer than two do."""
+    """Return the root mean square correlation over pairs of features that vary; 0 if fewer than two vary."""
     deviation = samples.std(0)
     alive = samples[:, deviation > 1e-4 * deviation.max()]
     if alive.shape[1] < 2:
@@ -184,7 +185,7 @@ def _rms_correlation(samples: np.ndarray) -> float:
 
 
 def cell_name(row: Row) -> str:
-    """Return what a network is called in the table."""
+    """Return a network's name in the table."""
     name = f"{row['data']}, {row['steps']}: {'sgt' if row['consistency'] else 'ce'}"
     if row["width"] != Recipe.width:
         return f"{name} + width {row['width']}"

@@ -1,8 +1,8 @@
-"""The tables and the figure of docs/evidence.md, from the results.csv of its sweeps.
+"""Print the tables and draw the figure of docs/evidence.md, from the results.csv of its sweeps.
 
     python -m studies.evidence [--results=docs/evidence] [--out=docs]
 
-Prints Markdown; writes evidence.png. Holm's correction is over all tests of a preregistration together.
+Prints Markdown and writes evidence.png. Holm's correction is over all tests of a preregistration together.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from sdecor.sweep import tables
 from sdecor.sweep.collect import EXPLORATORY, PLANNED, Comparison
 from studies.choose import Values, read
 
-STUDIES = (  # the data of each preregistration, whose tests are corrected together, and their results
+STUDIES = (  # results by data of each preregistration, whose tests are corrected together
     {"scenes": "methods_scenes", "photographs": "methods_photographs"},
     {"photographs, 24 epochs": "confirmation"},
 )
-SDECOR, DECOR = "sdecor (density)", "decor (density)"  # as they are called now; the sweeps' cells are without a form
+SDECOR, DECOR = "sdecor (density)", "decor (density)"  # today's names; the sweeps' cells name no form
 METHODS = ("ce", "ce_equal_compute", "gradpen", "sgt", "sgt_1.0", DECOR, SDECOR)
 REFERENCES = ("ce", "sgt")
 SMOOTH, PATH = "smoothgrad:samples=16", "integrated_gradients:steps=16"
@@ -30,16 +30,16 @@ SECONDARY = (
     "gradient/parameter_randomization",
     *(f"{method}/{key.partition('/')[2]}" for method in (SMOOTH, PATH) for key in PRIMARY[1:4]),
 )
-EXPLORED = {"forms": ("ce", "sgt"), "factors": (SDECOR,)}  # tiers 2 and 3: their references
+EXPLORED = {"forms": ("ce", "sgt"), "factors": (SDECOR,)}  # tiers 2 and 3 and their references
 
 
 def named(values: Values) -> Values:
-    """Return cell → measure → seed → value with the names that the methods have now."""
+    """Return cell → metric → seed → value, with today's names of the methods."""
     return {{"decor": DECOR, "sdecor": SDECOR}.get(cell, cell): found for cell, found in values.items()}
 
 
 def planned(found: dict[str, Values]) -> dict[str, list[Comparison]]:
-    """Return the preregistered comparisons of sdecor by data set, corrected over all of them."""
+    """Return the preregistered comparisons of sdecor by data set, with p-values corrected over all of them."""
     tests = [
         (data, compare(PLANNED, values, SDECOR, measure, reference))
         for data, values in found.items()
@@ -54,13 +54,13 @@ def planned(found: dict[str, Values]) -> dict[str, list[Comparison]]:
 
 
 def compare(kind: str, values: Values, cell: str, measure: str, reference: str) -> Comparison:
-    """Compare two cells in a measure, paired over seeds."""
+    """Compare two cells in a metric, paired over seeds."""
     one, other = (values.get(name, {}).get(measure, {}) for name in (cell, reference))
     return Comparison(kind, cell, measure, reference, paired_test(one, other))
 
 
 def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:
-    """Return cell → measure → mean over seeds with its interval."""
+    """Return the means over seeds with intervals, as cell → metric → mean."""
     return {
         cell: {key: mean_interval(list(seeds.values())) for key, seeds in values[cell].items()}
         for cell in cells
@@ -69,7 +69,7 @@ def means(values: Values, cells: Sequence[str]) -> dict[str, dict[str, Mean]]:
 
 
 def pages(found: dict[str, Values]) -> Iterator[str]:
-    """Yield the tables of the preregistered part: tests, primary measures, differences, secondary ones, all others."""
+    """Yield the tables of the preregistered part: tests, primary metrics, differences, secondary and other metrics."""
     by_data = planned(found)
     count = sum(map(len, by_data.values()))
     for data, tests in by_data.items():
@@ -88,7 +88,7 @@ def pages(found: dict[str, Values]) -> Iterator[str]:
 
 
 def secondary(values: Values, caption: str) -> tables.Table:
-    """Return the table of secondary measures: means of the methods, then what sdecor differs by."""
+    """Return the table of secondary metrics: means of the methods, then differences of sdecor."""
     cells = [method for method in METHODS if method in values]
     rows = []
     for key in SECONDARY:
@@ -102,14 +102,14 @@ def secondary(values: Values, caption: str) -> tables.Table:
 
 
 def _marked(comparison: Comparison) -> str:
-    """Write a difference ± half the width of its interval, with a star where it is resolved, not corrected."""
+    """Return a difference ± half the width of its interval, with a star if its uncorrected p is below 0.05."""
     found = comparison.difference
     text = tables.mean_text(comparison.measure, Mean(*found[:4]))
     return text + ("" if found.p is None or found.p >= 0.05 else "*")
 
 
 def differences(values: Values, references: Sequence[str], cells: Sequence[str]) -> str:
-    """Return the table of exploratory comparisons in the primary measures: each cell against each reference."""
+    """Return the table of exploratory comparisons in the primary metrics: each cell against each reference."""
     headings = [tables.heading(key) for key in PRIMARY]
     rows = []
     for reference in references:
@@ -126,7 +126,7 @@ def differences(values: Values, references: Sequence[str], cells: Sequence[str])
 
 
 def draw(found: dict[str, Values], path: pathlib.Path) -> None:
-    """Draw the paired differences of the methods to cross-entropy in the primary measures, a row for each data set."""
+    """Draw the methods' paired differences to cross-entropy in the primary metrics, a row for each data set."""
     color = theme_colors("light")
     figure = new_figure(2.45 * len(PRIMARY), 2.5 * len(found) + 0.3, color)
     places = figure.subplots(len(found), len(PRIMARY), squeeze=False)
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     drawn = {}
     for study in STUDIES:
-        files = {data: options.results / f"{name}.csv" for data, name in study.items()}  # a missing one was not run
+        files = {data: options.results / f"{name}.csv" for data, name in study.items()}  # absent: not run
         found = {data: named(read(file)) if file.exists() else {} for data, file in files.items()}
         print("\n\n".join(filter(None, pages(found))), end="\n\n")
         drawn |= {data: values for data, values in found.items() if values}

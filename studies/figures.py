@@ -29,7 +29,7 @@ DPI = 88
 
 
 def draw_ridge(ridge: Sequence[Row], networks: Sequence[Row], path: Any) -> None:
-    """Draw the spread over fixed detectors against their correlation, and Gini against that of learned features."""
+    """Draw the gradient's spread over fixed detectors and its Gini index for learned features, against correlation."""
     color = theme_colors("light")
     figure = new_figure(9.5, 4.2, color)
     left, right = figure.subplots(1, 2)
@@ -56,7 +56,7 @@ def draw_ridge(ridge: Sequence[Row], networks: Sequence[Row], path: Any) -> None
 
 
 def draw_layers(networks: Sequence[Row], path: Any) -> None:
-    """Draw measures of the networks with a ReLU against the weight of each penalty, after short and long training."""
+    """Draw metrics of the networks with a ReLU against each penalty's weight, after short and long training."""
     color = theme_colors("light")
     figure = new_figure(12, 6.2, color)
     parts = _select(networks, data="parts", width=16)
@@ -87,7 +87,7 @@ def _select(rows: Sequence[Row], **fields: Any) -> list[Row]:
 def _line(
     axes: Any, rows: Sequence[Row], x: str, y: str, color: str, label: str, marker: str = "o", *, join: bool = False
 ) -> None:
-    """Draw means with 95 % intervals over seeds."""
+    """Draw means of `y` with 95 % intervals over seeds against `x`."""
     places = sorted({row[x] for row in rows})
     means = [mean_interval([row[y] for row in rows if row[x] == place]) for place in places]
     middle, errors = [each.mean for each in means], [each.high - each.mean for each in means]

@@ -1,6 +1,6 @@
 """A one-layer network on images `[T, M]`, the penalties on its features, and its training.
 
-Every position is seen through the same D filters; their features are averaged over positions and classified linearly:
+The same D filters see every position. Their features are averaged over positions and classified linearly:
 `z = V mean_t φ(W x_t + b) + c`, with φ the ReLU or the identity.
 """
 
@@ -14,16 +14,16 @@ import optax
 from sdecor import losses, masking
 from studies.patches import CLASSES
 
-LAYERS = ("pooled", "before", "after")  # averaged over positions; by positions, before or after the non-linearity
+LAYERS = ("pooled", "before", "after")  # averaged over positions; by position, before or after the non-linearity
 
 Params = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is trained; each is compiled once for all weights.
+    """The static choices of a training; each recipe is compiled once for all weights.
 
-    `penalty` is on the features of `layer`; `consistency` adds that of Saliency-Guided Training;
+    `penalty` is on the features of `layer`; `consistency` adds the consistency term of Saliency-Guided Training;
     `width` is the number D of filters.
     """
 
@@ -48,7 +48,7 @@ def initial(key: jax.Array, pixels: int, width: int) -> Params:
 
 
 def forward(params: Params, images: jax.Array, *, relu: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return logits `[N, K]` and the features of each of `LAYERS`: `[N, D]` pooled, `[N, T, D]` by positions."""
+    """Return logits `[N, K]` and the features of each of `LAYERS`: `[N, D]` pooled, `[N, T, D]` by position."""
     before = images @ params["filters"] + params["bias"][None, None]
     after = jax.nn.relu(before) if relu else before
     pooled = after.mean(1)
@@ -67,14 +67,14 @@ def input_gradient(params: Params, images: jax.Array, labels: jax.Array, *, relu
 
 
 def cosines(samples: jax.Array) -> jax.Array:
-    """Return the uncentred cosines `[D, D]` between the features of samples `[N, D]`; those of a zero one are 0."""
+    """Return the uncentred cosines `[D, D]` between the features of samples `[N, D]`; those of a zero feature are 0."""
     squares = (samples**2).sum(0)
     unit = samples * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)[None]
     return unit.T @ unit
 
 
 def densities(samples: jax.Array) -> jax.Array:
-    """Return `(E a)² / E a²` in [0, 1] of each feature of samples `[N, D]`: on what share of them it is active.
+    """Return `(E a)² / E a²` in [0, 1] of each feature of samples `[N, D]`, its share of active samples.
 
     References:
       Treves and Rolls, "What determines the capacity of autoassociative memories in the brain?", Network 2, 1991.
@@ -86,7 +86,7 @@ def densities(samples: jax.Array) -> jax.Array:
 def penalise(penalty: str, features: jax.Array, labels: jax.Array) -> jax.Array:
     """Return a penalty on features `[N, D]` or `[N, T, D]`.
 
-    "within" is the "correlation" about the means of the classes; the others are those of `sdecor.losses`.
+    "within" is the "correlation" about the means of the classes; the others are the forms of `sdecor.losses`.
     """
     samples = features.reshape(-1, features.shape[-1])
     if penalty == "within":
@@ -103,12 +103,12 @@ def train(
     """Train a network for each key, on all examples at every step.
 
     Args:
-      recipe: what is trained.
-      keys: typed, `[S]`.
-      images: `[S, N, T, M]`.
-      labels: `[S, N]`.
-      weight: of the penalty.
-      decay: of half the squared filters and classifier, a term of the loss.
+        recipe: the static choices.
+        keys: typed random keys, `[S]`.
+        images: `[S, N, T, M]`.
+        labels: `[S, N]`.
+        weight: weight of the penalty.
+        decay: weight of half the squared filters and classifier in the loss.
 
     Returns:
       Parameters with a leading axis `[S]`.
@@ -144,7 +144,7 @@ def _train_one(
 
 
 def _mask(key: jax.Array, params: Params, images: jax.Array, labels: jax.Array, *, relu: bool) -> jax.Array:
-    """Fill the half of each example's pixels whose gradient is least."""
+    """Return images with the half of each example's pixels filled whose gradient is least."""
     saliency = jnp.abs(input_gradient(params, images, labels, relu=relu))
     ties, fill = jax.random.split(key)
     mask = masking.least_salient(ties, saliency, fraction=0.5)

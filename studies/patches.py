@@ -1,7 +1,7 @@
-"""Synthetic classification in which each class shows itself in redundant parts, of known correlation.
+"""Synthetic classification data whose classes appear in redundant parts of known correlation.
 
-An image is `[T, M]`: T positions of M pixels each. `groups` has one position, where every class has pixels of its own;
-`parts` shows the class's parts at some of the positions and clutter at the others.
+An image is `[T, M]`: T positions of M pixels each. In `groups` there is one position, in which every class has pixels
+of its own. `parts` shows the parts of the class at some positions and clutter at the others.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Examples(NamedTuple):
 def groups(seed: int, count: int, *, correlation: float = 0.4, pixels: int = 4) -> Examples:
     """Draw examples of one position, in which each class adds 1 to its own four groups of pixels.
 
-    The noise of a group is common to its pixels, and its variance differs fourfold among the groups of a class; two of
-    mean noise correlate by `correlation`.
+    A group's noise is common to its pixels. Its variance differs fourfold among the groups of a class. Two groups with
+    the mean variance correlate by `correlation`.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=count)
@@ -41,7 +41,7 @@ def parts(
 ) -> Examples:
     """Draw examples that show each part of their class at one of the positions, and clutter everywhere else.
 
-    Templates have length 1, and two parts of one class the inner product `correlation` on average. They depend on
+    Templates have length 1. Two parts of one class have the inner product `correlation` on average. Templates depend on
     `seed % 1000` alone: seeds that differ by a thousand draw new examples of one kind.
     """
     templates, clutter = _templates(seed % 1000, correlation, pixels)
@@ -59,7 +59,7 @@ def parts(
 
 
 def _templates(seed: int, correlation: float, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts `[K, PARTS, M]`, each √correlation of what its class has in common, and the clutter `[4, M]`."""
+    """Return the parts `[K, PARTS, M]`, with √correlation of their class's common part, and the clutter `[4, M]`."""
     rng = np.random.default_rng(seed)
 
     def units(*shape: int) -> np.ndarray:

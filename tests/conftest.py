@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict rank promotion and one compilation cache for the whole suite."""
+"""Shared settings of the suite: eight CPU devices, strict rank promotion, one compilation cache, seeded generators."""
 
 import os
 import tempfile
@@ -19,17 +19,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the quick suite compile with few optimisations, which take most of its time; the full one has all."""
+    """Compile the quick suite with few optimisations, which take most of its time; the full suite has all."""
     if config.option.markexpr == "not full":
         quick = ["--xla_backend_optimization_level=1"]  # at 0 DeepLIFT of a CNN is wrong, or even NaN
-        if jax.__version_info__ < (0, 11):  # later ones gain nothing, or end at a flag that they do not know
+        if jax.__version_info__ < (0, 11):  # later versions gain nothing, or reject a flag
             quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()  # read at JAX's first use
 
 
 @pytest.fixture
 def key() -> jax.Array:
-    """A typed key that every test may split as it likes."""
+    """Return a typed random key."""
     return jax.random.key(0)
 
 
@@ -37,7 +37,7 @@ _SEEDED: dict[str, dict] = {}
 
 
 def begin_anew(module: types.ModuleType) -> None:
-    """Set a module's generator of random numbers back to its seed, so that a test draws the same in any order."""
+    """Reset a module's random generator to its seed, so that tests draw the same numbers in any order."""
     for name in ("rng", "RNG"):
         generator = getattr(module, name, None)
         if isinstance(generator, np.random.Generator):
@@ -46,11 +46,11 @@ def begin_anew(module: types.ModuleType) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Function) -> None:
-    """Begin anew before the fixtures of a module, each of which is made for the first test that asks for it."""
+    """Reset the generator before fixtures: a module's fixture is made for the first test that requests it."""
     begin_anew(item.module)
 
 
 @pytest.fixture(autouse=True)
 def draws_of_its_own(request: pytest.FixtureRequest) -> None:
-    """Begin anew before the test itself."""
+    """Reset the generator again before the test itself."""
     begin_anew(request.module)

@@ -1,4 +1,4 @@
-"""The scripts of examples/: short, and they run to the end with what they promise."""
+"""Tests that the scripts of examples/ are short and run to the end with the promised results."""
 
 import functools
 import importlib.util
@@ -30,7 +30,7 @@ def load(name):
 
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory):
-    """The data set with splits of one chunk each, and the settings of JAX that a user has."""
+    """Reduce the data set to one chunk per split, and use JAX's default settings."""
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
         patch.setattr(scenes, "SPLIT_SIZES", dict.fromkeys(scenes.SPLIT_SIZES, scenes.CHUNK))
         patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
@@ -80,7 +80,7 @@ def test_explaining_draws_and_scores(tmp_path, capsys):
     plt.close("all")
     shown = plt.imread(tmp_path / "maps.png")
     assert shown.ndim == 3 and shown.std() > 0.1
-    shares = [float(x) for x in re.findall(r"(0\.\d+)", capsys.readouterr().out)]  # four methods, each beside chance
+    shares = [float(x) for x in re.findall(r"(0\.\d+)", capsys.readouterr().out)]  # four methods, with chance levels
     assert len(shares) == 8 and len({*shares[::2]}) == 4 and all(0.1 < chance < 0.25 for chance in shares[1::2])
 
 

@@ -1,7 +1,7 @@
-"""A run and an export of an earlier version of this library are read, continued and measured as if made today.
+"""Tests that a run and an export of an earlier version are read, continued and evaluated as new ones are.
 
-`tests/former` was written at commit e352c59, before the library was laid out anew: a tiny run on the images that
-`tiny_runs.draw_images` draws, its evaluation, and an export of its maps in float16.
+`tests/former` was written at commit e352c59, before the library got its present layout. It has a tiny run on the images
+of `tiny_runs.draw_images`, its evaluation, and an export of its maps in float16.
 """
 
 import json
@@ -32,7 +32,7 @@ METHODS, METRICS = "--methods=gradient,deeplift", "--metrics=gini,insertion,max_
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the run, the export and the images, in which one is when they are used."""
+    """Return a folder with the run, the export and the images; it is the working directory."""
     for name in ("run", "maps.zarr"):
         shutil.copytree(FORMER / name, tmp_path / name)
     tiny_runs.draw_images(tmp_path / "images")
@@ -69,7 +69,7 @@ def test_a_former_export_is_whole_and_is_that_of_its_run(folder):
 
 @pytest.mark.full
 def test_a_former_evaluation_and_export_are_finished(folder):
-    """The same command lines compute nothing again, and write the same numbers."""
+    """The same command lines compute nothing again and write the same numbers."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg", "PYTHONPATH": str(tiny_runs.ROOT)}
     before = json.loads((folder / "run/evaluation.json").read_text())
     arrays = (folder / "run/evaluation.npz").stat().st_mtime_ns

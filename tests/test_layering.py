@@ -1,4 +1,4 @@
-"""The direction of imports that keeps the parts usable alone (docs/design.md)."""
+"""Tests of the directions of imports, which keep the parts usable alone (docs/design.md)."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# A row a concern: what it may import.
+# One row per concern: the concerns that it may import.
 MAY_IMPORT = {
     "core": set(),
     "losses": {"core"},
@@ -25,19 +25,19 @@ MAY_IMPORT = {
     "sweep": {"core", "metrics", "training", "evaluation", "report"},
     "__init__": set(),
 }
-# Narrower than a row: the one file of a concern that may import another concern.
+# Exceptions: the only file of a concern that may import another concern.
 ONLY_FROM = {
-    ("training", "attribution"): "training/build.py",  # the words that a config may hold
+    ("training", "attribution"): "training/build.py",  # the names of methods that a config may hold
     ("evaluation", "training"): "evaluation/runs.py",
     ("report", "training"): "report/run.py",
     ("report", "evaluation"): "report/run.py",
     ("export", "report"): "export/overlays.py",
 }
-READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # beside train.py, evaluate.py and sweep
+READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep
 
 
 def imports(path: pathlib.Path) -> set[str]:
-    """Return the names of all modules that a file imports, also inside functions."""
+    """Return the names of all modules that a file imports, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def test_every_concern_has_a_row_and_nothing_else_is_there():
 
 
 def config_fields(path: pathlib.Path) -> set[str]:
-    """Return what a file reads from a `config` (`config.optim`), and the config library if it imports that."""
+    """Return the fields that a file reads from a `config` (`config.optim`), and the config library if imported."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     fields = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}
     return (fields - set(dir(dict))) | ({"ml_collections"} & imports(path))
@@ -87,7 +87,7 @@ DEVICES = {"pmap", "shard_map", "Mesh", "NamedSharding", "device_put", "make_mes
 
 
 def device_names(path: pathlib.Path) -> set[str]:
-    """Return what a file names of devices, as an attribute (`jax.pmap`) or in an import, under whatever alias."""
+    """Return the names of devices that a file uses, as an attribute (`jax.pmap`) or in an import with any alias."""
     attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     imported = {name for dotted in imports(path) for name in dotted.split(".")}
     return DEVICES & (attributes | imported)
@@ -114,7 +114,7 @@ def test_configs_import_the_config_library_alone():
 
 
 def test_library_imports_without_data_packages():
-    """Machines for benchmarks hold only jax, flax, optax, orbax and chex."""
+    """Machines for benchmarks have only jax, flax, optax, orbax and chex."""
     blocked = ["tensorflow_datasets", "grain", "ml_collections", "PIL", "sklearn", "tensorboardX", "tensorflow"]
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"

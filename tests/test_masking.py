@@ -1,4 +1,4 @@
-"""Masks with exactly k positions, their ties, and what fills them."""
+"""Tests of masks: exactly k positions, random ties, and the fills."""
 
 from functools import partial
 
@@ -78,7 +78,7 @@ def test_number_masked_is_exact_in_large_images(positions):
 @pytest.mark.parametrize("positions", [1024, 224 * 224, 3000 * 1000])
 def test_number_masked_is_exact_for_fractions_of_four_digits(positions):
     numerators = np.arange(10_000)
-    exact = (numerators * positions + 10) // 10_000  # floor(fraction · positions + 1e-3) in whole numbers
+    exact = (numerators * positions + 10) // 10_000  # floor(fraction · positions + 1e-3) in integers
     traced = jax.jit(partial(masking._number_masked, positions=positions))(jnp.float32(numerators / 10_000))
     np.testing.assert_array_equal(traced, exact)
     for i in np.concatenate([numerators[::97], np.flatnonzero(numerators * positions % 10_000 == 9990)[:100]]):
@@ -96,7 +96,7 @@ def test_ties_are_broken_uniformly():
     tied = np.concatenate([counts[0, 4:], counts[1:4].ravel()])
     share = (k - 4) / len(tied)
     statistic = np.sum((tied - trials * share) ** 2) / (trials * share * (1 - share)) * (len(tied) - 1) / len(tied)
-    assert statistic < 2 * len(tied)  # chi-squared with 27 degrees of freedom: 56 is exceeded once in a thousand
+    assert statistic < 2 * len(tied)  # chi-squared with 27 degrees of freedom exceeds 56 once in a thousand
 
 
 def test_masks_of_tied_images_differ_between_examples_and_keys(key):
@@ -109,7 +109,7 @@ def test_masks_of_tied_images_differ_between_examples_and_keys(key):
 @pytest.mark.parametrize("kind", ["random", "mostly zero", "zero"])
 def test_an_example_does_not_depend_on_its_batch(key, kind):
     keys, saliency = jax.random.split(key, 6), saliency_of(kind)
-    saliency[0] = np.arange(70).reshape(10, 7)  # one image without ties
+    saliency[0] = np.arange(70).reshape(10, 7)  # the first image has no ties
     images = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
     whole = least_salient(keys, saliency, fraction=0.5)
     filled = fill(keys, images, whole)
@@ -229,8 +229,8 @@ def test_uniform_fill_spans_each_channels_range_independently(key):
     share = ((filled - low) / np.maximum(high - low, 1e-9))[..., :2].reshape(2, 3000, 2)
     np.testing.assert_allclose(np.histogram(share, bins=10, range=(0, 1))[0] / share.size, 0.1, atol=0.015)
     draws = np.concatenate([share[0], share[1]], axis=1)
-    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.08  # channels and examples
-    assert abs(np.corrcoef(share[0, 1:, 0], share[0, :-1, 0])[0, 1]) < 0.08  # neighbours
+    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.08  # between channels and examples
+    assert abs(np.corrcoef(share[0, 1:, 0], share[0, :-1, 0])[0, 1]) < 0.08  # between neighbours
 
 
 def test_bfloat16_images_stay_bfloat16(key, images, mask):
@@ -249,7 +249,7 @@ def test_wrong_fills_are_named(key, images, mask):
 
 
 def test_several_batches_at_once_are_masked_as_each_alone(key):
-    """Under `vmap`, with ties in one of the batches alone and a fraction of their own."""
+    """Under `vmap`, batches may differ in their fraction and in whether they have ties."""
     saliency = jax.random.normal(key, (3, 4, 5, 6)).at[1].set(0.0)
     keys, fractions = jax.random.split(key, 3), jnp.array([0.5, 0.3, 0.0])
     many = jax.vmap(lambda key, x, share: least_salient(key, x, fraction=share))

@@ -1,4 +1,4 @@
-"""A NaN or an infinity reaches the result of its own example and no other; finite values make none."""
+"""Tests that NaN or infinity reaches the results of its own example only, and that finite values make none."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
 def with_one(arrays: np.ndarray, value: float) -> np.ndarray:
-    """Return arrays whose middle example has one such value."""
+    """Return the arrays with `value` at one place of the middle example."""
     changed = arrays.copy()
     changed[(1, *(1,) * (arrays.ndim - 1))] = value
     return changed
@@ -72,7 +72,7 @@ def map_results(maps: jax.Array) -> dict[str, jax.Array]:
     )
 
 
-def test_measures_of_a_map_that_is_not_finite_are_nan_and_leave_the_others():
+def test_metrics_of_a_map_that_is_not_finite_are_nan_and_leave_the_others():
     plain = map_results(MAPS)
     for bad in NOT_FINITE:
         for name, values in map_results(with_one(MAPS, bad)).items():
@@ -81,7 +81,7 @@ def test_measures_of_a_map_that_is_not_finite_are_nan_and_leave_the_others():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 3e38 / np.abs(MAPS).max()])
-def test_measures_of_a_map_do_not_change_with_its_scale(scale):
+def test_metrics_of_a_map_do_not_change_with_its_scale(scale):
     plain, scaled = map_results(MAPS), map_results((MAPS.astype(np.float64) * scale).astype(np.float32))
     for name, values in plain.items():
         np.testing.assert_allclose(scaled[name], values, rtol=2e-5, atol=1e-6, err_msg=name)
@@ -121,7 +121,7 @@ def test_an_image_that_is_not_finite_gives_nan_behind_a_relu_too():
             np.testing.assert_allclose(values[::2], plain[name][::2], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-# Classes that a logit of −inf takes out
+# Classes that a logit of −inf excludes
 
 
 LOGITS = np.float32([[0, 1, -1, 0.5], [2, 0, 1, -1], [0, 0.3, 0, 2]])
@@ -156,14 +156,14 @@ def test_consistency_is_the_divergence_over_the_classes_that_are_left(direction)
         np.testing.assert_array_equal(gradient[:, 2], 0)
 
 
-def test_consistency_is_infinite_only_where_the_second_prediction_alone_rules_a_class_out():
+def test_consistency_is_infinite_only_where_the_second_prediction_alone_excludes_a_class():
     values, _ = consistency(LOGITS, without(MASKED_LOGITS), direction="clean_masked")
     np.testing.assert_array_equal(values, np.inf)
     values, gradients = consistency(without(LOGITS), MASKED_LOGITS, direction="clean_masked")
     p, q = oracles.softmax(LOGITS[:, KEPT].astype(np.float64)), oracles.softmax(MASKED_LOGITS.astype(np.float64))
     np.testing.assert_allclose(values, (p * np.log(p / q[:, KEPT])).sum(1), rtol=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
-    far = np.float32([[0, 0, -1e4, 0]])  # no mass in float32, but no −inf either
+    far = np.float32([[0, 0, -1e4, 0]])  # no probability in float32, but not −inf
     np.testing.assert_allclose(consistency(far, without(far), direction="clean_masked")[0], 0, atol=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_predictions_without_a_class_are_those_of_the_classes_that_are_left():
     for name in kept:
         np.testing.assert_allclose(masked[name], kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
     smoothed = losses.classification(without(LOGITS), np.array([0, 1, 1]), label_smoothing=0.1)
-    np.testing.assert_array_equal(smoothed, np.inf)  # smoothing gives the class mass
+    np.testing.assert_array_equal(smoothed, np.inf)  # smoothing gives the excluded class a probability
 
 
 def test_penalty_of_log_probabilities_sums_over_the_classes_that_are_left():
@@ -193,13 +193,13 @@ def test_penalty_of_log_probabilities_sums_over_the_classes_that_are_left():
     options = {"of": "log_probabilities"}
     masked, _ = losses.gradient_penalty(lambda x: (x @ WEIGHTS + mask[None], ()), images, labels, **options)
     kept = WEIGHTS[:, [0, 2]].astype(np.float64)
-    slope = (1 - 2 * oracles.softmax(images @ kept)) @ kept.T  # of Σ log p over two classes
+    slope = (1 - 2 * oracles.softmax(images @ kept)) @ kept.T  # gradient of Σ log p over two classes
     np.testing.assert_allclose(masked, (slope**2).sum(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("saliency_of", attribution.SALIENCY_OF)
 def test_attribution_without_a_class_is_that_of_the_classes_that_are_left(saliency_of):
-    """By the gradient, and by the two methods whose rules divide by logits."""
+    """This is tested for the gradient and for the two methods whose rules divide by logits."""
     mask, labels = jnp.array([0, -jnp.inf, 0]), np.array([0, 2, 2])
     masked = lambda x: network(x) + mask  # noqa: E731
     kept = lambda x: network(x)[np.array([0, 2])]  # noqa: E731

@@ -1,4 +1,4 @@
-"""Public functions under `jax_numpy_dtype_promotion="strict"`: traced, nothing is compiled."""
+"""Tests of public functions under `jax_numpy_dtype_promotion="strict"`; they are traced, nothing is compiled."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ PARAMS = {
     "weights": _RNG.normal(size=(4, CLASSES)).astype(np.float32),
 }
 KEY = jax.random.key(0)
-DTYPE = jnp.bfloat16  # which meets float32 in more places than float32 itself, and integers in as many
+DTYPE = jnp.bfloat16  # mixes with float32 in the code; integers mix with any dtype
 
 
 def network(params, image: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def explain_of(f, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Ar
 
 
 def strictly(function, *arrays) -> None:
-    """Trace a function under strict promotion."""
+    """Trace a function under strict dtype promotion."""
     with jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(function, *arrays)
 
@@ -123,7 +123,7 @@ def test_attribution():
 
 
 def call(name: str, function):
-    """Return a metric as a function of images and maps, with what it needs besides."""
+    """Return a metric as a function of images and maps, with its other arguments bound."""
     keyless = ("average_drop", "average_increase", "completeness")
     options = {} if name in keyless else {"key": KEY}
     metric = metrics.METRICS[name]

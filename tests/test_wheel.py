@@ -1,4 +1,4 @@
-"""The installed package: it holds the library alone, works far from the repository, and names what needs a clone."""
+"""Tests of the installed package: it has the library alone, works far from the clone, and says what needs one."""
 
 import importlib.metadata
 import os
@@ -40,7 +40,7 @@ assert callable(sdecor.export.export) and callable(sdecor.export.open)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> pathlib.Path:
-    """A folder that holds the installed package. A copy is built, so that the clone stays clean."""
+    """Return a folder with the installed package, built from a copy so that the clone stays clean."""
     if _version("setuptools") < (77, 0, 3) or not _version("pip"):
         pytest.skip("needs the build backend of pyproject.toml: pip install -r requirements-test.txt")
     folder = tmp_path_factory.mktemp("wheel")

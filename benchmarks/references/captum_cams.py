@@ -1,4 +1,4 @@
-"""What captum 0.9.0 finds at the layers of the reference network.
+"""Store the maps of captum 0.9.0 at the layers of the reference network.
 
     python benchmarks/references/captum_cams.py        # writes tests/references/captum_cams.npz
 

@@ -1,10 +1,10 @@
-"""What captum 0.9.0 returns for gradients, paths and occlusion on the reference network.
+"""Store the maps of captum 0.9.0 from gradients, paths and occlusion on the reference network.
 
     python benchmarks/references/captum_gradients.py    # writes tests/references/captum_gradients.npz
 
-captum draws noise inside `NoiseTunnel` and `GradientShap`. Here its `Saliency` and `InputXGradient` explain copies that
-were drawn with JAX as the library draws them; NoiseTunnel's statistics of copies are means, mean squares and biased
-variances. The first images in one batch, float32; results are NHWC.
+captum draws noise inside `NoiseTunnel` and `GradientShap`. Here the noisy copies are drawn with JAX, as the library
+draws them, and captum's `Saliency` explains the copies. The statistics over copies are those of NoiseTunnel: means,
+mean squares and biased variances. The first images in one batch, float32; results are NHWC.
 """
 
 import jax
@@ -25,22 +25,22 @@ WINDOWS = {"square": ((4, 4), (2, 2)), "cut": ((5, 3), (4, 2))}
 
 
 def nhwc(images: torch.Tensor) -> np.ndarray:
-    """Return images in the library's layout."""
+    """Return images in the library's layout, NHWC."""
     return images.detach().numpy().transpose(0, 2, 3, 1)
 
 
 def nchw(images: np.ndarray) -> torch.Tensor:
-    """Return images in PyTorch's layout."""
+    """Return images in PyTorch's layout, NCHW, as a leaf that requires a gradient."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2))).requires_grad_()
 
 
 def paths(network, images, targets) -> dict[str, np.ndarray]:
-    """Return integrated gradients by rule, by baseline, and their convergence deltas."""
+    """Return integrated gradients by rule and by baseline, and the convergence deltas of the latter."""
     method = IntegratedGradients(network)
     found = {}
     for ours, theirs in RULES.items():
         maps = method.attribute(images, baselines=0.5, target=targets, n_steps=STEPS, method=theirs)
-        # captum's trapezoid weights sum to 1 − 1/steps: the interval's length is missing.
+        # captum's trapezoid weights sum to 1 − 1/steps: a factor of the interval's length is missing.
         found[f"rule/{ours}"] = nhwc(maps) * (STEPS / (STEPS - 1) if ours == "trapezoid" else 1)
     pixels = images.detach()
     baselines = {
@@ -59,7 +59,7 @@ def paths(network, images, targets) -> dict[str, np.ndarray]:
 
 
 def noisy(network, arrays, targets) -> dict[str, np.ndarray]:
-    """Return statistics of the gradients of noisy copies, the noise being a share of the image's range."""
+    """Return statistics of the gradients of noisy copies; the noise is relative to the image's range."""
     gradients = []
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(arrays["images"]))]
     for sample in range(SAMPLES):
@@ -82,7 +82,7 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def expected(network, arrays, targets) -> np.ndarray:
-    """Return GradientSHAP with all images as baselines: (copy − baseline) × gradient between the two, averaged."""
+    """Return GradientSHAP with all images as baselines: the mean of (copy − baseline) × gradient between the two."""
     images, total = arrays["images"], 0.0
     for sample in range(SAMPLES):
         starts, ends, points = [], [], []

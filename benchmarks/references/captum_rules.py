@@ -1,11 +1,11 @@
-"""What captum 0.9.0 returns for methods with a backward pass of their own on the reference network.
+"""Store the maps of captum 0.9.0 from methods that change the backward pass, on the reference network.
 
     python benchmarks/references/captum_rules.py        # writes tests/references/captum_rules.npz
 
-captum's gamma and z⁺ rules split weights and not contributions by sign, and treat biases in their own way: these two
-explain the absolute values of the images for the predicted classes, with biases 0 (gamma) or not negative (z⁺).
-DeepLIFT explains the network with average pooling in both places: behind max pooling captum's contributions do not
-sum to the difference of the scores. Maps are NHWC.
+captum's gamma and z⁺ rules split weights by sign, not contributions, and treat biases in their own way. Therefore these
+two explain the absolute values of the images for the predicted classes, with biases 0 (gamma) or not negative (z⁺).
+DeepLIFT explains the network with average pooling instead of max pooling: behind max pooling captum's contributions do
+not sum to the difference of the scores. Maps are NHWC.
 """
 
 import copy
@@ -22,7 +22,7 @@ WITH_KERNEL = (nn.Conv2d, nn.Linear)
 
 
 def changed(network: nn.Sequential, change) -> nn.Sequential:
-    """Return a copy of the network with `change(bias)` for its biases."""
+    """Return a copy of the network with each bias replaced by `change(bias)`."""
     network = copy.deepcopy(network)
     for module in network:
         if isinstance(module, WITH_KERNEL):
@@ -31,17 +31,17 @@ def changed(network: nn.Sequential, change) -> nn.Sequential:
 
 
 def relevance(network: nn.Sequential, images: torch.Tensor, targets: torch.Tensor, rule, rule_of_means) -> torch.Tensor:
-    """Return LRP with `rule()` in convolutions and dense layers and `rule_of_means()` in the average pooling."""
+    """Return LRP maps with `rule()` in convolutions and dense layers and `rule_of_means()` in average pooling."""
     for module in network:
         if isinstance(module, (*WITH_KERNEL, nn.AvgPool2d)):
             module.rule = rule() if isinstance(module, WITH_KERNEL) else rule_of_means()
         elif not isinstance(module, nn.ReLU):
-            module.rule = EpsilonRule()  # max pooling and flattening, which take nothing out
+            module.rule = EpsilonRule()  # max pooling and flattening, which absorb no relevance
     return LRP(network).attribute(images.clone().requires_grad_(), target=targets)
 
 
 def results() -> dict[str, np.ndarray]:
-    """Return `<method>` or `<method>/<option>` -> `[8, 16, 16, 3]`."""
+    """Return maps `[8, 16, 16, 3]` by name, `<method>` or `<method>/<option>`."""
     network, images, labels = torch_network(), torch_images(), torch.from_numpy(load()["labels"]).long()
     averaging = copy.deepcopy(network)
     averaging.pool1 = nn.AvgPool2d(2)

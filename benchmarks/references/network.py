@@ -1,9 +1,9 @@
-"""The reference network: its weights and images, drawn once, and the same network in PyTorch.
+"""The reference network: its weights and images, drawn once, and the network in PyTorch.
 
     python benchmarks/references/network.py        # writes tests/references/network.npz
 
-The scripts beside this one load it, run captum or Quantus on it and store what these return for the tests. They need
-torch, captum==0.9.0 and quantus==0.6.0 in an environment of their own; the library and its tests do not.
+The scripts beside this one load it, run captum or Quantus on it and store the results for the tests. They need torch,
+captum==0.9.0 and quantus==0.6.0 in an environment of their own. The library and its tests do not.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "tests" / "references"
 
 
 def draw() -> dict[str, np.ndarray]:
-    """Return weights, images, labels and object masks from a fixed seed."""
+    """Return weights, images, labels and object masks, drawn with a fixed seed."""
     rng = np.random.default_rng(9)
     arrays = {}
     for layer, shape in (
@@ -37,13 +37,13 @@ def draw() -> dict[str, np.ndarray]:
 
 
 def load() -> dict[str, np.ndarray]:
-    """Return what `draw` stored."""
+    """Return the stored arrays of `draw`."""
     with np.load(FOLDER / "network.npz") as arrays:
         return dict(arrays)
 
 
 def torch_network():
-    """Return the network as a `torch.nn.Sequential` of NCHW images, with the stored weights, in evaluation mode."""
+    """Return the network with the stored weights, a `torch.nn.Sequential` of NCHW images, in evaluation mode."""
     import torch
     from torch import nn
 

@@ -1,11 +1,11 @@
-"""What Quantus 0.6.0 measures on the reference network: its faithfulness metrics, for tests/references.
+"""Store the faithfulness metrics of Quantus 0.6.0 on the reference network.
 
     python benchmarks/references/quantus_faithfulness.py    # writes tests/references/quantus_faithfulness.npz
 
 Needs torch, quantus==0.6.0 and numpy<2.4 (which still has np.trapz). Quantus counts each channel of a pixel as a
-feature, so images have one channel, which the network sees as three (`GAINS`). It normalises over the batch, so each is
-measured alone and nothing is normalised. Where it draws random numbers, or perturbs in another way than its
-definition says, the perturbation is passed in; the comments say what for.
+feature, so images have one channel, which the network sees as three (`GAINS`). Quantus normalises over the batch, so
+images are measured one at a time and maps are not normalised. Where Quantus draws random numbers, or perturbs in a way
+that differs from its definition, the perturbation is passed in; the comments say why.
 """
 
 import functools
@@ -17,14 +17,14 @@ from network import FOLDER, load, torch_network
 from quantus.helpers import utils
 
 GAINS = (1.0, 0.5, -0.7)
-STEP = 16  # pixels a step
+STEP = 16  # pixels per step
 PATCH = 4
 PERCENTAGES = list(range(10, 100, 10))
 COMMON = {"normalise": False, "abs": False, "disable_warnings": True, "display_progressbar": False}
 
 
 class OneChannel(torch.nn.Module):
-    """The reference network behind one channel; its logits minus their mean over the images, so that classes vary."""
+    """The reference network for one channel; the images' mean is subtracted from its logits, so that classes vary."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ def singly(metric, images, labels, maps, **options) -> np.ndarray:
 
 
 def curves(images, labels, maps) -> dict[str, np.ndarray]:
-    """Return the metrics whose values are curves, and those made of them."""
+    """Return the metrics whose values are curves, and the metrics derived from curves."""
     region = functools.partial(
         quantus.RegionPerturbation, patch_size=PATCH, regions_evaluation=10, perturb_baseline="black", **COMMON
     )
@@ -71,7 +71,7 @@ def curves(images, labels, maps) -> dict[str, np.ndarray]:
 
 
 def _irof(image: np.ndarray) -> quantus.Metric:
-    # Quantus fills with the mean of the image as it is after each step; its definition says the image's.
+    # Quantus fills with the mean of the image after each step; its definition says the mean of the original image.
     def fill(arr, mask, **_):
         return np.where(mask, image.mean(), arr)
 
@@ -79,7 +79,7 @@ def _irof(image: np.ndarray) -> quantus.Metric:
 
 
 def _monotonicity(image: np.ndarray) -> quantus.Metric:
-    # Quantus replaces pixels of the baseline by the baseline and so never shows the image to the network.
+    # Quantus replaces pixels of the baseline by the baseline, and so never shows the image to the network.
     def insert(arr, indices, **_):
         arr = arr.copy()
         np.put_along_axis(arr, indices, np.take_along_axis(image.reshape(1, -1), indices, 1), 1)
@@ -91,7 +91,7 @@ def _monotonicity(image: np.ndarray) -> quantus.Metric:
 
 
 def correlations(images, labels, maps) -> dict[str, np.ndarray]:
-    """Return the metrics that are correlations or errors, with the random sets that were drawn."""
+    """Return the metrics that are correlations or errors, and the random sets drawn for them."""
     drawn = []
 
     def record(arr, indices, **options):
@@ -117,7 +117,7 @@ def correlations(images, labels, maps) -> dict[str, np.ndarray]:
 
 
 def _infidelity(image: np.ndarray) -> quantus.Metric:
-    # Quantus leaves earlier patches replaced when it comes to the next; in the definition each perturbation is alone.
+    # Quantus keeps earlier patches replaced; in the definition each patch is replaced alone.
     def replace(arr, indices, **options):
         alone = image.reshape(1, -1)
         return quantus.perturb_func.batch_baseline_replacement_by_indices(alone, indices, **options)
@@ -150,7 +150,7 @@ if __name__ == "__main__":
     stored = {"maps": maps[:, 0], "labels": labels, "center": OneChannel().center.numpy()}
     rows = np.arange(16) // PATCH
     grid = rows[:, None] * 4 + rows[None, :]
-    utils.get_superpixel_segments = lambda img, segmentation_method: grid  # instead of SLIC
+    utils.get_superpixel_segments = lambda img, segmentation_method: grid  # instead of SLIC's segments
     values = curves(images, labels, maps) | correlations(images, labels, maps) | together(images, labels, maps)
     np.savez_compressed(FOLDER / "quantus_faithfulness.npz", **stored, **values)
     for name, value in values.items():

@@ -1,10 +1,10 @@
-"""Quantus 0.6.0 on fixed maps and the reference objects, and scikit-image's structural similarity of these maps.
+"""Store the metrics of Quantus 0.6.0 on fixed maps and objects, and scikit-image's structural similarity.
 
     python benchmarks/references/quantus_localization.py     # writes tests/references/quantus_localization.npz
 
-Quantus sees one map at a time, so that its normalization, by the largest absolute value of the whole batch, is by the
-map's own. What it does to a batch, or to an object that is empty, is stored under `defect/`: the tests show that the
-library does otherwise.
+Quantus gets one map at a time: it normalises by the largest absolute value of the batch, which is then the map's own.
+Its results for a whole batch, or for an empty object, are stored under `defect/`; the tests show that the library
+returns other values there.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ COMPLEXITY = {"Sparseness": {}, "Complexity": {}, "EffectiveComplexity": {"eps":
 
 
 def draw() -> dict[str, np.ndarray]:
-    """Return maps without equal values, signed and positive, and the cell that each explains as a mosaic."""
+    """Return maps without equal values, signed and positive, and the cell of a mosaic that each map explains."""
     rng = np.random.default_rng(31)
     objects = load()["objects"]
     signed = rng.normal(size=objects.shape) + 0.7 * objects
@@ -39,10 +39,10 @@ def draw() -> dict[str, np.ndarray]:
 
 
 def measure(name: str, maps: np.ndarray, options: dict | None = None, **arrays) -> np.ndarray:
-    """Return the values of a Quantus metric, `[N]` float64, for a batch as it is."""
+    """Return the values of a Quantus metric, `[N]` float64, for a whole batch."""
     metric = getattr(quantus, name)(disable_warnings=True, display_progressbar=False, **(options or {}))
     images = load()["images"].transpose(0, 3, 1, 2)[: len(maps)].copy()
-    model = torch_network() if name == "Focus" else None  # asked for, though the maps are given
+    model = torch_network() if name == "Focus" else None  # Focus requires a model, although the maps are given
     values = metric(model=model, x_batch=images, y_batch=np.zeros(len(maps), int), a_batch=maps.copy(), **arrays)
     return np.asarray(values, np.float64).reshape(-1)
 
@@ -58,7 +58,7 @@ def one_by_one(name: str, maps: np.ndarray, options: dict | None = None, **array
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the structural similarity of each pair, for both windows, with a fixed range and the pair's own."""
+    """Return the structural similarity of each pair, for both windows, with a fixed and with the pair's own range."""
     windows = {"uniform": {}, "gaussian": {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}}
     found = {}
     for window, options in windows.items():

@@ -1,10 +1,10 @@
-"""What Quantus 0.6.0 returns for robustness, randomisation and axioms on the reference network.
+"""Store the metrics of Quantus 0.6.0 for robustness, randomisation and axioms on the reference network.
 
     python benchmarks/references/quantus_robustness.py        # writes tests/references/quantus_robustness.npz
 
-One image at a time, without Quantus's normalisation (which spans the batch). The explanation is the gradient of the
-logit. Random neighbours are drawn with JAX by the keys that the tests use; randomised weights, noise and maps are
-stored with the results.
+Images are measured one at a time, without Quantus's normalisation (which spans the batch). The explanation is the
+gradient of the logit. Random neighbours are drawn with JAX, with the keys that the tests use. Randomised weights, noise
+and maps are stored with the results.
 """
 
 import itertools
@@ -23,7 +23,7 @@ TINT = torch.tensor([1.0, 0.5, -0.7]).reshape(1, 3, 1, 1)
 
 
 class Gray(torch.nn.Module):
-    """The network for images of one channel, tinted and seen through a mask: Quantus takes channels as features."""
+    """The network for images of one channel, seen through a mask: Quantus counts channels as features."""
 
     def __init__(self, network: torch.nn.Module, mask: torch.Tensor | float = 1.0):
         super().__init__()
@@ -34,7 +34,7 @@ class Gray(torch.nn.Module):
 
 
 class First(torch.nn.Module):
-    """The first logits alone."""
+    """The network with its first logits alone."""
 
     def __init__(self, network: torch.nn.Module, classes: int):
         super().__init__()
@@ -45,7 +45,7 @@ class First(torch.nn.Module):
 
 
 def gradient(model, inputs, targets, **_):
-    """Return the signed gradient of the target's logit, as the images."""
+    """Return the signed gradient of the target's logit, in the shape of the images."""
     x = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).requires_grad_()
     model(x)[torch.arange(len(x)), torch.as_tensor(np.asarray(targets)).long()].sum().backward()
     return x.grad.numpy()
@@ -57,12 +57,12 @@ def strength(model, inputs, targets, **_):
 
 
 def input_x_gradient(model, inputs, targets, **_):
-    """Return the image times its gradient."""
+    """Return the images times their gradient."""
     return np.asarray(inputs) * gradient(model, inputs, targets)
 
 
 def neighbours(example: int):
-    """Return a perturbation function that gives the neighbours of one image in turn."""
+    """Return a perturbation function that returns the neighbours of one image in turn."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), example), NOISE)
     count = itertools.count()
 
@@ -151,7 +151,7 @@ def randomization(network) -> dict[str, np.ndarray]:
     def ssim(a, b, **_):
         span = max(a.max(), b.max()) - min(a.min(), b.min())
         options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": span}
-        # Quantus flattens; scikit-image also averages places near the border, which are left out here.
+        # Quantus flattens the maps. scikit-image also averages places near the border, which are left out here.
         _, places = structural_similarity(a.reshape(16, 16), b.reshape(16, 16), full=True, **options)
         return [places[5:-5, 5:-5].mean()]
 

@@ -1,18 +1,18 @@
-"""The cells of the method on the embedded data set: each term alone, both, and neither, over five seeds.
+"""Ablation of SaliencyDecor on the embedded data set: each term alone, both, and neither, over five seeds.
 
-Decorrelation is by the paper's covariance, and again by the density.
+The decorrelation has the paper's form, covariance, and in two further cells density.
 
     python -m sdecor.sweep --config=configs/sweeps/ablation.py --workdir=runs/ablation [--status]
     python -m sdecor.sweep --report runs/ablation
 
-Thirty trials of the demo's network. Each takes one to three minutes of two CPU cores, and as long again to measure.
+Thirty trials of the demo's network. On two CPU cores, each trains one to three minutes and evaluates as long.
 """
 
 from configs.sweeps import cells
 
 CELLS = {
     "ce": {"method": "ce"},
-    "sgt": {"method": "sgt", "consistency.weight": 3.0},  # chosen on validation data; the config's is that of sdecor
+    "sgt": {"method": "sgt", "consistency.weight": 3.0},  # chosen on validation data; the default weight is for sdecor
     "decor": {"method": "decor"},
     "sdecor": {"method": "sdecor"},
     "decor_density": {"method": "decor", "form": "density"},

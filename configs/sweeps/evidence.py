@@ -1,11 +1,11 @@
-"""The study of docs/evidence.md: which methods sharpen gradient saliency, and at what price.
+"""The study of docs/evidence.md: which training methods sharpen gradient saliency, and their cost in accuracy.
 
     python -m sdecor.sweep --config=configs/sweeps/evidence.py:PART --workdir=runs/evidence/PART
     python -m sdecor.sweep --report runs/evidence/PART
 
 PART is one of `PARTS`. Parts on photographs need the 20 classes of Tiny ImageNet that the study names:
-`--set config.data.path=tiny-imagenet-200`. `tuning_*`, `forms` and `factors` look at the validation split alone,
-`methods_*`, which are preregistered, at the test split, and `confirmation`, which is so too, at images held out anew.
+`--set config.data.path=tiny-imagenet-200`. `tuning_*`, `forms` and `factors` use only the validation split. The
+preregistered parts are `methods_*`, on the test split, and `confirmation`, on newly held-out images.
 """
 
 from configs.sweeps import cells
@@ -13,7 +13,7 @@ from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import DENSITY, ce, decor, gradpen, ramp, sdecor, sgt
 
 Cell = tuple[str, dict]
-BEFORE = {  # the defaults that the study began with, and from which its cells differ
+BEFORE = {  # the defaults at the start of the study, on which its cells are based
     "consistency.ramp_epochs": 0.0,
     "decorrelation.form": "covariance",
     "decorrelation.layers": (),
@@ -70,7 +70,7 @@ def _tuning_scenes() -> list[Cell]:
 
 
 def _tuning_longer() -> list[Cell]:
-    """Return as many values of sgt as of sdecor, for longer training on photographs."""
+    """Return as many cells of sgt as of sdecor, for longer training on photographs."""
     first = DENSITY | {"decorrelation.layers": ("norm0",)}
     return [
         ("ce", ce()),
@@ -80,7 +80,7 @@ def _tuning_longer() -> list[Cell]:
     ]
 
 
-# What was chosen on the validation split, by the rules of docs/evidence.md.
+# Cells that were chosen on the validation split, by the rules of docs/evidence.md.
 CHOSEN = {
     "scenes": {
         "sgt": sgt(3.0, **ramp(6.0)),
@@ -102,17 +102,17 @@ CHOSEN = {
 
 
 def _methods(data: str, epochs: float) -> list[Cell]:
-    """Return the methods, and cross-entropy for 7/3 of the epochs: as many forwards and backwards as sdecor has."""
+    """Return the training methods, and ce for 7/3 of the epochs: as many forward and backward passes as sdecor."""
     long = ("ce_equal_compute", ce(**{"train.epochs": epochs * 7 / 3}))
     return [("ce", ce()), *CHOSEN[data].items(), long]
 
 
-# On 1,000 images of train that no network of the second study sees, instead of the 1,000 held out before. The last
-# checkpoint is measured, so that these images choose nothing.
+# Evaluation on 1,000 newly held-out images of train, which no network of the second study was trained on. The last
+# checkpoint is evaluated, so that these images choose nothing.
 FRESH = VALIDATION | {"checkpoint": "latest", "curve_images": 1000, "robustness_images": 500}
 
 
-# Tier 2, on photographs: what enters the classifier, or layers by positions before or after their ReLU.
+# Tier 2, on photographs: the classifier's input, or the positions of layers before or after their ReLU.
 def _form(form: str, layers: tuple[str, ...] = (), *, before: bool = False) -> dict:
     if not layers:
         return {"decorrelation.form": form}
@@ -152,7 +152,7 @@ def _forms() -> list[Cell]:
     ]
 
 
-# Tier 3, on scenes: one thing at a time.
+# Tier 3, on scenes: one field at a time.
 FACTORS = {
     "masking.fraction": [0.1, 0.25, 0.75],
     "masking.fill": ["mean", "zero", "blur"],
@@ -170,7 +170,7 @@ FACTORS = {
 
 
 def _factors() -> list[Cell]:
-    default = sdecor(1.0, 3.0, **ramp(3.0))  # what was chosen for scenes, its ramp as long as this training
+    default = sdecor(1.0, 3.0, **ramp(3.0))  # the choice for scenes, with a ramp as long as this training
     varied = [
         cell
         for field, values in FACTORS.items()
@@ -179,7 +179,7 @@ def _factors() -> list[Cell]:
     return [("ce", ce()), ("sdecor", default), *varied]
 
 
-TIER2 = 0.3  # weight of consistency, without a ramp
+TIER2 = 0.3  # weight of the consistency, without a ramp
 _TESTS = cells.against(["sdecor"], PRIMARY, ["ce", "sgt"])
 
 
@@ -219,7 +219,7 @@ def get_config(part: str = "methods_scenes") -> dict:
     """Return a part of the study (docs/sweeps.md).
 
     Raises:
-      ValueError: for a part that there is not.
+      ValueError: for an unknown part.
     """
     if part not in PARTS:
         raise ValueError(f"evidence.py:{part} is no part of the study: name one of {', '.join(PARTS)}")

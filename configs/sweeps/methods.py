@@ -1,6 +1,6 @@
-"""The overrides of each method of the study of docs/evidence.md, by its coefficients."""
+"""Config overrides of each training method in the study of docs/evidence.md, by its weights."""
 
-DENSITY = {  # of what comes out of every ReLU of the small CNN, by positions
+DENSITY = {  # density of the outputs of all ReLUs of the small CNN, with positions as samples
     "decorrelation.form": "density",
     "decorrelation.layers": ("norm0", "norm1", "norm2"),
     "decorrelation.rectify": True,
@@ -19,7 +19,7 @@ def sgt(consistency: float, **also: object) -> dict:
 
 
 def decor(weight: float, features: dict | None = None, **also: object) -> dict:
-    """Return the overrides of decorrelation alone, of the features' density unless other `features` are named."""
+    """Return the overrides of decorrelation alone; `features` holds its form and layers, by default `DENSITY`."""
     return {"method": "decor", "decorrelation.weight": weight} | (DENSITY if features is None else features) | also
 
 
@@ -34,5 +34,5 @@ def gradpen(weight: float) -> dict:
 
 
 def ramp(epochs: float) -> dict:
-    """Return the overrides that raise the weight of consistency through the whole training."""
+    """Return the overrides that raise the weight of consistency linearly over `epochs`."""
     return {"consistency.ramp_epochs": epochs}

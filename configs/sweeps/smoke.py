@@ -1,4 +1,4 @@
-"""Whether the tools of a sweep work: two cells, two seeds, a few steps each; the numbers mean nothing.
+"""A small sweep that tests the tools: two cells, two seeds, a few steps each. Its numbers mean nothing.
 
 python -m sdecor.sweep --config=configs/sweeps/smoke.py --workdir=runs/smoke
 python -m sdecor.sweep --report runs/smoke

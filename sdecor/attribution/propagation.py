@@ -14,8 +14,7 @@ from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.canonical import canonical
 from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
 from sdecor.core.checks import check_choice, check_range
-from sdecor.rules import deeplift as deeplift_rules
-from sdecor.rules import lrp as lrp_rules
+from sdecor.rules import deeplift as deeplift_rules, lrp as lrp_rules
 from sdecor.rules.guided import with_relus
 from sdecor.rules.lrp import RULES, Layer, Settings
 from sdecor.rules.program import execute, flatten, plan

@@ -1,4 +1,4 @@
-"""Command lines: exit statuses, values from text, an expected error as one line, the progress bar. Needs no JAX."""
+"""Command lines: exit statuses, values from text, errors without traceback, the progress bar. It needs no JAX."""
 
 import ast
 import contextlib
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-INTERRUPTED = 130  # exit status of a program that a signal stopped and the same command continues
+INTERRUPTED = 130  # exit status of a program that a signal stopped; the same command continues it
 
 
 def parse_value(text: str) -> Any:
-    """Return the Python literal in a text (a number, True, None, a tuple, …); the text itself where it holds none."""
+    """Return the Python literal in a text (a number, True, None, a tuple, …), or the text if it is no literal."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -20,9 +20,9 @@ def parse_value(text: str) -> Any:
 
 @contextlib.contextmanager
 def as_one_line(program: str, expected: tuple[type[Exception], ...]) -> Iterator[None]:
-    """End the program with the text of an expected error and exit status 1.
+    """End the program with exit status 1 and the text of the error when an expected error is raised.
 
-    SDECOR_TRACEBACK=1 in the environment shows where the error was raised.
+    The environment variable SDECOR_TRACEBACK=1 shows the traceback instead.
     """
     try:
         yield
@@ -33,17 +33,17 @@ def as_one_line(program: str, expected: tuple[type[Exception], ...]) -> Iterator
 
 
 def error_text(error: Exception) -> str:
-    """Return an error's text, without the traceback and the quotes that the config library adds."""
+    """Return an error's text without the traceback and the quotes that the config library adds."""
     text = str(error).strip()
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].partition(": ")[2]
-    if isinstance(error, AttributeError | KeyError):  # quoted twice
+    if isinstance(error, AttributeError | KeyError):  # their text is quoted twice
         text = "no such field: " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"")
     return text or type(error).__name__
 
 
 def progress_bar(*, total: int, initial: int, description: str, unit: str = "img", enabled: bool = True) -> Any:
-    """Return a bar that counts images, with images/s and the remaining time."""
+    """Return a progress bar of images, with images/s and the remaining time."""
     from tqdm import tqdm
 
     return tqdm(

@@ -1,4 +1,4 @@
-"""Files: which paths are refused before any work, whole-file writes, JSON, digests, and differences of trees."""
+"""Files: validation of paths, whole-file writes, JSON, digests, and differences of trees."""
 
 import contextlib
 import hashlib
@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-GLOB = "*?["  # orbax looks for its files by a pattern that begins with the folder's path
-UNSTORABLE = GLOB + "\\"  # a backslash is a slash to TensorStore
+GLOB = "*?["  # orbax finds its files by a glob pattern that begins with the folder's path
+UNSTORABLE = GLOB + "\\"  # TensorStore reads a backslash as a slash
 
 
 def readable(name: str) -> str:
-    """Return a file's name as plain text: bytes that are not UTF-8 are written as `\\xe9`."""
+    """Return a file's name as plain text; bytes that are not UTF-8 are escaped, such as `\\xe9`."""
     try:
         data = os.fsencode(name)
-    except UnicodeEncodeError:  # not a name that the system gave
+    except UnicodeEncodeError:  # the name is not from the file system
         data = name.encode("utf-8", "backslashreplace")
     return data.decode("utf-8", "backslashreplace")
 
 
 def check_text(field: str, path: epath.PathLike) -> None:
-    """Raise `ValueError` unless a path is UTF-8, as the files that record it are."""
+    """Raise `ValueError` unless a path is UTF-8, because the files that store it are UTF-8."""
     text = os.fspath(path)
     if readable(text) != text:
         raise ValueError(
@@ -37,7 +37,7 @@ def check_text(field: str, path: epath.PathLike) -> None:
 
 
 def check_output(field: str, path: epath.PathLike) -> None:
-    """Raise `ValueError` unless `path` can be a folder: it is UTF-8, and neither it nor one above it is a file."""
+    """Raise `ValueError` unless `path` can be a folder: it is UTF-8, and neither it nor a parent is a file."""
     text = os.fspath(path)
     if not text:
         raise ValueError(f"{field} is empty: name a folder")
@@ -54,7 +54,7 @@ def check_output(field: str, path: epath.PathLike) -> None:
 def check_checkpoints(field: str, path: epath.PathLike) -> None:
     """Raise `ValueError` unless checkpoints can be written below `path`, local or remote, and read back.
 
-    The whole path counts, also what lies above the folder.
+    The whole absolute path is checked, with the parents of the folder.
     """
     check_output(field, path)
     whole = os.fspath(absolute(path))
@@ -67,15 +67,15 @@ def check_checkpoints(field: str, path: epath.PathLike) -> None:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Return the absolute path; a URL is one already (`epath` would put the working folder before it)."""
+    """Return the absolute path; a URL is unchanged (`epath` would put the working folder before it)."""
     return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).absolute()
 
 
 def make_folder(field: str, path: epath.PathLike) -> epath.Path:
-    """Make the folder `path` and those above it, where missing, and return it.
+    """Create the folder `path` and its parents if they are missing, and return it.
 
     Raises:
-      ValueError: when it cannot be made.
+      ValueError: when the folder cannot be created.
     """
     folder = epath.Path(path)
     try:
@@ -90,7 +90,7 @@ def _kind(path: str) -> str:
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """Return the SHA-256 of bytes, and of arrays with their dtypes and shapes, as hexadecimal digits."""
+    """Return the SHA-256 of bytes and arrays, with the arrays' dtypes and shapes, as hexadecimal digits."""
     found = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else _bytes(np.asarray(part))
@@ -102,23 +102,23 @@ def _bytes(array: np.ndarray) -> bytes:
     return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
 
 
-PACKAGES = (  # those that may change a result, or the pixels
+PACKAGES = (  # packages that may change a result, or the pixels
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "tensorflow-datasets", "grain", "pillow", "scikit-learn",
 )  # fmt: skip
 
 
 def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
-    """Write `differing_fields` as lines of text."""
+    """Return the differences of `differing_fields` as lines of text."""
     return "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differences.items())
 
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yield a path to write to; at the end of the `with` block that file replaces `path`, after an error nothing does.
+    """Yield a temporary path to write to, whose file replaces `path` when the `with` block ends without an error.
 
     Readers never see half a file, also when several processes write the same one. The file may still be lost when the
-    machine loses power: `export.files` writes what may not be.
+    machine loses power; `export.files` writes files that may not be lost.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -132,7 +132,7 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def write_file(path: epath.PathLike, content: str | bytes) -> None:
-    """Write a whole file, local or remote, as `replacing` does; its folder has to be there."""
+    """Write a whole file, local or remote, as `replacing` does; its folder must exist."""
     with replacing(path) as temporary:
         if isinstance(content, bytes):
             temporary.write_bytes(content)
@@ -141,23 +141,23 @@ def write_file(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: epath.PathLike, content: Any) -> None:
-    """Write `content` as JSON, see `write_file`."""
+    """Write `content` as a JSON file; see `write_file`."""
     write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def plain(tree: Any) -> Any:
-    """Return `tree` as JSON would give it back: tuples become lists, ConfigDicts dicts, NumPy numbers numbers."""
+    """Return `tree` in plain JSON types: tuples become lists, ConfigDicts dicts, NumPy values numbers or lists."""
     tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
     return json.loads(json.dumps(tree, default=lambda value: value.tolist()))
 
 
 def plain_settings(settings: Any) -> Any:
-    """Return settings as JSON would give them back: functions and other objects become their names."""
+    """Return settings in plain JSON types; functions and other objects become their names."""
     return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
 
 
 def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    """Return the leaves of nested dicts by dotted name: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
     leaves = {}
     for name, value in tree.items():
         leaves |= flat(value, prefix=f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -167,7 +167,7 @@ def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
 def differing_fields(
     old: dict[str, Any], new: dict[str, Any], *, prefix: str = "", ignore: tuple[str, ...] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return `{dotted name: (old value, new value)}` for every field that differs."""
+    """Return `{dotted name: (old value, new value)}` of differing fields, except those under a prefix in `ignore`."""
     differences = {}
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
@@ -179,7 +179,7 @@ def differing_fields(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
+    """Return the versions of Python and packages that a result may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

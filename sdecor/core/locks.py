@@ -1,4 +1,4 @@
-"""Lock files: held by one process at a time, and freed by the operating system when that process ends, however."""
+"""Lock files: held by one process at a time, and freed by the operating system when that process ends or is killed."""
 
 import contextlib
 import fcntl
@@ -11,16 +11,16 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-NOBODY = {"process": "?", "host": "?", "since": "?"}  # a holder that has not written yet who it is
+NOBODY = {"process": "?", "host": "?", "since": "?"}  # a holder that has not written its description yet
 
-_not_inherited: set[int] = set()  # locked files that a forked child closes
+_not_inherited: set[int] = set()  # descriptors of locked files that a forked child closes
 
 
 class Taken(Exception):
     """Another process holds the lock.
 
     Attributes:
-      holder: that process, as its `this_process` says.
+      holder: description of that process, from its `this_process`.
     """
 
     def __init__(self, holder: dict[str, Any]):
@@ -32,14 +32,14 @@ class Lock:
     """A held lock file.
 
     Attributes:
-      descriptor: the open file. A process that it is passed to holds the lock as well.
+      descriptor: descriptor of the open file. A process that receives it holds the lock too.
     """
 
     def __init__(self, path: epath.PathLike, descriptor: int):
         self.descriptor, self._path = descriptor, path
 
     def release(self, *, remove: bool = False) -> None:
-        """Free the lock, unless a child still holds it; `remove` deletes the file first."""
+        """Release the lock, unless a child still holds it; `remove` deletes the file first."""
         if remove:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
@@ -48,13 +48,13 @@ class Lock:
 
 
 def acquire(path: epath.PathLike, *, inherited: bool = False) -> Lock:
-    """Lock the local file `path`, created where missing, without waiting.
+    """Lock the local file `path` without waiting; create the file if it is missing.
 
-    A file system without locks gives a warning, and the lock counts as held.
+    On a file system without locks there is a warning, and the lock counts as held.
 
     Args:
-      path: its folder has to be there.
-      inherited: whether forked children hold the lock as well, so that it outlives this process.
+      path: path of the lock file; its folder must exist.
+      inherited: whether forked children hold the lock too, so that it may outlive this process.
 
     Raises:
       Taken: when another process holds it.
@@ -67,13 +67,13 @@ def acquire(path: epath.PathLike, *, inherited: bool = False) -> Lock:
             found = _read(opened)
             os.close(opened)
             raise Taken(found) from None
-        except OSError as error:  # some network file systems know no locks
+        except OSError as error:  # some network file systems have no locks
             folder = os.path.dirname(os.path.abspath(path))
             logging.warning("%s cannot be locked (%s): start nothing else that writes there", folder, error)
             break
         if _is_there(opened, path):
             break
-        os.close(opened)  # its holder removed it between our two steps
+        os.close(opened)  # its holder deleted the file before we locked it
     if not inherited:
         _not_inherited.add(opened)
     lock = Lock(path, opened)
@@ -87,9 +87,9 @@ def acquire(path: epath.PathLike, *, inherited: bool = False) -> Lock:
 
 
 def holder(path: epath.PathLike) -> dict[str, Any] | None:
-    """Return the process that holds the lock file `path`, None when none does.
+    """Return the process that holds the lock file `path`, or None if none does.
 
-    To find out it shares the lock for an instant, in which `acquire` fails elsewhere.
+    The function shares the lock for an instant, during which `acquire` fails in other processes.
     """
     try:
         opened = os.open(path, os.O_RDONLY)
@@ -107,7 +107,7 @@ def holder(path: epath.PathLike) -> dict[str, Any] | None:
 
 
 def this_process() -> dict[str, Any]:
-    """Return this process as lock files describe it: its number, its machine, and the time."""
+    """Return the description of this process for lock files: process id, host and time."""
     return {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
@@ -124,7 +124,7 @@ def _is_there(opened: int, path: epath.PathLike) -> bool:
 
 
 def _close_in_child() -> None:
-    """Keep a forked child from holding the lock of a parent that died."""
+    """Close the locked files in a forked child, which would otherwise hold the lock of a dead parent."""
     for opened in _not_inherited:
         os.close(opened)
     _not_inherited.clear()

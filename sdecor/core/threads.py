@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the loop that uses its results: in order, bounded, and ended with that loop."""
+"""Threads that compute results ahead of the loop that uses them: in order, bounded, and ended with that loop."""
 
 import collections
 import contextlib
@@ -13,14 +13,14 @@ def map_ahead(
 ) -> Iterator[Any]:
     """Yield `function(item)` of each item, in order, computed by threads while earlier results are in use.
 
-    Closing the iterator, an error or Ctrl-C cancels what has not begun, and waits for nothing.
+    Closing the iterator, an error or Ctrl-C cancels calls that have not begun, and does not wait for others.
 
     Args:
-      function: called in a thread. Its exception is raised where its result would be yielded.
-      items: taken by the caller's thread, `ahead` of them before the first result is in use. It may have no end.
-      threads: their number.
-      ahead: results that are under way, or ready, while one is in use; at least 1.
-      name: of the threads, for debuggers.
+      function: function called in a thread. Its exception is raised where its result would be yielded.
+      items: items, possibly without end. The caller's thread takes `ahead` of them before it yields the first result.
+      threads: number of threads.
+      ahead: number of results that are ready or being computed while one is in use; at least 1.
+      name: name of the threads, for debuggers.
     """
     items = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -35,7 +35,7 @@ def map_ahead(
 
 
 def in_background(items: Iterator[Any], *, ahead: int, name: str) -> Iterator[Any]:
-    """Yield the items of an iterator, which one thread makes `ahead` of their use; it ends as `map_ahead` does."""
+    """Yield the items of an iterator, which one thread produces `ahead` of their use; it ends as `map_ahead` does."""
     end = object()
     taken = map_ahead(lambda _: next(items, end), itertools.repeat(None), threads=1, ahead=ahead, name=name)
     with contextlib.closing(taken):

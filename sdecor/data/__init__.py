@@ -1,22 +1,26 @@
-"""Data sets, the input pipeline and augmentation on the device."""
+"""Data sets, the input pipeline, and augmentation on the device.
 
-from sdecor.data.augment import augment, center_crop, denormalise, normalise
-from sdecor.data.batches import evaluation_batches
-from sdecor.data.dataset import Dataset, create_dataset
-from sdecor.data.loader import Loader, create_loader
-from sdecor.data.memory import load_in_memory
-from sdecor.data.splits import Source
+Files:
+  dataset               data sets by name: classes, splits, mean and std
+  splits                validation examples taken from train; a small part of a split
+  tfds_source           prepared TFDS data sets, read without TensorFlow
+  image_folders         images in folders, and Tiny ImageNet
+  digit_scenes, scenes  the embedded data set, and the drawing of its images
+  decode                bytes to images, object masks and boxes
+  batches               order of examples, and batches as NumPy arrays
+  loader                training batches, by one of the next two files
+  memory, streaming     a split decoded once into memory; a split read and decoded by Grain
+  augment               augmentation, crops and normalisation on the device
+"""
 
-__all__ = [
-    "Dataset",
-    "Loader",
-    "Source",
-    "augment",
-    "center_crop",
-    "create_dataset",
-    "create_loader",
-    "denormalise",
-    "evaluation_batches",
-    "load_in_memory",
-    "normalise",
-]
+from sdecor.data.augment import (
+    augment as augment,
+    center_crop as center_crop,
+    denormalise as denormalise,
+    normalise as normalise,
+)
+from sdecor.data.batches import evaluation_batches as evaluation_batches
+from sdecor.data.dataset import Dataset as Dataset, create_dataset as create_dataset
+from sdecor.data.loader import Loader as Loader, create_loader as create_loader
+from sdecor.data.memory import load_in_memory as load_in_memory
+from sdecor.data.splits import Source as Source

@@ -1,7 +1,7 @@
-"""Augmentation on the device: pure functions of (key, images), each example with a key of its own.
+"""Augmentation on the device: pure functions of keys and images, with one key an example.
 
-Images are NHWC. They are augmented as float in [0, 1], before `normalise`, so that the black of padding is 0. All
-crops are gathers of rows and columns, which cost a fraction of the equivalent matrix products on a CPU.
+Images are NHWC, float in [0, 1]. They are augmented before `normalise`, so that black padding is 0. All crops are
+gathers of rows and columns, which cost a fraction of the equivalent matrix products on a CPU.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from sdecor.core.checks import check_range
 from sdecor.core.rng import per_example
 
-_LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))  # width / height, as in Inception's and torchvision's crops
+_LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))  # of width / height, as in Inception's and torchvision's crops
 
 
 def augment(
@@ -28,22 +28,22 @@ def augment(
     resized_crop: tuple[float, float] | None = None,
     size: int | None = None,
 ) -> jax.Array:
-    """Crop and flip every image at random, as its key says, and independently of the rest of the batch.
+    """Crop and flip every image at random, by its own key and independently of the rest of the batch.
 
-    A random crop takes `size` rows and columns out of the image with `crop_padding` black pixels on each side, all
-    offsets equally likely (He et al., 2016, for CIFAR). A random resized crop takes a box of random area and aspect
-    ratio and resizes it to `size` (Szegedy et al., 2015), see `crop_box`.
+    A random crop takes `size` rows and columns from the image with `crop_padding` black pixels on each side; all
+    offsets are equally likely (He et al., 2016, for CIFAR). A random resized crop takes a box of random area and aspect
+    ratio and resizes it to `size` (Szegedy et al., 2015); see `crop_box`.
 
     Args:
-      key: one key, or keys `[N]`; they decide everything random.
+      key: one key, or keys `[N]`; they determine all random draws.
       images: float `[N, H, W, C]` in [0, 1].
-      crop_padding: black pixels around the image before a random crop, at least 0.
-      flip: mirror left and right with probability 1/2.
+      crop_padding: black pixels on each side of the image before a random crop, at least 0.
+      flip: whether to mirror left and right with probability 1/2.
       resized_crop: the smallest and largest share of the image's area, in (0, 1]; None = no resized crop.
       size: height and width of the result; None = those of `images`.
 
     Returns:
-      `[N, size, size, C]` of the images' dtype, in the range of `images`.
+      Images `[N, size, size, C]` in the dtype and the range of `images`.
 
     Raises:
       ValueError: for images that are not float `[N, H, W, C]`, both kinds of crop at once, or a crop larger than
@@ -90,7 +90,7 @@ def _area_range(resized_crop: Sequence[float]) -> tuple[float, float]:
 
 
 def _draws(key: jax.Array) -> jax.Array:
-    """Draw flip, y, x, area, aspect, uniform on [0, 1): each has its place, whichever of them are used."""
+    """Draw flip, y, x, area and aspect, uniform on [0, 1); an unused draw does not change the others."""
     return jax.random.uniform(key, (5,))
 
 
@@ -106,7 +106,7 @@ def _padded_crop(key: jax.Array, image: jax.Array, *, out: tuple[int, int], flip
 
 
 def _offset(draw: jax.Array, length: int, out: int, padding: int) -> jax.Array:
-    """Map a uniform draw to one of the `length + 2·padding − out + 1` places of a crop, −padding the first."""
+    """Map a uniform draw to one of the `length + 2·padding − out + 1` offsets of a crop; the first is −padding."""
     places = length + 2 * padding - out + 1
     return jnp.minimum(jnp.floor(draw * places).astype(jnp.int32), places - 1) - padding
 
@@ -114,13 +114,14 @@ def _offset(draw: jax.Array, length: int, out: int, padding: int) -> jax.Array:
 def crop_box(key: jax.Array, height: int, width: int, area_range: tuple[float, float]) -> jax.Array:
     """Draw the box of a random resized crop; it always lies inside the image.
 
-    The area is uniform on `area_range` (as a share of the image), the logarithm of width/height uniform on
+    The area is uniform on `area_range` (as a share of the image). The logarithm of width/height is uniform on
     [log 3/4, log 4/3], cut to the ratios that fit into the image at that area. Inception's and torchvision's crops
-    draw area and ratio together up to ten times until they fit: the same law given the area, while their rejection
-    makes large areas rarer. In an image too elongated for any such ratio the nearest one that fits is taken.
+    draw area and ratio together, up to ten times, until they fit. Given the area, the distribution is the same, but
+    their rejection makes large areas rarer. If no such ratio fits (a very elongated image), the nearest ratio that
+    fits is used.
 
     Returns:
-      float32 `[y0, x0, height, width]` in pixels.
+      Float32 `[y0, x0, height, width]` in pixels.
     """
     _, y, x, area, aspect = _draws(key)
     pixels = height * width * (area_range[0] + (area_range[1] - area_range[0]) * area)
@@ -154,11 +155,12 @@ def _resized_crop(
 def _taps(start: jax.Array, length: jax.Array, size: int, out: int) -> tuple[jax.Array, jax.Array]:
     """Return the pixels that each of `out` samples of `[start, start + length)` reads, and their weights.
 
-    Bilinear with antialiasing, as `jax.image.resize`: a triangle as wide as the step between samples, at least one
-    pixel. At the crop's border it reads on into the image, at the image's border the weights are renormalised.
+    The weights are bilinear with antialiasing, as in `jax.image.resize`: a triangle that reaches as far as the step
+    between samples, at least one pixel. Samples at the crop's border also read pixels outside the crop. At the image's
+    border the weights are renormalised.
 
     Returns:
-      `(indices, weights)`, both `[out, K]`; K follows from the shapes, for the largest crop there can be.
+      `(indices, weights)`, both `[out, K]`. K depends only on the shapes, and is enough for the largest possible crop.
     """
     step = length / out
     reach = jnp.maximum(step, 1.0)
@@ -171,14 +173,14 @@ def _taps(start: jax.Array, length: jax.Array, size: int, out: int) -> tuple[jax
 
 
 def center_crop(images: Any, size: int | None) -> Any:
-    """Cut the middle `size × size` out of images or of object masks; for evaluation.
+    """Crop images or object masks to their central `size × size` pixels, for evaluation.
 
     Args:
       images: `[N, H, W, C]` or `[N, H, W]`, a JAX or NumPy array.
-      size: height and width of the result, at most H and W; None = `images` as they are.
+      size: height and width of the result, at most H and W; None = `images` unchanged.
 
     Returns:
-      `[N, size, size, C]` or `[N, size, size]`; where the margin is odd, its larger part is below and right.
+      `[N, size, size, C]` or `[N, size, size]`. The larger part of an odd margin is below and right.
     """
     if size is None:
         return images
@@ -191,7 +193,7 @@ def center_crop(images: Any, size: int | None) -> Any:
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """Convert uint8 0 … 255 to float32 in [0, 1]; float images pass through."""
+    """Convert uint8 0 … 255 to float32 in [0, 1]; float images are returned unchanged."""
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -200,12 +202,12 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Return `(images − mean) / std`, for uint8 images or float ones in [0, 1].
+    """Return `(images − mean) / std` for uint8 images, or float images in [0, 1].
 
     Args:
       images: `[…, C]`.
       mean: the data set's mean of each channel, in [0, 1].
-      std: its standard deviation of each channel, above 0.
+      std: the data set's standard deviation of each channel, above 0.
     """
     images = to_float(images)
     mean, std = (_channels(name, value, images) for name, value in (("mean", mean), ("std", std)))
@@ -213,7 +215,7 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def denormalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Undo `normalise`: float in [0, 1], not clipped."""
+    """Invert `normalise`; return float images in [0, 1], not clipped."""
     mean, std = (_channels(name, value, images) for name, value in (("mean", mean), ("std", std)))
     return images * std + mean
 

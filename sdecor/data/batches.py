@@ -1,4 +1,4 @@
-"""Batches of examples as NumPy arrays: their order, reading by index, and every example once for evaluation."""
+"""Batches of examples as NumPy arrays: order of training, reading by index, batches of evaluation."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from sdecor.data.splits import Source
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Return how many whole batches an epoch of `n` examples holds; the rest is dropped.
+    """Return the number of whole batches in an epoch of `n` examples; the rest is dropped.
 
     Raises:
       ValueError: when `batch_size` is below 1 or above `n`.
@@ -30,12 +30,12 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """Return the permutation of `0 … n−1` in which an epoch visits the examples.
 
-    It sorts the raw output of a Philox generator keyed by (seed, epoch). NumPy promises that raw streams never
-    change, and does not promise it of `Generator.permutation`: a run can be resumed under another NumPy.
+    It sorts the raw output of a Philox generator with the key (seed, epoch). NumPy guarantees that raw streams never
+    change, but not `Generator.permutation`. A run can therefore be resumed with another version of NumPy.
 
     Returns:
-      Read-only int64 `[n]`. The last orders of each seed are kept, because every step of an epoch asks for the same
-      one, and replicas with seeds of their own ask in turn.
+      Read-only int64 `[n]`. The last orders of each seed are cached, because every step of an epoch uses the same
+      order, and replicas with different seeds take turns.
     """
     check_range("seed", seed, 0, 2**64 - 1)
     check_range("epoch", epoch, 0)
@@ -55,10 +55,10 @@ def _orders(seed: int, n: int) -> Callable[[int], np.ndarray]:
 
 
 def process_share(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Return the places of the global batch that a process holds: contiguous, equally many for each process.
+    """Return the positions of the global batch that a process holds: contiguous, equally many for each process.
 
     Raises:
-      ValueError: when `process_index` is not one of the processes or `process_count` does not divide `batch_size`.
+      ValueError: when `process_index` is out of range, or `process_count` does not divide `batch_size`.
     """
     check_range("process_count", process_count, 1)
     check_range("process_index", process_index, 0, process_count - 1)
@@ -74,13 +74,13 @@ def process_share(batch_size: int, process_index: int, process_count: int) -> sl
 def batch_indices(
     seed: int, step: int, *, n: int, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which examples a process reads at a step, and where they stand in the global batch.
+    """Return the examples that a process reads at a step, and their positions in the global batch.
 
-    Epochs stay whole: each has `n // batch_size` steps and its own permutation, whose last `n % batch_size`
-    examples are left out that time. The global batch does not depend on the number of processes.
+    Each epoch has `n // batch_size` steps and its own permutation. The last `n % batch_size` examples of the
+    permutation are left out in that epoch. The global batch does not depend on the number of processes.
 
     Args:
-      seed: the order's seed, at least 0.
+      seed: seed of the order, at least 0.
       step: the training step, counted from 0 over all epochs.
       n: the number of training examples.
       batch_size: the size of the global batch, over all processes.
@@ -99,12 +99,12 @@ def batch_indices(
 
 
 def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Return `source[index]`; whatever is wrong with it is an error that names the file.
+    """Return `source[index]`; every error names the file.
 
     Args:
       source: a Source.
       index: the example's place in the split.
-      shape: the image shape `(H, W, C)` expected, if any.
+      shape: the expected image shape `(H, W, C)`; None = any.
 
     Raises:
       ValueError: when the example cannot be read, or its image is not uint8 `[H, W, C]` of that shape.
@@ -130,7 +130,7 @@ def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[
 def training_batch(
     source: Any, indices: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Read the examples at `indices`: `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `position` int32 `[n]`."""
+    """Return the examples at `indices`: `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `position` int32 `[n]`."""
     images = np.empty((len(indices), *shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
     for row, index in enumerate(indices):
@@ -140,7 +140,7 @@ def training_batch(
 
 
 def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
-    """Draw a box `[y0, x0, y1, x1)` in pixels, cut at the image's border: uint8 `[H, W]`, 1 inside."""
+    """Return a box `[y0, x0, y1, x1)` in pixels as a mask uint8 `[H, W]`, 1 inside, cut at the image's border."""
     y0, x0, y1, x1 = (int(value) for value in box)
     mask = np.zeros((height, width), np.uint8)
     mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
@@ -148,7 +148,7 @@ def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
 
 
 def object_mask(example: dict[str, Any]) -> np.ndarray | None:
-    """Return an example's object codes, uint8 `[H, W]`: its mask (0, 1, 2 = ignore), else its box, else None."""
+    """Return an example's object codes, uint8 `[H, W]`: its mask (0, 1, 2 = ignore), else its drawn box, else None."""
     if "object" in example:
         return np.asarray(example["object"], np.uint8)
     if "box" in example:
@@ -159,11 +159,11 @@ def object_mask(example: dict[str, Any]) -> np.ndarray | None:
 def evaluation_indices(n: int, limit: int | None = None) -> np.ndarray:
     """Return the examples that evaluation visits: all `n`, or `limit` of them chosen at random.
 
-    The choice depends on nothing but `n` and `limit`, so that two runs are compared on the same images. It does not
-    stride: classes often follow one another in a cycle, of which a stride would see only some.
+    The choice depends only on `n` and `limit`, so that runs are compared on the same images. It is not every k-th
+    example: classes often repeat in a cycle, and such a stride would miss some of them.
 
     Returns:
-      int64 `[min(n, limit)]`, ascending; a larger limit keeps the examples of a smaller one.
+      Int64 `[min(n, limit)]`, ascending; a larger limit keeps the examples of a smaller one.
     """
     if n < 1:
         raise ValueError("the split is empty: there is nothing to evaluate")
@@ -185,26 +185,26 @@ def evaluation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterate over every example once, in order, in batches of one size, read ahead by background threads.
 
-    The last batch is padded: padding repeats the split's first example, so that nothing downstream meets an input
-    that it could not meet anyway, with `weight` 0 and `index` −1. All processes get equally many batches (so that
-    their collectives match), even when there are fewer examples than processes.
+    The last batch is padded with copies of the split's first example, which have `weight` 0 and `index` −1; padding is
+    therefore never an unusual input. All processes get equally many batches, even if there are fewer examples than
+    processes, so that their collectives match.
 
     Args:
       source: a Source with at least one example.
       batch_size: size of the global batch; each process gets `batch_size / process_count` rows of it.
       process_index: this process, `0 … process_count−1`.
       process_count: the number of processes, a divisor of `batch_size`.
-      limit: evaluate only that many examples, see `evaluation_indices`; None = all.
-      threads: threads that read; a batch is read by one.
+      limit: number of examples to evaluate, see `evaluation_indices`; None = all.
+      threads: number of reading threads; one thread reads a batch.
       prefetch: batches read ahead of the one in use.
 
     Yields:
-      `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight` float32
-      `[n]`, and `object` uint8 `[n, H, W]` (0 background, 1 object, 2 ignore) where the data set has masks or boxes
-      (a mask goes before a box).
+      Dicts of `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight`
+      float32 `[n]` and, if the data set has masks or boxes, `object` uint8 `[n, H, W]` (0 background, 1 object, 2
+      ignore); a mask is preferred to a box.
 
     Raises:
-      ValueError: for impossible sizes, at the call; for an unreadable example, named, when its batch is due.
+      ValueError: for impossible sizes, at the call; for an example that cannot be read, when its batch is due.
     """
     check_range("batch_size", batch_size, 1)
     check_range("threads", threads, 1)
@@ -246,22 +246,22 @@ def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -
     return batch | {"object": np.stack(masks)}
 
 
-_READ = 16  # examples whose pixels are looked at
-_DIGITS = 16  # of a checksum
+_READ = 16  # examples whose pixels are in the identity
+_DIGITS = 16  # hexadecimal digits of a checksum
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """Return what changes when a split holds other examples.
+    """Return an identity of a split, which changes when the split holds other examples.
 
     Returns:
-      `examples`, their number; `labels` and `pixels`, checksums of all labels and of some images with their object
-      masks; and `masks`, whether there are masks or boxes. Plain values, ready for JSON.
+      A dict of plain values, ready for JSON: `examples`, their number; `labels` and `pixels`, checksums of all labels
+      and of some images with their object masks; and `masks`, whether there are masks or boxes.
     """
     images, masks = [], []
     for index in evaluation_indices(len(source), _READ):
         try:
             example = read(source, index)
-        except ValueError:  # whoever reads all examples says what is wrong with this one, or skips it
+        except ValueError:  # the loop that reads all examples reports or skips this one
             continue
         images.append(example["image"])
         masks.append(object_mask(example))

@@ -1,4 +1,4 @@
-"""Data sets by name: their classes, their three splits and the statistics that normalise their images."""
+"""Data sets by name: their classes, their three splits, and the statistics that normalise their images."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
 
 SPLITS = ("train", "val", "test")
-# TFDS data sets whose test split has no labels. They are listed, because to look would open that split in training.
+# TFDS data sets whose test split has no labels. They are listed, because a check would open that split in training.
 UNLABELLED_TEST = (
     "imagenet2012",
     "i_naturalist2017",
@@ -30,7 +30,7 @@ UNLABELLED_TEST = (
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """Where a data set lies: its classes, which stored split serves as which of ours (None: none), how to open one."""
+    """A data set on disk: its classes, the stored split of each of our splits (None: none), and how to open one."""
 
     class_names: tuple[str, ...]
     stored: dict[str, str | None]
@@ -43,11 +43,11 @@ class Dataset:
     """A data set whose images all have one shape. Made by `create_dataset`.
 
     Attributes:
-      name: as given to `create_dataset`.
-      class_names: one a label, in label order.
+      name: name given to `create_dataset`.
+      class_names: class names in label order.
       image_shape: `(H, W, C)` of every image.
-      mean: per channel, of pixel values in [0, 1]; with `std` what images are normalised by.
-      std: per channel, positive.
+      mean: mean per channel of pixel values in [0, 1]; images are normalised by `mean` and `std`.
+      std: standard deviation per channel, positive.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Dataset:
         return len(self.class_names)
 
     def source(self, split: str) -> Source:
-        """The examples of "train", "val" or "test". A split is opened when first asked for, test included.
+        """Return the examples of "train", "val" or "test". Every split, also test, is opened at its first use.
 
         Raises:
-          ValueError: for another name, a split that does not exist, or labels outside the range.
+          ValueError: for another name, a split that does not exist, or labels out of range.
         """
         check_choice("split", split, SPLITS)
         return self._open(split)
 
     def info(self) -> dict[str, Any]:
-        """What a run records of its data: plain values, ready for JSON. The test split is not opened for it."""
+        """Return the properties of the data that a run stores, ready for JSON; the test split is not opened."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -103,23 +103,23 @@ def create_dataset(
     Args:
       name: "digit_scenes" (embedded, prepared on first use), "folder", "tiny_imagenet", or the name of a TFDS data set
         that is prepared as ArrayRecord.
-      path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory that lies elsewhere.
-      data_dir: where TFDS data sets are kept; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      canvas: pixels, one number or `(height, width)`, that images are resized to; None leaves images, all of one size,
-        as they are.
-      canvas_fit: "stretch" keeps the whole image whatever its shape; "crop" its proportions and its centre.
+      path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory outside `data_dir`.
+      data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      canvas: size in pixels, one number or `(height, width)`, to which images are resized; None keeps the images,
+        which must all have one size.
+      canvas_fit: "stretch" resizes the whole image to the canvas; "crop" keeps the image's proportions and its centre.
       channels: 1 or 3; images are converted.
-      val_fraction: share of train that becomes val where the data set has no split for it.
-      split_seed: chooses that share, and the examples under `limit`.
-      mean: per channel, of pixel values in [0, 1]. By default the published value for the best-known data sets, else
-        computed from at most 4,096 training images.
-      std: likewise.
-      limit: at most this many examples a split, evenly over the classes; None for all.
-      mask_encoding: how a TFDS `segmentation_mask` is to be read: "binary", "trimap", or "auto" (a trimap for
+      val_fraction: share of train that becomes val if the data set has no val split.
+      split_seed: seed for choosing that share, and the examples under `limit`.
+      mean: mean per channel of pixel values in [0, 1]. By default the published value for the best-known data sets,
+        else computed from at most 4,096 training images.
+      std: standard deviation per channel, with the same defaults.
+      limit: largest number of examples in a split, evenly over the classes; None = all.
+      mask_encoding: encoding of a TFDS `segmentation_mask`: "binary", "trimap", or "auto" (a trimap for
         oxford_iiit_pet).
 
     Raises:
-      ValueError: naming the field, or the file, and what would be right.
+      ValueError: for an invalid field or file; the error names it, and what would be valid.
     """
     check_choice("data.mask_encoding", mask_encoding, ("auto", *MASK_ENCODINGS))
     check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
@@ -131,7 +131,7 @@ def create_dataset(
     decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
     origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
     shape = origin.open("train", decoder)[0]["image"].shape
-    # Cached: a train split that val is carved from is opened, and its labels scanned, once for both.
+    # The cache opens a train split, and scans its labels, only once if val is carved from it.
     stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))
     opened = functools.cache(
         lambda split: _open(origin, split, stored, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
@@ -148,16 +148,17 @@ def create_dataset(
 
 
 def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Origin:
-    if name in ("folder", "tiny_imagenet"):
+    if name in IN_FOLDERS:
         if path is None:
             raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
-        return _folder(path) if name == "folder" else _tiny_imagenet(path)
-    if name == "digit_scenes" and path is None:
+        return IN_FOLDERS[name](path)
+    if name == EMBEDDED and path is None:
         from sdecor.data import digit_scenes
 
         directory = digit_scenes.prepare(tfds_source.resolve_data_dir(data_dir))
     else:
-        directory = tfds_source.find(name, path=path, data_dir=data_dir)
+        others = (EMBEDDED, *IN_FOLDERS)
+        directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
     return _tfds(name, directory, mask_encoding_of(name, mask_encoding))
 
 
@@ -183,6 +184,11 @@ def _tiny_imagenet(path: Any) -> _Origin:
         lambda split, decoder: image_folders.open_tiny_imagenet(root, split, wnids=wnids, decoder=decoder),
         "",
     )
+
+
+EMBEDDED = "digit_scenes"
+# Data sets that are read from a user's directory, by name.
+IN_FOLDERS: dict[str, Callable[[Any], _Origin]] = {"folder": _folder, "tiny_imagenet": _tiny_imagenet}
 
 
 def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
@@ -271,7 +277,7 @@ def resolve(
     channels: int,
     train: Callable[[], Source],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `mean` and `std`, one value a channel; what is None is looked up by name or computed from `train()`."""
+    """Return `mean` and `std`, one value a channel; None gives a published value, or one computed from `train()`."""
     if mean is None or std is None:
         published = PUBLISHED.get(name.partition(":")[0])
         fits = published is not None and len(published[0]) in (1, channels)
@@ -281,11 +287,11 @@ def resolve(
 
 
 def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
+    """Compute mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
 
-    They are chosen at random, always the same: examples often follow a pattern, of which a stride would see a part. The
-    sums are whole numbers, so the result does not depend on their order. A constant channel gets 1/255 as its standard
-    deviation, so that dividing by it is harmless.
+    The examples are chosen at random, always the same ones; a stride could miss part of a repeating pattern. The sums
+    are integers, so the result does not depend on their order. A constant channel gets the standard deviation 1/255,
+    so that division by it is safe.
     """
     total = squares = pixels = 0
     for i in np.sort(epoch_order(0, 0, len(source))[:sample]):

@@ -1,7 +1,7 @@
-"""Encoded bytes to uint8 arrays, and image, object mask and box together onto a canvas. Errors name the file.
+"""Decoding of images and object masks, and resizing of images, masks and boxes together. Errors name the file.
 
-Images are uint8 `[H, W, C]`; masks uint8 `[H, W]` with 0 = background, 1 = object, 2 = ignore; boxes int32
-`[y0, x0, y1, x1)` in pixels. The orientation flag of a photograph is not applied, since masks and boxes refer to the
+Images are uint8 `[H, W, C]`; masks are uint8 `[H, W]` with 0 = background, 1 = object, 2 = ignore; boxes are int32
+`[y0, x0, y1, x1)` in pixels. The orientation flag of a photograph is not applied, because masks and boxes refer to the
 stored pixels.
 """
 
@@ -20,13 +20,13 @@ MASK_ENCODINGS = ("binary", "trimap")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """What every image of a data set is turned into.
+    """A decoder that brings all images of a data set into one form.
 
     Attributes:
-      channels: 1 (greyscale) or 3 (RGB); whatever is stored is converted.
-      canvas: `(height, width)` in pixels that images are resized to, or None to leave their size.
-      fit: "stretch" resizes to the canvas whatever the shape; "crop" keeps the proportions and cuts what stands over.
-      shape: `(H, W, C)` that every image must have once decoded, or None to accept any.
+      channels: 1 (greyscale) or 3 (RGB); images are converted.
+      canvas: `(height, width)` in pixels to which images are resized; None keeps their size.
+      fit: "stretch" resizes the whole image to the canvas; "crop" keeps its proportions and cuts off its borders.
+      shape: `(H, W, C)` that every decoded image must have; None accepts any.
     """
 
     channels: int = 3
@@ -41,16 +41,17 @@ class Decoder:
     def __call__(
         self, data: bytes, *, name: str, mask: np.ndarray | None = None, box: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """Return `image` uint8 `[H, W, C]`, with `object` uint8 `[H, W]` and `box` int32 `[4]` where given.
+        """Return a dict of `image` uint8 `[H, W, C]` and, if given, `object` uint8 `[H, W]` and `box` int32 `[4]`.
 
         Args:
           data: the encoded image.
-          name: the file or record, for errors.
+          name: name of the file or record, for errors.
           mask: object mask uint8 `[H, W]` in the stored image's pixels.
-          box: `[y0, x0, y1, x1)` in the stored image's pixels, whole or broken.
+          box: `[y0, x0, y1, x1)` in the stored image's pixels, integers or fractions.
 
         Raises:
-          ValueError: naming the file: not an image, damaged, or of another size than `shape`.
+          ValueError: for data that are no image or damaged, a mask of another size than the image, or another shape
+            than `shape`; the error names the file.
         """
         image = decode_image(data, name=name, channels=self.channels)
         size = image.shape[:2]
@@ -75,10 +76,10 @@ class Decoder:
 def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
     """Decode an image and convert it to uint8 `[H, W, channels]`.
 
-    Palettes, CMYK, 16-bit greyscale and bilevel are converted, an alpha channel is dropped.
+    Palette, CMYK, 16-bit greyscale and bilevel images are converted; an alpha channel is dropped.
 
     Raises:
-      ValueError: naming the file, when the bytes are no whole image.
+      ValueError: when the bytes are no complete image; the error names the file.
     """
     from PIL import Image
 
@@ -95,13 +96,13 @@ def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
 
 
 def decode_mask(data: bytes, *, name: str, encoding: str = "binary") -> np.ndarray:
-    """Decode a one-channel object mask: uint8 `[H, W]`, 0 = background, 1 = object, 2 = ignore.
+    """Decode a one-channel object mask to uint8 `[H, W]`: 0 = background, 1 = object, 2 = ignore.
 
     Args:
       data: the encoded mask.
-      name: the file or record, for errors.
-      encoding: "binary": values of 128 and above are object; in a mask whose largest value is 1 (0/1 instead of 0/255),
-        1 is. "trimap": 1 is object, 2 background, 3 ignore.
+      name: name of the file or record, for errors.
+      encoding: "binary": values of 128 and above are object; if the largest value is 1 (0/1 instead of 0/255), 1 is
+        object. "trimap": 1 is object, 2 background, 3 ignore.
     """
     from PIL import Image
 
@@ -119,7 +120,7 @@ def decode_mask(data: bytes, *, name: str, encoding: str = "binary") -> np.ndarr
 
 
 def _mask_codes(image: Any) -> np.ndarray:
-    """Return a mask's values as uint8 `[H, W]`; 16-bit ones are scaled where any is above 255."""
+    """Return a mask's values as uint8 `[H, W]`; 16-bit values are scaled if any is above 255."""
     if image.mode.startswith("I"):  # Pillow would clip at 255 instead of scaling
         values = np.asarray(image).astype(np.int64)
         return np.clip(values >> 8 if values.max(initial=0) > 255 else values, 0, 255).astype(np.uint8)
@@ -141,9 +142,9 @@ def resize(array: np.ndarray, canvas: tuple[int, int], *, fit: str) -> np.ndarra
 
 
 def place_box(box: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], *, fit: str) -> np.ndarray:
-    """Move a box `[y0, x0, y1, x1)` with its image onto the canvas: int32 `[4]`, within the canvas.
+    """Move a box `[y0, x0, y1, x1)` with its image onto the canvas; return int32 `[4]`, within the canvas.
 
-    At least one pixel remains of a box that touches the canvas; one cropped away altogether becomes `[0, 0, 0, 0]`.
+    A box that touches the canvas keeps at least one pixel. A box outside the canvas becomes `[0, 0, 0, 0]`.
     """
     (height, width), (top, left) = _placement(size, canvas, fit)
     y, x = np.asarray(box, np.float64)[[0, 2]], np.asarray(box, np.float64)[[1, 3]]
@@ -163,7 +164,7 @@ def place_box(box: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], *
 
 
 def _placement(size: tuple[int, int], canvas: tuple[int, int], fit: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size an image is scaled to, and where in it the canvas begins."""
+    """Return the size to which an image is scaled, and the canvas's top left corner in it."""
     if fit == "stretch" or size == canvas:
         return canvas, (0, 0)
     scale = max(canvas[0] / size[0], canvas[1] / size[1])

@@ -1,4 +1,4 @@
-"""`digit_scenes`, the embedded data set, as a TFDS builder: prepared in seconds, with no download and no TensorFlow."""
+"""TFDS builder of `digit_scenes`, the embedded data set: prepared in seconds, without download and TensorFlow."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ NAME, VERSION = "digit_scenes", "1.0.0"
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
     """Real handwritten digits on real photographs, 32×32×3, with exact object masks and boxes."""
 
-    progress = None  # called after every chunk with the number of images it added, if set
+    progress = None  # if set, a function called with the number of newly drawn images
 
     VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = {"1.0.0": "Initial release."}
@@ -49,7 +49,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        # "validation" is the name TFDS has for what is called val here.
+        # TFDS calls our val split "validation".
         names = {"train": "train", "validation": "val", "test": "test"}
         return {stored: self._generate_examples(split) for stored, split in names.items()}
 
@@ -71,10 +71,10 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
-    """Return the prepared directory under `data_dir`, building the data set there first if it is missing.
+    """Return the prepared directory under `data_dir`; build the data set there first if it is missing.
 
-    It is built beside its place and moved there in one step: a killed process leaves nothing half-made in that place,
-    and of two that start at once the first to finish wins (both draw the same arrays).
+    The data set is built in a temporary directory and moved in one step, so that a killed process leaves nothing
+    half-made. If two processes build it at once, the first to finish wins (both draw the same arrays).
 
     Raises:
       ValueError: when `data_dir` is remote.
@@ -105,7 +105,7 @@ def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _build(data_dir: str) -> None:
-    """Build with one progress bar, and without TFDS's own bars and messages."""
+    """Build the data set with one progress bar, without TFDS's own bars and messages."""
     from absl import logging
     from tqdm import tqdm
 

@@ -1,8 +1,8 @@
 """Images in folders: `root/<split>/<class>/**/*.{jpg,jpeg,png}`, and Tiny ImageNet in its own layout.
 
-A class's images may lie in folders within its own, as in other readers of image folders. Names need not be UTF-8:
-such bytes are shown escaped. Classes are compared as Unicode in its composed form, since archives made on another
-system may hold a name decomposed.
+A class's folder may have subfolders, as in other readers of image folders. File names need not be UTF-8; other bytes
+are shown escaped. Class names are compared in composed Unicode, because archives from other systems may hold decomposed
+names.
 
 A Tiny ImageNet directory:
 
@@ -13,7 +13,7 @@ A Tiny ImageNet directory:
     val/images/*.JPEG
     val/val_annotations.txt          <file> TAB <wnid> TAB x0 TAB y0 TAB x1 TAB y1
 
-Its labels for `test` were never published, so its `val` serves as test here.
+The labels of its `test` were never published, so its `val` is used as test here.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from sdecor.core.files import readable
 from sdecor.data.decode import Decoder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-UNREAD = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jfif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # images, too
+UNREAD = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jfif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # other images
 VAL_NAMES = ("val", "validation", "valid")
-_SHOWN = 3  # names in a message
+_SHOWN = 3  # names listed in a message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
-    """Labelled image files, decoded when asked for.
+    """Labelled image files, decoded when they are read.
 
     Attributes:
       paths: one file an example.
       labels: int32 `[N]`.
-      decoder: what each image is turned into.
+      decoder: decoder of the images.
       boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)` in the stored images' pixels, or None.
     """
 
@@ -55,7 +55,7 @@ class FileSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The file of an example, as text that can be printed and stored."""
+        """Return the file name of an example, as text that can be printed and stored."""
         return readable(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -70,10 +70,10 @@ class FileSource:
 
 
 def class_folders(root: str | os.PathLike) -> tuple[str, ...]:
-    """The class names: the subfolders of `root/train`, sorted, as text that can be printed and stored.
+    """Return the class names: the subfolders of `root/train`, sorted, as text that can be printed and stored.
 
     Raises:
-      ValueError: when there is no `train`, it has no subfolders, or two whose names look alike.
+      ValueError: when there is no `train`, or it has no subfolders, or two subfolders whose names look alike.
     """
     train = find_split(root, "train")
     if train is None:
@@ -89,7 +89,7 @@ def class_folders(root: str | os.PathLike) -> tuple[str, ...]:
 
 
 def find_split(root: str | os.PathLike, split: str) -> pathlib.Path | None:
-    """The folder that holds a split, or None; validation may also be called 'validation' or 'valid'."""
+    """Return the folder of a split, or None; the folder of val may also be called 'validation' or 'valid'."""
     root = pathlib.Path(root)
     if not root.is_dir():
         raise ValueError(f"data.path = {os.fspath(root)!r} is not a folder")
@@ -104,13 +104,13 @@ def find_split(root: str | os.PathLike, split: str) -> pathlib.Path | None:
 
 
 def open_split(root: str | os.PathLike, split: str, *, classes: tuple[str, ...], decoder: Decoder) -> FileSource:
-    """List the files of a split, sorted by class and name; the images themselves are not read.
+    """List the files of a split, sorted by class and name, without reading the images.
 
-    Images that are left out, of another type or outside the class folders, are counted in a warning.
+    Images of another type or outside the class folders are left out; a warning counts them.
 
     Raises:
-      ValueError: naming the folder, when a class has no images, one outside train is unknown to train, or a link leads
-        nowhere.
+      ValueError: when a class has no images, a class is missing in train, or a link leads nowhere; the error names the
+        folder.
     """
     folder = find_split(root, split)
     if folder is None:
@@ -141,7 +141,7 @@ def open_split(root: str | os.PathLike, split: str, *, classes: tuple[str, ...],
 
 
 def _key(name: str) -> str:
-    """Return what names that look alike have in common."""
+    """Return a form of a name that is equal for names that look alike."""
     return unicodedata.normalize("NFC", readable(name))
 
 
@@ -163,10 +163,10 @@ def _by_key(names: Sequence[str], folder: pathlib.Path) -> dict[str, str]:
 
 
 def _entries(folder: pathlib.Path | str) -> list[os.DirEntry]:
-    """Return what a folder holds, sorted by name, without hidden files.
+    """Return the entries of a folder, sorted by name, without hidden files.
 
     Raises:
-      ValueError: when it cannot be read, or holds links that lead nowhere.
+      ValueError: when the folder cannot be read, or holds links that lead nowhere.
     """
     try:
         with os.scandir(folder) as entries:
@@ -189,7 +189,7 @@ def _subfolders(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def _images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Return the images of a class, sorted, and what is an image of another type."""
+    """Return the images of a class, and its images of types that are not read, both sorted."""
     found = list(_walk(os.fspath(folder), ()))
     files = sorted(path for path in found if _has_ending(path, EXTENSIONS))
     if not files:
@@ -200,7 +200,7 @@ def _images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
 
 
 def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files in a folder and the folders within it, links followed."""
+    """Yield the files in a folder and its subfolders; links are followed."""
     real = os.path.realpath(folder)
     if real in above:
         raise ValueError(f"{readable(folder)} is a link to a folder that it lies in: remove it")
@@ -216,16 +216,16 @@ def _has_ending(name: str, endings: tuple[str, ...]) -> bool:
 
 
 def _examples(paths: Sequence[str]) -> str:
-    """Return how many paths there are, and the first of them."""
+    """Return the first paths as text, with the number of paths if there are more."""
     shown = ", ".join(readable(path) for path in paths[:_SHOWN])
     return shown if len(paths) <= _SHOWN else f"{shown} … ({len(paths)} in all)"
 
 
 def read_classes(root: str | os.PathLike) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the WordNet ids in label order and a name for each.
+    """Return the WordNet ids in label order, and a name for each.
 
     Raises:
-      ValueError: naming the file, when it is missing or lists nothing.
+      ValueError: when a file is missing or empty, or lists a class twice; the error names the file.
     """
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -235,16 +235,16 @@ def read_classes(root: str | os.PathLike) -> tuple[tuple[str, ...], tuple[str, .
         raise ValueError(f"{root / 'wnids.txt'}: a class is listed twice")
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     names = [readable(words.get(wnid, wnid).split(",")[0].strip()) for wnid in wnids]
-    # "crane", for instance, is a bird and a machine.
+    # Some names are ambiguous: "crane" is a bird and a machine.
     names = [f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]
     return wnids, tuple(names)
 
 
 def open_tiny_imagenet(root: str | os.PathLike, split: str, *, wnids: tuple[str, ...], decoder: Decoder) -> FileSource:
-    """List the examples of the stored split "train" or "val"; the images themselves are not read.
+    """List the examples of the stored split "train" or "val", without reading the images.
 
     Raises:
-      ValueError: naming the file (and line), when one is missing, malformed or labelled with an unknown class.
+      ValueError: when a file is missing or malformed, or a class is unknown; the error names the file (and line).
     """
     root = pathlib.Path(root)
     rows = _train_rows(root, wnids) if split == "train" else _val_rows(root, wnids)
@@ -295,7 +295,7 @@ def _files(folder: pathlib.Path) -> set[str]:
 
 
 def _box(fields: list[str], where: str) -> list[int]:
-    """Inclusive `x0 y0 x1 y1` to half-open `[y0, x0, y1, x1)`."""
+    """Convert inclusive `x0 y0 x1 y1` to half-open `[y0, x0, y1, x1)`."""
     try:
         x0, y0, x1, y1 = map(int, fields)
     except ValueError as error:
@@ -308,7 +308,7 @@ def _box(fields: list[str], where: str) -> list[int]:
 def _lines(path: pathlib.Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing; it belongs to the layout of Tiny ImageNet")
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as the system gives the names of files
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as file names are decoded
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the file is empty")

@@ -1,4 +1,4 @@
-"""Choosing how training batches are made: from memory when the split fits, else streamed by Grain."""
+"""Loaders of training batches: from memory if the split fits, else streamed by Grain."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -14,19 +14,19 @@ KINDS = ("auto", "memory", "grain")
 
 
 class Loader(Protocol):
-    """What both kinds offer. Their whole state is the step: nothing of them goes into a checkpoint."""
+    """The interface of both kinds of loader. Their only state is the step, so checkpoints hold nothing of them."""
 
     kind: str
     steps_per_epoch: int
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this process's part of a step's batch."""
+        """Return this process's part of the batch at `step`."""
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the batches from `start_step` on, without end; `close()` ends threads and workers."""
+        """Yield the batches from `start_step` on, without end; `close()` on the iterator ends threads and workers."""
 
     def describe(self) -> str:
-        """Say in one line what is loaded."""
+        """Return a one-line description of the loader."""
 
 
 def create_loader(
@@ -48,21 +48,21 @@ def create_loader(
       source: a Source.
       batch_size: size of the global batch, over all processes.
       seed: seed of the order of examples, at least 0.
-      kind: "memory" decodes everything once, "grain" streams, "auto" takes memory if the images fit.
-      memory_limit_mb: with "auto", the most that the decoded images may take, in MiB for each process.
-      num_workers: worker processes that decode for Grain; 0 = threads of this process alone. Each takes seconds
-        to start, receives a pickled copy of the source, and hands its batches over in shared memory (/dev/shm).
-      threads: reading threads (with workers: in each of them).
-      prefetch: batches that Grain reads ahead (with workers: each of them).
+      kind: "memory" decodes everything once, "grain" streams, "auto" chooses memory if the images fit.
+      memory_limit_mb: largest size of the decoded images for "auto", in MiB for each process.
+      num_workers: number of worker processes that decode for Grain; 0 = only threads of this process. A worker takes
+        seconds to start, receives a pickled copy of the source, and returns batches in shared memory (/dev/shm).
+      threads: number of reading threads, for each worker if there are workers.
+      prefetch: number of batches that Grain reads ahead, for each worker if there are workers.
       process_index: this process, `0 … process_count−1`.
       process_count: the number of processes, a divisor of `batch_size`.
 
     Returns:
-      A `Loader`, whose batches hold `image` uint8 `[n, H, W, C]`, `label` int32 `[n]` and `position` int32 `[n]`
-      (the place in the global batch), with `n = batch_size / process_count`.
+      A `Loader`. Its batches hold `image` uint8 `[n, H, W, C]`, `label` int32 `[n]` and `position` int32 `[n]` (the
+      position in the global batch), with `n = batch_size / process_count`.
 
     Raises:
-      ValueError: for impossible fields, and for an example that cannot be read, naming it.
+      ValueError: for invalid arguments, and for an example that cannot be read; the error names it.
     """
     check_choice("kind", kind, KINDS)
     check_range("memory_limit_mb", memory_limit_mb, 0)
@@ -81,7 +81,7 @@ def create_loader(
 
 
 def fits_in_memory(source: Any, memory_limit_mb: float) -> bool:
-    """Return whether a split's decoded images take at most that many MiB (or lie in memory already)."""
+    """Return whether a split's decoded images take at most `memory_limit_mb` MiB, or are in memory already."""
     if isinstance(source, MemorySource):
         return True
     return len(source) > 0 and len(source) * read(source, 0)["image"].nbytes <= memory_limit_mb * 2**20

@@ -1,4 +1,4 @@
-"""A split decoded once into uint8 arrays, and training batches cut from it by step."""
+"""A split decoded once into uint8 arrays, and training batches taken from these arrays."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from sdecor.core.checks import check_range
 from sdecor.core.threads import map_ahead
 from sdecor.data.batches import batch_indices, read, steps_per_epoch
 
-_CHUNK = 256  # examples a thread decodes before the progress bar moves
-_LARGE = 5000  # examples from which on decoding takes long enough to show its progress
+_CHUNK = 256  # examples that a thread decodes before the progress bar moves
+_LARGE = 5000  # from this number of examples on, decoding shows a progress bar
 
 
 class MemorySource:
-    """A Source whose examples are already decoded: rows of arrays.
+    """A Source of decoded examples: rows of arrays.
 
     Attributes:
       images: uint8 `[N, H, W, C]`.
       labels: int32 `[N]`.
       objects: uint8 `[N, H, W]` object masks, or None.
       boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)`, or None.
-      origin: the Source they were decoded from, which names the examples.
+      origin: the Source from which the examples were decoded; it names them.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class MemorySource:
         return example
 
     def name(self, index: int) -> str:
-        """Name an example, for messages."""
+        """Return the name of an example, for messages."""
         return f"example {index}" if self.origin is None else self.origin.name(index)
 
     @property
     def nbytes(self) -> int:
-        """Memory that the arrays take, in bytes."""
+        """Size of all arrays in bytes."""
         arrays = (self.images, self.labels, self.objects, self.boxes)
         return sum(array.nbytes for array in arrays if array is not None)
 
@@ -62,16 +62,16 @@ class MemorySource:
 def load_in_memory(
     source: Any, *, objects: bool = True, threads: int = 2, progress: bool | None = None
 ) -> MemorySource:
-    """Decode a whole split once; evaluation that comes back to it, and training, then only copy rows.
+    """Decode a whole split once; training and repeated evaluation then only copy rows.
 
     Args:
       source: a Source with at least one example.
-      objects: keep object masks and boxes, which evaluation needs and training does not.
-      threads: threads that decode (Pillow lets others run while it does).
-      progress: show a progress bar; None = for 5000 examples and more.
+      objects: whether to keep object masks and boxes, which evaluation needs and training does not.
+      threads: number of decoding threads (Pillow releases Python's lock while it decodes).
+      progress: whether to show a progress bar; None = for 5000 examples and more.
 
     Raises:
-      ValueError: when an example cannot be read or differs in shape from the first one, naming it.
+      ValueError: when an example cannot be read, or differs in shape from the first one; the error names it.
     """
     if isinstance(source, MemorySource):
         return source
@@ -114,7 +114,7 @@ def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, pr
 
 
 class MemoryLoader:
-    """Training batches of a split that lies in memory: `batch(step)` depends on the seed and the step alone."""
+    """Training batches of a split in memory: `batch(step)` depends only on the seed and the step."""
 
     kind = "memory"
 
@@ -128,7 +128,7 @@ class MemoryLoader:
         process_count: int = 1,
         threads: int = 2,
     ):
-        """Decode `source`; see `create_loader` for the fields."""
+        """Decode `source`; see `create_loader` for the arguments."""
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
         self._order = {
             "n": len(source),
@@ -137,11 +137,11 @@ class MemoryLoader:
             "process_count": process_count,
         }
         self._seed = seed
-        batch_indices(seed, 0, **self._order)  # impossible fields fail before the decoding, not after it
+        batch_indices(seed, 0, **self._order)  # invalid arguments fail before the decoding
         self.source = load_in_memory(source, objects=False, threads=threads)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this process's part of a step's batch: `image`, `label`, `position`."""
+        """Return this process's part of the batch at `step`: `image`, `label`, `position`."""
         indices, positions = batch_indices(self._seed, step, **self._order)
         return {"image": self.source.images[indices], "label": self.source.labels[indices], "position": positions}
 
@@ -151,7 +151,7 @@ class MemoryLoader:
         return (self.batch(step) for step in itertools.count(start_step))
 
     def describe(self) -> str:
-        """Say in one line what is loaded."""
+        """Return a one-line description of the loader."""
         n, height, width, channels = self.source.images.shape
         return (
             f"memory: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "

@@ -1,4 +1,4 @@
-"""Parts of a source: the validation examples carved from train, and a small share of a split for a quick run."""
+"""Parts of a source: validation examples carved from train, and a small share of a split for a quick run."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -7,22 +7,22 @@ import numpy as np
 
 
 class Source(Protocol):
-    """Examples by index; picklable, and safe to read from several threads.
+    """Examples by index. A Source is picklable, and safe to read from several threads.
 
-    An example is a dict with `image` uint8 `[H, W, C]`, `label` int32 and, where the data set has them, `object` uint8
+    An example is a dict with `image` uint8 `[H, W, C]`, `label` int32 and, if the data set has them, `object` uint8
     `[H, W]` (0 background, 1 object, 2 ignore) and `box` int32 `[4]`, `[y0, x0, y1, x1)` in pixels.
     """
 
     @property
     def labels(self) -> np.ndarray:
-        """All labels, int32 `[N]`, without decoding an image."""
+        """All labels, int32 `[N]`, read without decoding an image."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def name(self, index: int) -> str:
-        """The file or record of an example, for messages."""
+        """Return the file or record of an example, for messages."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,10 +47,10 @@ class Subset:
 
 
 def carve(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a split in two, of every class the same share: indices `(kept, carved)`, both ascending.
+    """Divide a split in two, with the same share of every class; return indices `(kept, carved)`, both ascending.
 
-    A class of two examples or more gives at least one and keeps at least one. The choice depends on the seed and the
-    labels alone, and is the same on every machine and with every version of NumPy.
+    A class of two examples or more gives at least one and keeps at least one. The choice depends only on the seed and
+    the labels, and is the same on every machine and with every version of NumPy.
 
     Args:
       labels: int `[N]`.
@@ -69,13 +69,13 @@ def carve(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray
 
 
 def pick(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray:
-    """Choose `size` examples, as evenly over the classes as they go: ascending indices; all if there are no more."""
+    """Choose `size` examples, as evenly over the classes as possible; return ascending indices (all if fewer exist)."""
     rank, _ = _rank_in_class(labels, seed)
     return np.sort(np.lexsort((_hash(len(labels), seed), rank))[:size])
 
 
 def _rank_in_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each example's place in the shuffled order of its class, and the size of that class: int64 `[N]` each."""
+    """Return each example's place in the shuffled order of its class, and the class's size: int64 `[N]` each."""
     order = np.lexsort((_hash(len(labels), seed), labels))
     ordered = labels[order]
     _, starts, counts = np.unique(ordered, return_index=True, return_counts=True)
@@ -86,7 +86,7 @@ def _rank_in_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _hash(n: int, seed: int) -> np.ndarray:
-    """A pseudo-random uint64 for each of `0 … n−1`: SplitMix64 (Steele, Lea & Flood, 2014), the same forever."""
+    """Return a pseudo-random uint64 for each of `0 … n−1`, by SplitMix64 (Steele, Lea & Flood, 2014)."""
     start = np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
     x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start  # arrays wrap around at 2⁶⁴
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

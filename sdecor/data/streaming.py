@@ -1,8 +1,8 @@
-"""Training batches read and decoded as they are needed, by Grain: for splits that do not fit in memory.
+"""Training batches that Grain reads and decodes when they are needed, for splits that do not fit in memory.
 
-One element of the Grain pipeline is one whole batch, found from its step: the order is the one of
-`sdecor.data.batches`, so that the batches are those of `MemoryLoader`, whatever the number of threads and workers,
-and starting at a step decodes nothing of the steps before it.
+One element of the Grain pipeline is one whole batch, a function of its step. The order is that of
+`sdecor.data.batches`, so the batches equal those of `MemoryLoader` for any number of threads and workers. A start at a
+later step decodes nothing of the steps before it.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ import numpy as np
 from sdecor.core.checks import check_range
 from sdecor.data.batches import batch_indices, read, steps_per_epoch, training_batch
 
-_LAST_STEP = 2**31 - 1  # Grain's pipelines have a length
+_LAST_STEP = 2**31 - 1  # Grain's pipelines need a length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Assemble:
-    """step -> batch. An object and not a closure, so that it can be sent to worker processes."""
+    """The function `step -> batch`, as an object, because worker processes cannot receive a closure."""
 
     source: Any
     seed: int
@@ -42,7 +42,7 @@ class _Assemble:
 
 
 def _let_grain_start_workers() -> None:
-    """Let Grain read the defaults of its flags where the program has parsed none (a notebook, plain argparse)."""
+    """Let Grain read the defaults of its flags if the program has parsed none (a notebook, plain argparse)."""
     from absl import flags
 
     if flags.FLAGS.is_parsed():
@@ -53,12 +53,12 @@ def _let_grain_start_workers() -> None:
 
 
 def _ignore_interrupt(worker_index: int, worker_count: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to workers too, to the main process: it still has to save."""
+    """Ignore Ctrl-C in a worker: the terminal sends it to workers too, but the main process still has to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class GrainLoader:
-    """Training batches streamed by Grain; the same ones as `MemoryLoader`'s for the same seed and step."""
+    """Training batches streamed by Grain, equal to those of `MemoryLoader` for the same seed and step."""
 
     kind = "grain"
 
@@ -74,7 +74,7 @@ class GrainLoader:
         threads: int = 4,
         prefetch: int = 4,
     ):
-        """Check the fields and read one example; see `create_loader` for the fields."""
+        """Validate the arguments and read one example; see `create_loader` for the arguments."""
         check_range("num_workers", num_workers, 0)
         check_range("threads", threads, 1)
         check_range("prefetch", prefetch, 1)
@@ -93,13 +93,13 @@ class GrainLoader:
         )
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Read this process's part of a step's batch here and now: `image`, `label`, `position`."""
+        """Read this process's part of the batch at `step`, without Grain: `image`, `label`, `position`."""
         return self._assemble(step)
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches of `start_step`, `start_step + 1`, … without end.
 
-        Threads and workers start with the first batch; closing the iterator, or leaving it, ends them.
+        Threads and workers start with the first batch, and end when the iterator is closed or deleted.
         """
         check_range("start_step", start_step, 0, _LAST_STEP - 1)
         return self._stream(start_step)
@@ -109,7 +109,7 @@ class GrainLoader:
 
         if self._num_workers:
             _let_grain_start_workers()
-        # A batch is read by one thread, hence more threads than batches in the buffer would have nothing to do.
+        # One thread reads a batch, so more threads than batches in the buffer would have nothing to do.
         options = grain.ReadOptions(num_threads=min(self._threads, self._prefetch), prefetch_buffer_size=self._prefetch)
         steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._assemble).to_iter_dataset(options)
         if self._num_workers:
@@ -122,7 +122,7 @@ class GrainLoader:
             batches.close()
 
     def describe(self) -> str:
-        """Say in one line what is streamed and how."""
+        """Return a one-line description of the loader."""
         height, width, channels = self._assemble.shape
         workers = f"{self._num_workers} worker processes, " if self._num_workers else ""
         return (

@@ -1,8 +1,8 @@
-"""Prepared TFDS data sets: finding them, and reading them record by record without TensorFlow.
+"""Prepared TFDS data sets: found on disk, and read record by record without TensorFlow.
 
-Nothing here downloads. Images are decoded here and not by TFDS, whose decoder without TensorFlow gives palette images
-wrong colours and CMYK images four channels. `segmentation_mask` and `bbox` are passed on; a `head_bbox` is no box of
-the whole object and is not.
+Nothing is downloaded. TFDS does not decode the images, because its decoder without TensorFlow gives wrong colours for
+palette images and four channels for CMYK images. `segmentation_mask` and `bbox` are read; a `head_bbox` is not, because
+it is no box of the whole object.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import numpy as np
 from sdecor.core import files
 from sdecor.data.decode import Decoder, decode_mask
 
-OWN_NAMES = ("digit_scenes", "folder", "tiny_imagenet")
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 MANUAL = {
     "imagenet2012": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from https://image-net.org, with an account) "
@@ -33,15 +33,15 @@ and copy the resulting folder to {target}, if that is another machine. Reading i
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared TFDS directory, as its metadata describes it.
+    """A prepared TFDS directory and its metadata.
 
     Attributes:
       name: the data set's name, for messages.
       directory: `<data_dir>/<name>[/<config>]/<version>`, an `epath.Path`.
-      class_names: of `label`, in order.
-      sizes: examples in each stored split.
-      has_mask: whether there is a `segmentation_mask`.
-      has_box: whether there is a `bbox`.
+      class_names: class names of `label`, in order.
+      sizes: number of examples in each stored split.
+      has_mask: whether examples have a `segmentation_mask`.
+      has_box: whether examples have a `bbox`.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Prepared:
     has_box: bool
 
     def records(self, split: str) -> Any:
-        """The serialised records of a stored split; indexed, picklable, safe to read from several threads.
+        """Return the serialised records of a stored split: indexed, picklable, safe to read from several threads.
 
         Raises:
-          ValueError: naming a data file that is missing.
+          ValueError: when a data file is missing; the error names it.
         """
         import tensorflow_datasets as tfds
 
@@ -67,16 +67,24 @@ class Prepared:
         return builder.as_data_source(split, deserialize_method=method, file_format="array_record").data_source
 
 
-def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> Any:
+def find(
+    name: str,
+    *,
+    path: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    others: Sequence[str] = (),
+) -> Any:
     """Return the prepared directory of a data set: `path` itself, or the newest version below `data_dir`.
 
     Args:
-      name: a TFDS name, also `name/config`, `name:version` or `name/config:version`.
-      path: the directory that holds `dataset_info.json`, when it is not below a data_dir.
-      data_dir: where TFDS keeps data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      name: a TFDS name: `name`, `name/config`, `name:version` or `name/config:version`.
+      path: the directory that holds `dataset_info.json`, if it is not below `data_dir`.
+      data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      others: valid names that are not of TFDS, for the error about an unknown name.
 
     Raises:
-      ValueError: when it is not prepared, with what to run and where the result must lie; or the name is unknown.
+      ValueError: when the name is unknown; or when the data set is not prepared, with the command to run and the place
+        of its result.
     """
     from etils import epath
 
@@ -91,7 +99,7 @@ def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os
     builder_name, _, version = name.partition(":")
     base = root / builder_name
     versions = _versions(base)
-    if not versions and base.is_dir():  # a data set with configurations, none of them named
+    if not versions and base.is_dir():  # the data set has configurations, and `name` names none
         configs = [child for child in sorted(base.iterdir()) if child.is_dir() and _versions(child)]
         if len(configs) > 1:
             listed = ", ".join(repr(f"{builder_name}/{child.name}") for child in configs)
@@ -101,14 +109,14 @@ def find(name: str, *, path: str | os.PathLike | None = None, data_dir: str | os
         raise ValueError(f"data.name = {name!r}: {base} holds the versions {', '.join(sorted(versions))}")
     if versions:
         return versions[version or max(versions, key=_version_key)]
-    raise ValueError(_not_prepared(name, builder_name.split("/")[0], root, base))
+    raise ValueError(_not_prepared(name, builder_name.split("/")[0], root, base, others))
 
 
 def inspect(directory: Any, *, name: str) -> Prepared:
-    """Read a prepared directory's metadata, with no code of the data set.
+    """Read a prepared directory's metadata, without running code of the data set.
 
     Raises:
-      ValueError: without an `image` or a class `label`, or when it was not prepared as ArrayRecord.
+      ValueError: when there is no `image` or class `label`, or when the data set was not prepared as ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
@@ -140,7 +148,7 @@ def inspect(directory: Any, *, name: str) -> Prepared:
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Any:
-    """The directory data sets are kept in, as an `epath.Path`: given, else `$TFDS_DATA_DIR`, else TFDS's default."""
+    """Return the directory of data sets, an `epath.Path`: `data_dir`, else `$TFDS_DATA_DIR`, else TFDS's default."""
     from etils import epath
 
     return epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser()
@@ -156,15 +164,15 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
 
 
-def _not_prepared(name: str, builder_name: str, root: Any, base: Any) -> str:
+def _not_prepared(name: str, builder_name: str, root: Any, base: Any, others: Sequence[str]) -> str:
     import tensorflow_datasets as tfds
 
-    known = (*OWN_NAMES, *tfds.list_builders(with_community_datasets=False))
+    known = (*others, *tfds.list_builders(with_community_datasets=False))
     if builder_name not in known:
         close = difflib.get_close_matches(builder_name, known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         return (
-            f"data.name = {name!r} is not known: {hint}It is one of {', '.join(OWN_NAMES)}, the name of a TFDS data "
+            f"data.name = {name!r} is not known: {hint}It is one of {', '.join(others)}, the name of a TFDS data "
             f"set with image and label, or of your own builder once prepared in {base} (file_format='array_record')"
         )
     prepare = _how_to_prepare(name, os.fspath(root), base)
@@ -173,7 +181,7 @@ def _not_prepared(name: str, builder_name: str, root: Any, base: Any) -> str:
 
 
 def _how_to_prepare(name: str, data_dir: str, target: Any) -> str:
-    """Return what to run, quoted for a shell."""
+    """Return the instructions to prepare a data set, quoted for a shell."""
     named, there = (json.dumps(text, ensure_ascii=False) for text in (name, data_dir))
     program = (
         "import tensorflow_datasets as tfds; "
@@ -184,19 +192,19 @@ def _how_to_prepare(name: str, data_dir: str, target: Any) -> str:
 
 NAME_FEATURES = ("file_name", "image/filename", "filename", "id", "image/id")
 TRIMAPS = ("oxford_iiit_pet",)  # data sets whose segmentation_mask is a trimap
-LARGE = 100_000  # examples from which on the scan for labels shows a bar and is kept in a file
-SCAN = 512  # records read at once
+LARGE = 100_000  # from this number of examples on, the scan for labels shows a progress bar and is kept in a file
+SCAN = 512  # records read at a time
 
 
 @dataclasses.dataclass(eq=False)
 class TfdsSource:
-    """One stored split of a prepared data set, decoded when asked for.
+    """A stored split of a prepared data set, decoded when it is read.
 
     Attributes:
       prepared: the prepared directory.
       split: the name of the stored split.
-      decoder: what each image is turned into.
-      mask_encoding: "binary" or "trimap": how `segmentation_mask` is to be read.
+      decoder: decoder of the images.
+      mask_encoding: encoding of `segmentation_mask`, "binary" or "trimap".
     """
 
     prepared: Prepared
@@ -213,17 +221,17 @@ class TfdsSource:
 
     @property
     def labels(self) -> np.ndarray:
-        """All labels, int32 `[N]`, without decoding an image.
+        """All labels, int32 `[N]`, read without decoding an image.
 
         TFDS stores a label beside its image, so all records are read once. For a large split the labels are then kept
-        in `labels-<split>.npy` in the prepared directory, if that can be written.
+        in `labels-<split>.npy` in the prepared directory, if it is writable.
         """
         if self._labels is None:
             self._labels = self._read_labels()
         return self._labels
 
     def name(self, index: int) -> str:
-        """The example's file name or id, if it has one, after the data set, the split and the index."""
+        """Return the data set, split and index of an example, and its file name or id if it has one."""
         return self._name(index, self._features(index))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -251,7 +259,7 @@ class TfdsSource:
     def _name(self, index: int, features: Any) -> str:
         place = f"{self.prepared.name} {self.split}[{index}]"
         for key in NAME_FEATURES:
-            # Asking a protobuf map for a missing key would add it.
+            # Indexing a protobuf map with a missing key would add the key.
             if key in features and features[key].bytes_list.value:
                 return f"{place} ({features[key].bytes_list.value[0].decode(errors='replace')})"
         return place
@@ -283,7 +291,7 @@ class TfdsSource:
 
 
 def image_size(data: bytes, *, name: str) -> tuple[int, int]:
-    """Height and width of an encoded image, read from its header."""
+    """Return height and width of an encoded image, read from its header."""
     import io
 
     from PIL import Image
@@ -296,7 +304,7 @@ def image_size(data: bytes, *, name: str) -> tuple[int, int]:
 
 
 def mask_encoding_of(name: str, mask_encoding: str) -> str:
-    """Resolve "auto": a trimap for the data sets known to have one, else binary."""
+    """Return the mask encoding of a data set; "auto" is a trimap for data sets known to have one, else binary."""
     if mask_encoding != "auto":
         return mask_encoding
     return "trimap" if name.split("/")[0].split(":")[0] in TRIMAPS else "binary"

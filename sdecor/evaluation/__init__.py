@@ -1,66 +1,48 @@
-"""Evaluating a network on a split: what it predicts, how it is explained, and how good the explanations are.
+"""Evaluation of a network on a split: its predictions, their explanations, and metrics of both.
 
-A metric belongs to its example, so results depend neither on the batch size nor on the number of devices. In order:
-`choices` (which methods and metrics), `plan` (what fits the network and data), `programs` and `explained` (predict,
-explain and measure on all devices), `results` (what was found, joined and stored). `sdecor.evaluation.summary` makes
-numbers with intervals of it.
+Metrics are values per example. They depend neither on the batch size nor on the number of devices.
+
+Files, in the order in which an evaluation uses them:
+  runs                 restore trained runs, and set up their evaluation
+  choices              methods and metrics chosen by words, such as --methods=quick
+  groups, baselines    metrics that are computed together, and their options
+  plan                 the methods and metrics that the network and data support
+  programs, context    the programs on the devices, and the arguments of metrics
+  explained            explain by one method and measure, over images and over mosaics
+  stored               stored maps, in place of explanations
+  results, store       results in memory, and in the run's folder
+  statistics, summary  intervals and tests; the numbers of a run, and the differences of two runs
 """
 
 from sdecor.evaluation.choices import (
-    METHOD_PRESETS,
-    METRIC_PRESETS,
-    RANDOM,
-    Method,
-    choose_methods,
-    choose_metrics,
-    split_words,
+    METHOD_PRESETS as METHOD_PRESETS,
+    METRIC_PRESETS as METRIC_PRESETS,
+    RANDOM as RANDOM,
+    Method as Method,
+    choose_methods as choose_methods,
+    choose_metrics as choose_metrics,
+    split_words as split_words,
 )
-from sdecor.evaluation.explained import grid_pointing_game, measure
-from sdecor.evaluation.groups import GROUPS, Group, groups_of
-from sdecor.evaluation.plan import Plan, make_plan
+from sdecor.evaluation.explained import grid_pointing_game as grid_pointing_game, measure as measure
+from sdecor.evaluation.groups import GROUPS as GROUPS, Group as Group, groups_of as groups_of
+from sdecor.evaluation.plan import Plan as Plan, make_plan as make_plan
 from sdecor.evaluation.programs import (
-    IGNORE,
-    TARGETS,
-    Setup,
-    Subject,
-    make_explanation,
-    make_measurement,
-    make_prediction,
-    nested_order,
-    predict,
+    IGNORE as IGNORE,
+    TARGETS as TARGETS,
+    Setup as Setup,
+    Subject as Subject,
+    make_explanation as make_explanation,
+    make_measurement as make_measurement,
+    make_prediction as make_prediction,
+    nested_order as nested_order,
+    predict as predict,
 )
-from sdecor.evaluation.results import Results, collect, extend, load, merge, save
-from sdecor.evaluation.store import Store
-
-__all__ = [
-    "GROUPS",
-    "IGNORE",
-    "METHOD_PRESETS",
-    "METRIC_PRESETS",
-    "RANDOM",
-    "TARGETS",
-    "Group",
-    "Method",
-    "Plan",
-    "Results",
-    "Setup",
-    "Store",
-    "Subject",
-    "choose_methods",
-    "choose_metrics",
-    "collect",
-    "extend",
-    "grid_pointing_game",
-    "groups_of",
-    "load",
-    "make_explanation",
-    "make_measurement",
-    "make_plan",
-    "make_prediction",
-    "measure",
-    "merge",
-    "nested_order",
-    "predict",
-    "save",
-    "split_words",
-]
+from sdecor.evaluation.results import (
+    Results as Results,
+    collect as collect,
+    extend as extend,
+    load as load,
+    merge as merge,
+    save as save,
+)
+from sdecor.evaluation.store import Store as Store

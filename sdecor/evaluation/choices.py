@@ -1,4 +1,4 @@
-"""From words to methods and metrics: `--methods=standard,smoothgrad:samples=10`, `--metrics=quick,entropy`.
+"""The choice of methods and metrics by words: `--methods=standard,smoothgrad:samples=10`, `--metrics=quick,entropy`.
 
 A word is a name, a preset, or a method's name with options: `name:option=value:option=value`.
 """
@@ -28,16 +28,16 @@ METRIC_PRESETS: dict[str, tuple[str, ...]] = {
     )
     for place, preset in enumerate(PRESETS)
 }
-_OFFERED = ("key", "chunk_size", "with_error")  # keywords of a method that are no options of an evaluation
+_OFFERED = ("key", "chunk_size", "with_error")  # keywords of a method that an evaluation sets itself
 
 
 class Method(NamedTuple):
     """An attribution method with its options.
 
     Attributes:
-      key: what its numbers are stored under: the name, and the options whose value is not the method's default.
-      function: of one image, as in `attribution.METHODS`.
-      options: name and value of each of those options.
+      key: name under which its numbers are stored: the method's name, then each option that is not the default.
+      function: function of one image, as in `attribution.METHODS`.
+      options: name and value of each option that is not the default.
     """
 
     key: str
@@ -46,24 +46,24 @@ class Method(NamedTuple):
 
     @property
     def info(self) -> MethodInfo:
-        """Return its row of `attribution.METHOD_INFO`; that of a function that has none says nothing of it."""
+        """Return the method's row of `attribution.METHOD_INFO`, or an empty row if it has none."""
         name = self.key.split(":")[0]
         return METHOD_INFO.get(name, MethodInfo(self.function, name))
 
     @property
     def contributions(self) -> bool:
-        """Whether attributions are in score units, rather than score units per input unit."""
+        """Return whether attributions are in score units, rather than score units per input unit."""
         return self.info.sums_to is not None
 
     def settings(self, saliency_of: str) -> dict[str, Any]:
-        """Return the value of every option; `saliency_of` stands for the method's own where that is the logit."""
+        """Return the value of every option; `saliency_of` replaces the method's own default if that is "logit"."""
         settings = defaults_of(self.function)
         if settings.get("saliency_of") == "logit":
             settings["saliency_of"] = saliency_of
         return settings | dict(self.options)
 
     def bind(self, saliency_of: str) -> Callable[..., jax.Array]:
-        """Return the method with its options, `(fn, image, target, key) -> attribution`, one evaluation at a time."""
+        """Return `(fn, image, target, key) -> attribution` with the options, one network evaluation at a time."""
         offered = inspect.signature(self.function).parameters
         settings = self.settings(saliency_of) | ({"chunk_size": 1} if "chunk_size" in offered else {})
 
@@ -75,7 +75,7 @@ class Method(NamedTuple):
 
 
 def _random_order(fn: Callable, image: jax.Array, target: jax.Array, *, saliency_of: str = "logit") -> jax.Array:
-    """Explain nothing: equal values are ordered at random by the metrics that rank pixels."""
+    """Return a constant map: metrics that rank pixels order equal values at random."""
     return jnp.ones((*image.shape[:2], 1), jnp.float32)
 
 
@@ -83,10 +83,10 @@ RANDOM = Method("random", _random_order)
 
 
 def split_words(text: str) -> list[str]:
-    """Split a list at its commas, except at those in brackets: "gradient,occlusion:window=(4,4)" is two words.
+    """Split a list at the commas outside brackets: "gradient,occlusion:window=(4,4)" is two words.
 
     Raises:
-      ValueError: where brackets do not match.
+      ValueError: if brackets do not match.
     """
     words, depth = [""], 0
     for character in text:
@@ -103,10 +103,10 @@ def split_words(text: str) -> list[str]:
 
 
 def choose_methods(words: Iterable[str]) -> dict[str, tuple[Method, bool]]:
-    """Return the methods that `words` name: key → the method, and whether it was named itself or by a preset.
+    """Return the methods that `words` name: key → (method, whether it was named itself rather than by a preset).
 
     Raises:
-      ValueError: for an unknown preset, method, option or value, saying which is close.
+      ValueError: for an unknown preset, method, option or value; the message names a similar one.
     """
     chosen: dict[str, tuple[Method, bool]] = {}
     for word in words:
@@ -124,10 +124,10 @@ def choose_methods(words: Iterable[str]) -> dict[str, tuple[Method, bool]]:
 def choose_metrics(words: Iterable[str]) -> dict[str, bool]:
     """Return the metrics that `words` name: name → whether it was named itself rather than by a preset.
 
-    In place of a metric that is derived from another, the other is chosen: both are reported.
+    For a metric that is derived from another, the other one is chosen; both are reported.
 
     Raises:
-      ValueError: for an unknown preset or metric, saying which is close.
+      ValueError: for an unknown preset or metric; the message names a similar one.
     """
     chosen: dict[str, bool] = {}
     for word in words:
@@ -138,7 +138,7 @@ def choose_metrics(words: Iterable[str]) -> dict[str, bool]:
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keyword options of a method with their defaults."""
+    """Return the keyword options of a method and their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OFFERED}
 

@@ -1,4 +1,4 @@
-"""A batch of explained examples, as the functions of metrics see it."""
+"""A batch of explained examples: the arguments of all metrics."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,30 +10,31 @@ from sdecor import metrics
 
 Fn = Callable[[jax.Array], jax.Array]
 
-PARAMETER_SEED = 0  # of the random parameters, the same for every image
+PARAMETER_SEED = 0  # seed of the random parameters, the same for all images
 
 
 class Context(NamedTuple):
     """A batch of n examples, explained by one method.
 
     Attributes:
-      images: as the network takes them, `[n, H, W, C]`.
-      targets: classes explained, int `[n]`.
-      labels: the right classes, int `[n]`.
-      maps: the attributions reduced over channels, `[n, H, W]`.
-      signed: their sum over channels, `[n, H, W]`: a pixel contributes what its channels do.
-      objects: bool `[n, H, W]`, or None where the data set has no masks.
-      ignore: bool `[n, H, W]`, pixels that count neither as object nor as background; or None.
-      keys: `[n]`, for what a metric draws.
-      explanation_keys: `[n]`, those that the attributions were made with.
-      chunk_size: network evaluations in flight.
-      num_classes: of the network.
-      params: the network's parameters.
-      fn_of: the network of given parameters, `params -> (image [H, W, C] -> logits [K])`.
+      images: preprocessed images, the network's input, `[n, H, W, C]`.
+      targets: explained classes, int `[n]`.
+      labels: true classes, int `[n]`.
+      maps: attributions reduced over channels, `[n, H, W]`.
+      signed: attributions summed over channels, `[n, H, W]`.
+      objects: object masks, bool `[n, H, W]`; None if the data set has none.
+      ignore: pixels that count neither as object nor as background, bool `[n, H, W]`, or None.
+      keys: random keys for the metrics, `[n]`.
+      explanation_keys: random keys that made the attributions, `[n]`.
+      chunk_size: number of network evaluations at once.
+      num_classes: number of classes K.
+      params: parameters of the network.
+      fn_of: the network with given parameters, `params -> (image [H, W, C] -> logits [K])`.
       features_fn: the network's features, `image -> [D]`.
-      attributions: signed, `[n, H, W, C]`; None for metrics that explain nothing again.
-      contributions: whether the method's attributions are in score units rather than score units per input unit.
-      explain_of: the method, `(fn, image, target, key) -> attribution [H, W, C]`; None for the same metrics.
+      attributions: signed attributions, `[n, H, W, C]`; None for metrics that do not explain again.
+      contributions: whether attributions are in score units, rather than score units per input unit.
+      explain_of: the method, `(fn, image, target, key) -> attribution [H, W, C]`; None for metrics that do not explain
+        again.
     """
 
     images: jax.Array
@@ -56,20 +57,20 @@ class Context(NamedTuple):
 
     @property
     def fn(self) -> Fn:
-        """The network, `image -> logits`."""
+        """Return the network, `image -> logits`."""
         return self.fn_of(self.params)
 
     @property
     def explain_one(self) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-        """The explanation as a function of the image, `(image, target, key) -> attribution`."""
+        """Return the method for this network, `(image, target, key) -> attribution`."""
         return partial(self.explain_of, self.fn)
 
     def explain_with(self, params: Any, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
-        """Explain one image by the network of other parameters."""
+        """Explain one image for the network with other parameters."""
         return self.explain_of(self.fn_of(params), image, target, key)
 
     def repeated(self) -> dict[str, Any]:
-        """Return the keywords of metrics that explain again and compare."""
+        """Return the keyword arguments of metrics that explain again and compare."""
         return {"key": self.explanation_keys, "chunk_size": self.chunk_size, "attributions": self.attributions}
 
     def randomized(self) -> tuple[Any, ...]:

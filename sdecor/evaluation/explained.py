@@ -1,4 +1,4 @@
-"""The sweeps that explain by one method and measure: over the images, and over mosaics of them."""
+"""Explanation and measurement by one method, over the images of a split and over mosaics of them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from sdecor.evaluation.programs import (
 )
 from sdecor.evaluation.results import Results, collect, merge
 
-_CHEAP = ("maps", "object")  # needs of groups that are compiled together
+_CHEAP = ("maps", "object")  # values of `Group.needs` that are compiled together
 
 
 def measure(
@@ -45,17 +45,17 @@ def measure(
     """Explain examples by one method and measure the explanations.
 
     Args:
-      subject: what is evaluated.
-      method: what explains.
-      groups: what is measured, other than of mosaics.
-      images: by group, of how many examples, chosen at random; fewer are always among more.
-      predicted: as of `predict`.
-      pictures: the number of examples whose attributions are returned too.
-      advance: is told how many examples were done.
-      explain: gives the explanations of a batch on the devices, as of `make_explanation`; None = the method.
+      subject: the network and its data.
+      method: the attribution method.
+      groups: metrics to compute, except those of mosaics.
+      images: group → number of examples, chosen at random; a smaller choice is part of a larger one.
+      predicted: results of `predict`.
+      pictures: number of examples whose attributions are returned.
+      advance: called with the number of examples done since the last call.
+      explain: function from a batch to its explanations on the devices, as of `make_explanation`; None for the method.
 
     Returns:
-      Values of the examples measured, and `attributions` `[pictures, H, W, C]`.
+      Values of the measured examples, and `attributions` `[pictures, H, W, C]`.
     """
     key = subject.key()
     explain = explain or _explaining(subject, method, key)
@@ -82,7 +82,7 @@ def measure(
     found = collect(step, batches(subject, subject.source, order))
     for each in sets:
         found = _of_set(each, found, _first(kept, order[: images[each.name]]), predicted)
-    for each in groups:  # a group's last batch may hold more examples than it is to measure
+    for each in groups:  # a group's last batch may hold more examples than the group measures
         beyond = ~np.isin(found.examples["index"], order[: images[each.name]])
         for name in each.gives:
             found.examples[name][beyond] = np.nan
@@ -98,23 +98,23 @@ def _explaining(subject: Subject, method: Method, key: jax.Array) -> Callable[[B
 def _programs(
     subject: Subject, method: Method, groups: Sequence[Group], images: Mapping[str, int]
 ) -> list[tuple[Callable[..., Any], bool, int]]:
-    """Return programs, whether each looks at whole attributions, and of how many examples it measures.
+    """Return compiled programs, each with whether it reads whole attributions, and its number of examples.
 
-    The cheap groups are one program; of the others each is one, whatever else is measured.
+    All cheap groups are one program. Each other group is a program by itself, so that it compiles once for any choice.
     """
     cheap = tuple(each for each in groups if each.needs in _CHEAP)
     together = [cheap] if cheap else []
     together += [(each,) for each in groups if each.needs not in (*_CHEAP, "set")]
     programs = []
     for chosen in together:
-        whole = chosen[0].needs in WHOLE  # then the program is this method's alone
+        whole = chosen[0].needs in WHOLE  # then the program serves this method only
         program = compiled(make_measurement, subject.setup, chosen, method if whole else None)
         programs.append((program, whole, images[chosen[0].name]))
     return programs
 
 
 def _first(kept: Sequence[Mapping[str, np.ndarray]], chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the arrays of the examples `chosen`, ordered by index."""
+    """Return the kept arrays of the examples `chosen`, ordered by index."""
     parts = []
     for arrays in kept:
         real = (arrays["weight"] > 0) & np.isin(arrays["index"], chosen)
@@ -123,7 +123,7 @@ def _first(kept: Sequence[Mapping[str, np.ndarray]], chosen: np.ndarray) -> dict
 
 
 def _of_set(group: Group, found: Results, arrays: Mapping[str, np.ndarray], predicted: Results) -> Results:
-    """Add a metric of many maps at once."""
+    """Add the values of a group that compares many maps with one another."""
     index = arrays["index"]
     predictions = predicted.examples["prediction"][index]
     values = np.full(found.examples["index"].size, np.nan, np.float32)
@@ -136,14 +136,14 @@ def _of_set(group: Group, found: Results, arrays: Mapping[str, np.ndarray], pred
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mosaics:
-    """Mosaics as examples of a source, one for each cell: its label is that of the image in the cell.
+    """A source of M mosaics, with one example per cell whose label is that of the image in the cell.
 
     Attributes:
-      source: of the single images.
-      members: places in the source, int `[M, size²]`.
-      size: cells along a side.
-      crop: side of the central crop of an image; None = all of it.
-      resize: whether a mosaic has the size of one image.
+      source: source of the single images.
+      members: indices of the images in the source, int `[M, size²]`.
+      size: number of cells along a side.
+      crop: side of the central crop of an image; None for the whole image.
+      resize: whether mosaics are resized to the size of one image.
     """
 
     source: Any
@@ -177,19 +177,19 @@ def grid_pointing_game(
     predicted: Results,
     advance: Advance = lambda done: None,
 ) -> Results:
-    """Explain the class of each image in mosaics of `size`² images, and find its share of saliency in its own cell.
+    """Explain the class of each image in mosaics of `size`² images; return the share of saliency in its own cell.
 
     Args:
-      subject: what is evaluated.
-      method: what explains.
-      size: cells along a side.
-      resize: whether mosaics have the size of one image, for networks that take no other.
-      images: at most so many are put into mosaics.
-      predicted: as of `predict`: the most confidently right images are chosen.
-      advance: is told how many examples were done.
+      subject: the network and its data.
+      method: the attribution method.
+      size: number of cells along a side.
+      resize: whether mosaics are resized to the size of one image, for networks that accept no other size.
+      images: largest number of images in mosaics.
+      predicted: results of `predict`; the correct images of highest confidence are chosen.
+      advance: called with the number of examples done since the last call.
 
     Returns:
-      `grid_pointing_game` of the images that are in a mosaic, which may be none.
+      `grid_pointing_game` of the images in mosaics; empty if too few images are classified correctly.
     """
     members = _members(predicted, size, images // size**2, subject.seed)
     if not members.size:
@@ -213,16 +213,16 @@ def grid_pointing_game(
 
 
 def mosaic_setup(setup: Setup) -> Setup:
-    """Return how mosaics are fed: they are cropped already, and each asks for the class of one of its images."""
+    """Return the setup for mosaics, which are cropped already and explained for the class of their label."""
     return setup._replace(size=None, target="label")
 
 
 def _members(predicted: Results, size: int, count: int, seed: int) -> np.ndarray:
-    """Choose the images of `count` mosaics, or of as many as there can be: int `[M, size²]`."""
+    """Choose the images of `count` mosaics, or of fewer if there are too few correct ones: int `[M, size²]`."""
     labels, confidence, accuracy = (predicted.examples[name] for name in ("label", "confidence", "accuracy"))
     for fewer in range(count, 0, -1):
         try:
             return metrics.choose_mosaics(labels, confidence, accuracy > 0, size=size, count=fewer, seed=seed)
-        except ValueError:  # too few images are classified right
+        except ValueError:  # too few images are classified correctly
             continue
     return np.empty((0, size**2), np.int64)

@@ -1,8 +1,8 @@
-"""From a metric's name to its values for a batch: which function is called, with which arrays and which options.
+"""Groups of metrics: which function computes them, with which arrays and options.
 
-What is computed together by one loop over the network is a group. A metric whose function takes the usual arguments of
-its `needs` is a group of its own by having a row in `sdecor.metrics.METRICS`. What needs more than a call is a function
-here, which takes a `Context` and is listed in `_FUNCTIONS`.
+A group is computed by one loop over the network. A metric with a row in `sdecor.metrics.METRICS`, whose function takes
+the usual arguments of its `needs`, is a group without any code here. Other groups have a function here, which takes a
+`Context` and is listed in `_FUNCTIONS`.
 """
 
 import inspect
@@ -22,25 +22,25 @@ from sdecor.evaluation.choices import Method
 from sdecor.evaluation.context import Context
 from sdecor.metrics.registry import KNOWN
 
-WHOLE = ("attributions", "explanation", "parameters")  # needs of groups that look at all channels of an attribution
-# Keywords of metrics that are no options: the context fills them in, or they are left to the default.
+WHOLE = ("attributions", "explanation", "parameters")  # `Group.needs` of groups that read all channels
+# Keywords of metrics that are no options: the context sets them, or they keep their defaults.
 _CONTEXT = ("key", "ignore", "chunk_size", "attributions", "contributions", "features_fn")
 _LEFT = ("layers", "segments", "count", "k")
 
 
 class Group(NamedTuple):
-    """What is computed, stored and reused together.
+    """Metrics that are computed, stored and reused together.
 
     Attributes:
-      name: of the metric, or of the loop that several share.
-      gives: the names of its arrays: metrics `[n]`, and curves `[n, S]`.
-      needs: as of `metrics.Metric`. It decides on how many images the group is taken.
-      function: `function(context, **options)` returns the arrays in the order of `gives`; of a "set" it is
+      name: name of the metric, or of the function that computes several.
+      gives: names of the resulting arrays: metrics `[n]`, and curves `[n, S]`.
+      needs: as in `metrics.Metric`; it decides the number of images.
+      function: `function(context, **options)` returns the arrays in the order of `gives`. With `needs` "set" it is
         `function(maps [M, H, W], predictions [M], **options) -> [M]`.
-      options: name and value of every option; they are recorded with the numbers.
-      reference: whether a random order of pixels is measured too, as the level of chance.
-      signed: whether it looks at the attributions' sum over channels rather than at the maps.
-      follows: names of options whose value is the method's own, where it has them: see `of`.
+      options: name and value of every option; they are stored with the numbers.
+      reference: whether a random order of pixels is measured too, as the chance level.
+      signed: whether the metrics read the attributions' sum over channels, rather than the maps.
+      follows: names of options that take the method's own value, if it has one; see `of`.
     """
 
     name: str
@@ -54,23 +54,23 @@ class Group(NamedTuple):
 
     @property
     def looks_at(self) -> str:
-        """What it sees of an attribution, for the record: all of it, its signed sum, or its reduction to a map."""
+        """Return the part of an attribution that the metrics read, as stored: all, its signed sum, or its map."""
         return "whole attribution" if self.needs in WHOLE else "signed sum over channels" if self.signed else "map"
 
     @property
     def title(self) -> str:
-        """The names of its metrics, for a message."""
+        """Return the names of its metrics, for a message."""
         return "/".join(name for name in self.gives if name in KNOWN)
 
     def of(self, method: Method, saliency_of: str) -> "Group":
         """Return the group with the baseline and score that the attribution method itself uses.
 
         Args:
-          method: what explains.
-          saliency_of: stands for the method's own where that is the logit, see `Method.settings`.
+          method: the attribution method.
+          saliency_of: replaces the method's own default if that is "logit", see `Method.settings`.
 
         Raises:
-          ValueError: where the method has no single baseline, and the group needs one.
+          ValueError: if the group needs a single baseline and the method has none.
         """
         own, options = method.settings(saliency_of), {}
         if "saliency_of" in self.follows:
@@ -86,16 +86,16 @@ class Group(NamedTuple):
         return self._replace(options=tuple((dict(self.options) | options).items()))
 
     def __call__(self, context: Context) -> dict[str, jax.Array]:
-        """Return the arrays of a batch by name."""
+        """Return the group's arrays for a batch, by name."""
         return dict(zip(self.gives, self.function(context, **baselines.bound(dict(self.options))), strict=True))
 
 
 def groups_of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
-    """Return the groups that compute the metrics `names`, by the groups' own names.
+    """Return the groups that compute the metrics `names`, by name of the group.
 
     Args:
-      names: of metrics; those that are computed without an explanation, or from others, are left out.
-      options: by group, those that differ from the group's own.
+      names: names of metrics; metrics without an explanation, or derived from others, are left out.
+      options: group → options that differ from the group's defaults.
     """
     chosen = dict.fromkeys(name for name in (_GROUP_OF.get(name) for name in names) if name)
     return {name: _with_options(GROUPS[name], options.get(name, {})) for name in chosen}
@@ -107,7 +107,7 @@ def _with_options(group: Group, options: Mapping[str, Any]) -> Group:
 
 
 def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that a function takes."""
+    """Return the part of `offered` that a function takes as keywords."""
     known = inspect.signature(function).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     return {name: value for name, value in offered.items() if takes_all or name in known}
@@ -116,7 +116,7 @@ def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[s
 def _call(
     function: Callable[..., jax.Array], needs: str, signed: bool, context: Context, **options: Any
 ) -> tuple[jax.Array]:
-    """Call a metric with the arguments that its `needs` stands for."""
+    """Call a metric with the arguments of its `needs`."""
     arguments = {
         "maps": lambda: ((context.maps,), {}),
         "object": lambda: ((context.maps, context.objects), {"ignore": context.ignore}),
@@ -140,7 +140,7 @@ def replacement(
         metrics.baseline_images(images, baseline, key=context.keys).astype(images.dtype)
         for baseline in (insertion_baseline, deletion_baseline)
     )
-    # Both curves in one loop: the network is compiled once.
+    # Both curves in one loop, so that the network is compiled once.
     curves = metrics.replacement_curve(
         context.fn,
         jnp.concatenate([start, images]),
@@ -156,14 +156,14 @@ def replacement(
 
 
 def road(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the mean accuracy over the percentages removed, and the accuracy at each, as 1 or 0 of each example."""
+    """Return the mean accuracy over the removed percentages, and 1 or 0 per example and percentage."""
     batch = (context.images, context.maps, context.labels)
     curves = metrics.road_curves(context.fn, *batch, key=context.keys, chunk_size=context.chunk_size, **options)
     return curves.correct.mean(1), curves.correct
 
 
 def masked_accuracy(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the mean accuracy over the percentages replaced, and the accuracy at each, as 1 or 0 of each example."""
+    """Return the mean accuracy over the replaced percentages, and 1 or 0 per example and percentage."""
     batch = (context.images, context.maps, context.labels)
     options |= {"key": context.keys, "chunk_size": context.chunk_size}
     curve = metrics.masked_accuracy_curve(context.fn, *batch, **options)
@@ -171,20 +171,20 @@ def masked_accuracy(context: Context, **options: Any) -> tuple[jax.Array, jax.Ar
 
 
 def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
-    """Return the top-k intersection for the k pixels that are `share` of the image."""
+    """Return the top-k intersection, with k the given share of the pixels."""
     k = max(1, round(share * context.maps[0].size))
     return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
 
 
 def completeness(context: Context, *, baseline: Any, **options: Any) -> tuple:
-    """Return the size of the completeness gap."""
+    """Return the absolute completeness gap."""
     batch = (context.images, context.signed, context.targets)
     options |= {"baseline": _starts(context, baseline), "chunk_size": context.chunk_size}
     return (jnp.abs(metrics.completeness(context.fn, *batch, **options)),)
 
 
 def infidelity(context: Context, *, baseline: Any, **options: Any) -> tuple:
-    """Return infidelity; where an attribution has fewer channels than the image, it counts for all of them alike."""
+    """Return infidelity; an attribution with fewer channels than the image counts equally for all channels."""
     whole = context.attributions.shape == context.images.shape
     batch = (context.images, context.attributions if whole else context.signed, context.targets)
     options |= {"key": context.keys, "contributions": context.contributions and whole}
@@ -193,7 +193,7 @@ def infidelity(context: Context, *, baseline: Any, **options: Any) -> tuple:
 
 
 def _starts(context: Context, baseline: Any) -> jax.Array:
-    """Return the images that a method compares with, `[n, H, W, C]`: the same noise, too, where it draws them."""
+    """Return the method's baseline images `[n, H, W, C]`, with the same noise if they are random."""
     one = partial(baseline_image, baseline)
     return jax.vmap(lambda image, key: one(image, key=key))(context.images, context.explanation_keys)
 
@@ -212,14 +212,14 @@ def stabilities(context: Context, **options: Any) -> tuple[jax.Array, ...]:
 
 
 def random_logit(context: Context, **options: Any) -> tuple[jax.Array]:
-    """Return the similarity to another class's explanation."""
+    """Return the similarity to the explanation of another class."""
     explained = (context.explain_one, context.images, context.targets)
     options |= {"num_classes": context.num_classes}
     return (metrics.random_logit(*explained, **context.repeated(), **options),)
 
 
 def input_invariance(context: Context, **options: Any) -> tuple[jax.Array]:
-    """Return how much the explanation changes when image and network are shifted alike."""
+    """Return the change of the explanation when image and network are shifted by the same constant."""
     explained = (context.explain_of, context.fn, context.images, context.targets)
     return (metrics.input_invariance(*explained, **context.repeated(), **options),)
 
@@ -239,12 +239,12 @@ def smooth_mprt(context: Context, **options: Any) -> tuple[jax.Array, jax.Array]
 
 
 def sufficiency(maps: np.ndarray, predictions: np.ndarray, **options: Any) -> np.ndarray:
-    """Return sufficiency of all maps, `[M]` each."""
+    """Return the sufficiency of each map, `[M]`."""
     return np.asarray(metrics.sufficiency(jnp.asarray(maps), jnp.asarray(predictions), **options))
 
 
 def consistency(maps: np.ndarray, predictions: np.ndarray, *, cells: int) -> np.ndarray:
-    """Return consistency, with explanations counted the same whose most salient of `cells` × `cells` parts is."""
+    """Return consistency; explanations are equal if the same one of `cells` × `cells` parts is the most salient."""
     rows = np.minimum(np.arange(maps.shape[1]) * cells // maps.shape[1], cells - 1)
     columns = np.minimum(np.arange(maps.shape[2]) * cells // maps.shape[2], cells - 1)
     part = rows[:, None] * cells + columns
@@ -255,7 +255,7 @@ def consistency(maps: np.ndarray, predictions: np.ndarray, *, cells: int) -> np.
     return values
 
 
-# The arrays that each function above gives.
+# Names of the arrays that each function above returns.
 _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     replacement: ("insertion", "deletion", "insertion_curve", "deletion_curve"),
     road: ("road", "road_curve"),
@@ -276,7 +276,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
 
 
 def _group(name: str, function: Callable[..., Any], gives: tuple[str, ...]) -> Group:
-    """Return the group of some metrics, with the options and facts of their rows."""
+    """Return the group of the metrics in `gives`, with the options and facts of their rows."""
     rows = {given: KNOWN[given] for given in gives if given in KNOWN}
     (needs,) = {row.needs for row in rows.values()}
     options: dict[str, Any] = {}
@@ -288,7 +288,7 @@ def _group(name: str, function: Callable[..., Any], gives: tuple[str, ...]) -> G
 
 
 def _groups() -> dict[str, Group]:
-    """Return all groups: those of `_FUNCTIONS`, then every other metric of explanations by itself."""
+    """Return all groups: those of `_FUNCTIONS`, then one for each other metric of explanations."""
     groups = {function.__name__: _group(function.__name__, function, gives) for function, gives in _FUNCTIONS.items()}
     shared = {name for group in groups.values() for name in group.gives}
     for name, row in metrics.METRICS.items():

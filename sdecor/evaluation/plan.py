@@ -1,4 +1,4 @@
-"""What an evaluation comprises: its methods, its metrics, and on how many images each is taken."""
+"""The plan of an evaluation: its methods, its metrics, and the number of images of each metric."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,12 +20,12 @@ class Plan(NamedTuple):
     """An evaluation of one network.
 
     Attributes:
-      setup: how the network is fed and what of it is explained.
-      methods: what explains, by key; a random order of pixels first, where a group is compared with it.
-      groups: what is measured of each method.
-      images: by `Group.needs`, on how many images.
-      shown: the metrics that were asked for.
-      refused: parts, "method/group", that there cannot be.
+      setup: the network's input, and the score that is explained.
+      methods: attribution methods by key; first the random order of pixels, if a group needs it as a reference.
+      groups: metrics to compute for each method.
+      images: `Group.needs` → number of images.
+      shown: names of the requested metrics.
+      refused: parts, "method/group", that are not possible.
     """
 
     setup: Setup
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     refused: frozenset[str] = frozenset()
 
     def parts(self, method: Method) -> dict[str, tuple[Group, dict[str, Any]]]:
-        """Return what is measured of a method: name of the part → the group, and all that its numbers depend on."""
+        """Return the parts of a method: name → (group, all settings that its numbers depend on)."""
         own = {"options": method.settings(self.setup.saliency_of), "reduction": self.setup.reduction}
         parts = {}
         for group in self.groups:
@@ -49,14 +49,14 @@ class Plan(NamedTuple):
         return parts
 
     def all_parts(self) -> dict[str, dict[str, Any]]:
-        """Return all that the numbers of each part depend on."""
+        """Return all settings that the numbers of each part depend on, by name of the part."""
         found = {}
         for method in self.methods.values():
             found |= {part: settings for part, (_, settings) in self.parts(method).items()}
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Return the options of all methods and groups, for the record."""
+        """Return the options of all methods and groups, for evaluation.json and the report."""
         methods = {key: method.settings(self.setup.saliency_of) for key, method in self.explained().items()}
         groups = {}
         for each in self.groups:
@@ -67,18 +67,18 @@ class Plan(NamedTuple):
         return plain_settings({"methods": methods, "measures": groups})
 
     def explained(self) -> dict[str, Method]:
-        """Return the methods without the random order."""
+        """Return the methods without the random order of pixels."""
         return {key: method for key, method in self.methods.items() if key != RANDOM.key}
 
     def with_percentages(self, curves: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to mean curves the percentages of the pixels that they were taken at, where these are an option."""
+        """Add to mean curves the percentages of pixels at their points, if these are an option of the group."""
         options = {name: dict(each.options) for each in self.groups for name in each.gives}
         found = [key for key in curves if "percentages" in options.get(key.rpartition("/")[2], {})]
         percentages = {key: options[key.rpartition("/")[2]]["percentages"] for key in found}
         return dict(curves) | {key.removesuffix("curve") + "percentages": each for key, each in percentages.items()}
 
     def select(self, results: Results) -> Results:
-        """Return the part of stored results that this evaluation comprises."""
+        """Return the part of stored results that belongs to this evaluation."""
         part_of = {name: group.name for group in self.groups for name in group.gives}
         asked = {name for name in part_of if name in self.shown or name not in METRICS | DATASET_METRICS}
         parts = self.all_parts()
@@ -90,11 +90,11 @@ class Plan(NamedTuple):
         return Results({key: x for key, x in results.examples.items() if chosen(key)}, results.moments)
 
     def with_stored(self, stored: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> "Plan":
-        """Add what is stored with the settings that it would have today, and all that it gives.
+        """Add stored results whose settings equal today's.
 
         Args:
-          stored: settings by part, as of `parts`; those of this plan are among them.
-          options: of groups, see `groups_of`.
+          stored: part → settings, as in `parts`; all parts of this plan are among them.
+          options: options of groups, see `groups_of`.
         """
         methods, groups = dict(self.methods), {each.name: each for each in self.groups}
         for part, settings in stored.items():
@@ -107,13 +107,13 @@ class Plan(NamedTuple):
         shown = (*self.shown, *(name for each in groups.values() for name in each.gives))
         missing = {f"{key}/{name}" for key in methods for name in groups} - {*stored}
         plan = self._replace(methods=methods, groups=tuple(groups.values()), shown=shown)
-        plan = plan._replace(refused=self.refused | missing)  # before the others' settings: some pairs have none
+        plan = plan._replace(refused=self.refused | missing)  # first, because settings do not exist for some pairs
         other = {part for part, settings in plan.all_parts().items() if stored[part] != settings}
         return plan._replace(refused=plan.refused | other)
 
 
 def _method_of(key: str) -> Method | None:
-    """Return the method of a key; None where this version does not know it."""
+    """Return the method of a key; None if this version does not know it."""
     try:
         return RANDOM if key == RANDOM.key else next(iter(choose_methods([key]).values()))[0]
     except ValueError:
@@ -121,17 +121,17 @@ def _method_of(key: str) -> Method | None:
 
 
 def _group_of(name: str, settings: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> Group | None:
-    """Return the group of a stored part; None where this version does not know it."""
+    """Return the group of a stored part; None if this version does not know it."""
     if name not in GROUPS:
         return None
     (group,) = groups_of(GROUPS[name].gives, options).values()
     if group.needs != "mosaic":
         return group
-    resize = settings["measure"]["options"].get("resize")  # the network decides it, see `make_plan`
+    resize = settings["measure"]["options"].get("resize")  # it depends on the network, see `make_plan`
     return group._replace(options=(*group.options, ("resize", resize)))
 
 
-_REFUSALS = (ValueError, NotImplementedError)  # errors that methods and metrics raise against a network
+_REFUSALS = (ValueError, NotImplementedError)  # errors of a method or metric that does not support a network
 
 
 def make_plan(
@@ -148,18 +148,18 @@ def make_plan(
 
     Args:
       setup: see `Setup`.
-      methods: as of `choose_methods`.
-      metrics: as of `choose_metrics`.
-      variables: the network's, arrays or shapes.
-      batch: of one example, arrays or shapes; with `object` where the data set has masks.
+      methods: result of `choose_methods`.
+      metrics: result of `choose_metrics`.
+      variables: variables of the network, arrays or shapes.
+      batch: a batch of one example, arrays or shapes; with `object` if the data set has masks.
       images: see `Plan`.
-      options: of groups, those that differ from the groups' own.
+      options: group → options that differ from the group's defaults.
 
     Returns:
-      The plan, and a line for each method or metric of a preset that is left out because it refuses the network.
+      The plan, and one line for each method or metric of a preset that was dropped.
 
     Raises:
-      ValueError: when one that was named itself does so.
+      ValueError: if a method or metric that was named itself is not supported.
     """
     batch, notes = {**batch, "target": batch["label"]}, []
     explained, examples = _explaining(setup, methods, variables, batch, notes)
@@ -189,9 +189,9 @@ def make_plan(
 def _refusals(
     group: Group, setup: Setup, explained: Mapping[str, Method], variables: Any, batches: Mapping[str, Any]
 ) -> dict[str, Exception]:
-    """Return the errors of a group, by the methods that it cannot measure.
+    """Return the errors of a group, by key of the methods that it cannot measure.
 
-    A group that looks at no whole attribution is tried once for all methods with the same options.
+    A group that does not read whole attributions is traced once for all methods with the same options.
     """
     refusals, tried = {}, {}
     for key, method in explained.items():
@@ -217,10 +217,10 @@ def _explaining(
     batch: Mapping[str, Any],
     notes: list[str],
 ) -> tuple[dict[str, Method], dict[str, Any]]:
-    """Return the methods that explain the network, and the shapes of what each of them returns."""
+    """Return the methods that support the network, and the shapes of their results."""
     explained, examples = {}, {}
     for name, (method, named) in methods.items():
-        # What an option's text stands for is checked by the method, and may break it anywhere.
+        # Methods validate their own options, and an invalid one may raise any error.
         expected = (Exception,) if method.options else _REFUSALS
         found, refusal = _tried(make_explanation(setup, method), variables, batch, jax.random.key(0), expected=expected)
         if refusal is None:
@@ -235,14 +235,14 @@ def _explaining(
 def _fitting_mosaics(
     group: Group, setup: Setup, variables: Any, batch: Mapping[str, Any]
 ) -> tuple[Group, Exception | None]:
-    """Say whether mosaics are resized: not where the network takes larger images."""
+    """Add the option `resize`: mosaics are resized only if the network does not accept larger images."""
     size = dict(group.options)["size"]
     one = jax.eval_shape(lambda image: center_crop(image, setup.size), batch["image"])
     cells = jax.ShapeDtypeStruct((1, size**2, *one.shape[1:]), jnp.float32)
     resize, larger = False, jax.eval_shape(partial(make_mosaics, size=size), cells)
     try:
         jax.eval_shape(setup.apply, variables, larger)
-    except Exception:  # whatever the network says of that size, it does not take it
+    except Exception:  # any error means that the network does not accept this size
         resize = True
     _, refusal = _tried(partial(make_mosaics, size=size, resize=resize), cells)
     return group._replace(options=(*group.options, ("resize", resize))), refusal
@@ -251,7 +251,7 @@ def _fitting_mosaics(
 def _tried(
     program: Callable[..., Any], *arguments: Any, expected: tuple[type[Exception], ...] = _REFUSALS
 ) -> tuple[Any, Exception | None]:
-    """Trace a program: return the shapes of its results, or what it says against the network or its options."""
+    """Trace a program; return the shapes of its results, or its error about the network or the options."""
     try:
         return jax.eval_shape(program, *arguments), None
     except expected as error:

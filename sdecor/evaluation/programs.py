@@ -1,4 +1,4 @@
-"""The device part of an evaluation: predicting, explaining and measuring a batch, swept over a split."""
+"""Programs on the devices that predict, explain and measure a batch, and the batches of a split."""
 
 import functools
 import itertools
@@ -25,26 +25,27 @@ from sdecor.evaluation.groups import Group, accepted
 from sdecor.evaluation.results import Results, collect
 
 TARGETS = ("predicted", "label")
-IGNORE = 2  # code of an object mask's pixels that count neither as object nor as background
-EXPLANATION, METRICS = 0, 1  # steps of an example's randomness
+IGNORE = 2  # code in an object mask of pixels that count neither as object nor as background
+EXPLANATION, METRICS = 0, 1  # the two uses of an example's random keys
 
 Batch = dict[str, jax.Array]
 Fn = Callable[[jax.Array], jax.Array]
 
 
 class Setup(NamedTuple):
-    """How a network is fed and what of it is explained; the same for all methods and metrics.
+    """A network, its input and the score that is explained; the same for all methods and metrics.
 
     Attributes:
       apply: the network in evaluation mode, `(variables, images [n, H, W, C]) -> (logits [n, K], features [n, D])`;
         networks that compare equal share compiled programs.
-      mean: the data set's mean of each channel, in [0, 1].
-      std: its standard deviation of each channel.
-      size: side of the central crop that the network sees; None = the images as they are.
-      target: whose score is explained: the "predicted" class or the "label".
-      saliency_of: what is explained by methods whose own choice is the logit: see `attribution.SALIENCY_OF`.
-      reduction: from channels to a map, see `attribution.REDUCTIONS`.
-      chunk_size: network evaluations in flight on a device; None = what its memory holds. It changes no result.
+      mean: mean of each channel over the data set, in [0, 1].
+      std: standard deviation of each channel over the data set.
+      size: side of the central crop that is the network's input; None for whole images.
+      target: class whose score is explained, "predicted" or "label".
+      saliency_of: score, one of `attribution.SALIENCY_OF`, for methods whose own default is the logit.
+      reduction: reduction over channels to a map, one of `attribution.REDUCTIONS`.
+      chunk_size: number of network evaluations at once on a device; None for as many as fit in memory. It changes no
+        result.
     """
 
     apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
@@ -61,9 +62,9 @@ def classes_of(logits: jax.Array, labels: jax.Array, target: str | int) -> Batch
     """Return each example's `prediction` and `target`, the class whose score is explained, int32 `[n]`.
 
     Args:
-      logits: `[n, K]`.
-      labels: int32 `[n]`.
-      target: "predicted", "label", or a class.
+      logits: logits `[n, K]`.
+      labels: true classes, int32 `[n]`.
+      target: "predicted", "label", or a class index.
     """
     prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     known = {"predicted": prediction, "label": labels}
@@ -74,19 +75,19 @@ def classes_of(logits: jax.Array, labels: jax.Array, target: str | int) -> Batch
 def attributions_of(
     method: Method, fn: Fn, images: jax.Array, batch: Batch, key: jax.Array, *, saliency_of: str, **options: Any
 ) -> Any:
-    """Explain a batch by a method; what it draws for an example follows from the example's index.
+    """Explain a batch with a method; an example's random draws depend on its index alone.
 
     Args:
-      method: what explains.
+      method: the attribution method.
       fn: the network for one image, `image [H, W, C] -> logits [K]`.
-      images: as the network takes them, `[n, H, W, C]`.
-      batch: its `target` and `index`.
-      key: of everything that is drawn.
+      images: preprocessed images, the network's input, `[n, H, W, C]`.
+      batch: the batch's `target` and `index`.
+      key: random key of the evaluation.
       saliency_of: see `Method.settings`.
       **options: other arguments of `attribution.explain`.
 
     Returns:
-      Signed attributions, as of `attribution.explain`.
+      The result of `attribution.explain`: signed attributions.
     """
     keys = example_keys(key, EXPLANATION, batch["index"])
     settings = method.settings(saliency_of)
@@ -94,9 +95,9 @@ def attributions_of(
 
 
 def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Batch, Batch]]:
-    """Return `predict(variables, batch, key) -> (examples, moments)`: what is measured without an explanation.
+    """Return `predict(variables, batch, key) -> (examples, moments)`: predictions, and metrics without an explanation.
 
-    `examples` has an entry for each example; `moments` are of the features of the examples with weight 1.
+    `examples` are arrays `[n]`. `moments` are those of the features, over the examples of weight 1.
     """
     check_choice("target", setup.target, TARGETS)
 
@@ -114,16 +115,16 @@ def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Bat
 
 
 def _metrics_of(needs: str, array: jax.Array, **offered: jax.Array) -> Batch:
-    """Return all metrics with these `needs`, each called with the keywords that it takes."""
+    """Return the values of all metrics with these `needs`; each is called with the keywords that it takes."""
     rows = {name: metric.function for name, metric in metrics.METRICS.items() if metric.needs == needs}
     return {name: function(array, **accepted(function, offered)) for name, function in rows.items()}
 
 
 def make_explanation(setup: Setup, method: Method) -> Callable[[Any, Batch, jax.Array], Batch]:
-    """Return `explain_batch(variables, batch, key) -> arrays`, float32.
+    """Return `explain_batch(variables, batch, key) -> arrays`.
 
-    These are signed `attributions` `[n, H, W, C]`, their reduction `maps` `[n, H, W]` and their sum over channels,
-    `signed` `[n, H, W]`.
+    The arrays are float32: signed `attributions` `[n, H, W, C]`, their reductions `maps` `[n, H, W]`, and their sums
+    over channels `signed` `[n, H, W]`.
     """
 
     def explain_batch(variables: Any, batch: Batch, key: jax.Array) -> Batch:
@@ -142,10 +143,10 @@ def make_explanation(setup: Setup, method: Method) -> Callable[[Any, Batch, jax.
 def make_measurement(
     setup: Setup, groups: tuple[Group, ...], method: Method | None = None
 ) -> Callable[[Any, Batch, jax.Array], Batch]:
-    """Return `measure(variables, batch, key) -> examples`, the arrays of all `groups` of an explained batch.
+    """Return `measure(variables, batch, key) -> examples`, the arrays of all `groups` for an explained batch.
 
-    Without a `method` no group explains anything again, and the batch has no `attributions`: their number of channels
-    depends on the method, and what is compiled then serves all methods.
+    Without a `method` no group explains again, and the batch has no `attributions`, whose number of channels depends on
+    the method. The compiled program then serves all methods.
     """
 
     def measure(variables: Any, batch: Batch, key: jax.Array) -> Batch:
@@ -181,7 +182,7 @@ def _context(setup: Setup, method: Method | None, variables: Any, batch: Batch, 
 
 
 def images_of(setup: Setup, batch: Batch) -> jax.Array:
-    """Return a batch's images as the network takes them."""
+    """Return a batch's images, cropped and normalised for the network."""
     return normalise(center_crop(batch["image"], setup.size), setup.mean, setup.std)
 
 
@@ -197,24 +198,24 @@ def network(setup: Setup, variables: Any) -> Fn:
 
 
 def chunk_size_of(setup: Setup, fn: Fn, images: jax.Array) -> int:
-    """Return the evaluations in flight: the setup's, or as many as fit."""
+    """Return the number of network evaluations at once: the setup's, or as many as fit in memory."""
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     return default_chunk_size(fn, image) if setup.chunk_size is None else setup.chunk_size
 
 
-Advance = Callable[[int], Any]  # is told how many examples were done
+Advance = Callable[[int], Any]  # called with the number of examples done since the last call
 Item = tuple[int, dict[str, np.ndarray]]  # number of examples before a batch, and the batch
 
 
 class Subject(NamedTuple):
-    """What is evaluated.
+    """A network and the examples that it is evaluated on.
 
     Attributes:
-      setup: how the network is fed and what of it is explained.
-      variables: the network's, replicated over the devices.
-      source: the examples of a split.
-      batch_size: over all devices; it changes no result.
-      seed: of everything that is drawn.
+      setup: the network's input, and the score that is explained.
+      variables: variables of the network, replicated over the devices.
+      source: examples of a split.
+      batch_size: number of examples over all devices; it changes no result.
+      seed: seed of all random draws.
     """
 
     setup: Setup
@@ -224,12 +225,12 @@ class Subject(NamedTuple):
     seed: int = 0
 
     def key(self) -> jax.Array:
-        """Return the key of everything that is drawn, on all devices."""
+        """Return the random key of the evaluation, on all devices."""
         return parallel.replicate(jax.random.key(self.seed))
 
 
 def predict(subject: Subject, advance: Advance = lambda done: None) -> Results:
-    """Predict every example of the split."""
+    """Return the predictions of all examples of the split, and the metrics without an explanation."""
     program, key = compiled(make_prediction, subject.setup), subject.key()
 
     def step(item: Item) -> Any:
@@ -256,10 +257,10 @@ def batches(subject: Subject, source: Any, visited: np.ndarray) -> Iterator[Item
 
 
 def nested_order(n: int, sizes: Iterable[int]) -> np.ndarray:
-    """Return examples in an order whose first `size` are, for each of `sizes`, the random choice of so many of `n`.
+    """Return an order of examples whose first `size` are the random choice of `size` from `n`, for each of `sizes`.
 
     Returns:
-      int64 `[max(sizes)]`; what a size adds to the smaller ones is ascending.
+      Indices, int64 `[max(sizes)]`; those that a size adds to the next smaller one are ascending.
     """
     order = np.empty(0, np.int64)
     for size in sorted({*sizes} - {0}):
@@ -269,15 +270,15 @@ def nested_order(n: int, sizes: Iterable[int]) -> np.ndarray:
 
 @functools.cache
 def compiled(make: Callable[..., Callable], *arguments: Any) -> Callable:
-    """Return `make(*arguments)` compiled for all devices; the same program for equal arguments."""
+    """Return `make(*arguments)` compiled for all devices; equal arguments return the same program."""
     return parallel.pmap_evaluation(make(*arguments))
 
 
 def gathered(outputs: Any) -> Any:
-    """Return the outputs of all processes; those of a single one stay on its devices."""
+    """Return the outputs of all processes; those of a single process stay on its devices."""
     return outputs if jax.process_count() == 1 else parallel.gather(parallel.to_host(outputs))
 
 
 def real_examples(batch: Mapping[str, np.ndarray]) -> int:
-    """Return about how many examples of all processes are in the batch, without its padding."""
+    """Return the approximate number of examples in the batch over all processes, without padding."""
     return int(batch["weight"].sum()) * jax.process_count()

@@ -1,4 +1,4 @@
-"""What an evaluation found: values of each example and moments of the features; gathered, joined and stored."""
+"""Results of an evaluation: values per example and moments of the features, gathered, joined and stored."""
 
 import io
 import json
@@ -13,12 +13,12 @@ from sdecor.core.files import write_file
 
 
 class Results(NamedTuple):
-    """One network on one split.
+    """The results of one network on one split.
 
     Attributes:
-      examples: name → array `[N, …]`, ordered by `index`: what the network predicts under plain names, metrics of a
-        method's explanations as "method/metric". NaN where an example was not measured, or a metric is undefined.
-      moments: of the features, see `metrics.feature_moments`; empty where no prediction was made.
+      examples: name → array `[N, …]`, ordered by `index`. Predictions have plain names; metrics of a method's
+        explanations are named "method/metric". NaN if an example was not measured or a metric is undefined.
+      moments: moments of the features, see `metrics.feature_moments`; empty without predictions.
     """
 
     examples: dict[str, np.ndarray]
@@ -26,22 +26,22 @@ class Results(NamedTuple):
 
 
 def collect(step: Callable[[Any], tuple[Any, Any]], batches: Iterable[Any]) -> Results:
-    """Run `step(batch) -> (examples, moments)` over all batches and gather what it returns on the host.
+    """Run `step(batch) -> (examples, moments)` over all batches and gather the results on the host.
 
     Args:
-      step: returns arrays of the batch's examples, `index` and `weight` among them, and moments or an empty dict; all
-        may have a leading device axis. What it returns for some batches only is NaN for the others.
-      batches: padded batches, as `step` takes them.
+      step: function that returns arrays of the batch's examples, `index` and `weight` among them, and moments or an
+        empty dict, all with or without a leading device axis. Arrays missing for some batches are filled with NaN.
+      batches: padded batches, the arguments of `step`.
 
     Returns:
       Results without the padding (weight 0), ordered by index.
 
     Raises:
-      ValueError: when no example has weight 1.
+      ValueError: if no example has weight 1.
     """
     parts, pending = [], None
     for batch in batches:
-        # The next batch is dispatched before the previous one is fetched, so that the devices do not wait.
+        # A batch is dispatched before the previous one is fetched, so that the devices do not wait.
         current = step(batch)
         if pending is not None:
             parts.append(_fetch(*pending))
@@ -52,10 +52,10 @@ def collect(step: Callable[[Any], tuple[Any, Any]], batches: Iterable[Any]) -> R
 
 
 def merge(parts: Sequence[Results]) -> Results:
-    """Join the results of batches or of processes: examples in order of their index, moments added exactly.
+    """Join the results of batches or processes: sort the examples by index, and merge the moments exactly.
 
     Raises:
-      ValueError: when there is no example, or one occurs twice.
+      ValueError: if there is no example, or an example occurs twice.
     """
     parts = [part for part in parts if part.examples["index"].size]
     if not parts:
@@ -98,12 +98,12 @@ def _fetch(examples: Mapping[str, Any], moments: Mapping[str, Any]) -> Results:
 
 
 def extend(everything: Results, part: Results, prefix: str) -> Results:
-    """Add metrics that some examples have to the results of all, under `prefix`; the other examples get NaN.
+    """Add metrics of some examples to the results of all, under `prefix`; the other examples get NaN.
 
     Args:
-      everything: of all examples.
-      part: of some of them.
-      prefix: put before the names of `part`, with a slash.
+      everything: results of all examples.
+      part: results of some of these examples.
+      prefix: prefix of the names in `part`, joined by a slash.
     """
     index = everything.examples["index"]
     place = np.searchsorted(index, part.examples["index"])
@@ -123,14 +123,14 @@ def save(
     parts: Mapping[str, Any],
     versions: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write results to an `.npz` file together with what they depend on; a reader never sees half a file.
+    """Write results and the settings that they depend on to an `.npz` file; a reader never sees half a file.
 
     Args:
-      path: of the file.
-      results: what was found.
-      run: settings that all of it depends on.
-      parts: the settings of each part that is complete.
-      versions: of packages, that each part was made with.
+      path: path of the file.
+      results: the results.
+      run: settings that all results depend on.
+      parts: part → its settings, for each complete part.
+      versions: part → package versions that it was made with.
     """
     buffer = io.BytesIO()
     moments = {f"moments/{name}": value for name, value in results.moments.items()}
@@ -140,12 +140,12 @@ def save(
 
 
 def load(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any]]:
-    """Read results and the settings of their parts; `(None, {})` where there are none with the same `run` settings."""
+    """Read results and the settings of their parts; `(None, {})` if there are none with the same `run`."""
     return load_with_versions(path, run)[:2]
 
 
 def load_with_versions(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any], dict[str, Any]]:
-    """Read what `load` does, and the versions that the parts were made with."""
+    """Read results, the settings of their parts, and the package versions of each part."""
     path = epath.Path(path)
     if not path.exists():
         return None, {}, {}

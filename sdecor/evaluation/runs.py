@@ -1,4 +1,4 @@
-"""Trained runs: restore them, name them, check that they are measured alike, and plan what is evaluated of each."""
+"""Trained runs for an evaluation: restore them, name them, require equal settings, and plan their evaluation."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from sdecor.training.checkpoint import Checkpoints, checksums
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model in evaluation mode, `(variables, images) -> (logits, features)`; equal for equal models."""
+    """A model in evaluation mode, `(variables, images) -> (logits, features)`; equal models compare equal."""
 
     model: Any
 
@@ -34,14 +34,14 @@ class Run:
     """A trained run, restored from its folder.
 
     Attributes:
-      folder: where it lies.
-      name: what tables and figures call it.
-      config: of the run; `data` and `evaluation` as this evaluation uses them.
-      recorded: its config.json.
-      dataset: the data.
+      folder: folder of the run.
+      name: name of the run in tables and figures.
+      config: config of the run; `data` and `evaluation` have the values for this evaluation.
+      recorded: content of config.json.
+      dataset: the data set.
       apply: the network.
-      variables: its parameters and statistics.
-      settings: what all numbers of the evaluation depend on.
+      variables: parameters and statistics of the network.
+      settings: settings that all numbers of the evaluation depend on.
     """
 
     folder: str
@@ -67,16 +67,16 @@ def restore(
     """Read a run's config, data set and checkpoint.
 
     Args:
-      folder: of the run.
-      name: what tables and figures call it; default: its training method.
+      folder: folder of the run.
+      name: name of the run in tables and figures; None for its training method.
       checkpoint: "best" (by validation accuracy), "latest", or a step.
-      split: what to evaluate on.
-      target: whose score is explained, "predicted" or "label".
-      data: fields of `config.data` to change, those that are not None.
-      evaluation: fields of `config.evaluation` to change, the same.
+      split: split to evaluate on.
+      target: class whose score is explained, "predicted" or "label".
+      data: new values of `config.data`; None keeps a field.
+      evaluation: new values of `config.evaluation`; None keeps a field.
 
     Raises:
-      ValueError: when there is no run, or no such checkpoint, or it is damaged.
+      ValueError: if there is no run, or the checkpoint is missing or damaged.
     """
     files.check_text("--workdir", folder)
     recorded = run_folder.read(folder)
@@ -99,7 +99,7 @@ def restore(
 
 
 def _settings(config: ConfigDict, dataset: Any, state: Any, *, split: str, target: str) -> dict[str, Any]:
-    """Return what all numbers of an evaluation depend on, plain values."""
+    """Return the settings that all numbers of an evaluation depend on, as plain values."""
     options = config.evaluation
     of_data = {"mean": dataset.mean, "std": dataset.std, "crop": config.augment.size}
     settings = {
@@ -112,7 +112,7 @@ def _settings(config: ConfigDict, dataset: Any, state: Any, *, split: str, targe
         "saliency_of": options.saliency_of,
         "reduction": "abs_sum",
         "curve_steps": options.curve_steps,
-        "map_images": options.get("map_images"),  # a config of before these fields has none of them
+        "map_images": options.get("map_images"),  # configs of earlier versions lack some of these fields
         "curve_images": options.curve_images,
         "robustness_images": options.get("robustness_images", 100),
         "resamples": options.resamples,
@@ -131,7 +131,7 @@ def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Raise `ValueError`, naming the fields, unless all runs are measured alike on the same images."""
+    """Raise ValueError, with the differing fields, unless all runs have the same evaluation on the same images."""
 
     def measured(run: Run) -> dict[str, Any]:
         data = {name: run.recorded["dataset"][name] for name in ("name", "class_names", "image_shape")}
@@ -145,16 +145,16 @@ def check_comparable(runs: Sequence[Run]) -> None:
         if differences:
             listed = "\n".join(f"  {field}: {a!r} and {b!r}" for field, (a, b) in differences.items())
             raise ValueError(
-                f"{reference.folder} and {other.folder} are not measured alike:\n{listed}\n"
+                f"{reference.folder} and {other.folder} cannot be compared, since these fields differ:\n{listed}\n"
                 "Compare runs of the same data and the same evaluation, or evaluate them one by one."
             )
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
-    """Name runs by their training method and form where that tells them apart, else by their folder.
+    """Return unique names of runs: their training methods and forms, else the names or the paths of their folders.
 
     Raises:
-      ValueError: when a folder is given twice.
+      ValueError: if a folder is given twice.
     """
     files = [str(epath.Path(folder)) for folder in folders]
     twice = [path for path in files if files.count(path) > 1]
@@ -169,7 +169,7 @@ def run_names(folders: Sequence[str]) -> list[str]:
     return files
 
 
-# On how many images metrics are taken, by the field that says so, and what those metrics need.
+# Config field with a number of images → the `Group.needs` of the metrics that use so many images.
 IMAGES = {
     "map_images": ("maps", "object"),
     "curve_images": ("network", "attributions"),
@@ -185,17 +185,17 @@ def plan_of(
     chunk_size: int | None = None,
     maps: stored.Maps | None = None,
 ) -> tuple[Plan, list[str]]:
-    """Return what is evaluated of a run, or of its stored `maps`, and a line for each thing of a preset that is not.
+    """Return the plan of a run's evaluation, and one line for each method or metric of a preset that is left out.
 
     Args:
       run: the network and the data.
-      methods: as of `evaluation.choose_methods`.
-      metrics: as of `evaluation.choose_metrics`.
-      chunk_size: evaluations in flight on a device; None = what fits.
-      maps: stored ones, which are measured instead of explaining.
+      methods: result of `evaluation.choose_methods`.
+      metrics: result of `evaluation.choose_metrics`.
+      chunk_size: number of network evaluations at once on a device; None for as many as fit in memory.
+      maps: stored maps to measure instead of explaining.
 
     Raises:
-      ValueError: when a method or metric that was named itself refuses the network or the data.
+      ValueError: if a method or metric that was named itself does not support the network or the data.
     """
     dataset, settings, source = run.dataset, run.settings, source_of(run)
     setup = Setup(
@@ -228,30 +228,30 @@ def plan_of(
 
 
 def source_of(run: Run) -> Any:
-    """Return the examples of the split that is evaluated."""
+    """Return the examples of the evaluated split."""
     return run.dataset.source(run.settings["split"])
 
 
 def options_of(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the options of groups that are the run's."""
+    """Return the options of groups that the run's config sets."""
     return {"replacement": {"steps": run.settings["curve_steps"]}}
 
 
 def depends_of(run: Run) -> dict[str, Any]:
-    """Return the settings that every number of a run depends on; of stored maps, their content is one."""
+    """Return the settings that every number of a run depends on; for stored maps, their digest is one."""
     fields = ("split", "step", "parameters", "target", "seed", "data")
     maps = {"export": run.settings["from_export"]["sha256"]} if "from_export" in run.settings else {}
     return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__} | maps
 
 
 def subject_of(run: Run, plan: Plan) -> Subject:
-    """Return what is evaluated, with the network on all devices."""
+    """Return the run's network, on all devices, and its examples."""
     variables, size = parallel.replicate(run.variables), run.config.evaluation.batch_size
     return Subject(plan.setup, variables, source_of(run), size, run.settings["seed"])
 
 
 def provenance_of(run: Run) -> dict[str, Any]:
-    """Return what exported maps come from: the run's config, checkpoint and data."""
+    """Return the origin of exported maps: the run's config, checkpoint and data."""
     known, source = run.recorded["dataset"], source_of(run)
     return {
         "config": run_folder.lasting(run.recorded["config"]),

@@ -10,11 +10,11 @@ from scipy import special
 from sdecor.core.checks import check_range
 
 N_RESAMPLES = 2000
-_CELLS = 1 << 22  # resampling counts held at a time: 32 MiB
+_CELLS = 1 << 22  # resampling counts in memory at once: 32 MiB
 
 
 class Interval(NamedTuple):
-    """An estimate, its confidence interval and the number of examples; NaN where there are too few."""
+    """An estimate, its confidence interval and its number of examples; NaN if there are too few."""
 
     mean: float
     low: float
@@ -25,10 +25,13 @@ class Interval(NamedTuple):
 class Statistic(NamedTuple):
     """A function of sums over examples.
 
-    `columns [N, M]` are finite, a row for each example; `function(sums [..., M]) -> [...]` takes their sums;
-    `n` is the number of examples for which the metric is defined. `biased` marks a function whose expectation is not
-    its value at the expected sums, such as a sum of absolute values: resampling the sample adds the bias once more, and
-    the draws are moved back by it. `least` is the lowest possible value, below which no interval goes.
+    Attributes:
+      columns: `[N, M]`, finite; one row per example.
+      function: `function(sums [..., M]) -> [...]`, a function of the columns' sums.
+      n: number of examples for which the metric is defined.
+      biased: whether the expectation of the function is not its value at the expected sums, as for a sum of absolute
+        values. Resampling adds this bias once more, so the resampled values are shifted back by it.
+      least: lowest possible value, which also bounds the interval.
     """
 
     columns: np.ndarray
@@ -39,24 +42,24 @@ class Statistic(NamedTuple):
 
 
 class Median(NamedTuple):
-    """The median of `values [n]`, which are sorted and finite."""
+    """The median of `values [n]`, sorted and finite."""
 
     values: np.ndarray
 
     @property
     def n(self) -> int:
-        """The number of examples for which the metric is defined."""
+        """Return the number of examples for which the metric is defined."""
         return self.values.size
 
 
 def median_of(values: np.ndarray) -> Median:
-    """Return the median of `values [N]` as a statistic; NaN values are left out, and not counted in `n`."""
+    """Return the median of `values [N]` as a statistic; NaN values are dropped and not counted in `n`."""
     values = np.asarray(values, np.float64)
     return Median(np.sort(values[~np.isnan(values)]))
 
 
 def mean_of(values: np.ndarray) -> Statistic:
-    """Return the mean of `values [N]` as a statistic; NaN values are left out, and not counted in `n`."""
+    """Return the mean of `values [N]` as a statistic; NaN values are dropped and not counted in `n`."""
     values = np.asarray(values, np.float64)
     valid = ~np.isnan(values)
     columns = np.stack([np.where(valid, values, 0), valid], axis=1)
@@ -64,9 +67,9 @@ def mean_of(values: np.ndarray) -> Statistic:
 
 
 def ratio_of(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
-    """Return mean(numerators) / mean(denominators) over the examples `[N]` where both are defined.
+    """Return mean(numerators) / mean(denominators) over the examples `[N]` for which both are defined.
 
-    A ratio of means, not a mean of ratios: an image with a tiny denominator does not dominate it.
+    A ratio of means, unlike a mean of ratios, is not dominated by an image with a tiny denominator.
     """
     a, b = _pair(numerators, denominators)
     valid = ~np.isnan(a + b)
@@ -77,7 +80,7 @@ def ratio_of(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
 def difference_of(a: Statistic, b: Statistic) -> Statistic:
     """Return b − a for two statistics of the same examples, resampled together.
 
-    It is paired where both are defined for the same examples, which is for the caller to see to.
+    The difference is paired only if both are defined for the same examples, which the caller must ensure.
     """
     split = a.columns.shape[1]
     return Statistic(
@@ -95,18 +98,18 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return the interval of every statistic, from one set of resamples of their common examples.
+    """Return the interval of every statistic, from the same resamples of their common examples.
 
     Args:
-      statistics: by name; all over the same N examples.
+      statistics: statistics by name, all over the same N examples.
       n_resamples: number of resamples, each of N examples drawn with replacement.
       level: coverage of the intervals, in (0, 1).
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Returns:
-      By name: `mean` is the statistic of all examples, `low` and `high` the percentile interval, widened for few
-      examples (of a biased statistic: that of draws moved so that their mean is `mean`). With no defined example
-      everything is NaN; with one, the bounds are.
+      Intervals by name. `mean` is the statistic of all examples; `low` and `high` are percentiles of the resampled
+      values, widened for few examples. Values of a biased statistic are first shifted so that their mean is `mean`.
+      The bounds are NaN with fewer than two defined examples, and `mean` is NaN without any.
     """
     check_range("level", level, 0, 1, low_open=True, high_open=True)
     if not statistics:
@@ -136,21 +139,21 @@ def _of_sums(statistics: Mapping[str, Statistic], n_resamples: int, level: float
 
 
 def _of_median(statistic: Median, n_resamples: int, level: float, seed: int) -> Interval:
-    """Draw the medians of resamples without the resamples: the middle ones of n uniform numbers, as places."""
+    """Draw the medians of resamples directly: the position of each is the median of n uniform random numbers."""
     values, n = statistic.values, statistic.n
     if n == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
     rng, lower = np.random.default_rng(seed), (n - 1) // 2
-    places = rng.beta(lower + 1, n - lower, n_resamples)  # the order statistic `lower` of n uniform numbers
+    places = rng.beta(lower + 1, n - lower, n_resamples)  # order statistic `lower` of n uniform numbers
     draws = values[np.minimum((places * n).astype(int), n - 1)]
-    if n % 2 == 0:  # the least of the n/2 above it
+    if n % 2 == 0:  # the smallest of the n/2 numbers above it
         above = 1 - (1 - places) * rng.random(n_resamples) ** (2 / n)
         draws = (draws + values[np.minimum((above * n).astype(int), n - 1)]) / 2
     return Interval(float(np.median(values)), *_percentiles(draws, n, level), n)
 
 
 def _percentiles(draws: np.ndarray, n: int, level: float) -> tuple[float, float]:
-    """Return the percentile interval of the draws; its tails are those of Student's t, and of n rather than n − 1."""
+    """Return the percentile interval of the draws, widened for small n by Student's t and by √(n / (n − 1))."""
     if n < 2 or not draws.size:
         return np.nan, np.nan
     tail = special.ndtr(special.stdtrit(n - 1, (1 - level) / 2) * np.sqrt(n / (n - 1)))
@@ -159,13 +162,13 @@ def _percentiles(draws: np.ndarray, n: int, level: float) -> tuple[float, float]
 
 
 def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Return the column sums of resamples of the rows of `columns [N, M]`: `[n_resamples, M]`, in bounded memory."""
+    """Resample the rows of `columns [N, M]` and return the column sums `[n_resamples, M]`, in bounded memory."""
     check_range("n_resamples", n_resamples, 1)
     n, width = columns.shape
     sums = np.zeros((n_resamples, width))
     if n == 0:
         return sums
-    # Costly metrics have values for few examples: their columns need only the counts of those.
+    # Costly metrics have values for few examples, and their columns need only these examples' counts.
     sparse = 2 * np.count_nonzero(columns, axis=0) < n
     few = columns[:, sparse].any(1)
     parts = [(~sparse, slice(None), columns[:, ~sparse]), (sparse, few, columns[few][:, sparse])]
@@ -181,7 +184,7 @@ def bootstrap_sums(columns: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed:
 
 
 def bootstrap_mean(values: np.ndarray, **options) -> Interval:
-    """Return the mean of `values [N]` with its interval; NaN values are dropped, and not counted in `n`.
+    """Return the mean of `values [N]` with its interval; NaN values are dropped and not counted in `n`.
 
     Options: `n_resamples`, `level`, `seed`, as for `bootstrap`.
     """
@@ -189,11 +192,11 @@ def bootstrap_mean(values: np.ndarray, **options) -> Interval:
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, **options) -> Interval:
-    """Return mean(b − a) over the examples where both are defined, with its paired bootstrap interval.
+    """Return mean(b − a) over the examples for which both are defined, with its paired bootstrap interval.
 
     Args:
-      a: `[N]`, the reference.
-      b: `[N]`, the same examples in the same order.
+      a: values of the reference, `[N]`.
+      b: values of the same examples in the same order, `[N]`.
       **options: `n_resamples`, `level`, `seed`, as for `bootstrap`.
     """
     a, b = _pair(a, b)
@@ -215,7 +218,7 @@ LEVEL = 0.95
 
 
 class Mean(NamedTuple):
-    """A mean over `n` seeds with its interval by Student's t; the bounds are None for one seed, all is for none."""
+    """A mean over `n` seeds with its t-interval; the bounds are None for one seed, and the mean too for no seed."""
 
     mean: float | None
     low: float | None
@@ -224,7 +227,7 @@ class Mean(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its interval, the number of pairs, and the two-sided p of the paired t-test."""
+    """A mean paired difference, its interval, the number of pairs, and the two-sided p-value of the paired t-test."""
 
     mean: float | None
     low: float | None
@@ -234,7 +237,7 @@ class Difference(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Mean:
-    """Return the mean of the values that are numbers, with its t-interval."""
+    """Return the mean of the finite values with its t-interval; other values and None are dropped."""
     check_range("level", level, 0, 1, low_open=True, high_open=True)
     values = np.asarray([value for value in values if value is not None], np.float64)
     values = values[np.isfinite(values)]
@@ -252,12 +255,12 @@ def paired_test(
 ) -> Difference:
     """Return values − reference over the seeds that both have, with the paired t-test.
 
-    Without any spread the test says nothing for no difference (p None), and p = 0 otherwise, as its limit is.
+    If all differences are equal, p is 0, the limit of the test, or None if they are all 0.
 
     Args:
-      values: by seed.
-      reference: by seed.
-      level: of the interval.
+      values: values by seed.
+      reference: values of the reference, by seed.
+      level: coverage of the interval, in (0, 1).
     """
     both = [seed for seed in values if _is_number(values[seed]) and _is_number(reference.get(seed))]
     differences = np.asarray([values[seed] - reference[seed] for seed in both], np.float64)
@@ -276,9 +279,9 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected by Holm: below α exactly where his procedure at level α rejects.
+    """Return p-values corrected by Holm's procedure: a test is rejected at level α if its value is below α.
 
-    A test that was planned and could not be made (None) counts as one of the tests.
+    A planned test that could not be computed (None) is counted as one of the tests.
     """
     order = sorted((place for place, p in enumerate(p_values) if p is not None), key=lambda place: p_values[place])
     corrected: list[float | None] = [None] * len(p_values)

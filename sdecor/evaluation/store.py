@@ -1,4 +1,4 @@
-"""What was found of a run, kept in its folder part by part: only what is missing is ever evaluated."""
+"""The stored results of a run, kept part by part, so that only missing parts are evaluated."""
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
@@ -15,33 +15,34 @@ from sdecor.evaluation.programs import Subject
 from sdecor.evaluation.results import Results, extend, load, load_with_versions, save
 from sdecor.evaluation.stored import Maps, explaining
 
-# `progress(what, count)` is a context that gives a function to be told of every few examples done.
+# `progress(what, count)` is a context manager that yields a function, called with each number of examples done.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]]
 
 
-# Raised by hand with every change of the program that makes other numbers of the same settings.
+# To be raised by hand with every change of the program that changes numbers for the same settings.
 SCHEMA = 2
-PREDICTIONS = "predictions"  # what needs no explanation
+PREDICTIONS = "predictions"  # name of the part that needs no explanation
 
 
 class Store:
     """The results in a run's evaluation.npz, and the attributions of some images in its attributions.npz.
 
-    What a method and a group give is a part of it, reused for as long as the settings that it depends on stay.
+    A part holds the results of one group for one method. It is reused as long as its settings stay the same.
 
     Attributes:
-      results: of all examples; None before the first evaluation.
-      attributions: of some examples, `[images, H, W, C]` under the methods' keys; None before the first explanation.
-      parts: settings of each part that is stored, "method/group".
-      versions: of packages, that each part was made with; "predictions" are one of them.
+      results: results of all examples; None before the first evaluation.
+      attributions: attributions of some examples, `[images, H, W, C]` by key of the method; None before the first
+        explanation.
+      parts: settings of each stored part, by its name "method/group".
+      versions: package versions of each part and of "predictions".
 
     Args:
-      folder: of the run.
-      depends: settings that everything depends on, plain values.
-      name: is put into the names of the two files, so that evaluations of other splits, say, have files of their own.
-      images: how many examples' attributions are kept.
-      versions: of what is evaluated with now.
-      fresh: evaluate again what is stored.
+      folder: folder of the files.
+      depends: settings that all results depend on, plain values.
+      name: suffix of the two files' names, to separate, for example, evaluations of different splits.
+      images: number of examples whose attributions are stored.
+      versions: package versions of this process.
+      fresh: whether stored parts are evaluated again.
       writes: whether this process writes.
     """
 
@@ -64,13 +65,13 @@ class Store:
         self.attributions, self._explained = load(self._files[1], self._of_images)
 
     def shown(self, plan: Plan) -> Results:
-        """Return the stored attributions of some images, of those methods of a plan that have them."""
+        """Return the stored attributions for the methods of a plan, without methods that have none."""
         methods, stored = plan.explained(), self.attributions.examples
         keys = [key for key, each in methods.items() if self._explained.get(key) == _options(plan, each)]
         return Results({name: stored[name] for name in ("index", *keys)}, {})
 
     def other_versions(self, parts: Collection[str]) -> dict[str, dict[str, str]]:
-        """Return of the predictions and of `parts` the versions that are not those now, where there are such."""
+        """Return part → the package versions that differ from this process's, for "predictions" and `parts`."""
         found = {}
         for part in (PREDICTIONS, *sorted(parts)):
             others = {name: each for name, each in self.versions.get(part, {}).items() if self._now.get(name) != each}
@@ -78,20 +79,20 @@ class Store:
         return found
 
     def complete(self, plan: Plan, subject: Subject, progress: Progress, maps: Maps | None = None) -> None:
-        """Evaluate what the plan comprises and is not stored, and store it method by method.
+        """Evaluate the parts of the plan that are not stored, and store them method by method.
 
         Args:
-          plan: what is wanted.
-          subject: what is evaluated.
+          plan: plan of the evaluation.
+          subject: the network and its data.
           progress: see `Progress`.
-          maps: stored explanations to measure; None = explain. `depends` has to tell these maps from others.
+          maps: stored maps to measure; None to explain. With maps, `depends` must identify them.
         """
         if self.results is None or self._fresh:
             with progress("predictions", len(subject.source)) as advance:
                 found = programs.predict(subject, advance)
             stored = {} if self.results is None else self.results.examples
             self.results = Results(stored | found.examples, found.moments)
-            if maps is not None:  # of a tie, another device may predict the other class: what they explain counts
+            if maps is not None:  # with tied logits, predictions may differ between devices
                 self.results.examples["target"] = np.asarray(maps.targets, np.int32)
             self.versions[PREDICTIONS] = self._now
             self._save()
@@ -143,5 +144,5 @@ class Store:
 
 
 def _options(plan: Plan, method: Method) -> dict[str, Any]:
-    """Return what a method's attributions depend on."""
+    """Return the settings that a method's attributions depend on."""
     return plain_settings(method.settings(plan.setup.saliency_of))

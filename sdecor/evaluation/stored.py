@@ -1,6 +1,6 @@
-"""Stored maps, which are measured in place of explaining: what they tell of a plan, and how a batch of them is read.
+"""Stored maps, measured instead of explaining: which metrics they allow, and how a batch of them is read.
 
-What cannot be told from the stored maps is left out with a note, or refused where it was named: see `restrict`.
+Metrics that stored maps do not allow are left out of presets with a note, and raise an error if named; see `restrict`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +19,12 @@ from sdecor.evaluation.results import Results
 
 
 class Maps(NamedTuple):
-    """The stored explanations of a split, one for each example in the order of the split.
+    """The stored maps of a split, one per example in the order of the split.
 
     Attributes:
-      read: `(method's key, places in the split int [n]) -> float32 [n, H, W]`, or `[n, H, W, C]` where not reduced.
-      reduction: from channels to a map, see `attribution.REDUCTIONS`; None = the attributions are whole.
-      targets: the classes explained, int `[N]`.
+      read: `(key of the method, indices in the split int [n]) -> float32 [n, H, W]`, or `[n, H, W, C]` if not reduced.
+      reduction: reduction over channels of the maps, one of `attribution.REDUCTIONS`; None for whole attributions.
+      targets: explained classes, int `[N]`.
     """
 
     read: Callable[[str, np.ndarray], np.ndarray]
@@ -33,18 +33,18 @@ class Maps(NamedTuple):
 
 
 def restrict(plan: Plan, metrics: Mapping[str, bool], reduction: str | None) -> tuple[Plan, list[str]]:
-    """Leave out of a plan what stored maps do not tell.
+    """Drop the metrics of a plan that stored maps do not allow.
 
     Args:
-      plan: what is wanted.
-      metrics: as of `choose_metrics`.
-      reduction: of the stored maps, see `Maps`.
+      plan: plan of the evaluation.
+      metrics: result of `choose_metrics`.
+      reduction: reduction of the stored maps, see `Maps`.
 
     Returns:
-      The plan without those metrics, and a line for each of them.
+      The plan without these metrics, and one line for each of them.
 
     Raises:
-      ValueError: when one of them was named itself.
+      ValueError: if one of these metrics was named itself.
     """
     chosen, notes = [], []
     for group in plan.groups:
@@ -61,7 +61,7 @@ def restrict(plan: Plan, metrics: Mapping[str, bool], reduction: str | None) -> 
 
 
 def _missing(group: Group, reduction: str | None) -> str | None:
-    """Return what a group needs that is not stored; None where nothing is missing."""
+    """Return a text about the input of a group that is not stored; None if nothing is missing."""
     if group.needs == "mosaic":
         return "it explains mosaics of images, and maps of the images alone are stored; evaluate without --from_export"
     if reduction is not None and group.needs in WHOLE:
@@ -78,17 +78,17 @@ def _missing(group: Group, reduction: str | None) -> str | None:
 
 
 def shown(maps: Maps, methods: Iterable[str], index: np.ndarray) -> Results:
-    """Return the maps of some examples under the methods' keys, `[n, H, W, C]`; C = 1 where they are reduced."""
+    """Return the maps of some examples by key of the method, `[n, H, W, C]`; C = 1 if they are reduced."""
     read = {key: maps.read(key, index) for key in methods}
     return Results({"index": index} | {key: x[..., None] if x.ndim == 3 else x for key, x in read.items()}, {})
 
 
 def explaining(subject: Subject, method: Method, maps: Maps) -> Callable[[Batch], Batch]:
-    """Return the function that reads a method's stored explanations of a batch, in place of `make_explanation`'s."""
+    """Return the function that reads a method's stored maps of a batch, in place of that of `make_explanation`."""
     key = subject.key()
 
     def read(batch: Batch) -> Batch:
-        places = np.maximum(batch["index"], 0)  # padding has none, and no weight either
+        places = np.maximum(batch["index"], 0)  # padding has index −1; its values have weight 0
         values = np.asarray(maps.read(method.key, places.reshape(-1)), np.float32)
         return _arrays(subject, maps, parallel.shard(values), key)
 
@@ -96,16 +96,16 @@ def explaining(subject: Subject, method: Method, maps: Maps) -> Callable[[Batch]
 
 
 def _arrays(subject: Subject, maps: Maps, values: np.ndarray, key: jax.Array) -> Batch:
-    """Return what an explanation of the batch gives, of the stored `values` `[devices, n, …]`."""
+    """Return the arrays of `make_explanation` that the stored `values` `[devices, n, …]` allow."""
     if maps.reduction is None:
         program = compiled(make_reduction, subject.setup)
         return {"attributions": values} | program(subject.variables, {"attributions": values}, key)
-    # Without signs there is no metric that looks at them, see `restrict`; one that did would be undefined.
+    # `restrict` drops the metrics that read signs; NaN makes any other use visible.
     return {"maps": values, "signed": values if maps.reduction == "sum" else np.full_like(values, np.nan)}
 
 
 def make_reduction(setup: Setup) -> Callable[[Any, Batch, jax.Array], Batch]:
-    """Return `reduce_batch(variables, batch, key) -> arrays`, the `maps` and `signed` of `attributions`."""
+    """Return `reduce_batch(variables, batch, key) -> arrays`: `maps` and `signed` from `attributions`."""
 
     def reduce_batch(variables: Any, batch: Batch, key: jax.Array) -> Batch:
         how = {"maps": setup.reduction, "signed": "sum"}

@@ -1,4 +1,4 @@
-"""One run's numbers with intervals, and two runs' differences on the same images; on the host, in float64.
+"""A run's numbers with intervals, and the differences of two runs on the same images; on the host, in float64.
 
 A key is the name of a metric of the network ("accuracy"), or "method/metric".
 """
@@ -22,17 +22,17 @@ from sdecor.evaluation.statistics import (
 from sdecor.metrics.registry import KNOWN, RELATIVE
 
 _DIAGNOSTICS = [name for name, metric in KNOWN.items() if metric.function is metrics.feature_diagnostics]
-FEWEST = 20  # images below which no difference is called better or worse
+FEWEST = 20  # number of images below which no difference is marked better or worse
 
 
 def summarise(results: Results, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, dict]:
     """Return every metric's mean over the split with its bootstrap interval.
 
     Returns:
-      By key, for metrics in `metrics.registry.KNOWN`: `mean`, `low`, `high`, `n` (examples for
-      which it is defined), `undefined` (the others), and `chance` where there is such a level, over the same examples.
-      None where there is no value: an undefined metric, or the interval of a feature diagnostic or of a metric whose
-      values depend on one another. For heavy-tailed metrics `mean` is the median, and `statistic` says so.
+      By key, for metrics in `metrics.registry.KNOWN`: `mean`, `low`, `high`, `n` (examples for which the metric is
+      defined), `undefined` (the other examples), and `chance`, the chance level over the same examples, if there is
+      one. `mean` is None for an undefined metric. The bounds are None for feature diagnostics, and for metrics whose
+      values depend on one another. For heavy-tailed metrics `mean` is the median, and `statistic` is "median".
     """
     examples, count = _with_relative(results.examples), results.examples["index"].size
     intervals = bootstrap(_statistics(examples), n_resamples=n_resamples, level=level, seed=seed)
@@ -55,14 +55,14 @@ def compare(
     """Return the paired differences `other − reference` on the same images, with paired bootstrap intervals.
 
     Returns:
-      By key: `mean`, `low`, `high` of the difference over the images where both runs are defined, `n` pairs, and
-      `better`: True or False where the interval excludes 0 and the metric has a better direction, else None. It is
-      None, too, for fewer than 20 pairs; for metrics whose values depend on one another; and for those that say as
-      much about how the network withstands masked images as about its maps, unless they are relative to a random
-      order. For heavy-tailed metrics the difference is the median of the pairs' differences.
+      By key: `mean`, `low`, `high` of the difference over the images for which both runs are defined, the number of
+      pairs `n`, and `better`. This is True or False if the interval excludes 0 and the metric has a better direction,
+      else None. It is also None for fewer than 20 pairs, for metrics whose values depend on one another, and for
+      metrics that depend on the network's robustness to masking as much as on its maps, unless they are relative to a
+      random order. For heavy-tailed metrics `mean` is the median of the pairs' differences.
 
     Raises:
-      ValueError: when the two were not evaluated on the same images.
+      ValueError: if the two runs were not evaluated on the same images.
     """
     a, b = reference.examples, other.examples
     if not (np.array_equal(a["index"], b["index"]) and np.array_equal(a["label"], b["label"])):
@@ -89,7 +89,7 @@ def compare(
 
 
 def mean_curves(results: Results) -> dict[str, np.ndarray]:
-    """Return each method's curves, averaged over defined examples, with those of a random order as `…_random`."""
+    """Return each method's curves, averaged over defined examples; those of a random order are named `…_random`."""
     means = {}
     for key, curves in results.examples.items():
         defined = curves[~np.isnan(curves).any(-1)] if key.endswith("_curve") else ()
@@ -113,7 +113,7 @@ def _methods(keys: Iterable[str]) -> list[str]:
 
 
 def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add the differences of each method's metrics to those of a random order."""
+    """Add the differences between each method's metrics and those of a random order of pixels."""
     added = {}
     for key, values in examples.items():
         random = examples.get(f"{RANDOM.key}/{_of(key)}")
@@ -125,14 +125,14 @@ def _with_relative(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _jointly_defined(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return both with NaN wherever a metric is undefined in either, so that ratios too are over the same images."""
+    """Return both with NaN wherever a metric is undefined in one, so that ratios too use the same images."""
     both = [key for key in a if key in b and _of(key) in KNOWN]
     gaps = {key: np.isnan(a[key]) | np.isnan(b[key]) for key in both}
     return tuple(dict(run) | {key: np.where(gap, np.nan, run[key]) for key, gap in gaps.items()} for run in (a, b))
 
 
 def _center(key: str, values: np.ndarray) -> Statistic | Median:
-    """Return the mean of a metric, or its median."""
+    """Return the mean of a metric as a statistic, or its median for a heavy-tailed metric."""
     return (median_of if KNOWN[_of(key)].statistic == "median" else mean_of)(values)
 
 
@@ -143,12 +143,12 @@ def _entry(key: str, mean: float, low: float, high: float, n: int) -> dict[str, 
 
 
 def _depends_on_others(key: str) -> bool:
-    """Tell whether an image's value depends on the other images: then no interval is that of independent values."""
+    """Return whether an image's value depends on the other images, so that the bootstrap does not apply."""
     return KNOWN[_of(key)].needs == "set"
 
 
 def _statistics(examples: Mapping[str, np.ndarray]) -> dict[str, Statistic | Median]:
-    """Return the metrics of the network, then those of each method, in the order of `KNOWN`."""
+    """Return the statistics of the network's metrics, then of each method's, in the order of `KNOWN`."""
     statistics = {name: mean_of(examples[name]) for name in KNOWN if name in examples}
     statistics["calibration_error"] = _calibration(examples["confidence"], examples["accuracy"])
     for method in _methods(examples):

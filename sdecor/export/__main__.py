@@ -1,8 +1,8 @@
-"""Look at an export, check it, and convert it.
+"""Describe, verify and convert an export.
 
     python -m sdecor.export OUT.zarr [--check] [--npz=FILE] [--hdf5=DIR] [--png=DIR --examples=0,5] [--methods=…]
 
-Images are read from the data that the exported run was evaluated on; --data_path and --data_dir say where they lie now.
+Images are read from the data set that was exported. --data_path and --data_dir say where its files are now.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sdecor.export.overlays import overlays
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the command line asks for; an error in what was asked for is one line and exit status 1."""
+    """Run the command line; an expected error prints its text and exits with status 1."""
     flags = _parser().parse_args(arguments)
     with as_one_line("sdecor.export", (ValueError, OSError)):
         status = run(flags)
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Return the exit status: 1 where a check found the export damaged."""
+    """Do what the flags request and return the exit status: 1 if `--check` finds damage, else 0."""
     validate_targets(flags)
     export = reader.open(flags.path)
     methods = [method for method in _listed(flags.methods) or export.methods if export.name_of(method)]
@@ -48,7 +48,7 @@ def run(flags: argparse.Namespace) -> int:
 def convert_all(
     export: reader.Export, source: Any, flags: argparse.Namespace, methods: Sequence[str], examples: list[int] | None
 ) -> None:
-    """Write the files that the flags name."""
+    """Write the files that the flags request."""
     told = "" if examples is None else f", {len(export.places(examples))} examples"
     if flags.npz:
         stem, ending = os.path.splitext(flags.npz)
@@ -67,7 +67,7 @@ def convert_all(
 
 
 def validate_targets(flags: argparse.Namespace) -> None:
-    """Raise `ValueError` where a flag names something that cannot be written to."""
+    """Raise `ValueError` if a flag names a path that cannot be written."""
     if flags.npz:
         check_text("--npz", flags.npz)
     for name in ("hdf5", "png"):
@@ -76,7 +76,7 @@ def validate_targets(flags: argparse.Namespace) -> None:
 
 
 def describe(export: reader.Export) -> str:
-    """Return some lines about an export."""
+    """Return a description of an export, a few lines of text."""
     attributes, totals = export.attributes, export.attributes.get("totals") or {}
     there = sum(stop - start for start, stop in export.ranges)
     lines = [f"{export.path}: {len(export)} examples, {'complete' if export.complete else f'{there} of them there'}"]
@@ -93,7 +93,7 @@ def describe(export: reader.Export) -> str:
 
 
 def _source(export: reader.Export, flags: argparse.Namespace, *, needed: bool) -> Any:
-    """Open the images; where they are not needed and cannot be had, say so and go on without."""
+    """Open the source of the images; if that fails and images are not `needed`, print why and return None."""
     try:
         return convert.open_source(export, path=flags.data_path, data_dir=flags.data_dir)
     except (ValueError, OSError) as error:
@@ -105,15 +105,15 @@ def _source(export: reader.Export, flags: argparse.Namespace, *, needed: bool) -
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdecor.export", description=__doc__.splitlines()[0])
-    parser.add_argument("path", help="of the export, local or remote")
+    parser.add_argument("path", help="path of the export, local or remote")
     parser.add_argument("--check", action="store_true", help="read every byte and compare it with its checksum")
-    parser.add_argument("--npz", metavar="FILE", help="write arrays as Quantus takes them; a file for each method")
-    parser.add_argument("--hdf5", metavar="DIR", help="write files as ViRelAy reads them")
+    parser.add_argument("--npz", metavar="FILE", help="write the arrays that Quantus takes; one file per method")
+    parser.add_argument("--hdf5", metavar="DIR", help="write the files that ViRelAy reads")
     parser.add_argument("--png", metavar="DIR", help="draw the maps of --examples over their images")
-    parser.add_argument("--examples", metavar="0,5,…", help="which ones; default: all")
-    parser.add_argument("--methods", metavar="NAME,…", help="which ones; default: all")
-    parser.add_argument("--data_path", help="where the data of config.data.path lie now")
-    parser.add_argument("--data_dir", help="where TFDS data sets lie now")
+    parser.add_argument("--examples", metavar="0,5,…", help="which examples; default: all")
+    parser.add_argument("--methods", metavar="NAME,…", help="which methods; default: all")
+    parser.add_argument("--data_path", help="where the data of config.data.path are now")
+    parser.add_argument("--data_dir", help="where TFDS data sets are now")
     return parser
 
 

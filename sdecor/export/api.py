@@ -1,4 +1,4 @@
-"""Exporting explanations: of any function, or of a split as it is evaluated."""
+"""Export of explanations: for any network function, or for a split as an evaluation explains it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -47,46 +47,47 @@ def export(
 ) -> Summary:
     """Explain every example of `data` by each method and store maps, predictions and labels as a Zarr group.
 
-    Started again with the same arguments, it goes on where it was stopped, whatever stopped it; a finished export is
-    left as it is. All local devices are used and, in a job of several processes that all call this with the same data,
-    each exports a part. The stored bytes depend on neither.
+    A call with the same arguments resumes an export, however it was stopped, and leaves a finished one unchanged. All
+    local devices are used. In a job of several processes, all call this function with the same data, and each exports a
+    part. The stored bytes do not depend on the number of devices and processes.
 
     Args:
       fn: the network, `image [H, W, C] float32 -> logits [K]`, in evaluation mode. Its parameters (the arrays that it
-        closes over) are part of what an export is recognised by.
-      data: a Source: `len`, `[i]` a dict with `image` `[H, W, C]` and maybe `label`, and maybe `.name(i)`. Or an
-        iterable of batches, dicts with `image` `[n, H, W, C]` of any n and maybe `label` and `id` (numbers or text)
-        `[n]`; it has to yield the same examples in the same order at each start. Labels are classes of `fn`, or −1 for
-        unknown. They are checked before anything is computed where they are known: of a Source with `labels`, a list
-        or a tuple. Others are checked when they are read.
-      path: a local folder or `gs://…`, by habit ending in `.zarr`.
-      methods: what `evaluation.choose_methods` takes, or `evaluation.Method`s.
-      target: whose score is explained: "predicted", "label", or a class.
-      saliency_of: what is explained by methods whose own choice is the logit: see `attribution.SALIENCY_OF`.
-      dtype: maps are stored as "float32", or divided by a scale of each example as "float16" or "uint8".
-      reduce: from channels to a map, see `attribution.REDUCTIONS`; None keeps the channels.
-      clip_percentile: in float16 and uint8, the percentile of an example's absolute values to which larger ones are
-        clipped. How many were is counted.
-      device_batch: examples that a device gets at a time.
-      chunk_size: network evaluations in flight on a device; by default what its memory holds.
-      chunk_rows: examples of a chunk, a multiple of `device_batch`; by default a few megabytes.
-      shard_rows: examples of a file of several chunks (fewer and larger files, for remote storage); None = of one.
-      seed: of all that methods draw; a draw belongs to its example.
-      on_error: "stop" at an example that cannot be read, or "skip" it: its maps are NaN, and skipped.jsonl names it.
-      check: how finished work is checked when the export goes on: by "checksums" of all bytes, or "sizes" alone.
-      provenance: plain JSON that is stored with the maps, and has to be the same when the export goes on.
-      names: of the examples, instead of the Source's or the `id`s.
-      num_examples: of an iterable, where it is known.
-      progress: whether to show a progress bar, or a function that is told how many more examples were computed.
+        closes over) must be the same when the export is resumed.
+      data: a Source or an iterable of batches. A Source has `len` and `[i]`, a dict with `image` `[H, W, C]` and
+        optionally `label`; it may have `.name(i)`. A batch is a dict with `image` `[n, H, W, C]`, of any n, and
+        optionally `label` and `id` (numbers or text) `[n]`. An iterable must yield the same examples in the same order
+        at each start. Labels are classes of `fn`, or −1 if unknown. They are validated before anything is computed for
+        a Source with `labels`, a list or a tuple, else when they are read.
+      path: a local folder or `gs://…`; the name usually ends in `.zarr`.
+      methods: names for `evaluation.choose_methods`, or `evaluation.Method`s.
+      target: the class whose score is explained: "predicted", "label", or a class number.
+      saliency_of: the score explained by methods whose default is the logit; see `attribution.SALIENCY_OF`.
+      dtype: type of the stored maps: "float32"; or "float16" or "uint8", each map divided by its own scale.
+      reduce: reduction of channels to one map, see `attribution.REDUCTIONS`; None keeps the channels.
+      clip_percentile: percentile of an example's absolute values to which larger values are clipped, for float16 and
+        uint8. Clipped values are counted.
+      device_batch: examples in a device's batch.
+      chunk_size: network evaluations at once on a device; by default as many as fit in its memory.
+      chunk_rows: examples in a chunk, a multiple of `device_batch`; by default chunks have a few megabytes.
+      shard_rows: examples in a file of several chunks (fewer and larger files, for remote storage); None = one chunk a
+        file.
+      seed: seed of the methods' random draws. An example's draws depend on its place, not on its batch.
+      on_error: "stop" at an example that cannot be read, or "skip" it: its maps are NaN, and skipped.jsonl lists it.
+      check: verification of a resumed export: "checksums" of all bytes, or only "sizes" of files.
+      provenance: plain JSON stored with the maps; it must be the same when the export is resumed.
+      names: names of the examples, instead of the Source's names or the `id`s.
+      num_examples: number of examples of an iterable, if known.
+      progress: whether to show a progress bar, or a function called with the number of newly computed examples.
 
     Returns:
-      What was done, also when Ctrl-C or SIGTERM stopped it.
+      A `Summary` of this call, also after Ctrl-C or SIGTERM.
 
     Raises:
-      ValueError: for a choice that is not known, a target or a label that is no class of `fn`, an example that cannot
-        be read, a path that holds something else or another export (naming what differs), or one that another job is
-        writing.
-      StorageError: when it cannot be written; what is finished is kept.
+      ValueError: for an invalid choice, a target or a label that is no class of `fn`, an example that cannot be read, a
+        path that holds something else or another export (the error names the differences), or a path that another job
+        is writing.
+      StorageError: when the export cannot be written; finished ranges are kept.
     """
     reader = reader_of(data, on_error=on_error, names=names, count=num_examples)
     variables, fn_of = hoisted(fn, reader.shape)
@@ -106,7 +107,7 @@ def export(
 
 
 def methods_of(methods: Sequence[str | Method]) -> list[Method]:
-    """Return the methods that are named, or given."""
+    """Return the given methods; names are replaced by the methods that they choose."""
     found: dict[str, Method] = {}
     for method in methods:
         named = [method] if isinstance(method, Method) else [each for each, _ in choose_methods([method]).values()]
@@ -117,15 +118,15 @@ def methods_of(methods: Sequence[str | Method]) -> list[Method]:
 
 
 def hoisted(fn: Fn, shape: tuple[int, ...]) -> tuple[list[jax.Array], Callable[[Any], Fn]]:
-    """Return the arrays that `fn` closes over, and the function from these to `fn`.
+    """Return the arrays that `fn` closes over, and a function that makes `fn` from such arrays.
 
-    As arguments of the compiled programs they are shared by these; as constants, each would hold a copy.
+    As arguments, the arrays are shared by all compiled programs. As constants, each program would hold a copy.
     """
 
     def as_usual(equation: Any, inputs: list[jax.Array], scope: str) -> None:
         return None
 
-    # Interpreted, what is compiled inside of `fn` is entered, and its constants come to the surface too.
+    # The interpreter enters compiled functions inside `fn`, so that their constants are found too.
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     checked_logits(jax.eval_shape(fn, image))
     closed = jax.make_jaxpr(jaxpr.interpret(fn, as_usual))(image)
@@ -151,20 +152,20 @@ def export_split(
     provenance: Any = None,
     options: Options | None = None,
 ) -> Summary:
-    """Export the examples of `source` as an evaluation by `setup` explains them.
+    """Export the explanations that an evaluation with `setup` computes for the examples of `source`.
 
     Args:
-      setup: how the network is fed and what of it is explained; its reduction and chunk size are not used.
-      methods: what explains.
-      variables: the network's.
+      setup: the evaluation's network, input and target; its reduction and chunk size are not used.
+      methods: the attribution methods.
+      variables: the network's variables.
       source: the examples of a split, uint8.
-      path: see `export`, as for the rest.
-      dtype: that maps are stored in.
-      reduce: from channels to a map; None keeps the channels.
+      path: see `export`.
+      dtype: type of the stored maps, see `export`.
+      reduce: reduction of channels to one map; None keeps the channels.
       clip_percentile: see `export`.
       on_error: see `export`.
       provenance: see `export`.
-      options: see `Options`; seed 0 is that of an evaluation.
+      options: see `Options`; an evaluation uses seed 0.
     """
 
     def logits_of(variables: Any, images: jax.Array) -> jax.Array:

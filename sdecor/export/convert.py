@@ -1,4 +1,4 @@
-"""An export as NumPy archive (Quantus) or HDF5 files (ViRelAy, CoRelAy), with the images read."""
+"""Conversion of an export to a NumPy archive (Quantus) or HDF5 files (ViRelAy, CoRelAy), with images."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,46 +12,46 @@ from sdecor.data import center_crop, create_dataset, normalise
 from sdecor.data.batches import object_mask
 from sdecor.export.reader import Export
 
-AT_ONCE = 64  # examples in memory
+AT_ONCE = 64  # examples in memory at a time
 
 
 class LazyArray(NamedTuple):
-    """An array `[N, …]` that is read when it is written: shape of an example, type, and `(places [n]) -> [n, …]`."""
+    """An array `[N, …]` that is read in parts: shape of one example, dtype, and `read(places [n]) -> [n, …]`."""
 
     shape: tuple[int, ...]
     dtype: Any
     read: Callable[[np.ndarray], np.ndarray]
 
     def batches(self, places: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield the values at `places`, `AT_ONCE` at a time, with where they stand among these."""
+        """Yield slices of `places`, at most `AT_ONCE` long, each with the values there."""
         for where in in_batches(places.size):
             yield where, np.ascontiguousarray(self.read(places[where]), self.dtype)
 
 
 def in_batches(n: int) -> Iterator[slice]:
-    """Yield the slices that cut `n` examples into batches of `AT_ONCE`."""
+    """Yield slices of at most `AT_ONCE` that cover `n` examples."""
     return (slice(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE))
 
 
 def column(export: Export, name: str, dtype: Any) -> LazyArray:
-    """Return one of the stored arrays as another type."""
+    """Return a stored array, converted to `dtype`."""
     return LazyArray(export.arrays[name].tail, dtype, lambda places: export.read(name, places))
 
 
 def maps_of(export: Export, method: str) -> LazyArray:
-    """Return the maps with channels first, one where there is none."""
+    """Return a method's maps `[N, C, H, W]`; C is 1 for maps without channels."""
     height, width, *channels = export.arrays[export.name_of(method)].tail
     shape = (*(channels or [1]), height, width)
     return LazyArray(shape, np.float32, lambda places: channels_first(export.attribution(method, places)))
 
 
 def channels_first(values: np.ndarray) -> np.ndarray:
-    """Return `[n, C, H, W]` of `[n, H, W, C]`, or of `[n, H, W]` with one channel."""
+    """Return `[n, C, H, W]` from `[n, H, W, C]`, or `[n, 1, H, W]` from `[n, H, W]`."""
     return values[:, None] if values.ndim == 3 else np.moveaxis(values, -1, 1)
 
 
 def finite_places(export: Export, method: str, places: np.ndarray) -> np.ndarray:
-    """Return the places whose map is finite."""
+    """Return the places whose map is finite; raise `ValueError` if there are none."""
     whole = np.empty(places.size, bool)
     for where in in_batches(places.size):
         values = export.attribution(method, places[where])
@@ -62,21 +62,21 @@ def finite_places(export: Export, method: str, places: np.ndarray) -> np.ndarray
 
 
 class Pictures(NamedTuple):
-    """Images `[n, H, W, C]` and, where the data have masks or boxes, object codes uint8 `[n, H, W]`, else None."""
+    """Images `[n, H, W, C]`, and object codes uint8 `[n, H, W]`, or None if the data have no masks or boxes."""
 
     images: np.ndarray
     objects: np.ndarray | None
 
 
 def open_source(export: Export, **changes: Any) -> Any:
-    """Open the examples that an export of a trained run was made of.
+    """Open the data that an export of a trained run was made from.
 
     Args:
-      export: made by `evaluate.py --export`.
-      **changes: fields of the run's `config.data` to change, those that are not None: where the data lie now.
+      export: an export made by `evaluate.py --export`.
+      **changes: new values for fields of the run's `config.data`, such as its `path` now; None keeps a field.
 
     Raises:
-      ValueError: when the export was made of other data than a run's.
+      ValueError: when `evaluate.py --export` did not make the export.
     """
     made_of = _provenance(export)
     if not {"config", "dataset"} <= made_of.keys():
@@ -93,12 +93,12 @@ def _provenance(export: Export) -> dict[str, Any]:
 
 
 def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
-    """Return the images at `places` as the source has them, in the middle part that the network saw.
+    """Return the source's images at `places`, cropped to the centre that the network saw.
 
-    An example that was skipped is black.
+    The image of a skipped example is black.
 
     Raises:
-      ValueError: when the source is not the one that was exported.
+      ValueError: when the source differs from the exported data.
     """
     if len(source) != len(export):
         raise ValueError(f"the source has {len(source)} examples, and {export.path} {len(export)}: give the same data")
@@ -118,7 +118,7 @@ def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
 
 
 def network_input(export: Export, images: np.ndarray) -> np.ndarray:
-    """Return images as the network took them, float32: uint8 ones normalised by the data set's mean and deviation."""
+    """Return the network's float32 inputs: uint8 images are normalised by the data set's mean and std."""
     known = _provenance(export).get("dataset", {})
     if images.dtype != np.uint8 or "mean" not in known:
         return images.astype(np.float32)
@@ -126,12 +126,12 @@ def network_input(export: Export, images: np.ndarray) -> np.ndarray:
 
 
 def _same_example(export: Export, source: Any, place: int) -> dict[str, Any]:
-    """Return the source's example, refusing one of another name or class than was exported."""
+    """Return the source's example at `place`; raise `ValueError` if its name or class differs from the exported one."""
     example, name, label = source[place], export.names[place], int(export.read("label", place))
-    # Names that were given to `export.export` need not be those of a source.
+    # Names given to `export.export` may differ from the source's names.
     of_run = "dataset" in _provenance(export)
     found = readable(str(source.name(place))) if of_run else name
-    # Stored names are told from the folder of all examples on: that may be another by now.
+    # Stored names are relative to the folder of all examples, because that folder may move.
     same = found == name or found.endswith(f"/{name}")
     if not same or int(example.get("label", label)) != label:
         raise ValueError(
@@ -158,19 +158,20 @@ def to_npz(
 ) -> None:
     """Write one method's maps as the arrays that Quantus' metrics take.
 
-    The archive has `a_batch` float32 `[N, 1 or C, H, W]`, `y_batch` int64 `[N]` (the class explained), and beside them
-    `label`, `prediction` and `index`, the places in the export; with a source also `x_batch` float32 `[N, C, H, W]`, as
-    the network took it, and where the data have masks or boxes `s_batch` uint8 `[N, 1, H, W]`, 1 on the object.
+    The archive holds the finite maps `a_batch` float32 `[N, 1 or C, H, W]`, the explained classes `y_batch` int64
+    `[N]`, and `label`, `prediction` and `index` (the places in the export) int64 `[N]`. With a source it also holds the
+    network's inputs `x_batch` float32 `[N, C, H, W]` and, if the data have masks or boxes, `s_batch` uint8
+    `[N, 1, H, W]`, which is 1 on the object.
 
     Args:
-      export: what is converted.
-      path: of the file, local or remote.
-      method: its key, where there are several.
+      export: the export to convert.
+      path: path of the archive, local or remote.
+      method: the method's key or array name; needed if there are several methods.
       examples: places in the export; None = all.
-      source: of the images.
+      source: the exported data, for the images.
 
     Raises:
-      ValueError: for an unknown method or place, or images that are not those exported.
+      ValueError: for an unknown method or place, or images that differ from the exported ones.
     """
     if method is None and len(export.methods) > 1:
         raise ValueError(f"method is not given: an archive has one method's maps, one of {', '.join(export.methods)}")
@@ -188,7 +189,7 @@ def to_npz(
 
 
 def _inputs(export: Export, source: Any) -> dict[str, LazyArray]:
-    """The images as the network took them, and the objects where there are any."""
+    """Return the network's inputs, and the object masks if the data have any."""
     height, width, channels = export.attributes["image_shape"]
     x = LazyArray(
         (channels, height, width),
@@ -202,7 +203,7 @@ def _inputs(export: Export, source: Any) -> dict[str, LazyArray]:
 
 
 def _write_npy(archive: zipfile.ZipFile, name: str, array: LazyArray, places: np.ndarray) -> None:
-    """Add an array to an .npz, as `np.savez` would, without ever holding all of it."""
+    """Add an array to an .npz file, as `np.savez` does, without holding all of it in memory."""
     descr, shape = np.lib.format.dtype_to_descr(np.dtype(array.dtype)), (places.size, *array.shape)
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -221,22 +222,23 @@ def to_hdf5(
     examples: Sequence[int] | None = None,
     source: Any = None,
 ) -> None:
-    """Write ViRelAy's files: `dataset.h5` (with a source), `<method>.attribution.h5` of each method, `label-map.json`.
+    """Write ViRelAy's files: `dataset.h5` (with a source), one `<method>.attribution.h5` a method, `label-map.json`.
 
-    `dataset.h5` has `data` `[N, C, H, W]` (as the source has it) and `label` int32 `[N]`. An attribution file has
-    `attribution` float32 `[M, C, H, W]`, `prediction` float32 `[M, K]` (the logits), `label` int32 `[M]` and `index`
-    uint32 `[M]`, rows of `dataset.h5`. Both have `example_id`, the places in the export. ViRelAy draws color images and
-    sums attributions over channels: one channel is written as three, of an attribution a third each.
+    `dataset.h5` holds the source's images `data` `[N, C, H, W]` and `label` int32 `[N]`. An attribution file holds the
+    M finite maps `attribution` float32 `[M, C, H, W]`, the logits `prediction` float32 `[M, K]`, `label` int32 `[M]`
+    and `index` uint32 `[M]`, the rows in `dataset.h5`. Both hold `example_id`, the places in the export. ViRelAy draws
+    color images and sums attributions over channels. A single channel is therefore written as three: an image is
+    repeated, an attribution is divided by 3.
 
     Args:
-      export: what is converted.
-      directory: a local folder, made where missing.
-      methods: their keys; None = all.
+      export: the export to convert.
+      directory: a local folder, created if missing.
+      methods: method keys or array names; None = all.
       examples: places in the export; None = all.
-      source: of the images.
+      source: the exported data, for the images.
 
     Raises:
-      ValueError: where h5py is not installed, for a remote directory, or images that are not those exported.
+      ValueError: when h5py is not installed, the directory is remote, or images differ from the exported ones.
     """
     try:
         import h5py
@@ -270,7 +272,7 @@ def _images(export: Export, source: Any) -> LazyArray:
 
 
 def _colored(array: LazyArray) -> LazyArray:
-    """Repeat a single channel."""
+    """Repeat a single channel three times."""
     if array.shape[0] != 1:
         return array
     shape = (_COLORS, *array.shape[1:])
@@ -278,7 +280,7 @@ def _colored(array: LazyArray) -> LazyArray:
 
 
 def _shared(array: LazyArray) -> LazyArray:
-    """Share a single channel among several, so that they sum to it."""
+    """Split a single channel into three equal parts that sum to it."""
     if array.shape[0] != 1:
         return array
     colored = _colored(array)
@@ -286,7 +288,7 @@ def _shared(array: LazyArray) -> LazyArray:
 
 
 def _label_map(export: Export) -> list[dict[str, Any]]:
-    """Return what ViRelAy calls the classes; −1 is an example whose class is not known."""
+    """Return ViRelAy's list of class names; −1 is the unknown class."""
     known = _provenance(export).get("dataset", {})
     names = known.get("class_names") or [f"class {number}" for number in range(export.attributes["num_classes"])]
     entries = [*enumerate(names), (-1, "unknown")]

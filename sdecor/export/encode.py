@@ -1,7 +1,7 @@
-"""Storing maps in 16 or 8 bits: each example divided by a scale of its own, and what that costs is counted.
+"""Encoding of maps in 16 or 8 bits: each map is divided by its own scale, and lost values are counted.
 
-Gradients of a trained network easily lie below the smallest float16. So a map's largest value becomes the largest
-number used of the stored type; the scale, float32, brings the values back.
+Gradients of a trained network are often smaller than the smallest float16. A scale therefore maps the largest value of
+a map to the largest stored number. The scale is stored as float32 and restores the values.
 """
 
 import math
@@ -15,9 +15,9 @@ from sdecor.core.arrays import key_values, kth_largest, order_keys
 from sdecor.core.checks import check_choice, check_range
 
 DTYPES = ("float32", "float16", "uint8")
-COUNTS = ("clipped", "underflowed", "nonfinite")  # columns of what `encode` counts
-SIGNED_ZERO = 128  # what stands for 0 in uint8 where a map has both signs
-_FLOAT16_TOP = 2.0**15  # a power of two, so that dividing by the scale rounds nothing
+COUNTS = ("clipped", "underflowed", "nonfinite")  # columns of the counts that `encode` returns
+SIGNED_ZERO = 128  # the uint8 that stands for 0 in maps with both signs
+_FLOAT16_TOP = 2.0**15  # a power of two, so that the scale is not rounded
 
 
 def zero_point(dtype: str, *, signed: bool) -> int:
@@ -32,15 +32,15 @@ def encode(
 
     Args:
       maps: `[n, …]`.
-      dtype: "float32" (stored as they are, without a scale), "float16" or "uint8".
+      dtype: "float32" (unchanged, without a scale), "float16" or "uint8".
       signed: whether values may be negative: uint8 then holds −127 … 127 around 128, else 0 … 255.
-      clip_percentile: in (0, 100]: the percentile of a map's absolute values that becomes the largest stored one;
-        larger values are clipped to it. For 100 nothing is clipped.
+      clip_percentile: percentile of a map's absolute values, in (0, 100], that becomes the largest stored number;
+        larger values are clipped to it. 100 clips nothing.
 
     Returns:
-      The stored maps `[n, …]`; the scales, float32 `[n]` (None for float32), NaN for a map with a value that is not
-      finite and 0 for a map of zeros; and int32 `[n, 3]`, of each map how many values were clipped, how many are not 0
-      but were stored as 0, and 1 where one is not finite.
+      `(stored, scales, counts)`. The stored maps are `[n, …]`. Scales are float32 `[n]`, NaN for a map that is not
+      finite everywhere and 0 for a map of zeros; None for "float32". Counts are int32 `[n, 3]`: for each map the number
+      of clipped values, the number of values other than 0 stored as 0, and 1 if a value is not finite.
     """
     check_choice("dtype", dtype, DTYPES)
     check_range("clip_percentile", clip_percentile, 0, 100, low_open=True)
@@ -54,7 +54,7 @@ def encode(
     peak = _peak(magnitude, clip_percentile)
     zero = zero_point(dtype, signed=signed)
     top = _FLOAT16_TOP if dtype == "float16" else 127.0 if signed else 255.0
-    # The smallest normal number bounds the scale, or the division would overflow.
+    # The scale is at least the smallest normal number, because the division might overflow otherwise.
     scale = jnp.where(peak > 0, jnp.maximum(peak / top, jnp.finfo(jnp.float32).tiny), 0)
     values = jnp.clip(flat / jnp.where(scale > 0, scale, 1)[:, None], -top if signed else 0, top)
     stored = values.astype(jnp.float16) if dtype == "float16" else (jnp.round(values) + zero).astype(jnp.uint8)
@@ -65,13 +65,13 @@ def encode(
 
 
 def decode(stored: Any, scale: Any, dtype: str, zero_point: int = 0) -> np.ndarray:
-    """Return the maps that `encode` stored, float32.
+    """Return the float32 maps that `encode` stored.
 
     Args:
       stored: `[n, …]`, or one map.
-      scale: `[n]`, or one number; not used for float32.
-      dtype: of `stored`, as given to `encode`.
-      zero_point: see `zero_point`.
+      scale: `[n]`, or one number; ignored for "float32".
+      dtype: dtype given to `encode`.
+      zero_point: the stored number that stands for 0, as returned by `zero_point`.
     """
     values = np.asarray(stored).astype(np.float32)
     if dtype == "float32":
@@ -84,7 +84,7 @@ def decode(stored: Any, scale: Any, dtype: str, zero_point: int = 0) -> np.ndarr
 
 
 def _peak(magnitude: jax.Array, percentile: float) -> jax.Array:
-    """Return the percentile of each row, or its largest value where that percentile is 0."""
+    """Return each row's percentile, or its largest value where the percentile is 0."""
     largest = magnitude.max(1)
     if percentile == 100:
         return largest

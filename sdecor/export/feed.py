@@ -1,4 +1,4 @@
-"""Reading examples ahead of the devices: from a Source by index, or from any iterable of batches."""
+"""Batches of examples read ahead of the devices, from a Source by index or from an iterable of batches."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ from sdecor.core.threads import in_background, map_ahead
 from sdecor.data.batches import evaluation_indices
 
 UNKNOWN = -1  # the label of an example without one
-_KEPT = (np.uint8, np.float16, np.float32)  # dtypes that images keep on the way to the device
+_KEPT = (np.uint8, np.float16, np.float32)  # image dtypes sent to the device unchanged; others become float32
 
 
 class Skipped(NamedTuple):
@@ -27,7 +27,7 @@ class Skipped(NamedTuple):
 
 
 class DeviceBatch(NamedTuple):
-    """What one device takes: the examples `start … start + len(names) − 1`, at most `device_batch`."""
+    """The batch of one device: examples `start … start + len(names) − 1`, at most `device_batch`."""
 
     start: int
     names: tuple[str, ...]
@@ -35,12 +35,12 @@ class DeviceBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What all devices of this process take at once.
+    """The batches that all devices of this process take at once.
 
     Attributes:
       arrays: `image` `[devices · size, H, W, C]`, `label` and `index` int32 `[devices · size]`.
-      by_device: a batch for each device. The last may have fewer, that of an iterable even none.
-      total: how many examples there were, with the last batch of an iterable.
+      by_device: one batch per device; fewer in the last `Batch`, possibly none for an iterable.
+      total: the number of all examples, in the last `Batch` of an iterable; else None.
     """
 
     arrays: dict[str, np.ndarray]
@@ -49,20 +49,20 @@ class Batch(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What is fed: how the images look, how many there are (None: unknown), and what tells these data from others."""
+    """Data to export: shape and dtype of an image, number of examples (None: unknown), and the data's fingerprint."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     count: int | None
     fingerprint: dict[str, Any]
-    # `(wanted, size, devices) -> batches`; `wanted(start)` tells whether a device's batch from there is wanted.
+    # `(wanted, size, devices) -> batches`; `wanted(start)` says whether to read the device's batch from `start`.
     feed: Callable[[Callable[[int], bool], int, int], Iterator[Batch]]
-    # Of the first examples, or of all: those known before anything is read.
+    # The labels known before any example is read: all, those of the first examples, or none.
     labels: np.ndarray
 
 
 def make_batch(arrays: dict[str, np.ndarray], by_device: list[DeviceBatch], size: int) -> Batch:
-    """Return the batch of these arrays, after filling what no example fills, and the indices."""
+    """Return the batch of `arrays`, after setting `index` and filling the rows that have no example."""
     for device in range(len(arrays["label"]) // size):
         own = by_device[device] if device < len(by_device) else DeviceBatch(0, ())
         row, filled = device * size, len(own.names)
@@ -73,7 +73,7 @@ def make_batch(arrays: dict[str, np.ndarray], by_device: list[DeviceBatch], size
 
 
 def empty_arrays(shape: tuple[int, ...], dtype: np.dtype, rows: int) -> dict[str, np.ndarray]:
-    # New for each batch: on a CPU the device computes on this memory itself.
+    # Each batch needs new arrays, because a CPU device may use their memory directly.
     return {
         "image": np.empty((rows, *shape), dtype),
         "label": np.empty(rows, np.int32),
@@ -82,7 +82,7 @@ def empty_arrays(shape: tuple[int, ...], dtype: np.dtype, rows: int) -> dict[str
 
 
 def valid_labels(labels: Any, what: str) -> np.ndarray:
-    """Return labels as int32, refusing what would be stored as another number."""
+    """Return labels as int32; raise `ValueError` for labels that are no integers from −1 to the largest int32."""
     values = np.asarray(labels)
     if values.size and values.dtype.kind not in "iu":
         raise ValueError(
@@ -98,13 +98,13 @@ def valid_labels(labels: Any, what: str) -> np.ndarray:
 
 
 def validate_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed: bool = False) -> None:
-    """Raise `ValueError` unless labels are classes of the network, or unknown where they are not `needed`.
+    """Raise `ValueError` unless labels are classes of the network; unknown labels are allowed unless `needed`.
 
     Args:
-      labels: of examples that follow one another, int32.
-      classes: of the network.
-      start: place of the first of them.
-      needed: whether they are what is explained.
+      labels: int32 labels of consecutive examples.
+      classes: number of classes.
+      start: place of the first example.
+      needed: whether the labels are the classes to explain.
     """
     unknown = np.flatnonzero(labels == UNKNOWN)
     if needed and unknown.size:
@@ -124,19 +124,19 @@ def valid_images(images: np.ndarray, what: str) -> np.ndarray:
 
 
 _MOST_THREADS = 16
-_NAMES = 256  # names that a fingerprint looks at: a name may cost as much as reading the example
-_IMAGES = 16  # images that it looks at
+_NAMES = 256  # names in a fingerprint; more would be slow, because a name may need the example to be read
+_IMAGES = 16  # images in a fingerprint
 
 
 class _Source(NamedTuple):
-    """A Source with what reading it needs.
+    """A Source and the settings for reading it.
 
     Attributes:
       source: the examples.
-      names: of the examples, instead of the Source's.
-      root: the folder of all examples: told relative to it, names stay when the data move.
-      shape: of every image.
-      dtype: that images are kept in.
+      names: names of the examples, instead of the Source's names; or None.
+      root: the folder of all examples. Names are relative to it, so that they stay equal when the data move.
+      shape: shape of every image.
+      dtype: dtype of the images in a batch.
       skips: whether an example that cannot be read is skipped.
     """
 
@@ -176,7 +176,7 @@ def reader_of_source(source: Any, on_error: str, names: Any) -> Reader:
 
 
 def _known_labels(source: Any) -> np.ndarray:
-    """Return the labels that are known without decoding an image, int32: all of them, or none."""
+    """Return the labels known without decoding an image, int32: all of them, or none."""
     if hasattr(source, "labels"):
         return valid_labels(source.labels, "data")
     if isinstance(source, list | tuple):
@@ -186,7 +186,7 @@ def _known_labels(source: Any) -> np.ndarray:
 
 
 def _first_image(source: Any, names: Any, tries: int) -> np.ndarray:
-    """Return the first image that can be read, of the first `tries`."""
+    """Return the first image that can be read among the first `tries` examples."""
     for index in range(tries):
         try:
             image = np.asarray(source[index]["image"])
@@ -199,18 +199,18 @@ def _first_image(source: Any, names: Any, tries: int) -> np.ndarray:
 
 
 def _images(source: Any, n: int) -> dict[str, str | None]:
-    """Return digests of some images by their places, None of those that cannot be read."""
+    """Return digests of some images by place; None for an image that cannot be read."""
     found: dict[str, str | None] = {}
     for index in map(int, evaluation_indices(n, _IMAGES)):
         try:
             found[f"{index}"] = digest([source[index]["image"]])
-        except Exception:  # what is wrong with it is told when its turn comes
+        except Exception:  # the error is reported when the example itself is read
             found[f"{index}"] = None
     return found
 
 
 def _read_ahead(own: _Source, bounds: Iterator[tuple[int, int]], size: int, devices: int) -> Iterator[Batch]:
-    """Yield batches in order, read by threads ahead of the one in use: the next one, and more to keep all busy."""
+    """Yield batches in order; threads read the next batch ahead, and more to keep every thread busy."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
 
     def to_read() -> Iterator[tuple[int, int, int, dict[str, np.ndarray]]]:
@@ -259,12 +259,12 @@ def _example_name(source: Any, names: Any, index: int) -> str:
         if names is not None:
             return readable(str(names[index]))
         return readable(str(source.name(index))) if hasattr(source, "name") else f"example {index}"
-    except Exception:  # of a record that cannot be read, in which the name stands
+    except Exception:  # the name may stand in an example that cannot be read
         return f"example {index}"
 
 
 def _root(names: list[str]) -> str:
-    """Return the folder, with its last slash, that all names that are absolute paths or URLs lie in."""
+    """Return the folder of all names, with its last slash; "" unless all are absolute paths or URLs."""
     if not all(name.startswith("/") or "://" in name for name in names):
         return ""
     common = os.path.commonprefix([name.rpartition("/")[0] + "/" for name in names])
@@ -287,7 +287,7 @@ def reader_of(data: Any, *, on_error: str = "stop", names: Any = None, count: in
     if by_index and not hasattr(data, "name"):
         if len(data) == 0:
             raise ValueError("data is empty: there is nothing to export")
-        by_index = np.ndim(data[0]["image"]) == 3  # else batches in a list
+        by_index = np.ndim(data[0]["image"]) == 3  # else a list of batches
     return reader_of_source(data, on_error, names) if by_index else _batches(data, names, count)
 
 
@@ -298,7 +298,7 @@ def _batches(batches: Iterable[Any], names: Any, count: int | None) -> Reader:
     except StopIteration:
         raise ValueError("data is empty: there is nothing to export") from None
     image = valid_images(np.asarray(first["image"]), "data")
-    # A list of batches is there already: all its labels are looked at before anything is computed.
+    # A list of batches is in memory already, so all its labels are validated before anything is computed.
     there = batches if isinstance(batches, list | tuple) else [first]
     labels = np.concatenate([_labels(batch, number) for number, batch in enumerate(there)])
     known = {"size": count, "first_image": digest([image[0]])}
@@ -319,7 +319,7 @@ def _cut(
     size: int,
     devices: int,
 ) -> Iterator[Batch]:
-    """Cut batches of any sizes anew, for the devices."""
+    """Regroup batches of any size into batches for the devices."""
     place, arrays, by_device, found = 0, empty_arrays(shape, dtype, size * devices), [], []
     for number, batch in enumerate(batches):
         image, label, own_names = _fields(batch, number, place, shape, dtype, names)
@@ -364,7 +364,7 @@ def _fields(
 
 
 def _labels(batch: Any, number: int) -> np.ndarray:
-    """Return a batch's labels, int32."""
+    """Return a batch's labels, int32; −1 if it has none."""
     if "label" not in batch:
         return np.full(len(batch["image"]), UNKNOWN, np.int32)
     return valid_labels(batch["label"], f"batch {number} of data").reshape(-1)

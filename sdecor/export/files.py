@@ -1,9 +1,9 @@
-"""Files of an export, on a local disk or an object store: written whole, durable and atomically, or not at all.
+"""Atomic and durable writes of an export's files, on a local disk or an object store.
 
-Local files are written here and not by TensorStore, whose file driver does not truncate what a killed writer left of a
-file: the rest of a longer one stays behind a shorter one. Remote files go through `tensorstore.KvStore`.
-`core.files.write_file` writes whole files too, but only here are they on the disk when a write returns: a record that
-says so may not outlive them.
+TensorStore does not write local files here: its file driver does not truncate a file that a killed writer left, so a
+shorter new file would keep the end of the longer old one. Remote files go through `tensorstore.KvStore`. Unlike
+`core.files.write_file`, a write returns when the file is on the disk, because a commit record must not outlive the
+files that it lists.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from typing import NamedTuple
 import tensorstore as ts
 from etils import epath
 
-PARTIAL = ".partial"  # the end of the name of what is being written
+PARTIAL = ".partial"  # suffix of files that are being written
 
 
 class Digest(NamedTuple):
-    """Size and SHA-256 of a file; the latter None where it was not asked for."""
+    """Size and SHA-256 of a file; the checksum is None if only the size was requested."""
 
     size: int
     sha256: str | None
 
 
 def open_files(path: epath.PathLike) -> "LocalFiles | RemoteFiles":
-    """Return the files under `path`, a local folder or the URL of one."""
+    """Return the files under `path`, a local folder or the URL of a folder."""
     text = os.fspath(path)
     if "://" not in text:
         return LocalFiles(text)
@@ -35,21 +35,21 @@ def open_files(path: epath.PathLike) -> "LocalFiles | RemoteFiles":
 
 
 class LocalFiles:
-    """Files under a local folder, by their path from there, `/` between folders."""
+    """Files under a local folder. A key is a file's path relative to the folder, with `/` between folders."""
 
     def __init__(self, folder: str):
         self.folder = os.path.abspath(os.path.expanduser(folder))
 
     def name(self, key: str) -> str:
-        """Return the full name of a file, for messages; of no file that of the folder."""
+        """Return the full path of a file, for messages; for an empty key, the folder's path."""
         return os.path.join(self.folder, key) if key else self.folder
 
     def is_file(self) -> bool:
-        """Tell whether the folder is a file."""
+        """Return whether the folder's path is a file."""
         return os.path.isfile(self.folder)
 
     def read(self, key: str) -> bytes | None:
-        """Return a file's content, None where there is no file."""
+        """Return a file's content, or None if there is no file."""
         try:
             with open(self.name(key), "rb") as file:
                 return file.read()
@@ -57,7 +57,7 @@ class LocalFiles:
             return None
 
     def digest(self, key: str, *, content: bool = True) -> Digest | None:
-        """Return a file's size and, where its `content` matters, checksum; None where there is no file."""
+        """Return a file's size and, with `content`, its checksum; None if there is no file."""
         try:
             with open(self.name(key), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -66,7 +66,7 @@ class LocalFiles:
             return None
 
     def write(self, key: str, content: bytes | Iterable[bytes]) -> None:
-        """Write or replace a file; durable when this returns, and never seen half written."""
+        """Write or replace a file. It is durable on return, and readers never see half of it."""
         name = self.name(key)
         partial = f"{name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
         make_folder(os.path.dirname(name))
@@ -85,17 +85,17 @@ class LocalFiles:
         _sync_folder(os.path.dirname(name))
 
     def delete(self, key: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.name(key))
             _sync_folder(os.path.dirname(self.name(key)))
 
     def keys(self, under: str = "") -> Iterator[str]:
-        """Yield the files in the folder `under` and its folders, in no order, without what is being written."""
+        """Yield the keys of all files below the folder `under`, in no order, without files being written."""
         return (key for key in self._walk(under) if not key.endswith(PARTIAL))
 
     def remove_partial(self, under: str = "") -> None:
-        """Remove what killed writers left."""
+        """Delete the partial files that killed writers left."""
         for key in self._walk(under):
             if key.endswith(PARTIAL):
                 self.delete(key)
@@ -107,55 +107,55 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """The same for the objects of a key-value store, whose writes are atomic and durable by themselves."""
+    """The same interface for the objects of a key-value store, whose writes are atomic and durable."""
 
     def __init__(self, store: ts.KvStore):
         self.store = store
 
     def name(self, key: str) -> str:
-        """Return the full name of a file, for messages."""
+        """Return the full URL of a file, for messages."""
         return self.store.url + key
 
     def is_file(self) -> bool:
-        """Tell whether the folder is a file: in a key-value store there are no folders."""
+        """Return False, because a key-value store has no folders."""
         return False
 
     def read(self, key: str) -> bytes | None:
-        """Return a file's content, None where there is no file."""
+        """Return a file's content, or None if there is no file."""
         with _as_os_error():
             found = self.store.read(key).result()
         return found.value if found.state == "value" else None
 
     def digest(self, key: str, *, content: bool = True) -> Digest | None:
-        """Return a file's size and, where its `content` matters, checksum; None where there is no file."""
-        found = self.read(key)  # key-value stores tell no size
+        """Return a file's size and, with `content`, its checksum; None if there is no file."""
+        found = self.read(key)  # key-value stores do not report sizes
         return found if found is None else Digest(len(found), hashlib.sha256(found).hexdigest() if content else None)
 
     def write(self, key: str, content: bytes | Iterable[bytes]) -> None:
-        """Write or replace a file; durable when this returns, and never seen half written."""
+        """Write or replace a file. It is durable on return, and readers never see half of it."""
         content = content if isinstance(content, bytes) else b"".join(content)
         with _as_os_error():
             self.store.write(key, content).result()
 
     def delete(self, key: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
         with _as_os_error():
             self.store.write(key, None).result()
 
     def keys(self, under: str = "") -> Iterator[str]:
-        """Yield the files in the folder `under` and its folders, in no order."""
+        """Yield the keys of all files below the folder `under`, in no order."""
         folder = f"{under}/" if under else ""
-        inside = ts.KvStore.KeyRange(folder, folder[:-1] + "0" if folder else "")  # "0" follows "/"
+        inside = ts.KvStore.KeyRange(folder, folder[:-1] + "0" if folder else "")  # "0" is the character after "/"
         with _as_os_error():
             return (key.decode() for key in self.store.list(inside).result())
 
     def remove_partial(self, under: str = "") -> None:
-        """Do nothing: a writer that is killed leaves nothing."""
+        """Do nothing, because a killed writer leaves no partial object."""
 
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise as `OSError` what TensorStore raises as ValueError and others."""
+    """Convert TensorStore's errors (ValueError and others) to `OSError`."""
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -163,7 +163,7 @@ def _as_os_error() -> Iterator[None]:
 
 
 def make_folder(folder: str) -> None:
-    """Make a local folder and those above it, durable when this returns."""
+    """Create a local folder and its parents; they are durable on return."""
     if os.path.isdir(folder):
         return
     make_folder(os.path.dirname(folder))
@@ -173,7 +173,7 @@ def make_folder(folder: str) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make what was renamed or made in a folder durable."""
+    """Make renamed and created entries of a folder durable."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)

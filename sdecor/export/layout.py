@@ -1,4 +1,4 @@
-"""What an export stores: its arrays, how they are cut into files, and their Zarr v3 metadata."""
+"""Layout of an export: its arrays, their division into chunks and files, and their Zarr v3 metadata."""
 
 import json
 import math
@@ -13,20 +13,20 @@ from sdecor.core.checks import check_range
 FORMAT = {"format": "sdecor export", "format_version": 1}
 METADATA = "zarr.json"
 EXAMPLE = "example"  # name of every array's first axis
-LARGEST_CHUNK = 2**31 - 2**10  # bytes that the compression takes at once
+LARGEST_CHUNK = 2**31 - 2**10  # bytes, the compression's limit
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
 class ArraySpec(NamedTuple):
-    """One array of an export, its first axis the example.
+    """An array of an export; its first axis is the example.
 
     Attributes:
-      name: of the array, and of its folder.
-      tail: its shape without the first axis.
+      name: name of the array and of its folder.
+      tail: shape without the first axis.
       dtype: NumPy's name of the type.
-      dims: names of the axes, without the first, "example".
-      fill: what is read where nothing was written; None = NaN for floats, 0 for integers.
-      attributes: the array's own, plain JSON.
+      dims: names of the axes without the first one, "example".
+      fill: value of entries that were never written; None = NaN for floats, 0 for integers.
+      attributes: the array's Zarr attributes, plain JSON.
     """
 
     name: str
@@ -38,13 +38,14 @@ class ArraySpec(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """All that decides how an export is stored.
+    """The arrays of an export and how they are stored.
 
     Attributes:
-      arrays: what is stored.
-      chunk_rows: examples of a chunk, what is compressed together and read at once.
-      shard_rows: examples of a file, a multiple of `chunk_rows`; None = each chunk is a file.
-      attributes: the group's: what was exported, plain JSON; an export is continued only where they are the same.
+      arrays: the stored arrays.
+      chunk_rows: examples in a chunk, which is compressed and read as a whole.
+      shard_rows: examples in a file, a multiple of `chunk_rows`; None = each chunk is a file.
+      attributes: the group's attributes, plain JSON, which say what is exported; an export is resumed only with equal
+        attributes.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -54,7 +55,7 @@ class Layout(NamedTuple):
 
     @property
     def range_rows(self) -> int:
-        """Examples of a range: what is written, recorded and recomputed as a whole, one file of each array."""
+        """Examples in a range, which is written, committed and recomputed as a whole: one file of each array."""
         return self.shard_rows or self.chunk_rows
 
 
@@ -70,7 +71,7 @@ def validate_layout(layout: Layout) -> None:
     for spec in layout.arrays:
         if not NAME.fullmatch(spec.name) or names.count(spec.name) > 1:
             raise ValueError(
-                f"name = {spec.name!r} of an array: names are different, of letters, digits, '_', '-' and '.'"
+                f"name = {spec.name!r} of an array: use different names of letters, digits, '_', '-' and '.'"
             )
         if len(spec.dims) != len(spec.tail):
             raise ValueError(f"dims = {spec.dims} of array {spec.name!r}: one name for each axis of {spec.tail}")
@@ -83,7 +84,7 @@ def validate_layout(layout: Layout) -> None:
 
 
 def chunk_key(name: str, start: int, layout: Layout) -> str:
-    """Return the file that holds an array's part of the range from `start`."""
+    """Return the key of the file that holds an array's rows of the range from `start`."""
     spec = next(spec for spec in layout.arrays if spec.name == name)
     return ".".join([f"{name}/c", str(start // layout.range_rows), *["0"] * len(spec.tail)])
 
@@ -91,9 +92,9 @@ def chunk_key(name: str, start: int, layout: Layout) -> str:
 def array_metadata(spec: ArraySpec, layout: Layout, rows: int) -> dict[str, Any]:
     """Return an array's zarr.json as a dict.
 
-    The compression is the quickest that was measured: maps are mostly noise, and a higher level gains 1 to 5 %. Every
-    stored byte is under a checksum of the Zarr format's own, so that each reader notices damage. The keys are
-    flat (`c.3.0.0`): one folder an array.
+    The compression is the fastest one measured: maps are mostly noise, and a higher level saves only 1 to 5 %. Zarr's
+    own checksum covers every stored byte, so that each reader notices damage. The keys are flat (`c.3.0.0`): one folder
+    an array.
     """
     itemsize = np.dtype(spec.dtype).itemsize
     shuffle = {"shuffle": "bitshuffle" if itemsize > 1 else "noshuffle", "typesize": itemsize, "blocksize": 0}
@@ -121,13 +122,13 @@ def array_metadata(spec: ArraySpec, layout: Layout, rows: int) -> dict[str, Any]
 
 
 def group_metadata(layout: Layout, num_examples: int | None, *, rows: int, **found: Any) -> dict[str, Any]:
-    """Return the group's zarr.json as a dict: its attributes, and all arrays' metadata once more.
+    """Return the group's zarr.json as a dict: its attributes, and a copy of all arrays' metadata.
 
     Args:
-      layout: what is stored.
-      num_examples: how many there are; None = not known yet.
+      layout: the export's layout.
+      num_examples: number of examples; None = not known yet.
       rows: length of the arrays' first axis.
-      **found: what became known at the end.
+      **found: attributes that become known at the end.
     """
     stored = {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "num_examples": num_examples}
     arrays = {spec.name: array_metadata(spec, layout, rows) for spec in layout.arrays}
@@ -140,24 +141,24 @@ def group_metadata(layout: Layout, num_examples: int | None, *, rows: int, **fou
 
 
 def metadata_bytes(metadata: dict[str, Any]) -> bytes:
-    """Write metadata as a file's content, the same for equal metadata."""
+    """Return metadata as the content of a file; equal metadata give equal bytes."""
     return (json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def fill_of(spec: ArraySpec) -> float | int:
-    """Return what is read where nothing was written."""
+    """Return the value of entries that were never written."""
     if spec.fill is not None:
         return spec.fill
     return math.nan if np.dtype(spec.dtype).kind == "f" else 0
 
 
 def encode_range(spec: ArraySpec, layout: Layout, rows: np.ndarray) -> bytes:
-    """Return the file that holds `rows` `[n, …]` as one range; what is short of a whole range is filled up.
+    """Return the content of the file that holds `rows` `[n, …]` as one range; missing rows get the fill value.
 
-    TensorStore writes it into memory, so that its checksum can be taken before it is on any disk.
+    TensorStore writes the file into memory, so that its checksum is computed before it is on a disk.
 
     Raises:
-      ValueError: when shape or type are not the array's.
+      ValueError: when the shape or dtype does not match the array.
     """
     rows = np.asarray(rows)
     if rows.shape[1:] != tuple(spec.tail) or not 0 < len(rows) <= layout.range_rows or rows.dtype != spec.dtype:

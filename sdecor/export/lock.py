@@ -1,4 +1,4 @@
-"""One export at a time into a path: `flock` on a local disk, a lease with heartbeat and expiry on an object store."""
+"""Locks of export paths: `flock` on a local disk, a lease with heartbeat and expiry on an object store."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ HEARTBEAT_SECONDS, EXPIRY_SECONDS = 10.0, 60.0
 
 
 class Lease:
-    """A lease as a context: taken at its begin, renewed by a thread, given back at its end.
+    """A lease as a context manager: taken on entry, renewed by a thread, released on exit.
 
     Args:
-      store: where the lease lies; its writes can be made to depend on what is there.
-      key: the lease's file.
-      holder: what others are told of this job, plain JSON.
+      store: key-value store with conditional writes that holds the lease.
+      key: key of the lease's file.
+      holder: description of this job for other jobs, plain JSON.
       heartbeat: seconds between two renewals.
       expiry: seconds without a renewal after which the lease is free.
     """
@@ -53,7 +53,7 @@ class Lease:
         """Take the lease.
 
         Raises:
-          ValueError: when a living job holds it.
+          ValueError: when another job that is alive holds it.
         """
         if not self._write(self._free_generation()):
             raise ValueError(f"{self._url} was taken by another export just now: wait for it, or give another path")
@@ -66,11 +66,11 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if self._lost is None:
-            with contextlib.suppress(ValueError, RuntimeError):  # it expires by itself
+            with contextlib.suppress(ValueError, RuntimeError):  # a lease that is not deleted expires
                 self._store.write(self._key, None, if_equal=self._generation).result()
 
     def raise_if_lost(self) -> None:
-        """Raise `OSError` when the lease was lost, so that another job may have begun."""
+        """Raise `OSError` if the lease was lost, because another job may have begun."""
         if self._lost is not None:
             raise OSError(f"the lease {self._url} was lost ({self._lost}): run the same command to continue")
 
@@ -79,7 +79,7 @@ class Lease:
         return self._store.url + self._key
 
     def _free_generation(self) -> bytes:
-        """Return the generation of a lease that is free: not there, or not renewed while it was watched."""
+        """Return the generation of the free lease: it is missing, or was not renewed for the time of its expiry."""
         found = self._store.read(self._key).result()
         if found.state == "missing":
             return found.stamp.generation
@@ -98,11 +98,11 @@ class Lease:
         return found.stamp.generation
 
     def _write(self, expected: bytes) -> bool:
-        """Write the lease if it is of the generation expected; return whether it was."""
+        """Write the lease if its generation is `expected`; return whether it was written."""
         self._beats += 1
         content = json.dumps({**self._content, "beat": self._beats}).encode()
         stamp = self._store.write(self._key, content, if_equal=expected).result()
-        if not stamp.generation:  # of a conditional write that found another generation
+        if not stamp.generation:  # the write found another generation
             return False
         self._generation, self._renewed = stamp.generation, time.monotonic()
         return True
@@ -120,7 +120,7 @@ class Lease:
                 return
 
     def _adopt(self) -> bool:
-        """Take the generation that is there if this job wrote it, though it never learned so; return whether."""
+        """Adopt the present generation if this job wrote it and missed the answer; return whether it did."""
         found = self._store.read(self._key, staleness_bound=float("inf")).result()
         with contextlib.suppress(ValueError, AttributeError):
             if found.state == "value" and json.loads(found.value).get("token") == self._content["token"]:
@@ -133,21 +133,21 @@ LOCK, LEASE = f"{PRIVATE}/lock", f"{PRIVATE}/lease.json"
 
 
 class Local:
-    """A lock that the operating system keeps: it is held until the process ends, however it ends."""
+    """A lock that the operating system holds until the process ends, even if it is killed."""
 
     def raise_if_lost(self) -> None:
-        """Do nothing: it cannot be lost."""
+        """Do nothing, because a local lock cannot be lost."""
 
 
 @contextlib.contextmanager
 def hold(path: epath.PathLike) -> Iterator[Local | Lease]:
-    """Hold the export at `path` for this job, until the end of the `with` block; a dead job holds nothing.
+    """Lock the export at `path` for this job until the end of the `with` block; a dead job's lock becomes free.
 
     Yields:
-      The lock. Its `raise_if_lost()` raises when it was lost, which only a remote one can be.
+      The lock. Its `raise_if_lost()` raises `OSError` if a remote lock was lost.
 
     Raises:
-      ValueError: when another job holds it; the message names it.
+      ValueError: when another job holds the lock; the error names that job.
     """
     files = open_files(path)
     if isinstance(files, RemoteFiles):

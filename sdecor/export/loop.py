@@ -1,4 +1,4 @@
-"""The export loop: examples are read, explained on all devices and written, all at once and in bounded memory."""
+"""The export loop: it reads, explains and writes examples at the same time, in bounded memory."""
 
 import collections
 import contextlib
@@ -22,15 +22,15 @@ from sdecor.export.store import Pending, Store, how_many
 
 
 class Ranges:
-    """The ranges under way in this process.
+    """The ranges that this process fills and writes.
 
     Attributes:
-      bytes: what is written so far.
+      bytes: number of bytes written so far.
 
     Args:
-      store: where they are written.
-      layout: what a range comprises.
-      count: the number of examples, None where it is unknown.
+      store: store that writes the ranges.
+      layout: the export's layout.
+      count: number of examples; None if unknown.
     """
 
     def __init__(self, store: Store, layout: Layout, count: int | None):
@@ -41,12 +41,12 @@ class Ranges:
         self._pending: collections.deque[Pending] = collections.deque()
 
     def add(self, batch: DeviceBatch, arrays: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> None:
-        """Take the results of a device's batch; a range that it ends starts to be written.
+        """Add the results of a device's batch; if they complete a range, start to write it.
 
         Args:
-          batch: whose results they are.
-          arrays: `[device_batch, …]`, of which the first are the batch's examples.
-          counts: `[device_batch, 3]` by method.
+          batch: the device's batch.
+          arrays: results `[device_batch, …]` by array; the first rows are the batch's examples.
+          counts: counts of `encode`, `[device_batch, 3]` by method.
         """
         n, first = len(batch.names), batch.start - batch.start % self._layout.range_rows
         if first not in self._open:
@@ -77,12 +77,12 @@ class Ranges:
             self._write(first, stop)
 
     def write_rest(self) -> None:
-        """Write the last range of data whose number was unknown."""
+        """Start to write the last range of data whose number of examples was unknown."""
         for first in list(self._open):
             self._write(first, first + len(self._records[first]["names"]))
 
     def wait(self) -> None:
-        """Wait until all that was handed over is durable."""
+        """Wait until all ranges being written are durable."""
         while self._pending:
             self.bytes += self._pending.popleft().result()
 
@@ -93,11 +93,11 @@ class Ranges:
             self.bytes += self._pending.popleft().result()
 
 
-POLL_SECONDS = 1.0  # between two looks at what other processes do
+POLL_SECONDS = 1.0  # between two checks of other processes
 
 
 class Job(NamedTuple):
-    """What the loop works with."""
+    """Everything that the export loop uses."""
 
     task: programs.Task
     reader: Reader
@@ -109,7 +109,7 @@ class Job(NamedTuple):
 
 
 def wanted(job: Job) -> Callable[[int], bool]:
-    """Return whether the device's batch from an example is this process's to compute."""
+    """Return a function that says whether this process has to compute the device's batch from an example."""
     rows, process, processes = job.layout.range_rows, jax.process_index(), jax.process_count()
 
     def is_wanted(start: int) -> bool:
@@ -120,7 +120,7 @@ def wanted(job: Job) -> Callable[[int], bool]:
 
 
 def validate_batch(job: Job, batch: Batch, count: int | None) -> None:
-    """Raise `ValueError` for a label that is no class, or where `count` is not the number of examples."""
+    """Raise `ValueError` for a label that is no class, or if `count` is not the number of examples."""
     if batch.total is not None and batch.total != count:
         raise ValueError(f"num_examples = {count}: data has {batch.total} examples")
     attributes = job.layout.attributes
@@ -132,7 +132,7 @@ def validate_batch(job: Job, batch: Batch, count: int | None) -> None:
 
 @contextlib.contextmanager
 def kept(job: Job) -> Iterator[None]:
-    """Keep what is on its way to the disk when something goes wrong, and say how to continue."""
+    """After an error, finish the pending writes, stop the other processes, and add to the error how to continue."""
     try:
         yield
     except Exception as error:
@@ -150,7 +150,7 @@ def kept(job: Job) -> Iterator[None]:
 
 
 def stopping(store: Store, interrupt: Interrupt, held: Any) -> Callable[[], bool]:
-    """Return whether to stop, for a signal here or in another process of the job."""
+    """Return a function that says whether to stop, after a signal to this or another process of the job."""
     alone, looked, found = jax.process_count() == 1, -POLL_SECONDS, False
 
     def stop() -> bool:
@@ -172,7 +172,7 @@ def stopping(store: Store, interrupt: Interrupt, held: Any) -> Callable[[], bool
 def progressing(
     progress: bool | Callable[[int], Any], path: str, count: int | None, store: Store, ranges: Ranges
 ) -> Iterator[Callable[[int], Any]]:
-    """Give the function that is told of examples done: the caller's own, or one that moves a bar."""
+    """Yield the function to call with the number of examples done: the caller's, or one that moves a progress bar."""
     if callable(progress):
         yield progress
         return
@@ -189,16 +189,16 @@ def progressing(
 
 
 class Summary(NamedTuple):
-    """What an export did.
+    """Summary of one start of an export.
 
     Attributes:
-      path: where it is.
-      examples: how many examples there are, None while that is unknown.
-      finished: how many of them are durable, by all processes.
-      computed: how many this process computed in this start.
-      bytes: how much it wrote.
-      seconds: how long it took.
-      complete: whether all examples are exported and the store is finished.
+      path: the export's path.
+      examples: number of examples; None while unknown.
+      finished: number of committed examples, by all processes.
+      computed: number of examples that this process computed in this start.
+      bytes: number of bytes that it wrote.
+      seconds: duration of this start.
+      complete: whether all examples are exported and the export is finished.
     """
 
     path: str
@@ -220,7 +220,7 @@ class Summary(NamedTuple):
 def run(
     task: programs.Task, variables: Any, reader: Reader, path: epath.PathLike, *, provenance: Any, options: Options
 ) -> Summary:
-    """Export what `reader` reads as `task` says; see `export` for what it raises."""
+    """Export the examples of `reader` by `task`; it raises the errors of `export`."""
     began = time.monotonic()
     files.check_output("path", path)
     found = recorded(path) or {}
@@ -243,10 +243,10 @@ def run(
 def _open(
     stack: contextlib.ExitStack, path: epath.PathLike, layout: Layout, count: int | None, check: str
 ) -> tuple[Any, Store]:
-    """Return the lock, None but in the main process, and the store; where one process cannot open it, all raise."""
+    """Return the lock (None outside the main process) and the store; if one process fails, all raise."""
     place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     held = store = error = None
-    for mains_turn in (True, False):  # it creates what the others open
+    for mains_turn in (True, False):  # the main process creates the files that the others open
         if mains_turn == parallel.is_main_process():
             try:
                 held = stack.enter_context(lock.hold(path)) if mains_turn else None
@@ -262,7 +262,7 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
     """Compute and write this process's ranges.
 
     Returns:
-      How many examples were computed, and how many there are in all; None for the latter where it was stopped.
+      `(computed, count)`: the number of examples computed, and of all examples; `count` is None after a stop.
     """
     compiled, size = programs.compiled(job.task), job.layout.attributes["device_batch"]
     feed = job.reader.feed(wanted(job), size, jax.local_device_count())
@@ -275,7 +275,7 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
                 count = batch.total if count is None else count
                 validate_batch(job, batch, count)
             except Exception as error:
-                failure = error  # raised when the batch before it is in its range
+                failure = error  # raised after the previous batch's results are in their ranges
                 break
             if batch.by_device:
                 outputs = compiled(variables, parallel.put(batch.arrays), key)
@@ -292,7 +292,7 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
 
 
 def _collect(job: Job, batch: Batch, outputs: Any) -> int:
-    """Put a batch's results into their ranges; return the number of examples."""
+    """Add a batch's results to their ranges; return the number of examples."""
     size = job.layout.attributes["device_batch"]
     for device, (arrays, counts) in enumerate(parallel.parts(outputs)[: len(batch.by_device)]):
         label = batch.arrays["label"][device * size : (device + 1) * size]
@@ -303,7 +303,7 @@ def _collect(job: Job, batch: Batch, outputs: Any) -> int:
 
 
 def _finish(job: Job, count: int) -> bool:
-    """Wait for the other processes' ranges and finish the store; return False when asked to stop."""
+    """Wait for the other processes' ranges and finish the export; return False when asked to stop."""
     while jax.process_count() > 1 and job.store.finished < count:
         if job.stop():
             return False

@@ -1,4 +1,4 @@
-"""What an export is of and what of it is committed: zarr.json, a commit record a range, and the lists at its end."""
+"""Manifest of an export: zarr.json, one commit record a range, and the lists written at the end."""
 
 import hashlib
 import json
@@ -22,34 +22,34 @@ from sdecor.export.layout import (
     metadata_bytes,
 )
 
-PRIVATE = ".sdecor"  # our folder in the group, which Zarr readers pass over
+PRIVATE = ".sdecor"  # our folder in the group, which Zarr readers ignore
 FOLDER = f"{PRIVATE}/ranges"
-STOP = f"{PRIVATE}/stop"  # its presence tells the processes of a job to stop
+STOP = f"{PRIVATE}/stop"  # if this file exists, the processes of a job stop
 
 Record = dict[str, Any]
 
 
 def record_key(start: int) -> str:
-    """Return the record's file of the range from `start`."""
+    """Return the key of the commit record of the range from `start`."""
     return f"{FOLDER}/{start:012d}.json"
 
 
 def starts(files: Files) -> list[int]:
-    """Return where the recorded ranges begin, ascending."""
+    """Return the starts of the committed ranges, ascending."""
     names = (key.rpartition("/")[2].removesuffix(".json") for key in files.keys(FOLDER))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def write_record(files: Files, record: Record) -> None:
-    """Record a range, with the checksum of the record itself."""
+    """Commit a range: write its commit record, with a checksum of the record."""
     files.write(record_key(record["start"]), _content(record))
 
 
 def read_record(files: Files, start: int) -> Record | None:
-    """Return the record of the range from `start`, None where there is none.
+    """Return the commit record of the range from `start`, or None if there is none.
 
     Raises:
-      ValueError: when it is damaged.
+      ValueError: when the commit record is damaged.
     """
     content = files.read(record_key(start))
     if content is None:
@@ -65,7 +65,7 @@ def read_record(files: Files, start: int) -> Record | None:
 
 
 def read_records(files: Files) -> Iterator[Record]:
-    """Yield the records, ascending, one at a time: they hold the names of all examples."""
+    """Yield the commit records, ascending. One is read at a time, because they hold the names of all examples."""
     for start in starts(files):
         record = read_record(files, start)
         if record is not None:
@@ -73,41 +73,41 @@ def read_records(files: Files) -> Iterator[Record]:
 
 
 def names_of(record: Record) -> Iterator[tuple[int, str]]:
-    """Yield the place and the name of each example of a range, none where no names were recorded."""
+    """Yield the place and the name of each example of a range; nothing if its record has no names."""
     names = record.get("names") or []
     places = record.get("ids") or range(record["start"], record["stop"])
     return zip(places, names, strict=bool(names))
 
 
 def read_all(path: epath.PathLike) -> dict[int, Record]:
-    """Return all records of the export at `path` by where their ranges begin, ascending.
+    """Return all commit records of the export at `path`, by the start of their range, ascending.
 
     Raises:
-      ValueError: when one is damaged.
+      ValueError: when a commit record is damaged.
     """
     return {record["start"]: record for record in read_records(open_files(path))}
 
 
 def keys_of(layout: Layout, start: int) -> dict[str, str]:
-    """Return each array's file of the range from `start`."""
+    """Return the keys of the files of the range from `start`, by array."""
     return {spec.name: chunk_key(spec.name, start, layout) for spec in layout.arrays}
 
 
 def _content(record: Record) -> bytes:
-    """Return the record's file."""
+    """Return the content of a commit record's file."""
     text = json.dumps(record, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}","record":{text}}}\n'.encode()
 
 
-PROVISIONAL_ROWS = 2**24  # length of the arrays until the number of examples is known; it bounds nothing
+PROVISIONAL_ROWS = 2**24  # length of the arrays until the number of examples is known; it is no limit
 COPY = f"{PRIVATE}/group.json"
-RESULTS = ("complete", "totals")  # attributes that become known at the end
+RESULTS = ("complete", "totals")  # attributes that are known only at the end
 
 
 def read_group(files: Files) -> dict[str, Any] | None:
-    """Return the content of an export's zarr.json, or our copy of it where that is damaged; None without either.
+    """Return an export's zarr.json, or our copy if zarr.json is missing or damaged; None if there is neither.
 
-    The copy tells what is exported, not whether it is complete.
+    The copy says what is exported, not whether the export is complete.
     """
     content, copy = files.read(METADATA), _read_copy(files)
     group = None if content is None else _parsed(content)
@@ -118,7 +118,7 @@ def read_group(files: Files) -> dict[str, Any] | None:
 
 
 def layout_of(group: dict[str, Any]) -> Layout:
-    """Return the layout that an export's zarr.json tells of."""
+    """Return the layout that an export's zarr.json describes."""
     attributes = group["attributes"]
     arrays = [
         ArraySpec(
@@ -139,9 +139,9 @@ def layout_of(group: dict[str, Any]) -> Layout:
 def write_metadata(
     files: Files, layout: Layout, num_examples: int | None, *, complete: bool, totals: dict[str, Any] | None = None
 ) -> None:
-    """Write the metadata of the group and its arrays where it differs from what is there.
+    """Write the metadata of the group and its arrays; files that are equal already are not written.
 
-    The group's comes first, so that the folder is known as ours; of a complete export it comes last.
+    The group's file is written first, so that the folder is known to be an export; if complete, it is written last.
     """
     rows = PROVISIONAL_ROWS if num_examples is None else num_examples
     found = {"complete": complete} | ({} if totals is None else {"totals": totals})
@@ -155,14 +155,14 @@ def write_metadata(
 
 
 def copy_bytes(layout: Layout) -> bytes:
-    """Return our copy of what the group tells from its beginning to its end, under a checksum."""
+    """Return our copy of the group's metadata that never changes, with a checksum."""
     group = plain(group_metadata(layout, None, rows=0))
     digest = hashlib.sha256(metadata_bytes(group)).hexdigest()
     return metadata_bytes({"group": group, "sha256": digest})
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
-    """Return the content of a group's zarr.json, None unless it is an export's."""
+    """Return a group's zarr.json as a dict, or None unless it is an export's."""
     try:
         group = json.loads(content)
         layout_of(group)
@@ -172,7 +172,7 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
 
 
 def _read_copy(files: Files) -> dict[str, Any] | None:
-    """Return the content of our copy, None unless it is whole."""
+    """Return the group in our copy, or None if the copy is missing or damaged."""
     try:
         group = json.loads(files.read(COPY) or b"{}")["group"]
         return group if files.read(COPY) == copy_bytes(layout_of(group)) else None
@@ -181,7 +181,7 @@ def _read_copy(files: Files) -> dict[str, Any] | None:
 
 
 def _identity(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what stays the same from an export's beginning to its end."""
+    """Return the attributes and arrays that never change during an export."""
     changing = {"num_examples", *RESULTS}
     attributes = {name: value for name, value in group["attributes"].items() if name not in changing}
     return attributes, arrays_of(group)
@@ -197,11 +197,11 @@ IDS, SKIPPED = "ids.jsonl", "skipped.jsonl"
 
 
 class Lists:
-    """The lists at an export's end, gathered while its records pass by one at a time.
+    """The lists at an export's end, made from one commit record at a time.
 
     Attributes:
-      skipped: examples that were skipped.
-      totals: how many, and the counts by method.
+      skipped: the skipped examples.
+      totals: the number of skipped examples, and the sums of the counts by method.
     """
 
     def __init__(self, files: Files):
@@ -210,7 +210,7 @@ class Lists:
         self.totals: dict[str, Any] = {}
 
     def id_lines(self) -> Iterator[bytes]:
-        """Yield ids.jsonl range by range; afterwards `skipped` and `totals` are whole."""
+        """Yield ids.jsonl range by range; afterwards `skipped` and `totals` are complete."""
         counts: dict[str, Counter] = {}
         for record in read_records(self._files):
             self.skipped += record.get("skipped", [])
@@ -221,19 +221,19 @@ class Lists:
         self.totals = {"skipped": len(self.skipped), "counts": by_method}
 
     def skipped_lines(self) -> Iterator[bytes]:
-        """Yield skipped.jsonl."""
+        """Yield the lines of skipped.jsonl."""
         return map(_line, self.skipped)
 
 
 def finish(files: Files, layout: Layout, num_examples: int) -> None:
-    """Write what is known only at the end; the export is complete when this returns.
+    """Write the lists and the final metadata; the export is complete on return.
 
-    Nothing is left that an undisturbed export does not have.
+    The files are then those of an export that was never interrupted.
 
     Args:
-      files: the export's; all ranges are recorded.
-      layout: what is stored.
-      num_examples: how many there are.
+      files: the export's files, with all ranges committed.
+      layout: the export's layout.
+      num_examples: number of examples.
     """
     lists = Lists(files)
     files.write(IDS, lists.id_lines())
@@ -246,12 +246,12 @@ def finish(files: Files, layout: Layout, num_examples: int) -> None:
 
 
 def expected_starts(layout: Layout, num_examples: int) -> range:
-    """Return where the ranges of `num_examples` examples begin."""
+    """Return the starts of the ranges of `num_examples` examples."""
     return range(0, num_examples, layout.range_rows)
 
 
 def _remove_strays(files: Files, layout: Layout, num_examples: int) -> None:
-    """Remove from our folders what an interrupted start left: only those are touched, a user's files stay."""
+    """Delete the files that an interrupted start left in our folders; a user's files elsewhere stay."""
     wanted = {f"{spec.name}/{METADATA}" for spec in layout.arrays}
     for start in expected_starts(layout, num_examples):
         wanted |= {record_key(start), *keys_of(layout, start).values()}

@@ -12,7 +12,7 @@ from sdecor.export.convert import pictures
 from sdecor.export.reader import Export
 from sdecor.report.gallery import brightest, color_table, relative
 
-LONGEST = 256  # pixels: smaller pictures are enlarged by a whole factor
+LONGEST = 256  # pixels: smaller pictures are enlarged by an integer factor
 STRONGEST = 0.85  # opacity of the most salient pixels
 
 
@@ -24,20 +24,20 @@ def overlays(
     examples: Sequence[int],
     methods: Sequence[str] | None = None,
 ) -> list[epath.Path]:
-    """Write a PNG of each example and method: see `overlay`.
+    """Write a PNG for each example and method; see `overlay`.
 
     Args:
-      export: what is drawn.
-      source: of the images.
-      directory: of the files `<place>_<method's array>.png`, local or remote; made where missing.
+      export: the export to draw.
+      source: the exported data, for the images.
+      directory: folder of the files `<place>_<method's array>.png`, local or remote; created if missing.
       examples: places in the export.
-      methods: their keys; None = all.
+      methods: method keys or array names; None = all.
 
     Returns:
-      The files written; an example whose map is undefined (zeros, or not finite) has none.
+      The files written. A map of zeros, or one that is not finite, has no file.
 
     Raises:
-      ValueError: for an unknown method or place, or images that are not those exported.
+      ValueError: for an unknown method or place, or images that differ from the exported ones.
     """
     directory, written = epath.Path(directory), []
     names = {method: export.name_of(method) for method in methods or export.methods}
@@ -54,15 +54,15 @@ def overlays(
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray | None:
-    """Draw a map over its image; the more of the map's saliency a pixel has, the less of the image is seen.
+    """Draw a map over its image; more salient pixels are more opaque.
 
     Args:
       image: uint8 `[H, W, C]`, or floats of any range.
-      values: `[H, W]`. A map ≥ 0 goes from dark to bright; one with signs is red where it speaks for the class
-        explained and blue where against. As in reports, the brightest pixels are saturated.
+      values: map `[H, W]`. A map ≥ 0 goes from dark to bright. A signed map is red where it supports the explained
+        class and blue where it opposes it. The brightest pixels are saturated, as in reports.
 
     Returns:
-      uint8 `[h, w, 3]`, enlarged by a whole factor where it is small; None where the map is zeros, or not finite.
+      uint8 `[h, w, 3]`, enlarged by an integer factor if small; None for a map of zeros, or one that is not finite.
     """
     signed = bool((values < 0).any())
     share = relative(values, signed=signed)
@@ -79,7 +79,7 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray | None:
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-    """Return the channels' mean, 0 … 255, `[H, W, 1]`; floats are stretched to that range."""
+    """Return the mean over channels, 0 … 255, `[H, W, 1]`; floats are stretched to that range."""
     pixels = np.asarray(image, np.float64)
     if image.dtype != np.uint8:
         low, high = pixels.min(), pixels.max()

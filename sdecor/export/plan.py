@@ -1,4 +1,4 @@
-"""How an export is computed and cut into ranges: settled when it begins, and the same whenever it goes on."""
+"""Plan of an export: sizes of batches, chunks and ranges, arrays, attributes. A resumed export has the same plan."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from sdecor.export.resume import fill_unread
 from sdecor.export.verify import CHECKS
 
 DEVICE_BATCH = 64
-_RANGE_BYTES = 16 * 2**20  # of a range's arrays together, before compression
+_RANGE_BYTES = 16 * 2**20  # size of a range's arrays together, before compression
 _MOST_ROWS = 4096
-_FEWEST_RANGES = 16  # that data of a known number are cut into, so that a stop loses little
+_FEWEST_RANGES = 16  # ranges of data of a known number of examples, so that a stop loses little work
 
 
 class Options(NamedTuple):
-    """How an export is computed and stored; None: as it was begun with, or a default. See `export`."""
+    """How an export is computed and stored; see `export`. None = the value of the first start, or a default."""
 
     device_batch: int | None = None
     chunk_size: int | None = None
@@ -38,22 +38,22 @@ class Options(NamedTuple):
 def make_plan(
     task: programs.Task, variables: Any, reader: Reader, provenance: Any, options: Options, found: Mapping[str, Any]
 ) -> tuple[programs.Task, Layout]:
-    """Settle what was left open.
+    """Choose the sizes that are not given, and return the task and the layout of its export.
 
     Args:
-      task: its chunk size is settled here.
-      variables: the network's, arrays or shapes.
-      reader: of the data.
-      provenance: plain JSON to be stored.
+      task: the task; its chunk size is set here.
+      variables: the network's variables, arrays or shapes.
+      reader: reader of the data.
+      provenance: plain JSON to store.
       options: see `Options`.
-      found: attributes of the export that goes on; empty for a new one.
+      found: attributes of the export to resume; empty for a new one.
 
     Returns:
-      The task and the layout.
+      `(task, layout)`.
 
     Raises:
-      ValueError: for a choice that is not known or out of range, a target or label that is no class, or a method that
-        refuses the network.
+      ValueError: for an invalid choice, a number out of range, a target or label that is no class, or a method that
+        does not support the network.
     """
     programs.check(task)
     check_choice("check", options.check, CHECKS)
@@ -64,7 +64,7 @@ def make_plan(
     given = {name: found.get(name) if value is None else value for name, value in given.items()}
     size = given["device_batch"] or min(DEVICE_BATCH, reader.count or DEVICE_BATCH)
     fitting = given["chunk_size"] or programs.fitting_chunk_size(task, variables, reader.shape, reader.dtype)
-    # Processes might find different amounts of memory.
+    # All processes take the smallest chunk size, because their memory may differ.
     task = task._replace(chunk_size=int(parallel.gather(np.array([fitting])).min()))
     reader = reader._replace(fingerprint=fill_unread(reader.fingerprint, found.get("data")))
     arrays = specs(task, variables, reader.shape, reader.dtype, size)
@@ -78,7 +78,7 @@ def make_plan(
 def _attributes(
     task: programs.Task, arrays: tuple[ArraySpec, ...], reader: Reader, provenance: Any, options: Options, size: int
 ) -> dict[str, Any]:
-    """Return what an export is recognised by: nothing that may differ from start to start."""
+    """Return the attributes that identify an export; they are the same at each start, except versions."""
     image = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *reader.shape), reader.dtype))
     versions = files.versions() | {"tensorstore": importlib.metadata.version("tensorstore")}
     attributes = {
@@ -98,7 +98,7 @@ def _class_count(arrays: tuple[ArraySpec, ...]) -> int:
 
 
 def _validate_classes(task: programs.Task, reader: Reader, classes: int) -> None:
-    """Raise `ValueError` for a target, or a label that is known already, that is no class of the network."""
+    """Raise `ValueError` if the target, or a label known before reading, is no class of the network."""
     if not isinstance(task.target, str):
         check_classes("target", task.target, classes)
     validate_labels(reader.labels, classes, needed=task.target == "label")

@@ -1,4 +1,4 @@
-"""The device part of an export: predicting and explaining a batch, encoding the maps, and its arrays."""
+"""Device programs of an export: they predict and explain a batch and encode its maps; and the arrays they return."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -23,19 +23,20 @@ Batch = dict[str, jax.Array]
 
 
 class Task(NamedTuple):
-    """What is computed of each example.
+    """The computation for each example.
 
     Attributes:
-      images_of: from images `[n, H, W, C]` as they are read to those that the network takes, floating point.
-      fn_of: from the variables to the network for one image, `image [H, W, C] -> logits [K]`.
-      methods: what explains, by the names of the arrays.
-      logits_of: the network for a batch, `(variables, images [n, H, W, C]) -> logits [n, K]`; None = `fn_of` lifted.
-      target: whose score is explained: the "predicted" class, the "label", or a class.
-      saliency_of: what is explained by methods whose own choice is the logit.
-      reduction: from channels to a map; None = channels are kept.
-      dtype: that maps are stored in.
+      images_of: function from images `[n, H, W, C]` as read to the network's floating-point inputs.
+      fn_of: function from the variables to the network for one image, `image [H, W, C] -> logits [K]`.
+      methods: attribution methods by array name.
+      logits_of: the network for a batch, `(variables, images [n, H, W, C]) -> logits [n, K]`; None = `fn_of`, mapped
+        over the batch.
+      target: the class whose score is explained: "predicted", "label", or a class number.
+      saliency_of: the score explained by methods whose default is the logit.
+      reduction: reduction of channels to one map; None keeps the channels.
+      dtype: type of the stored maps.
       clip_percentile: see `encode`.
-      chunk_size: network evaluations in flight on a device.
+      chunk_size: network evaluations at once on a device.
     """
 
     images_of: Callable[[jax.Array], jax.Array]
@@ -51,13 +52,13 @@ class Task(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a task: what predicts, and what explains by each method."""
+    """The compiled programs of a task: one that predicts, and one a method that explains."""
 
     predict: Callable[[Any, Batch, jax.Array], Batch]
     explain: dict[str, Callable[[Any, Batch, jax.Array], tuple[Batch, jax.Array]]]
 
     def __call__(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, dict[str, jax.Array]]:
-        """Dispatch all programs for a batch: return the arrays to be stored, and the counts `[…, n, 3]` by method."""
+        """Dispatch all programs for a batch; return the arrays to store, and the counts `[…, n, 3]` by method."""
         predicted = self.predict(variables, batch, key)
         batch = batch | {"target": predicted["target"]}
         arrays, counts = dict(predicted), {}
@@ -68,13 +69,13 @@ class Programs(NamedTuple):
 
 
 def compiled(task: Task) -> Programs:
-    """Return the task's programs, compiled for this process's devices when they are first called."""
+    """Return the task's programs; each is compiled for this process's devices at its first call."""
     explaining = {name: parallel.pmap_local(make_explanation(task, name)) for name in task.methods}
     return Programs(parallel.pmap_local(make_prediction(task)), explaining)
 
 
 def check(task: Task) -> None:
-    """Raise `ValueError` for a choice that is not known."""
+    """Raise `ValueError` if a choice of the task is invalid."""
     if isinstance(task.target, str):
         check_choice("target", task.target, TARGETS)
     else:
@@ -86,7 +87,7 @@ def check(task: Task) -> None:
 
 
 def make_prediction(task: Task) -> Callable[[Any, Batch, jax.Array], Batch]:
-    """Return `predict(variables, batch, key) -> arrays`: `logits`, `prediction` and `target`."""
+    """Return `predict(variables, batch, key) -> arrays` with `logits`, `prediction` and `target`."""
 
     def predict(variables: Any, batch: Batch, key: jax.Array) -> Batch:
         images = task.images_of(batch["image"])
@@ -101,9 +102,9 @@ def make_prediction(task: Task) -> Callable[[Any, Batch, jax.Array], Batch]:
 
 
 def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array], tuple[Batch, jax.Array]]:
-    """Return `explain_batch(variables, batch, key) -> (arrays, counts)` of the method stored as `name`.
+    """Return `explain_batch(variables, batch, key) -> (arrays, counts)` for the method stored as `name`.
 
-    Explanations are those of an evaluation, of which each example's randomness follows from its index.
+    Explanations equal those of an evaluation. An example's random draws depend on its index, not on its batch.
     """
     method = task.methods[name]
     with_error = method.info.with_error
@@ -126,7 +127,7 @@ def make_explanation(task: Task, name: str) -> Callable[[Any, Batch, jax.Array],
 def _error(
     task: Task, fn: Callable, images: jax.Array, targets: jax.Array, attributions: jax.Array, method: Method
 ) -> jax.Array:
-    """Return the difference between the attributions' sums and the rise of the score from the method's baseline."""
+    """Return the attributions' sums minus the rise of the score from the method's baseline to the image."""
     settings = method.settings(task.saliency_of)
     baseline = method.info.baseline(settings)
 
@@ -139,7 +140,7 @@ def _error(
 
 
 def fitting_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any) -> int:
-    """Return how many evaluations in flight a device's memory holds, of images `shape` as they are read."""
+    """Return the number of evaluations at once that fit in a device's memory, for images of `shape` as read."""
     example = jax.eval_shape(task.images_of, jax.ShapeDtypeStruct((1, *shape), dtype))
     image = jax.ShapeDtypeStruct(example.shape[1:], example.dtype)
     return default_chunk_size(lambda variables, image: task.fn_of(variables)(image), variables, image)
@@ -161,10 +162,10 @@ AXES = ("y", "x", "channel")
 
 
 def specs(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, device_batch: int) -> tuple[ArraySpec, ...]:
-    """Return the arrays that the task gives of images `shape` as they are read.
+    """Return the arrays of a task, for images of `shape` and `dtype` as read.
 
     Raises:
-      ValueError: when a method refuses the network.
+      ValueError: when a method does not support the network, or two arrays would have the same name.
     """
     batch = {name: jax.ShapeDtypeStruct((device_batch,), jnp.int32) for name in ("label", "index", "target")}
     batch["image"] = jax.ShapeDtypeStruct((device_batch, *shape), dtype)
@@ -205,7 +206,7 @@ def _specs_of(task: Task, name: str, method: Method, found: Mapping[str, Any]) -
 
 
 def named(methods: Iterable[Method]) -> dict[str, Method]:
-    """Return methods by what their arrays are named: their keys, in letters, digits and underscores."""
+    """Return methods by array name: the method's key in letters, digits and underscores."""
     found: dict[str, Method] = {}
     for method in methods:
         name = re.sub(r"[^A-Za-z0-9_]+", "_", method.key).strip("_")

@@ -1,4 +1,4 @@
-"""Reading an export: maps rescaled to float32, predictions and targets, and whether it is of the run at hand."""
+"""Reader of an export: float32 maps, predictions and targets; and a check that it is of a given run and data."""
 
 import functools
 import hashlib
@@ -22,11 +22,11 @@ from sdecor.export.files import open_files
 from sdecor.export.manifest import IDS, SKIPPED, layout_of, names_of, read_group, read_records
 from sdecor.export.resume import fill_unread, list_shortly
 
-_CACHE_BYTES = 1 << 26  # of decoded chunks: what is read at random from one chunk is decoded once
+_CACHE_BYTES = 1 << 26  # memory for decoded chunks, so that random reads decode a chunk once
 
 
 class Arrays:
-    """The arrays in the folder or under the URL `path`, opened when they are first read."""
+    """The stored arrays under `path`, a folder or URL; each is opened at its first read."""
 
     def __init__(self, path: str):
         self._path = path
@@ -34,7 +34,7 @@ class Arrays:
         self._opened: dict[str, ts.TensorStore] = {}
 
     def read(self, name: str, places: np.ndarray) -> np.ndarray:
-        """Return the entries of an array at `places`, a number or `[n]`, as they are stored."""
+        """Return the stored entries of an array at `places`, one number or `[n]`."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         if places.ndim == 0:
@@ -64,15 +64,15 @@ def open(path: epath.PathLike) -> "Export":
 
 
 class Export:
-    """An export, opened for reading. A place is a number in `0 … len(export)−1`, in the order of the data.
+    """An export, opened for reading. A place is an example's number in the data, `0 … len(export)−1`.
 
     Attributes:
-      path: where it lies.
-      attributes: of the root group: what was exported, from which run and data, with which settings.
-      arrays: what is stored, `ArraySpec`s by name.
-      methods: the attributes of the methods' arrays, by the methods' keys.
+      path: path of the export.
+      attributes: attributes of the root group: the exported run, data and settings.
+      arrays: `ArraySpec`s of the stored arrays, by name.
+      methods: attributes of the methods' arrays, by method key.
       complete: whether the export is finished.
-      ranges: `(start, stop)` of what is there; of a finished export all of it.
+      ranges: `(start, stop)` of the stored places, neighbours joined.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -110,16 +110,16 @@ class Export:
         return f"Export({self.path!r}, {len(self)} examples, {there}, methods {list(self.methods)})"
 
     def attribution(self, method: str, index: Index = slice(None)) -> np.ndarray:
-        """Return maps `[H, W]` of one place or `[n, H, W]` of several; where channels were kept, `[…, C]`. float32.
+        """Return float32 maps: `[H, W]` for one place, `[n, H, W]` for several, with `[…, C]` if channels were kept.
 
-        An example that was skipped is NaN. One whose explanation was not finite is too; stored in float32, as it was.
+        The map of a skipped example is NaN. A map that was not finite is NaN too, or unchanged if stored as float32.
 
         Args:
-          method: its key, or the name of its array.
+          method: the method's key, or the name of its array.
           index: a place, a slice, or places in any order.
 
         Raises:
-          ValueError: for a method that was not exported, or places that are not there yet.
+          ValueError: for a method that was not exported, or places that are not stored yet.
         """
         name = self.name_of(method)
         encoding, stored = self.arrays[name].attributes["encoding"], self.read(name, index)
@@ -127,7 +127,7 @@ class Export:
         return decode(stored, scale, encoding["dtype"], encoding["zero_point"])
 
     def name_of(self, method: str) -> str:
-        """Return the name of a method's array, for its key or that name itself.
+        """Return the name of a method's array, from the method's key or from that name.
 
         Raises:
           ValueError: for a method that was not exported.
@@ -138,10 +138,10 @@ class Export:
         return self._name_of[method]
 
     def read(self, name: str, index: Index = slice(None)) -> np.ndarray:
-        """Return entries of the array `name` as they are stored.
+        """Return entries of the array `name` as stored, without decoding.
 
         Raises:
-          ValueError: for an unknown array, or places that are not there yet.
+          ValueError: for an unknown array, or places that are not stored yet.
         """
         check_choice("array", name, self.arrays)
         places = np.arange(len(self))[index]
@@ -167,10 +167,10 @@ class Export:
             )
 
     def places(self, chosen: Index | None = None) -> np.ndarray:
-        """Return the places that are meant, int64 `[n]`: all, or those `chosen`, ascending and each once.
+        """Return places, int64 `[n]`, ascending and each once: all, or those `chosen`.
 
         Raises:
-          ValueError: for a place that there is not.
+          ValueError: for a place that does not exist, or if none is chosen.
         """
         try:
             places = np.unique(np.arange(len(self))[slice(None) if chosen is None else chosen])
@@ -182,7 +182,7 @@ class Export:
 
     @property
     def label(self) -> np.ndarray:
-        """The right classes, int32 `[N]`; −1 = unknown."""
+        """The true classes, int32 `[N]`; −1 = unknown."""
         return self.read("label")
 
     @property
@@ -192,16 +192,16 @@ class Export:
 
     @property
     def target(self) -> np.ndarray:
-        """The classes explained, int32 `[N]`."""
+        """The explained classes, int32 `[N]`."""
         return self.read("target")
 
     @property
     def logits(self) -> np.ndarray:
-        """The network's outputs, float32 `[N, K]`."""
+        """The network's logits, float32 `[N, K]`."""
         return self.read("logits")
 
     def completeness_error(self, method: str) -> np.ndarray:
-        """Return what the attributions' sums differ by from the rise of the score from the baseline, float32 `[N]`."""
+        """Return the attributions' sums minus the rises of the score from the baseline, float32 `[N]`."""
         name = self.arrays[self.name_of(method)].attributes.get("completeness_error")
         if name is None:
             raise ValueError(f"method = {method!r} has no completeness error: it gives no shares of the score")
@@ -209,14 +209,14 @@ class Export:
 
     @functools.cached_property
     def names(self) -> dict[int, str]:
-        """The examples' names in the data, by place; of an unfinished export those that are there."""
+        """The examples' names in the data, by place; only those stored if the export is not finished."""
         if self.complete:
             return {each["example_id"]: each["name"] for each in self._lines(IDS)}
         return dict(each for record in read_records(self._files) for each in names_of(record))
 
     @functools.cached_property
     def skipped(self) -> list[dict[str, Any]]:
-        """What could not be read and was skipped: `index` (its place), `name` and `error` of each example."""
+        """The examples that could not be read and were skipped: `index` (place), `name` and `error` of each."""
         if self.complete:
             return self._lines(SKIPPED)
         return [each for record in read_records(self._files) for each in record.get("skipped", ())]
@@ -226,16 +226,16 @@ class Export:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the checksums of all that is stored: equal for equal exports."""
+        """SHA-256 of the checksums of all stored files: equal for equal exports."""
         content = [[record["start"], record["files"]] for record in read_records(self._files)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> list[str]:
-        """Read every byte again and return what is wrong, a line for each problem; empty = it is whole."""
+        """Verify every byte and return the problems, one line each; an empty list means that the export is whole."""
         return verify.problems(self.path)
 
     def maps(self) -> Maps:
-        """Return the maps as `evaluation.stored` measures them.
+        """Return the maps in the form that `evaluation.stored` takes.
 
         Raises:
           ValueError: when the export is not finished.
@@ -245,10 +245,10 @@ class Export:
 
 
 def check_same(export: Export, expected: Mapping[str, Any], source: Any) -> None:
-    """Check that a finished export is of what the attributes `expected` tell, and of the data of `source`.
+    """Raise `ValueError` unless a finished export has the attributes `expected` and the data of `source`.
 
     Raises:
-      ValueError: when it is of something else, naming each differing field; or when it is not finished.
+      ValueError: when the export differs (the error names each differing field), or is not finished.
     """
     there, here = export.attributes, reader_of(source, on_error="skip").fingerprint
     there = {**there, "data": fill_unread(there.get("data") or {}, here)}
@@ -263,10 +263,10 @@ def check_same(export: Export, expected: Mapping[str, Any], source: Any) -> None
 
 
 def stored_methods(export: Export, words: Sequence[str] | None, saliency_of: str) -> dict[str, tuple[Method, bool]]:
-    """Return the methods that `words` name, all stored ones for None, as `choose_methods` does.
+    """Return the stored methods that `words` name (None = all), in the form of `choose_methods`.
 
     Raises:
-      ValueError: for a method that is not stored, or whose settings here are others than those stored.
+      ValueError: for a method that is not stored, or whose settings differ from the stored ones.
     """
     chosen = choose_methods(words or list(export.methods))
     missing = [key for key, (_, named) in chosen.items() if key not in export.methods and named]

@@ -1,8 +1,8 @@
-"""Starting an export where something is: every reason to refuse that is here, and what is whole is taken over.
+"""Resuming an export: all reasons to refuse what is at its path, and the ranges that are kept.
 
-Refused are a path that holds something else, an export of other data, settings or methods, and another number of
-examples. Damaged ranges are dropped, to be computed again; other versions give a warning. (That another job is writing
-is found in `lock`, and a wrong argument in `plan`.)
+A path is refused if it holds something else, an export of other data, settings or methods, or another number of
+examples. Damaged ranges are dropped and computed again; other versions give a warning. (`lock` refuses a path that
+another job is writing, and `plan` refuses wrong arguments.)
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,17 +27,18 @@ from sdecor.export.manifest import (
 )
 from sdecor.export.verify import damaged_end, damaged_ranges
 
-MANY = ("provenance.checkpoint.parameters", "data.images")  # of these the first difference is listed, and how many
+# Fields with many parts: only their first difference is listed, with the number of others.
+MANY = ("provenance.checkpoint.parameters", "data.images")
 
 
 class Resumed(NamedTuple):
-    """An export as it goes on.
+    """The state of an export that is resumed.
 
     Attributes:
-      layout: with the versions that the export began with.
-      num_examples: as given, or as an earlier start found.
-      complete: whether it is finished, and every file whole.
-      done: where the ranges begin that are whole, of this process's.
+      layout: the layout, with the versions of the first start.
+      num_examples: number of examples, as given or as found by an earlier start.
+      complete: whether the export is finished and every file is whole.
+      done: starts of this process's ranges that are committed and whole.
     """
 
     layout: Layout
@@ -47,10 +48,10 @@ class Resumed(NamedTuple):
 
 
 def recorded(path: epath.PathLike) -> dict[str, Any] | None:
-    """Return the attributes of the export at `path`, complete or not, or None where nothing is.
+    """Return the attributes of the export at `path`, complete or not; None if nothing is there.
 
     Raises:
-      ValueError: when something else is there.
+      ValueError: when the path holds something else.
     """
     group = _existing(open_files(path))
     return None if group is None else group["attributes"]
@@ -68,15 +69,15 @@ def resume(
     """Resume an export: verify what an earlier start wrote, drop damaged ranges, return what is done.
 
     Args:
-      files: the export's.
-      layout: what is to be stored.
-      num_examples: how many there are, where that is known.
-      main: whether this process begins what the others then find.
-      is_own: whether the range from an example is this process's.
-      content: whether all bytes of finished ranges are compared with their checksums, or only sizes.
+      files: the export's files.
+      layout: the layout to store.
+      num_examples: number of examples, if known.
+      main: whether this is the main process, which begins the export before the others.
+      is_own: function that says whether the range from a start is this process's.
+      content: whether committed ranges are verified by the checksums of all bytes, or only by sizes.
 
     Raises:
-      ValueError: when something else is there, or an export of something else.
+      ValueError: when the path holds something else, or another export.
     """
     group = _existing(files)
     if group is not None:
@@ -100,7 +101,7 @@ def resume(
 
 
 def refuse_another_number(files: Files, num_examples: int) -> None:
-    """Raise `ValueError` unless the last recorded range ends with the last of `num_examples`."""
+    """Raise `ValueError` unless the last committed range stops at `num_examples`."""
     stop = read_record(files, starts(files)[-1])["stop"]
     if stop != num_examples:
         raise ValueError(
@@ -109,14 +110,14 @@ def refuse_another_number(files: Files, num_examples: int) -> None:
 
 
 def _existing(files: Files) -> dict[str, Any] | None:
-    """Return the content of the export's zarr.json, None where nothing is; refuse what is no export."""
+    """Return the export's zarr.json, or None if nothing is there; raise `ValueError` for anything else."""
     group = read_group(files)
     if group is not None:
         return group
     if files.is_file():
         raise ValueError(f"{files.name('')} is a file: give another path, of a folder for the export")
     if files.read(METADATA) is not None:
-        raise ValueError(f"{files.name(METADATA)} is of no export of ours, or damaged: give another path")
+        raise ValueError(f"{files.name(METADATA)} is not of an sdecor export, or is damaged: give another path")
     foreign = next((key for key in files.keys() if not key.startswith(f"{PRIVATE}/")), None)
     if foreign is not None:
         raise ValueError(f"{files.name('')} holds something else than an export ({foreign}): give another path")
@@ -124,7 +125,7 @@ def _existing(files: Files) -> dict[str, Any] | None:
 
 
 def _refuse_another(files: Files, group: dict[str, Any], layout: Layout, num_examples: int | None) -> None:
-    """Refuse an export of something else, naming each differing field; warn of other versions."""
+    """Raise `ValueError` for another export, naming each differing field; warn about other versions."""
     expected = plain(group_metadata(layout, num_examples, rows=0))
     there, here = dict(group["attributes"]), dict(expected["attributes"])
     if "data" in there and "data" in here:
@@ -148,7 +149,7 @@ def _refuse_another(files: Files, group: dict[str, Any], layout: Layout, num_exa
 
 
 def _drop_damaged(files: Files, layout: Layout, begins: Iterable[int], content: bool) -> set[int]:
-    """Find which recorded ranges are damaged, say so, and forget that they were recorded."""
+    """Delete the commit records of damaged ranges, with a warning, and return the starts of these ranges."""
     damaged = damaged_ranges(files, layout, begins, content=content)
     for start, problems in damaged.items():
         stop = start + layout.range_rows
@@ -165,13 +166,13 @@ def _end_is_damaged(files: Files, group: dict[str, Any]) -> bool:
 
 
 def _with_old_versions(layout: Layout, group: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes with the versions that the export began with."""
+    """Return the layout's attributes with the versions of the first start."""
     old = group["attributes"].get("versions")
     return layout.attributes if old is None else {**layout.attributes, "versions": old}
 
 
 def list_shortly(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return a line for each differing field, and one for all of `MANY`."""
+    """Return one line a differing field, and only one for all parts of a field in `MANY`."""
     told = dict(differences)
     for field in MANY:
         inside = [name for name in told if name.startswith(f"{field}.")]
@@ -183,9 +184,9 @@ def list_shortly(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def fill_unread(data: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a fingerprint of data, its images that could not be read taken from another one.
+    """Return a fingerprint of data, with images that could not be read taken from the `other` fingerprint.
 
-    An export that a broken image stopped goes on when that is repaired, and when it is broken again.
+    An export that a broken image stopped can therefore be resumed when the image is repaired, or broken again.
     """
     own, others = data.get("images") or {}, (other or {}).get("images") or {}
     images = {place: others.get(place) if value is None else value for place, value in own.items()}
@@ -193,7 +194,7 @@ def fill_unread(data: Mapping[str, Any], other: Mapping[str, Any] | None) -> dic
 
 
 def _differing_arrays(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the differences of arrays' metadata; of an array that one side lacks, only what it is."""
+    """Return the differences of arrays' metadata; for an array that one side lacks, only its type and shape."""
     both = there.keys() & here.keys()
     common = ({name: side[name] for name in both} for side in (there, here))
     found = differing_fields(*common, prefix="arrays.")

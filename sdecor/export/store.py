@@ -1,4 +1,4 @@
-"""An export on disk: ranges are written durably, then committed, and at the end the whole is finished."""
+"""Store of an export: ranges are written durably, then committed; at the end the export is finished."""
 
 import contextlib
 import errno
@@ -26,22 +26,22 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(OSError):
-    """Something could not be written; what was recorded before is whole."""
+    """A file could not be read or written; committed ranges are whole."""
 
 
 def how_many(finished: int, num_examples: int | None) -> str:
-    """Return how many examples are finished, and of how many where that is known, as the begin of a sentence."""
+    """Return the beginning of a sentence: how many examples are finished, and of how many, if known."""
     return f"{finished} examples are" if num_examples is None else f"{finished} of {num_examples} examples are"
 
 
 @contextlib.contextmanager
 def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_examples: int | None) -> Iterator[None]:
-    """Raise an error of the disk as `StorageError`, with what is finished and what to do.
+    """Convert an `OSError` to `StorageError`, which says how many examples are finished and what to do.
 
     Args:
-      files: the export's.
-      finished: how many examples are.
-      num_examples: of how many, where that is known.
+      files: the export's files.
+      finished: function that returns the number of finished examples.
+      num_examples: number of all examples, if known.
     """
     try:
         yield
@@ -55,20 +55,20 @@ def explained(files: LocalFiles | RemoteFiles, finished: Callable[[], int], num_
         ) from error
 
 
-PENDING = 2  # ranges that are being written; more would grow the memory
-WRITERS = 4  # files being written of each
+PENDING = 2  # ranges being written at a time; more would take more memory
+WRITERS = 4  # files of a range being written at a time
 
-Pending = Future[int]  # of a range on its way to the disk: `result()` gives its bytes, or raises `StorageError`
+Pending = Future[int]  # a range being written: `result()` returns its bytes, or raises `StorageError`
 
 
 class Writer:
-    """Writes ranges in threads of its own.
+    """A writer of ranges, with its own threads.
 
     Args:
-      files: the export's.
-      layout: what is stored.
-      explained: gives the context in which errors of the disk are explained.
-      recorded: is told where each range begins that has been recorded.
+      files: the export's files.
+      layout: the export's layout.
+      explained: function that returns the context that converts `OSError` to `StorageError`.
+      recorded: function called with the start of each committed range.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Writer:
         self._writers = ThreadPoolExecutor(PENDING * WRITERS, "write")
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the ranges being written."""
         self._commits.shutdown()
         self._writers.shutdown()
 
     def write(self, start: int, stop: int, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Pending:
-        """Begin to write a range, see `Store.write`; waits while `PENDING` others are being written."""
+        """Start to write a range, see `Store.write`; wait while `PENDING` others are being written."""
         self._slots.acquire()
         if self._failure is not None:
             self._slots.release()
@@ -120,31 +120,31 @@ class Writer:
         return sum(file["size"] for file in files.values())
 
 
-LISTING_SECONDS = 0.5  # between two looks at which ranges are recorded
+LISTING_SECONDS = 0.5  # between two listings of the committed ranges
 
 
 class Store:
-    """The export at `path`, created or continued.
+    """An export on disk, created or resumed.
 
-    The main process (index 0) comes first: it creates what the others then find. Every process compares what is there
-    with `layout`, and verifies the ranges of its own that an earlier start recorded: a damaged one is named in a
+    The main process (index 0) opens it first and creates the files that the others find. Every process compares the
+    stored layout with `layout` and verifies its own ranges that an earlier start committed. A damaged range gives a
     warning and counts as not done.
 
     Attributes:
-      path: as given, for messages.
+      path: path as given, for messages.
       complete: whether an earlier start finished the export, and every file of it is whole.
 
     Args:
       path: local folder or URL.
-      layout: what is stored.
-      num_examples: how many there are; None = only known at the end.
-      process_index: which of the job's processes this is.
-      process_count: how many there are.
-      check: how recorded ranges are looked at: their "checksums", or only their "sizes".
+      layout: the export's layout.
+      num_examples: number of examples; None = only known at the end.
+      process_index: index of this process in the job.
+      process_count: number of the job's processes.
+      check: verification of committed ranges: "checksums" of all bytes, or only "sizes" of files.
 
     Raises:
-      ValueError: when something else is there, or an export of something else.
-      StorageError: when nothing can be written there.
+      ValueError: when the path holds something else, or another export.
+      StorageError: when the path cannot be written.
     """
 
     def __init__(
@@ -187,63 +187,63 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the ranges being written."""
         self._writer.close()
 
     def done(self, start: int) -> bool:
-        """Tell whether the range from `start`, one of this process's, is recorded and whole."""
+        """Return whether this process's range from `start` is committed and whole."""
         return start in self._done
 
     @property
     def finished(self) -> int:
-        """How many examples are recorded, by all processes."""
+        """Number of committed examples, by all processes."""
         rows, end = self._layout.range_rows, self._num_examples or np.inf
         return sum(int(min(rows, end - start)) for start in self._recorded())
 
     def write(self, start: int, stop: int, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Pending:
-        """Begin to write a range, and to record it once it is durable; waits while two others are being written.
+        """Start to write a range, and commit it once it is durable; wait while two others are being written.
 
         Args:
-          start: its first example, a multiple of the layout's `range_rows`.
-          stop: one past its last.
-          arrays: each array's rows `[stop - start, …]`, not to be changed until the result is there.
-          record: what is kept with it, plain JSON: `names` of the examples, `ids` where they are not their places,
+          start: the first example, a multiple of the layout's `range_rows`.
+          stop: one past the last example.
+          arrays: each array's rows `[stop - start, …]`; do not change them before the result is available.
+          record: plain JSON for the commit record: `names` of the examples, `ids` if they are not the places,
             `skipped` examples, `counts` by method.
 
         Returns:
-          The range on its way; `result()` waits and gives the bytes it takes.
+          A future of the range; `result()` waits and returns the bytes written.
 
         Raises:
-          ValueError: when this is no range of the layout.
+          ValueError: when this is no range of the layout, or not this process's.
           StorageError: when an earlier range could not be written.
         """
         self._validate_range(start, stop, arrays)
         return self._writer.write(start, stop, arrays, record)
 
     def ask_to_stop(self) -> None:
-        """Let every process of the job know that it shall finish its batch and end."""
+        """Ask every process of the job to finish its batch and stop."""
         self._stop = True
         if self._count > 1:
             with self._explained():
                 self._files.write(STOP, b"\n")
 
     def asked_to_stop(self) -> bool:
-        """Tell whether a process asked to stop."""
+        """Return whether a process asked to stop."""
         self._stop = self._stop or (self._count > 1 and self._files.read(STOP) is not None)
         return self._stop
 
     def wait_and_finish(self, num_examples: int) -> bool:
-        """Wait until all processes' ranges are recorded, and finish the export, in the main process.
+        """Wait until all processes' ranges are committed, then finish the export; only the main process does this.
 
         Args:
-          num_examples: how many there turned out to be.
+          num_examples: the final number of examples.
 
         Returns:
-          Whether it was finished here: False in the other processes, and when a process asked to stop.
+          Whether this process finished the export: False in other processes, and when a process asked to stop.
 
         Raises:
-          ValueError: when what is recorded is of another number of examples.
-          StorageError: when something could not be written.
+          ValueError: when the committed ranges hold another number of examples.
+          StorageError: when a file could not be read or written.
         """
         if self._index != 0:
             return False
@@ -272,13 +272,13 @@ class Store:
         wrong = {spec.name for spec in self._layout.arrays} ^ {*arrays}
         wrong |= {name for name, values in arrays.items() if len(values) != stop - start}
         if wrong:
-            raise ValueError(f"arrays = {sorted(wrong)}: each of the layout, of {stop - start} rows, is needed")
+            raise ValueError(f"arrays = {sorted(wrong)}: give each array of the layout, with {stop - start} rows")
 
     def _is_own(self, start: int) -> bool:
         return start // self._layout.range_rows % self._count == self._index
 
     def _recorded(self) -> list[int]:
-        """Return where the recorded ranges begin, seldom looking at the disk anew."""
+        """Return the starts of the committed ranges; the disk is listed at most once in `LISTING_SECONDS`."""
         when, found = self._listed
         if time.monotonic() - when >= LISTING_SECONDS:
             found = starts(self._files)

@@ -1,4 +1,4 @@
-"""Verifying an export on disk: every file, by its checksum or its size."""
+"""Verification of an export on disk: every file, by its checksum or its size."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ READERS = 4  # files read at a time
 
 
 def problems(path: epath.PathLike, check: str = "checksums") -> list[str]:
-    """Return what is wrong with the export at `path`, empty where every file is whole.
+    """Return the problems of the export at `path`, one line each; an empty list if every file is whole.
 
     Args:
-      path: of the export, complete or not; what is not exported yet is no problem.
-      check: "checksums" reads every byte, "sizes" only looks at the sizes.
+      path: path of the export, complete or not; ranges that are not exported yet are no problem.
+      check: "checksums" reads every byte; "sizes" compares only the sizes of the ranges' files.
 
     Raises:
       ValueError: when there is no export.
@@ -54,7 +54,7 @@ def problems(path: epath.PathLike, check: str = "checksums") -> list[str]:
 def damaged_ranges(
     files: Files, layout: Layout, begins: Iterable[int], *, content: bool = True
 ) -> dict[int, list[str]]:
-    """Return what is wrong with the recorded ranges from `begins`, by range; whole ones are left out."""
+    """Return the problems of the committed ranges that start at `begins`, by start; whole ranges are left out."""
 
     def look(start: int) -> list[str]:
         try:
@@ -69,7 +69,7 @@ def damaged_ranges(
 
 
 def damaged_end(files: Files, group: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the rest of a complete export whose recorded ranges are whole."""
+    """Return the problems of all other files of a complete export whose committed ranges are whole."""
     layout, num_examples = layout_of(group), group["attributes"]["num_examples"]
     there = set(starts(files))
     found = [
@@ -92,13 +92,13 @@ def damaged_end(files: Files, group: dict[str, Any]) -> list[str]:
 
 
 def _damage(files: Files, layout_keys: dict[str, str], record: Record, *, content: bool = True) -> list[str]:
-    """Return what is wrong with the files of a recorded range, empty where they are whole.
+    """Return the problems of a committed range's files; an empty list if they are whole.
 
     Args:
-      files: the export's.
-      layout_keys: each array's file of the range.
-      record: the range's.
-      content: compare checksums also, not just sizes.
+      files: the export's files.
+      layout_keys: keys of the range's files, by array.
+      record: the range's commit record.
+      content: whether to compare checksums too, not only sizes.
     """
     found = []
     for name, key in layout_keys.items():
@@ -115,7 +115,7 @@ def _damage(files: Files, layout_keys: dict[str, str], record: Record, *, conten
 
 
 def _other(files: Files, key: str, lines: Iterable[bytes]) -> list[str]:
-    """Return a line of text unless a file holds `lines`."""
+    """Return one problem unless the file `key` holds `lines`; else an empty list."""
     expected = hashlib.sha256()
     for line in lines:
         expected.update(line)

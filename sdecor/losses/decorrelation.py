@@ -1,5 +1,8 @@
 """Decorrelation: penalties on dependence between feature dimensions, and quantities to log beside them."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,92 @@ from sdecor.core.checks import check_choice, check_range
 from sdecor.core.parallel import automatic
 from sdecor.losses import statistics
 
-CENTRED = ("covariance", "correlation", "decov", "whitening")
-FORMS = (*CENTRED, "cosine", "density")
-
 _ROOT_EPSILON = 1e-6
+
+
+class Form(NamedTuple):
+    """A form of decorrelation.
+
+    Attributes:
+      penalty: `(samples [N, D], axis_name, **options) -> scalar`.
+      floor: `(n, width) -> expected penalty` of independent Gaussian features of unit variance, for n > 1.
+      centred: whether the features are centred first.
+      options: arguments of `decorrelation` that the penalty takes.
+    """
+
+    penalty: Callable[..., jax.Array]
+    floor: Callable[[int, int], float]
+    centred: bool = True
+    options: tuple[str, ...] = ("gram",)
+
+
+def _covariance(samples: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
+    count, width = statistics.count(samples, axis_name), samples.shape[-1]
+    centred = statistics.centre(samples, axis_name)
+    # Divided by the width before squaring, so that the sum of squares stays in range.
+    return statistics.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
+
+
+def _correlation(samples: jax.Array, axis_name: str | None, *, gram: bool, epsilon: float | None) -> jax.Array:
+    samples = statistics.centre_live(samples, axis_name)
+    unit = statistics.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
+    return statistics.off_diagonal(unit, axis_name, gram=gram) / _pairs(samples)
+
+
+def _decov(samples: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
+    centred = statistics.centre(samples, axis_name)
+    scaled = centred / statistics.count(samples, axis_name) ** 0.5
+    return 0.5 * statistics.off_diagonal(scaled, axis_name, gram=gram)
+
+
+def _whitening(samples: jax.Array, axis_name: str | None, **options: float | None) -> jax.Array:
+    return _whitened(samples, axis_name, **options)[0]
+
+
+def _cosine(samples: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
+    unit = statistics.unit_columns(samples, axis_name)
+    several = float(statistics.count(samples, axis_name) > 1)
+    return several * statistics.off_diagonal(unit, axis_name, gram=gram) / _pairs(samples)
+
+
+def _density(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    several = float(statistics.count(samples, axis_name) > 1)
+    return several * jnp.mean(statistics.densities(samples, axis_name))
+
+
+def _pairs(samples: jax.Array) -> int:
+    return max(samples.shape[-1] * (samples.shape[-1] - 1), 1)
+
+
+def _whitened(
+    samples: jax.Array, axis_name: str | None, *, epsilon: float | None, iterations: int
+) -> tuple[jax.Array, jax.Array]:
+    epsilon = _ROOT_EPSILON if epsilon is None else epsilon
+    size, width = statistics.count(samples, axis_name) * samples.shape[-1], samples.shape[-1]
+    centred, target = statistics.whiten(samples, axis_name, epsilon=epsilon, iterations=iterations)
+    limit = 0.5 * float(np.finfo(np.float32).max / size) ** 0.5
+    value = statistics.total(jnp.sum(statistics.bounded_square(centred - target, limit)), axis_name) / size
+    residual = jnp.linalg.norm(statistics.covariance(target, axis_name) - jnp.eye(width)) / width**0.5
+    return value, residual
+
+
+def _white_whitening(n: int, width: int) -> float:
+    # Midpoint rule over θ in (0, π): the non-zero variances x = 1 + γ + 2 √γ cos θ have the density 2 sin²θ / (π x).
+    angles, ratio = (np.arange(4096) + 0.5) * np.pi / 4096, width / (n - 1)
+    variances = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angles)
+    shrink = np.mean(2 * np.sin(angles) ** 2 * (np.sqrt(variances) - 1) ** 2 / variances)
+    return float(shrink * (n - 1) / n)
+
+
+FORMS: dict[str, Form] = {
+    "covariance": Form(_covariance, lambda n, width: (width - 1) / (n - 1)),
+    "correlation": Form(_correlation, lambda n, width: 1 / (n - 1) if width > 1 else 0.0, options=("gram", "epsilon")),
+    "decov": Form(_decov, lambda n, width: width * (width - 1) * (n - 1) / (2 * n**2)),
+    "whitening": Form(_whitening, _white_whitening, options=("epsilon", "iterations")),
+    "cosine": Form(_cosine, lambda n, width: 1 / n if width > 1 else 0.0, centred=False),
+    "density": Form(_density, lambda n, width: 1 / n, centred=False, options=()),
+}
+CENTRED = tuple(name for name, form in FORMS.items() if form.centred)
 
 
 @automatic
@@ -76,27 +161,14 @@ def decorrelation(
     check_choice("form", form, FORMS)
     if epsilon is not None:
         check_range("epsilon", epsilon, 0.0)
-    if gram and form in ("whitening", "density"):
+    options = FORMS[form].options
+    if gram and "gram" not in options:
         raise ValueError(f"gram = True is not possible with form = {form!r}: leave it None")
-    if form == "whitening":
-        return whitening(features, axis_name=axis_name, spatial=spatial, epsilon=epsilon, iterations=iterations)[0]
     samples = statistics.as_samples(features, spatial)
-    count, width = statistics.count(samples, axis_name), samples.shape[-1]
-    gram = count < width if gram is None else gram
-    if form == "density":
-        return float(count > 1) * jnp.mean(statistics.densities(samples, axis_name))
-    if form == "cosine":
-        unit = statistics.unit_columns(samples, axis_name)
-        return float(count > 1) * statistics.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
-    if form == "correlation":
-        samples = statistics.centre_live(samples, axis_name)
-        unit = statistics.unit_columns(samples, axis_name, epsilon=epsilon or 0.0)
-        return statistics.off_diagonal(unit, axis_name, gram=gram) / max(width * (width - 1), 1)
-    centred = statistics.centre(samples, axis_name)
-    if form == "decov":
-        return 0.5 * statistics.off_diagonal(centred / count**0.5, axis_name, gram=gram)
-    # Divided by the width before squaring, so that the sum of squares stays in range.
-    return statistics.off_diagonal(centred / max(count - 1, 1) ** 0.5 / width**0.25, axis_name, gram=gram)
+    if gram is None:
+        gram = statistics.count(samples, axis_name) < samples.shape[-1]
+    given = {"gram": gram, "epsilon": epsilon, "iterations": iterations}
+    return FORMS[form].penalty(samples, axis_name, **{name: given[name] for name in options})
 
 
 @automatic
@@ -150,15 +222,10 @@ def whitening(
     Raises:
       ValueError: for an unknown `spatial` or a negative `epsilon`.
     """
-    epsilon = _ROOT_EPSILON if epsilon is None else epsilon
-    check_range("epsilon", epsilon, 0.0)
+    if epsilon is not None:
+        check_range("epsilon", epsilon, 0.0)
     samples = statistics.as_samples(features, spatial)
-    size, width = statistics.count(samples, axis_name) * samples.shape[-1], samples.shape[-1]
-    centred, target = statistics.whiten(samples, axis_name, epsilon=epsilon, iterations=iterations)
-    limit = 0.5 * float(np.finfo(np.float32).max / size) ** 0.5
-    value = statistics.total(jnp.sum(statistics.bounded_square(centred - target, limit)), axis_name) / size
-    residual = jnp.linalg.norm(statistics.covariance(target, axis_name) - jnp.eye(width)) / width**0.5
-    return value, residual
+    return _whitened(samples, axis_name, epsilon=epsilon, iterations=iterations)
 
 
 def whitening_residual(
@@ -193,18 +260,4 @@ def white_floor(n: int, width: int, *, form: str = "covariance") -> float:
     at a fixed ratio (Marchenko–Pastur), about 5 % too low at D = 16.
     """
     check_choice("form", form, FORMS)
-    if n <= 1 or width < 1:
-        return 0.0
-    if form == "covariance":
-        return (width - 1) / (n - 1)
-    if form == "correlation":
-        return 1 / (n - 1) if width > 1 else 0.0
-    if form == "decov":
-        return width * (width - 1) * (n - 1) / (2 * n**2)
-    if form == "density" or form == "cosine":
-        return 1 / n if form == "density" or width > 1 else 0.0
-    # Midpoint rule over θ in (0, π): the non-zero variances x = 1 + γ + 2 √γ cos θ have the density 2 sin²θ / (π x).
-    angles, ratio = (np.arange(4096) + 0.5) * np.pi / 4096, width / (n - 1)
-    variances = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angles)
-    shrink = np.mean(2 * np.sin(angles) ** 2 * (np.sqrt(variances) - 1) ** 2 / variances)
-    return float(shrink * (n - 1) / n)
+    return 0.0 if n <= 1 or width < 1 else FORMS[form].floor(n, width)

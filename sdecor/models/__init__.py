@@ -1,9 +1,14 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
 `features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
-outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name. For any Linen module,
-`Tap` returns the outputs of named layers, and `frozen_statistics` makes BatchNorm's batch statistics constants of the
-pull-back.
+outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name.
+
+Files:
+  cnn, vgg, vit        small convolutional networks; VGG-16; vision transformers
+  resnet, wide_resnet  residual networks
+  layers               common parts of the networks
+  tap                  outputs of named layers of any Linen module
+  frozen               BatchNorm's batch statistics as constants of the pull-back
 """
 
 import dataclasses
@@ -15,29 +20,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice
-from sdecor.models.cnn import MnistNet, SmallCNN
-from sdecor.models.frozen import frozen_statistics, record_statistics
+from sdecor.models.cnn import MnistNet as MnistNet, SmallCNN as SmallCNN
+from sdecor.models.frozen import frozen_statistics as frozen_statistics, record_statistics as record_statistics
 from sdecor.models.layers import check_positive
-from sdecor.models.resnet import ResNet
-from sdecor.models.tap import Tap, layer_names
-from sdecor.models.vgg import VGG16
-from sdecor.models.vit import ViT
-from sdecor.models.wide_resnet import WideResNet
-
-__all__ = [
-    "MODELS",
-    "MnistNet",
-    "ResNet",
-    "SmallCNN",
-    "Tap",
-    "VGG16",
-    "ViT",
-    "WideResNet",
-    "create_model",
-    "frozen_statistics",
-    "layer_names",
-    "record_statistics",
-]
+from sdecor.models.resnet import ResNet as ResNet
+from sdecor.models.tap import Tap as Tap, layer_names as layer_names
+from sdecor.models.vgg import VGG16 as VGG16
+from sdecor.models.vit import ViT as ViT
+from sdecor.models.wide_resnet import WideResNet as WideResNet
 
 # name -> (module class, its preset attributes)
 MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(

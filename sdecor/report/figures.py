@@ -1,4 +1,4 @@
-"""Figures of numbers: faithfulness curves, paired differences between runs, and how training went."""
+"""Figures of numbers: faithfulness curves, paired differences between runs, and training curves."""
 
 import itertools
 import textwrap
@@ -15,17 +15,16 @@ Curves = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def figure_curves(curves: Curves, *, theme: str = "light") -> Any:
-    """Draw mean insertion, deletion and ROAD curves: a row of panels for each attribution method, a line for each run.
+    """Draw mean insertion, deletion and ROAD curves: a row of panels per attribution method, and a line per run.
 
-    To compare methods in one panel, give them in place of the runs: `{"Gradient": {"deletion_curve": …}, …}`.
+    To compare methods in one panel, pass methods in place of runs: `{"Gradient": {"deletion_curve": …}, …}`.
 
     Args:
       curves: run → key → values `[S]`. Keys are `insertion_curve`, `deletion_curve`, `road_curve` and
-        `masked_accuracy_curve`, after the name of a method and a slash where there are several
-        ("gradient/deletion_curve"). Beside each may stand, with the same number of values, `…_curve_random` (a random
-        order of pixels on the same network, dotted), `…_curve_low` and `…_curve_high` (a band). Insertion and deletion
-        are drawn evenly over 0 to 100 % of the pixels; the others at `…_percentages` where given, else at the
-        metric's own.
+        `masked_accuracy_curve`, with the name of the method and a slash in front if there are several methods
+        ("gradient/deletion_curve"). Optional, with as many values: `…_curve_random` (a random order of pixels on the
+        same network, dotted), `…_curve_low` and `…_curve_high` (a band). Insertion and deletion are drawn evenly over
+        0 to 100 % of the pixels; the others at `…_percentages` if given, else at the metric's default percentages.
       theme: "light" or "dark".
     """
     color = theme_colors(theme)
@@ -66,33 +65,33 @@ def _lines(axes: Any, curves: Curves, prefix: str, color: Mapping[str, str]) -> 
 
 
 def _percentages(kind: str, count: int) -> Sequence[float]:
-    """Return the metric's own percentages, or as many that are evenly over all pixels."""
+    """Return the metric's default percentages if there are `count`, else `count` even ones from 0 to 100."""
     own = METRICS[kind].keywords().get("percentages", ())
     return own if len(own) == count else np.linspace(0, 100, count)
 
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 _MARKERS = "oDs^vP"
-_PANELS = 8  # side by side; more begin a new line
+_PANELS = 8  # side by side; further panels begin a new line
 _ABOVE, _BELOW, _GAP = 0.55, 0.35, 0.12  # inches above a panel, below it, and between two
-_NARROW, _BROAD, _VALUES = 1.27, 4.4, 0.9  # inches: a panel among others with its gap, one alone, values beside it
+_NARROW, _BROAD, _VALUES = 1.27, 4.4, 0.9  # inches: a panel of several with its gap, a single panel, values beside it
 
 
 class _Difference(NamedTuple):
-    """Panels side by side, with the same metrics in their rows."""
+    """A line of panels, one per method, with the same metrics in their rows."""
 
     methods: Sequence[str]
     names: Sequence[str]
 
 
 def figure_differences(comparisons: Comparisons, *, reference: str, theme: str = "light") -> Any:
-    """Draw each metric's paired difference with its interval, better to the right; methods side by side.
+    """Draw each metric's paired difference with its interval, better to the right, with methods side by side.
 
-    Metrics have different units: a difference is drawn in half-widths of its interval, so that a bar which does not
-    touch the middle line excludes 0; beyond ±2 the axis is logarithmic.
+    Metrics have different units, so a difference is drawn in half-widths of its interval. A bar that does not touch the
+    middle line excludes 0. Beyond ±2 the axis is logarithmic.
 
     Args:
-      comparisons: run → key → `mean`, `low`, `high`, `better`, as of `summary.compare`.
+      comparisons: run → key → `mean`, `low`, `high`, `better`, from `summary.compare`.
       reference: name of the run that the others are compared with.
       theme: "light" or "dark".
     """
@@ -123,7 +122,7 @@ def figure_differences(comparisons: Comparisons, *, reference: str, theme: str =
 
 
 def _differences(comparisons: Comparisons) -> list[_Difference]:
-    """Arrange what can be drawn: metrics with a better direction that have an interval somewhere."""
+    """Return the lines of panels, for the metrics that have a better direction and an interval in some run."""
     keys = {key: None for comparison in comparisons.values() for key in comparison if direction(key) is not None}
     groups = keys_by_method(k for k in keys if any(c.get(k, {}).get("low") is not None for c in comparisons.values()))
     model = groups.pop("", [])
@@ -165,7 +164,7 @@ def _interval(
 
 
 def _label(axes: Any, color: Mapping[str, str], heading: str, rows: Sequence[str], reference: str, alone: bool) -> None:
-    """Title a panel, name its rows and say which side is better; differences of different units have no numbers."""
+    """Set a panel's title, row names and better side; the axis has no numbers, since the units differ."""
     axes.set_xscale("symlog", linthresh=2)
     ends = f"← worse than {reference}          better than {reference} →" if alone else "← worse · better →"
     dress(axes, color, heading if alone else textwrap.fill(heading, 15), ends, small=not alone)
@@ -177,7 +176,7 @@ def _label(axes: Any, color: Mapping[str, str], heading: str, rows: Sequence[str
 
 
 def _equal_reach(panels: Sequence[Any]) -> None:
-    """Give panels the same symmetric range, with whole markers at the ends."""
+    """Set the same symmetric range for all panels, with room for the markers at the ends."""
     reach = 1.2 * max(abs(end) for axes in panels for end in axes.get_xlim())
     for axes in panels:
         axes.set_xlim(-reach, reach)
@@ -189,11 +188,11 @@ def figure_training(
     names: Sequence[str] = ("loss", "accuracy"),
     theme: str = "light",
 ) -> Any:
-    """Draw how the loss and metrics developed in training.
+    """Draw the loss and metrics over the steps of training.
 
     Args:
       rows: run → rows of its `metrics.jsonl`, with `step`, `split` ("train" or "val") and named values.
-      names: of values, a panel each.
+      names: names of the values to draw, one panel each.
       theme: "light" or "dark".
     """
     color = theme_colors(theme)

@@ -1,4 +1,4 @@
-"""The page's gallery, packed so that a browser can draw every map of an image on one common color scale."""
+"""The data of the page's gallery: images and maps, packed for a browser, on one color scale per image."""
 
 import base64
 import io
@@ -11,19 +11,18 @@ import numpy as np
 from sdecor.report.style import COLORS
 from sdecor.report.wording import method_title
 
-_BRIGHTEST = 99.5  # percentile of a map from which its color is saturated: single pixels do not darken all others
+_BRIGHTEST = 99.5  # percentile of a map above which colors are saturated, so that single pixels do not darken the rest
 
 
 def relative(saliency: np.ndarray, *, signed: bool = False) -> np.ndarray:
-    """Return a map over the mean of its magnitudes.
+    """Return a map divided by the mean of its magnitudes.
 
     Args:
-      saliency: `[H, W]`; negative values count as 0 unless `signed`.
-      signed: keep signs; the mean is then that of the absolute values.
+      saliency: map `[H, W]`; negative values count as 0 unless `signed`.
+      signed: whether signs are kept; the mean is then that of the absolute values.
 
     Returns:
-      float64 `[H, W]` with mean magnitude 1; NaN everywhere where the map has a value that is not finite, or no
-      saliency at all.
+      float64 `[H, W]` with mean magnitude 1; NaN everywhere if the map has a value that is not finite, or is all 0.
     """
     values = np.asarray(saliency, np.float64)
     values = values if signed else np.maximum(values, 0)
@@ -32,17 +31,17 @@ def relative(saliency: np.ndarray, *, signed: bool = False) -> np.ndarray:
 
 
 def brightest(map_: np.ndarray) -> float:
-    """Return the magnitude from which a map's color is saturated; NaN for an undefined map."""
+    """Return the magnitude above which a map's color is saturated; NaN for an undefined map."""
     return float(np.percentile(np.abs(map_), _BRIGHTEST))
 
 
 def common_scale(maps: Iterable[np.ndarray]) -> float:
-    """Return the top of the scale on which all the maps of an image are drawn; undefined maps do not count."""
+    """Return the top of the common color scale of an image's maps; undefined maps do not count."""
     return max((top for top in map(brightest, maps) if top > 0), default=1.0)
 
 
 def shrink(values: np.ndarray, longest: int) -> np.ndarray:
-    """Average an array `[H, W]` over areas, so that neither side is longer than `longest`; smaller ones stay."""
+    """Average an array `[H, W]` over areas until no side is longer than `longest`; smaller arrays are unchanged."""
     factor = min(1.0, longest / max(values.shape))
     for axis, length in enumerate(values.shape):
         size = max(1, round(length * factor))
@@ -53,7 +52,7 @@ def shrink(values: np.ndarray, longest: int) -> np.ndarray:
     return values
 
 
-LONGEST_MAP, LONGEST_IMAGE = 112, 448  # pixels; larger ones are averaged down for display
+LONGEST_MAP, LONGEST_IMAGE = 112, 448  # pixels of the longer side; larger maps and images are averaged down for display
 SEQUENTIAL_MAPS = ("magma", "inferno", "viridis", "cividis")
 DIVERGING_MAPS = ("berlin", "vanimo", "coolwarm")
 
@@ -61,21 +60,21 @@ Pictures = Mapping[str, Mapping[str, Any]]
 
 
 def gallery_data(pictures: Pictures, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return what the gallery shows, as plain data for JSON.
+    """Return the content of the gallery, as plain data for JSON.
 
     Args:
-      pictures: run → `image` uint8 `[n, H, W, 3 or 1]`, `label`, `prediction` int `[n]`, `confidence` `[n]`, `maps`:
-        method → `[n, H, W]` ≥ 0, and where known `signed`: method → `[n, H, W]`, and `object` bool `[n, H, W]`; of the
-        same images in every run.
-      class_names: of the labels.
+      pictures: run → `image` uint8 `[n, H, W, 3 or 1]`, `label` and `prediction` int `[n]`, `confidence` `[n]`, and
+        `maps`: method → `[n, H, W]` ≥ 0. Optional: `signed`: method → `[n, H, W]`, and `object` bool `[n, H, W]`. The
+        images are the same in every run.
+      class_names: names of the classes, by label.
 
     Raises:
-      ValueError: when the runs do not show the same images.
+      ValueError: if the runs do not show the same images.
     """
     first, *others = pictures.values()
     for name, picture in pictures.items():
         if not np.array_equal(picture["label"], first["label"]):
-            raise ValueError(f"pictures of {name!r} show other images than those of the first run: explain the same")
+            raise ValueError(f"pictures of {name!r} show other images than those of the first run: pass the same")
     methods = list(dict.fromkeys(method for picture in pictures.values() for method in picture["maps"]))
     height, width = first["image"].shape[1:3]
     used = sorted({int(c) for picture in pictures.values() for c in (*picture["label"], *picture["prediction"])})
@@ -93,7 +92,7 @@ def gallery_data(pictures: Pictures, class_names: Sequence[str]) -> dict[str, An
 
 
 def _image(pictures: Pictures, i: int) -> dict[str, Any]:
-    """One image: its picture, its class, and by run the prediction and the maps `{method: packed map}`."""
+    """Return one image: its picture, its class, and for each run the prediction and `{method: packed map}`."""
     first = next(iter(pictures.values()))
     outline = first.get("object")
     return {
@@ -110,7 +109,7 @@ def _image(pictures: Pictures, i: int) -> dict[str, Any]:
 
 
 def _share(value: float) -> float | None:
-    """Round a share; None where a network answers no number, which JSON does not know."""
+    """Round a share; return None for values that are not finite, which JSON cannot hold."""
     return round(float(value), 4) if np.isfinite(value) else None
 
 
@@ -119,7 +118,7 @@ def _of_image(maps: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
 
 
 def _packed(runs: Sequence[Mapping[str, np.ndarray]], *, signed: bool) -> list[dict[str, Any]]:
-    """Pack all maps of an image, run → method → map, cut at their common scale."""
+    """Pack all maps of an image, run → method → map, clipped at their common scale."""
     drawn = [{m: shrink(relative(v, signed=signed), LONGEST_MAP) for m, v in run.items()} for run in runs]
     scale = common_scale(v for run in drawn for v in run.values())
     return [{m: _pack(v, scale, signed=signed) for m, v in run.items()} for run in drawn]
@@ -135,7 +134,7 @@ def _pack(values: np.ndarray, scale: float, *, signed: bool) -> list[Any] | None
 
 
 def color_table(name: str) -> str:
-    """Return a color map's 256 colors as `rrggbbrrggbb…`."""
+    """Return the 256 colors of a color map as `rrggbbrrggbb…`."""
     from matplotlib import colormaps
 
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8).tobytes().hex()
@@ -156,6 +155,6 @@ def _base64(content: bytes) -> str:
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element that it stands in, whatever its strings hold."""
+    """Return JSON that is safe inside a script element: no string in it can end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

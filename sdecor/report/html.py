@@ -1,4 +1,4 @@
-"""The HTML of a page: document, tables and figures. Every text from outside is escaped."""
+"""The HTML of a page: document, tables and figures. Every text from the caller is escaped."""
 
 import base64
 import html
@@ -22,12 +22,12 @@ from sdecor.report.wording import (
 )
 
 _SCRIPTS = ("pixels.js", "state.js", "gallery.js", "page.js")
-# Nothing is ever loaded from elsewhere; a browser is told so.
+# The page loads nothing from elsewhere, and this policy makes the browser enforce it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def document(title: str, body: str) -> str:
-    """Return a whole page with its style and scripts inside."""
+    """Return a complete page that includes its style and scripts."""
     scripts = "\n".join(part(name) for name in _SCRIPTS)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -39,23 +39,23 @@ def document(title: str, body: str) -> str:
 
 
 def part(name: str) -> str:
-    """Return the content of a file in `assets`."""
+    """Return the text of a file in `assets`."""
     return resources.files("sdecor.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def text(value: Any) -> str:
-    """Return a value as text that cannot be markup."""
+    """Return a value as escaped text, without markup."""
     return html.escape(str(value), quote=True)
 
 
 def table(head: Iterable[str], rows: Iterable[str], *, label: str, wide: bool = False) -> str:
-    """Return a table of given cells, which scrolls sideways where it must.
+    """Return a table that scrolls sideways if it is wider than the page.
 
     Args:
       head: `th` cells; empty for a table without a head.
       rows: `tr` elements.
-      label: what a reader who cannot see it is told.
-      wide: keep the first column in view while it scrolls.
+      label: description for screen readers.
+      wide: whether the first column stays in view while the table scrolls.
     """
     head, body = "".join(head), "\n".join(rows)
     head = f"<thead><tr>{head}</tr></thead>" if head else ""
@@ -67,9 +67,9 @@ def figure(heading: str, caption: str, themes: Mapping[str, Any]) -> str:
     """Return a figure that follows the reader's light or dark theme.
 
     Args:
-      heading: what a reader who cannot see it is told.
-      caption: below it.
-      themes: figure by theme, under "light" and, optionally, under "dark".
+      heading: description for screen readers.
+      caption: text below the figure.
+      themes: figure by theme: "light" and, optionally, "dark".
     """
     sources = {theme: _data_uri(drawn) for theme, drawn in themes.items()}
     dark = sources.get("dark")
@@ -88,7 +88,7 @@ Entries = Mapping[str, Mapping[str, Any]]
 def runs_table(
     keys: Sequence[str], summaries: Mapping[str, Entries], comparisons: Mapping[str, Entries], *, label: str
 ) -> str:
-    """Return a row for each metric: chance, each run's value, the number of images, and paired differences."""
+    """Return a table with a row per metric: chance, each run's value, number of images, paired differences."""
     runs = list(summaries)
     head = ["<th>Metric</th>", "<th>Chance</th>", *(f"<th>{text(run)}</th>" for run in runs), "<th>Images</th>"]
     head += [f"<th>{text(run)} − {text(runs[0])}</th>" for run in comparisons]
@@ -102,12 +102,12 @@ def runs_table(
 
 
 def methods_table(groups: Mapping[str, Sequence[str]], summary: Entries, *, label: str) -> str:
-    """Return one run's row for each metric with a column for each method; a row's best mean is bold.
+    """Return the table of one run, with a row per metric and a column per method; the best mean of a row is bold.
 
     Args:
       groups: method → keys.
       summary: key → numbers.
-      label: what the table holds.
+      label: description for screen readers.
     """
     head = ["<th>Metric</th>", "<th>Chance</th>", *(f"<th>{text(method_title(method))}</th>" for method in groups)]
     head.append("<th>Images</th>")
@@ -122,30 +122,30 @@ def methods_table(groups: Mapping[str, Sequence[str]], summary: Entries, *, labe
 
 
 def configs_table(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the fields in which the configs differ, or a sentence that there are none."""
+    """Return the table of fields in which the configs differ, or a sentence if there are none."""
     differences = config_differences(configs)
     if not differences:
-        return "<p>Nothing: the configs are equal.</p>"
+        return "<p>The configs are equal.</p>"
     head = ["<th>Field</th>", *(f"<th>{text(run)}</th>" for run in configs)]
     rows = []
     for field, values in differences:
         cells = "".join(f'<td class="wrap">{text("–" if v is None else v)}</td>' for v in values)
         rows.append(f"<tr><th><code>{text(field)}</code></th>{cells}</tr>")
-    return table(head, rows, label="What differs between the runs", wide=True)
+    return table(head, rows, label="Differences between the configs", wide=True)
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """Return a row for each fact; of a mapping of mappings, a row for each of its entries."""
+    """Return a table with a row for each fact; a mapping of mappings has a row for each of its entries."""
     rows = []
     for name, value in facts.items():
         groups = isinstance(value, Mapping) and value and all(isinstance(entry, Mapping) for entry in value.values())
         for label, entry in ((f"{name}: {part}", value[part]) for part in value) if groups else ((name, value),):
             rows.append(f'<tr><th scope="row">{text(label)}</th><td class="wrap">{text(plain(entry))}</td></tr>')
-    return table((), rows, label="How it was measured")
+    return table((), rows, label="Settings of the evaluation")
 
 
 def plain(value: Any) -> str:
-    """Write a fact: what a mapping or a list holds, separated by commas; large whole numbers in groups of three."""
+    """Return a fact as text: items separated by commas, and digits of large whole numbers in groups of three."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
@@ -169,7 +169,7 @@ def _value(key: str, entry: Mapping[str, Any] | None, *, best: bool = False) -> 
 
 
 def _best(name: str, entries: Sequence[Mapping[str, Any] | None]) -> int | None:
-    """Return the place of the best mean; None where no direction is better, or there is nothing to choose."""
+    """Return the index of the best mean; None without a better direction, or for fewer than two means."""
     means = [(entry["mean"], k) for k, entry in enumerate(entries) if entry and entry["mean"] is not None]
     if direction(name) is None or len(means) < 2:
         return None
@@ -177,7 +177,7 @@ def _best(name: str, entries: Sequence[Mapping[str, Any] | None]) -> int | None:
 
 
 def _count(entries: Sequence[Mapping[str, Any] | None]) -> str:
-    """The number of images behind each value, and of those left out."""
+    """Return the cell with the number of images of each value, and the number of images left out."""
     counts = [(entry["n"], entry.get("undefined", 0)) for entry in entries if entry]
     counts = counts if len(counts) <= 3 else sorted(counts)
     undefined = [str(count) for _, count in counts]

@@ -27,26 +27,26 @@ def figure_side_by_side(
     title: str | None = None,
     theme: str = "light",
 ) -> Any:
-    """Draw the same images explained by each run, one below the other.
+    """Draw the maps of several runs for the same images, one run below the other.
 
-    A map is divided by its sum before it is drawn, so that a color means a share of the map's saliency, and
-    the maps of one image share one color scale: the brighter map is the more concentrated one.
+    Each map is divided by its sum, so that a color is a share of the map's saliency. The maps of an image use the same
+    color scale, so that the brighter map is the more concentrated one.
 
     Args:
-      images: uint8, or float in [0, 1], `[n, H, W, 3 or 1]`; not normalised.
+      images: `[n, H, W, 3 or 1]`, uint8 or float in [0, 1], not normalised.
       maps: run → maps ≥ 0, `[n, H, W]`.
-      labels: the images' true classes, `[n]`.
-      predictions: run → predicted classes, `[n]`.
-      correct: run → whether the prediction is right, `[n]`.
-      objects: bool `[n, H, W]`, outlined on every picture.
-      columns: images in a row of the figure; more wrap into further blocks.
-      title: above the figure.
+      labels: names of the true classes, `[n]`.
+      predictions: run → names of the predicted classes, `[n]`.
+      correct: run → whether the prediction is correct, `[n]`.
+      objects: object masks, bool `[n, H, W]`, outlined on every picture.
+      columns: number of images side by side; further images are drawn in blocks below.
+      title: title above the figure.
       theme: "light" or "dark".
     """
     color = theme_colors(theme)
     n, rows = len(images), 1 + len(maps)
     blocks = math.ceil(n / columns)
-    columns = math.ceil(n / blocks)  # blocks of equal width: 11 images are 6 + 5, not 8 + 3
+    columns = math.ceil(n / blocks)  # blocks of similar width: 11 images are 6 + 5, not 8 + 3
     gap, text, left, top, cell = 0.22, 0.25, 1.25, 0.45 if title else 0.12, 1.25
     block = rows * (cell + text) + gap
     figure = new_figure(left + columns * cell + 0.12, top + blocks * block + 0.32, color)
@@ -85,18 +85,18 @@ def figure_methods(
     colormap: str | None = None,
     theme: str = "light",
 ) -> Any:
-    """Draw one image a row and one attribution method a column, each row on one common color scale.
+    """Draw a row per image and a column per attribution method, with one color scale per row.
 
     Args:
-      images: uint8, or float in [0, 1], `[n, H, W, 3 or 1]`; not normalised.
-      maps: method → maps `[n, H, W]`: ≥ 0, or with signs where `signed`. Each is divided by the sum of its
-        magnitudes; the bar beside a row counts in multiples of an even spread.
-      signed: draw signs on a diverging scale, symmetric about 0.
-      labels: at the left of each row, `[n]`.
-      objects: bool `[n, H, W]`, outlined on every picture.
-      common: one scale for all maps of a row; else each map has its own, and no bar is drawn.
-      colormap: a name that matplotlib knows; None = "magma", or "berlin" where `signed`. On white paper "coolwarm"
-        makes 0 light.
+      images: `[n, H, W, 3 or 1]`, uint8 or float in [0, 1], not normalised.
+      maps: method → maps `[n, H, W]`, ≥ 0 unless `signed`. Each is divided by the sum of its magnitudes. The unit of
+        the color bar is the value of an even spread over the image.
+      signed: whether to draw signs, on a diverging scale that is symmetric about 0.
+      labels: texts at the left of the rows, `[n]`.
+      objects: object masks, bool `[n, H, W]`, outlined on every picture.
+      common: whether all maps of a row use the same scale; otherwise each map has its own, without a color bar.
+      colormap: name of a matplotlib color map; None for "magma", or "berlin" if `signed`. "coolwarm" draws 0 in a
+        light color, for white paper.
       theme: "light" or "dark".
     """
     color = theme_colors(theme)
@@ -127,7 +127,7 @@ def figure_methods(
 
 
 def _square(figure: Any, left: float, top: float, side: float, width: float | None = None) -> Any:
-    """Add axes without frame, placed in inches from the figure's upper left corner."""
+    """Add axes without a frame, placed in inches from the figure's upper left corner."""
     axes = axes_at(figure, left, top, width or side, side)
     axes.set_axis_off()
     return axes
@@ -158,13 +158,13 @@ def _bar(figure: Any, drawn: Any, left: float, top: float, side: float, color: M
     bar.ax.set_yticklabels([f"{tick:.2g}×".replace("-", "−") if tick else "0" for tick in bar.get_ticks()])
     bar.ax.tick_params(colors=color["faint"], labelsize=7, length=0, pad=2)
     labels = bar.ax.get_yticklabels()
-    labels[0].set_va("bottom")  # inside the bar's ends, away from the next row's
+    labels[0].set_va("bottom")  # inside the bar, so that they do not touch the labels of the next row
     labels[-1].set_va("top")
     bar.outline.set_visible(False)
 
 
 def _outline(axes: Any, mask: np.ndarray) -> None:
-    """Draw the exact border between object pixels and others, on the edges of the pixels."""
+    """Draw the exact border between object pixels and other pixels, on the pixels' edges."""
     from matplotlib.collections import LineCollection
 
     padded = np.pad(np.asarray(mask, bool), 1)

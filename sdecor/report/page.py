@@ -1,4 +1,4 @@
-"""A self-contained page: numbers, figures, a gallery and what they mean, in one file that opens without a server."""
+"""A self-contained page with numbers, figures, a gallery and explanations: one file that opens without a server."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ from sdecor.report.wording import (
     title,
 )
 
-_CARD = ("calibration_error", "effective_rank")  # on a run's card, beside the accuracy
+_CARD = ("calibration_error", "effective_rank")  # metrics on a run's card, beside the accuracy
 
 
 def html_report(
@@ -47,22 +47,22 @@ def html_report(
     lead: str = "",
     level: float = 0.95,
 ) -> None:
-    """Write one page about one run, or about several side by side.
+    """Write a page about one run, or about several runs side by side.
 
     Args:
-      path: the file, local or remote; it is replaced only when complete.
+      path: path of the file, local or remote; the file is replaced only when complete.
       title: heading of the page.
-      summaries: run → key → numbers, as of `summary.summarise`; the first run is the reference. Keys of metrics of an
-        attribution method's maps begin with its name and a slash.
-      comparisons: run → key → paired difference to the reference, as of `summary.compare`.
-      curves: run → key → values, as `figure_curves` takes them.
-      pictures: what the gallery shows, as `gallery_data` takes it.
-      class_names: of the pictures' labels.
-      configs: run → config; only the fields that differ are shown.
-      facts: name → value: data set, split, explained class, baselines, versions. A value that is a mapping from each
-        run's name is shown on the runs' cards.
-      figures: `(heading, caption, figure by theme)`, with a figure under "light" and, optionally, under "dark".
-      lead: a sentence below the title.
+      summaries: run → key → numbers, from `summary.summarise`; the first run is the reference. A metric of a method's
+        maps has a key that begins with the method's name and a slash.
+      comparisons: run → key → paired difference to the reference, from `summary.compare`.
+      curves: run → key → values, as for `figure_curves`.
+      pictures: content of the gallery, as for `gallery_data`.
+      class_names: names of the classes, by label.
+      configs: run → config; only fields that differ are shown.
+      facts: name → value, such as data set, split, explained class, baselines, versions. A value that maps each run's
+        name to an entry is shown on the runs' cards.
+      figures: `(heading, caption, figure by theme)`; themes are "light" and, optionally, "dark".
+      lead: sentence below the title.
       level: coverage of the intervals, for the text.
     """
     comparisons, facts = comparisons or {}, facts or {}
@@ -78,8 +78,8 @@ def html_report(
         _saliency(groups, summaries, comparisons, curves or {}),
         _gallery(pictures, class_names),
         *(f"<h2>{text(heading)}</h2>{figure(heading, caption, themes)}" for heading, caption, themes in figures),
-        "<h2>What differs between the runs</h2>" + configs_table(configs) if configs and len(configs) > 1 else "",
-        "<h2>How it was measured</h2>" + facts_table(common) if common else "",
+        "<h2>Differences between the configs</h2>" + configs_table(configs) if configs and len(configs) > 1 else "",
+        "<h2>Settings of the evaluation</h2>" + facts_table(common) if common else "",
     ]
     write_file(path, document(title, "\n".join(filter(None, sections))))
 
@@ -113,7 +113,7 @@ def _model(groups: Mapping[str, Sequence[str]], summaries, comparisons) -> str:
 
 
 def _saliency(groups: Mapping[str, Sequence[str]], summaries, comparisons, curves: Curves) -> str:
-    """Return one table with the methods side by side for one run, else a section for each method."""
+    """Return one table with methods side by side for a single run, or a section for each method of several runs."""
     groups = {method: keys for method, keys in groups.items() if method}
     if not groups:
         return _curves("", {run: dict(values) for run, values in curves.items()})
@@ -122,7 +122,7 @@ def _saliency(groups: Mapping[str, Sequence[str]], summaries, comparisons, curve
         (run_curves,) = curves.values() or ({},)
         by_method = {method_title(method): _of_method(run_curves, method) for method in groups}
         shown = methods_table(groups, summary, label="Saliency by method")
-        note = '<p class="note">Bold: the best mean of a row; differences between methods are not tested.</p>'
+        note = '<p class="note">Bold: the best mean of a row. Differences between methods are not tested.</p>'
         return "<h2>Saliency</h2>" + shown + note + _curves("", by_method)
     sections, links = [], []
     for k, (method, keys) in enumerate(groups.items()):
@@ -142,7 +142,7 @@ def _of_method(curves: Mapping[str, Any], method: str) -> dict[str, Any]:
 def _curves(name: str, curves: Curves) -> str:
     if not any(curves.values()):
         return ""
-    caption = "Mean over the images; dotted, a random order of pixels on the same network."
+    caption = "Mean over the images. Dotted: a random order of pixels on the same network."
     heading = f"Faithfulness curves, {name}" if name else "Faithfulness curves"
     return figure(heading, caption, {theme: figure_curves(curves, theme=theme) for theme in THEMES})
 
@@ -151,7 +151,7 @@ def _gallery(pictures: Pictures | None, class_names: Sequence[str]) -> str:
     if not pictures:
         return ""
     data = script_json(gallery_data(pictures, class_names))
-    how = "One image under every method and every run. Keys: ← → for the next image, ? for the others."
+    how = "One image, explained by every method and every run. Keys: ← → change the image, ? lists all keys."
     script = f'<script type="application/json" id="gallery-data">{data}</script>'
     return f'<h2>Gallery</h2><p class="note">{how}</p>{part("gallery.html")}{script}'
 
@@ -159,15 +159,16 @@ def _gallery(pictures: Pictures | None, class_names: Sequence[str]) -> str:
 def _reading(comparisons: Mapping[str, Any], level: float) -> str:
     words = (
         f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
-        "Left out: images for which a metric was not computed or has no answer, such as those without an object. "
-        "Chance is what a meaningless map, or always the most frequent class, would score; for insertion, deletion and "
-        "the like a random order of pixels on the same network, for feature correlation independent features."
+        "Left out: images for which a metric was not computed or is undefined, such as images without an object. "
+        "Chance is the score of a meaningless map, or of always predicting the most frequent class. For insertion, "
+        "deletion and similar metrics it is the score of a random order of pixels on the same network; for feature "
+        "correlation, that of independent features."
     )
     if comparisons:
         words += (
-            " Differences are paired: both runs on the same images, resampled together. One is marked better or worse "
-            "only where its interval excludes 0, of at least 20 images; metrics that say as much about how a network "
-            "bears masked images as about its maps are marked only relative to a random order. "
+            " Differences are paired: both runs on the same images, resampled together. A difference is marked better "
+            "or worse only if its interval excludes 0 and it has at least 20 images. Metrics that depend on the "
+            "network's robustness to masked images as much as on its maps are marked only relative to a random order. "
             + expected_by_chance(comparisons)
         )
     return words

@@ -1,4 +1,4 @@
-"""The report of an evaluation: evaluation.json, the figures and the page, of one run or several compared."""
+"""The report of an evaluation, for one run or several compared: evaluation.json, the figures and the page."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,29 +21,28 @@ from sdecor.report.style import THEMES, save_figure
 from sdecor.report.wording import method_title
 from sdecor.training import logbook
 
-_IMAGES, _ROWS = 12, 6  # of the static figures; the gallery shows all
-_NO_FACTS = ("parameters", "step", "data")  # settings that the page does not list: checksums, or one run's own
+_IMAGES, _ROWS = 12, 6  # number of images in the static figures; the gallery shows all
+_NO_FACTS = ("parameters", "step", "data")  # settings not listed on the page: checksums, values of one run
 _Comparisons = Mapping[str, Mapping[str, Any]]
 _Drawn = dict[str, tuple[str, str, Callable[..., Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """A trained run and what was evaluated of it, in plain arrays and dictionaries.
+    """A trained run and its evaluation, in plain arrays and dictionaries.
 
     Attributes:
-      name: of the run, unlike that of every other run in the same report.
-      config: of the run.
-      dataset: its `name` and `class_names`.
-      log: rows of its metrics.jsonl.
-      settings: what the numbers depend on: split, checkpoint, options of methods and metrics.
+      name: name of the run, unique in the report.
+      config: config of the run.
+      dataset: the data set's `name` and `class_names`.
+      log: rows of the run's metrics.jsonl.
+      settings: settings that the numbers depend on: split, checkpoint, options of methods and metrics.
       results: values of each example.
-      summary: key → numbers, as of `summary.summarise`. A key is a metric's name, after the name of a method and a
-        slash where it measures maps.
-      curves: key → mean curve, as `figure_curves` takes them.
-      pictures: `image` uint8 `[n, H, W, C]`, `label`, `prediction`, `confidence` `[n]`, `maps`: method → `[n, H, W]`
-        ≥ 0, and where known `signed`: method → `[n, H, W]`, and `object` bool `[n, H, W]`.
-      other_versions: part of the evaluation → versions of packages that it was made with and that are others now.
+      summary: key → numbers, from `summary.summarise`. A key is a metric's name; for a metric of maps, the method's
+        name and a slash stand before it.
+      curves: key → mean curve, as for `figure_curves`.
+      pictures: content of the gallery for this run, as in `gallery_data`.
+      other_versions: part of the evaluation → its package versions that differ from today's.
     """
 
     name: str
@@ -61,13 +60,13 @@ class Evaluated:
 def evaluated_run(
     run: Run, plan: Plan, results: Results, shown: Results, other_versions: Mapping[str, Any] | None = None
 ) -> Evaluated:
-    """Summarise what was evaluated of a run, and gather what its report shows.
+    """Summarise the results of a run, and gather the content of its report.
 
     Args:
       run: the network and the data.
-      plan: what is reported of the results.
-      results: of all examples.
-      shown: the `index` of some images and, under the methods' keys, their attributions `[images, H, W, C]`.
+      plan: plan of the evaluation; only its results are reported.
+      results: results of all examples.
+      shown: the `index` of some images and, by key of the method, their attributions `[images, H, W, C]`.
       other_versions: see `Evaluated`.
     """
     results = plan.select(results)
@@ -86,7 +85,7 @@ def evaluated_run(
 
 
 def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dict[str, Any]:
-    """Return some images with their predictions and maps, see `Evaluated`."""
+    """Return some images with their predictions and maps, see `gallery_data`."""
     source, size = source_of(run), run.config.augment.size
     attributions = dict(shown.examples)
     index = attributions.pop("index")
@@ -98,7 +97,7 @@ def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dic
     if masks[0] is not None:
         pictures["object"] = center_crop(np.stack(masks), size) == 1
     signed = {key: np.asarray(reduce(values, how="sum")) for key, values in attributions.items()}
-    how = "abs_sum" if reduction == "sum" else reduction  # maps to be shown have no signs
+    how = "abs_sum" if reduction == "sum" else reduction  # these maps must have no signs
     return pictures | {
         "maps": {key: np.asarray(reduce(values, how=how)) for key, values in attributions.items()},
         "signed": {key: maps for key, maps in signed.items() if (maps < 0).any()},
@@ -106,7 +105,7 @@ def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dic
 
 
 def write_evaluation(folder: Any, evaluated: Evaluated) -> None:
-    """Write a run's numbers, and all that they depend on, to evaluation.json in `folder`."""
+    """Write a run's numbers, and the settings that they depend on, to evaluation.json in `folder`."""
     content = {
         "settings": evaluated.settings,
         "examples": int(evaluated.results.examples["index"].size),
@@ -118,7 +117,7 @@ def write_evaluation(folder: Any, evaluated: Evaluated) -> None:
 
 
 def write_report(output: Any, evaluated: Sequence[Evaluated]) -> dict[str, dict]:
-    """Write the page and figures of evaluated runs into the folder `output`; of several also comparison.json.
+    """Write the page and figures of evaluated runs into the folder `output`; for several runs also comparison.json.
 
     Returns:
       Run → key → paired difference to the first run, see `summary.compare`; empty for one run.
@@ -135,15 +134,15 @@ def write_report(output: Any, evaluated: Sequence[Evaluated]) -> dict[str, dict]
 
 
 def run_report(output: epath.Path, evaluated: Sequence[Evaluated], comparisons: _Comparisons) -> None:
-    """Write report.html of one run, or comparison.html of several, and every figure as a PNG file.
+    """Write report.html for one run, or comparison.html for several, and each figure as a PNG file.
 
-    The figures are saliency.png (the first method, run below run), methods.png (one run's methods side by side),
-    differences.png, curves.png and training.png, each where there is something to draw.
+    The figures are saliency.png (the maps of the first method for all runs), methods.png (a single run's methods side
+    by side), differences.png, curves.png and training.png. A figure without content is not written.
 
     Args:
-      output: the folder.
-      evaluated: the runs, the first of which is the reference; their pictures are of the same images.
-      comparisons: run → key → paired difference to the reference, as of `summary.compare`; empty for one run.
+      output: folder of the files.
+      evaluated: the runs, with pictures of the same images; the first run is the reference.
+      comparisons: run → key → paired difference to the reference, from `summary.compare`; empty for one run.
     """
     reference, *others = evaluated
     summaries, facts = {each.name: each.summary for each in evaluated}, _facts(evaluated)
@@ -171,7 +170,7 @@ def run_report(output: epath.Path, evaluated: Sequence[Evaluated], comparisons: 
 
 
 def _facts(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """Return how the runs were measured: name → value, of a checkpoint's step by run."""
+    """Return the settings of the evaluation, name → value; the checkpoint's step is given for each run."""
     first = evaluated[0]
     facts = {"data set": first.dataset["name"]}
     facts |= {name: value for name, value in first.settings.items() if name not in _NO_FACTS}
@@ -191,12 +190,12 @@ def _figures(evaluated: Sequence[Evaluated], comparisons: _Comparisons) -> _Draw
     reference, *others = evaluated
     methods = list(reference.pictures["maps"])
     shown = (
-        "Each map is divided by its sum, so a color is a share of the map's saliency; the maps of one image share one "
-        "scale. The outline is the object, where the data set has it."
+        "Each map is divided by its sum, so a color is a share of the map's saliency. The maps of an image use the "
+        "same scale. The outline is the object, if the data set has one."
     )
     drawn: _Drawn = {}
     if others:
-        caption = f"To {reference.name}, on the same images; better is to the right."
+        caption = f"Differences from {reference.name} on the same images; better is to the right."
         draw = partial(figure_differences, comparisons, reference=reference.name)
         drawn["differences"] = ("Paired differences", caption, draw)
     heading = f"{method_title(methods[0])} saliency of the same images"
@@ -205,7 +204,7 @@ def _figures(evaluated: Sequence[Evaluated], comparisons: _Comparisons) -> _Draw
         drawn["methods"] = ("Methods side by side", shown, partial(_methods, reference))
     logs = {each.name: each.log for each in evaluated}
     if any(logs.values()):
-        caption = "The loss is that of each run's own objective, so only accuracies compare."
+        caption = "The loss is that of each run's own training method, so only accuracies can be compared."
         drawn["training"] = ("Training", caption, partial(figure_training, logs))
     return drawn
 

@@ -1,7 +1,7 @@
-"""What all figures share: themes, panels, legends, and writing to a file.
+"""The common style of all figures: themes, panels, legends, and writing to a file.
 
-Figures are made with matplotlib's object-oriented interface: no global state, safe in threads and jobs. matplotlib is
-imported where it is used, so that importing `sdecor` costs nothing.
+Figures use matplotlib's object-oriented interface, which has no global state and is safe in threads. matplotlib is
+imported in the functions that use it, so that importing `sdecor` stays fast.
 """
 
 import io
@@ -25,11 +25,12 @@ _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def save_figure(figure: Any, path: Any, *, dpi: int = DPI) -> None:
-    """Write a figure; a reader never sees half a file, and the same figure gives the same bytes.
+    """Write a figure to a file; a reader never sees half a file, and equal figures give equal bytes.
 
     Args:
-      figure: of any `figure_…` function.
-      path: local or remote; its ending (.png, .pdf, .svg) is the format. PDF holds TrueType fonts, SVG outlines.
+      figure: result of a `figure_…` function.
+      path: path, local or remote; its ending (.png, .pdf, .svg) is the format. Text is TrueType fonts in PDF, and
+        outlines in SVG.
       dpi: pixels per inch of PNG, and of pictures inside PDF and SVG.
     """
     kind = os.path.splitext(os.fspath(path))[1]
@@ -37,7 +38,7 @@ def save_figure(figure: Any, path: Any, *, dpi: int = DPI) -> None:
 
 
 def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = DPI) -> bytes:
-    """Return the encoded figure."""
+    """Return the figure, encoded in the format `kind`."""
     import matplotlib
 
     check_choice("format of the figure", kind, tuple(_UNDATED))
@@ -48,26 +49,26 @@ def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = DPI) -> bytes:
 
 
 def theme_colors(theme: str) -> dict[str, str]:
-    """Return the colors of "light" or "dark"."""
+    """Return the colors of the theme "light" or "dark"."""
     check_choice("theme", theme, tuple(THEMES))
     return THEMES[theme]
 
 
 def new_figure(width: float, height: float, color: Mapping[str, str]) -> Any:
-    """Return an empty figure, in inches."""
+    """Return an empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor=color["paper"])
 
 
 def verbatim(text: Any, *, legend: bool = False) -> str:
-    """Return text that matplotlib writes as it stands: dollars begin no formula, and in a legend `_` hides no name."""
+    """Return text that matplotlib writes literally: no formula at `$`, and no hidden legend entry at a leading `_`."""
     text = str(text).replace("$", r"\$")
     return f"\N{ZERO WIDTH SPACE}{text}" if legend and text.startswith("_") else text
 
 
 def dress(axes: Any, color: Mapping[str, str], title: str, xlabel: str, *, small: bool = False) -> None:
-    """Give a panel its title, label, grid and colors."""
+    """Set a panel's title, label, grid and colors."""
     axes.set_facecolor(color["paper"])
     axes.set_title(verbatim(title), color=color["ink"], fontsize=9 if small else 11, loc="left", pad=8)
     axes.set_xlabel(verbatim(xlabel), color=color["faint"], fontsize=8 if small else 9)
@@ -85,7 +86,7 @@ def axes_at(figure: Any, left: float, top: float, width: float, height: float) -
 
 
 def legend_below(figure: Any, color: Mapping[str, str], *, lay_out: bool = False) -> None:
-    """Add one legend below all panels, in which a name appears once; `lay_out` fits the panels above it."""
+    """Add one legend below all panels, with each name once; `lay_out` fits the panels above it."""
     found = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

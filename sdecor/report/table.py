@@ -1,4 +1,4 @@
-"""Plain-text tables: metrics of runs for a terminal, and what differs between configs."""
+"""Plain-text table of runs for a terminal, and the differences between configs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,13 +24,13 @@ def terminal_table(
     """Return an aligned table of runs side by side: a block for the model, then one for each attribution method.
 
     Args:
-      summaries: run → key → `mean`, `low`, `high`, `n`, `chance`, as of `summary.summarise`; the first
-        run is the reference.
-      comparisons: run → key → difference to the reference, as of `summary.compare`.
+      summaries: run → key → `mean`, `low`, `high`, `n`, `chance`, from `summary.summarise`; the first run is the
+        reference.
+      comparisons: run → key → difference to the reference, from `summary.compare`.
 
     Returns:
       Text with a row for each metric: chance level, each run's mean with its interval, the number of images, and the
-      difference, marked `better` or `worse` as `summary.compare` says. Several differences are in a table below.
+      difference, marked better or worse by `summary.compare`. Several differences are in a second table below.
     """
     comparisons = comparisons or {}
     runs, several = list(summaries), len(comparisons or {}) > 1
@@ -51,7 +51,7 @@ def _blocks(
     row: Callable[[str], list[str]],
     right: set[int],
 ) -> list[str]:
-    """Return the lines of a table with a block of rows for each group of keys, between rules."""
+    """Return the lines of a table, with a block of rows between rules for each group of keys."""
     rows = [[row(key) for key in keys] for keys in groups.values()]
     lines = _align([header, *(row for group in rows for row in group)], right)
     rule = "─" * max(map(len, lines))
@@ -64,7 +64,7 @@ def _blocks(
 
 
 def _by_chance(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Say how many marks mean nothing."""
+    """Return a line about the number of marks that are expected by chance, if any."""
     found = expected_by_chance(comparisons)
     return [found] if found else []
 
@@ -97,7 +97,7 @@ def _difference(key: str, entry: Mapping[str, Any] | None) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
-    """Pad cells to columns; those in `right` are flush right."""
+    """Pad cells to columns and return the lines; columns in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -111,10 +111,10 @@ def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[s
     """Return the fields whose values differ between runs.
 
     Args:
-      configs: run → config; nested mappings are written as `group.field`.
+      configs: run → config; fields of nested mappings are named `group.field`.
 
     Returns:
-      `(field, [each run's value])`, a run without the field has None.
+      `(field, [value of each run])`; the value is None for a run without the field.
     """
     leaves = [files.flat(config) for config in configs.values()]
     fields = dict.fromkeys(field for config in leaves for field in config)

@@ -1,6 +1,6 @@
-"""The titles of metrics, the order in which they are read, and how their numbers are written.
+"""Titles of metrics and methods, the order of metrics, and the text of their numbers.
 
-A key is the name of a metric ("accuracy"), or of a metric of an attribution method's maps ("gradient/gini").
+A key is the name of a metric ("accuracy"), or of a metric of a method's maps ("gradient/gini").
 """
 
 import math
@@ -15,13 +15,13 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """Return `(method, metric)` of a key; the method is "" where the metric is of the model."""
+    """Return `(method, metric)` of a key; the method is "" for a metric of the model."""
     method, _, name = key.rpartition("/")
     return method, name
 
 
 def title(key: str) -> str:
-    """Return a metric's title, which says where a median stands for the mean: the name itself where not known."""
+    """Return a metric's title, with ", median" if its mean is a median; the name of an unknown metric."""
     name = split_key(key)[1]
     metric = KNOWN.get(name)
     return name if metric is None else metric.title + (", median" if metric.statistic == "median" else "")
@@ -36,19 +36,19 @@ def method_title(method: str) -> str:
 
 
 def direction(key: str) -> bool | None:
-    """Tell whether more of a metric is better; None where neither is, or the metric is not known."""
+    """Return whether a higher value of a metric is better; None without a better direction, or if it is unknown."""
     metric = KNOWN.get(split_key(key)[1])
     return None if metric is None else metric.higher_is_better
 
 
 def description(key: str) -> str:
-    """Return the meaning of a metric, in a sentence."""
+    """Return the meaning of a metric in one sentence; "" if the metric is unknown."""
     metric = KNOWN.get(split_key(key)[1])
     return "" if metric is None else metric.description
 
 
 def keys_by_method(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Group keys: the model's first, under "", then each method's as they come, all in the registry's order."""
+    """Group keys by method, the model's first under ""; the keys of a group are in the registry's order."""
     order = {name: place for place, name in enumerate(KNOWN)}
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
@@ -61,10 +61,10 @@ def keys_by_method(keys: Iterable[str]) -> dict[str, list[str]]:
 def format_value(
     key: str, value: float | None, *, signed: bool = False, unit: bool = True, size: float | None = None
 ) -> str:
-    """Write one number of a metric: shares in per cent, counts whole, the rest with about three digits.
+    """Return a metric's value as text: shares in per cent, counts whole, other numbers with about three digits.
 
-    A difference (`signed`) of percentages is in percentage points. `None` is a dash. `size` is the magnitude that
-    decides how many digits are written; by default the value's own.
+    A difference (`signed`) of percentages is in percentage points. None is a dash. The magnitude `size`, by default the
+    value's own, determines the number of digits.
     """
     if value is None or not math.isfinite(value):
         return "–"
@@ -91,7 +91,7 @@ def _scientific(value: float, sign: str) -> str:
 
 
 def format_bounds(key: str, entry: Mapping[str, Any], *, signed: bool = False) -> tuple[str, str] | None:
-    """Write an interval's ends without their unit; None where there is no interval."""
+    """Return the ends of an interval as texts without their unit; None if there is no interval."""
     if entry.get("low") is None or entry.get("high") is None:
         return None
     low, high = (format_value(key, entry[end], signed=signed, unit=False, size=_size(entry)) for end in ("low", "high"))
@@ -99,18 +99,18 @@ def format_bounds(key: str, entry: Mapping[str, Any], *, signed: bool = False) -
 
 
 def format_mean(key: str, entry: Mapping[str, Any], *, signed: bool = False) -> str:
-    """Write an entry's mean with as many digits as its interval."""
+    """Return an entry's mean as text, with as many digits as its interval."""
     return format_value(key, entry["mean"], signed=signed, size=_size(entry))
 
 
 def format_interval(key: str, entry: Mapping[str, Any], *, signed: bool = False) -> str:
-    """Write `mean [low, high]`, or the mean alone where there is no interval."""
+    """Return the text `mean [low, high]`, or the mean alone if there is no interval."""
     mean, bounds = format_mean(key, entry, signed=signed), format_bounds(key, entry, signed=signed)
     return mean if bounds is None else f"{mean} [{bounds[0]}, {bounds[1]}]"
 
 
 def _size(entry: Mapping[str, Any]) -> float | None:
-    """The mean decides the digits, unless it is nearly 0 within a wide interval."""
+    """Return the magnitude for `format_value`: the mean's, or the largest of mean and bounds if the mean is near 0."""
     values = [entry[end] for end in ("mean", "low", "high") if entry.get(end) is not None]
     values = [abs(value) for value in values if math.isfinite(value)]
     if not values:
@@ -119,24 +119,24 @@ def _size(entry: Mapping[str, Any]) -> float | None:
 
 
 def expected_by_chance(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Say how many of the differences that have an interval would be marked if there were none; "" without any."""
+    """Return a text about the number of marked differences expected by chance; "" without any interval."""
     counted = [entry for entries in comparisons.values() for entry in entries.values() if entry.get("low") is not None]
     if not counted:
         return ""
     return (
-        f"Each interval misses the truth once in 20 times: of {len(counted)} differences, about "
+        f"An interval misses the true value once in 20 times: of {len(counted)} differences, about "
         f"{max(1, round(len(counted) / 20))} would exclude 0 though the runs were equal."
     )
 
 
 def format_chance(key: str, entries: Sequence[Mapping[str, Any] | None]) -> str:
-    """Write the chance level; where it differs between the entries, one for each."""
+    """Return the chance level as text; if it differs between the entries, one level for each."""
     levels = [entry.get("chance") if entry else None for entry in entries]
     return "" if set(levels) <= {None} else format_several([format_value(key, level) for level in levels])
 
 
 def format_several(texts: Sequence[str]) -> str:
-    """Write values side by side, those that agree once; of more than three, the first and the last."""
+    """Return values side by side, or one if all are equal; for more than three, the first and the last distinct one."""
     distinct = list(dict.fromkeys(texts))
     if len(distinct) == 1:
         return distinct[0]

@@ -1,1 +1,7 @@
-"""Backward-pass rules of DeepLIFT, LRP and guided gradients, applied to a network read as a list of steps."""
+"""Backward-pass rules of DeepLIFT, LRP and guided gradients, applied to a network read as a list of steps.
+
+Files:
+  program                  a function as a flat list of steps
+  patterns, affine, relus  recognise linear and elementwise steps, affine layers, and ReLUs
+  deeplift, lrp, guided    the rules of each method
+"""

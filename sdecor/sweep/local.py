@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdecor.core import locks
 from sdecor.core.interrupt import Interrupt
 from sdecor.sweep import job, trial_folder
 from sdecor.sweep.job import Group
@@ -24,7 +25,7 @@ def describe(trials: Sequence[Trial], folder: pathlib.Path, jobs: int = 1) -> st
     lines = [f"{folder}: {len(trials)} trials", "  " + ", ".join(f"{count} {state}" for state, count in counts.items())]
     for key, state in found.items():
         if state == trial_folder.RUNNING:
-            who = trial_folder.holder(folder / key) or trial_folder.UNKNOWN  # it may have ended meanwhile
+            who = trial_folder.holder(folder / key) or locks.NOBODY  # it may have ended meanwhile
             step = trial_folder.last_step(folder / key)
             held = f"since {who['since']} by process {who['process']} on {who['host']}"
             lines.append(f"  {trial_folder.RUNNING} {key}: at step {step}, {held}")

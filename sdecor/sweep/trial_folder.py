@@ -19,7 +19,6 @@ from sdecor.sweep.plan import Trial
 from sdecor.training import logbook, run_folder
 
 LOCK = "sweep.lock"
-UNKNOWN = {"process": "?", "host": "?", "since": "?"}
 _PAUSE = 0.1  # seconds between two tries
 
 

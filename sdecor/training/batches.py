@@ -1,4 +1,4 @@
-"""What a run takes from its data: training batches spread over the devices, and validation over a split."""
+"""Training batches on the devices, and validation over a split."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from sdecor.training.state import TrainState
 
 
 def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[Any]:
-    """Create this process's loader for each seed, with the options of `create_loader`; they share images in memory."""
+    """Create this process's loader for each seed, with options of `create_loader`; loaders share images in memory."""
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     loaders = []
     for seed in seeds:
@@ -29,24 +29,24 @@ def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[An
 
 
 def validation_source(source: Any, loader: Any) -> Any:
-    """Return the validation split, decoded once where the training split is."""
+    """Return the validation split, decoded into memory if the training split is."""
     return load_in_memory(source, objects=False) if loader.kind == "memory" else source
 
 
 def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 1) -> Iterator[Any]:
-    """Yield what each step from `start` on takes: its micro-batches, spread over the devices."""
+    """Yield the micro-batches of each step from `start` on, split over the devices."""
     size = batch_size // accumulate
     with contextlib.closing(loader.iterate(start * accumulate)) as batches:
         while True:
             micro = [next(batches) for _ in range(accumulate)]
             for i, batch in enumerate(micro):
-                # Positions count through the step's micro-batches, so that no two examples draw alike.
+                # Positions count through all micro-batches of a step, so that no two examples share random draws.
                 batch["position"] = batch["position"] + np.int32(i * size)
             yield parallel.shard_micro_batches(micro)
 
 
 def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
-    """Yield the batches of each step of all members: their `step_batches`, of replicas joined to `[devices, R, …]`."""
+    """Yield all members' `step_batches` of each step; those of R replicas are joined to `[devices, R, …]`."""
     with contextlib.ExitStack() as files:
         each = [files.enter_context(contextlib.closing(step_batches(loader, start, **sizes))) for loader in loaders]
         for batches in zip(*each, strict=True):
@@ -54,7 +54,7 @@ def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, 
 
 
 def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size: int, accumulate: int = 1) -> Any:
-    """Return the shapes and dtypes of what `member_batches` yields, of uint8 images `[H, W, C]`."""
+    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`."""
     examples = batch_size // accumulate // jax.process_count()
     blank = np.zeros(examples, np.int32)
     batch = {"image": np.zeros((examples, *image_shape), np.uint8), "label": blank, "position": blank}
@@ -72,14 +72,14 @@ Validate = Callable[[TrainState, Interrupt], list[dict[str, float]] | None]
 def create_validation(
     apply_fn: Callable, prepare: Callable, source: Any, *, batch_size: int, replicas: int | None = None
 ) -> Validate:
-    """Return `(state, interrupt) -> metrics` over a split: a row for each member, or None if interrupted.
+    """Return `(state, interrupt) -> metrics` over a split: one row per member, or None if interrupted.
 
     Args:
-      apply_fn: the model's, `(variables, images, train=False) -> (logits, features)`.
-      prepare: of uint8 images.
-      source: the split's examples.
-      batch_size: over all devices; changes no result.
-      replicas: their number, or None for a single run.
+      apply_fn: the model's `(variables, images, train=False) -> (logits, features)`.
+      prepare: preparation of uint8 images for the model.
+      source: examples of the split.
+      batch_size: number of examples over all devices; it changes no result.
+      replicas: number of replicas; None for a single run.
     """
 
     def step(variables: Any, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:

@@ -1,4 +1,7 @@
-"""From a config to the objects of a run. Below this file and train.py, evaluate.py there are only plain values."""
+"""Build the objects of a run from its config.
+
+Only this file, train.py, evaluate.py, `evaluation.runs` and `sdecor.sweep` read configs; other files take plain values.
+"""
 
 import dataclasses
 import fnmatch
@@ -32,7 +35,7 @@ MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The run's lengths, in optimizer steps."""
+    """The lengths of a run, in optimizer steps."""
 
     steps_per_epoch: int
     total: int
@@ -41,11 +44,11 @@ class Schedule:
     checkpoint_every: int | None
 
     def is_due(self, step: int, every: int | None) -> bool:
-        """Tell whether something that happens every so many steps, and at the last, happens after `step`."""
+        """Return whether an action that is due every `every` steps, and at the last step, is due after `step`."""
         return every is not None and step > 0 and (step % every == 0 or step == self.total)
 
     def left(self, start: int) -> str:
-        """Say what is to be done from step `start` on."""
+        """Return a text about the steps left from `start` on."""
         if start >= self.total:
             return f"all {self.total} steps are done"
         begin = f"continuing at step {start} of {self.total}" if start else f"starting: {self.total} steps"
@@ -53,7 +56,7 @@ class Schedule:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise `ValueError` for any value that could not work, before data is read or anything is compiled."""
+    """Raise ValueError for an invalid value, before data is read or anything is compiled."""
     _check_training(config)
     _check_method(config)
     _check_terms(config)
@@ -92,7 +95,7 @@ def _check_training(config: ConfigDict) -> None:
 
 
 def _check_method(config: ConfigDict) -> None:
-    """Raise where the weights are not those of the method that tables will name the run by."""
+    """Raise ValueError unless the weights fit `config.method`, which names the run in tables."""
     check_choice("config.method", config.method, METHODS)
     weights: dict[str, dict[str, float]] = {}  # by config group
     for term in TERMS.values():
@@ -130,7 +133,7 @@ def _check_terms(config: ConfigDict) -> None:
 
 
 def _check_input(config: ConfigDict) -> None:
-    """Raise for an impossible loader or augmentation; `create_data` checks the other fields of the data set."""
+    """Raise ValueError for an invalid loader or augmentation; `create_data` validates the fields of the data set."""
     data, options = config.data, config.augment
     check_choice("config.data.loader", data.loader, KINDS)
     check_range("config.data.workers", data.workers, 0)
@@ -139,17 +142,17 @@ def _check_input(config: ConfigDict) -> None:
 
 
 def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedule:
-    """Resolve the config's epochs to steps.
+    """Convert the config's epochs to steps.
 
     Raises:
-      ValueError: when the run would have no step.
+      ValueError: if the run would have no step.
     """
     train = config.train
     steps_per_epoch = micro_batches_per_epoch // train.accumulate
     total = round(train.epochs * steps_per_epoch)
     if total < 1:
         raise ValueError(
-            f"config.train.epochs = {train.epochs} of {steps_per_epoch} steps is no step at all: "
+            f"config.train.epochs = {train.epochs} of {steps_per_epoch} steps is less than one step: "
             "train longer, or lower train.batch_size or train.accumulate"
         )
     return Schedule(
@@ -165,7 +168,7 @@ def create_data(config: ConfigDict) -> Any:
     """Open the config's data set (`sdecor.data.Dataset`).
 
     Raises:
-      ValueError: for a data set of one class, beside what `create_dataset` raises.
+      ValueError: for a data set of one class, or one that `create_dataset` refuses.
     """
     from sdecor.data import create_dataset
 
@@ -196,10 +199,10 @@ def create_data(config: ConfigDict) -> Any:
 def create_model(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], *, tapped: bool = True
 ) -> nn.Module:
-    """Build the config's model, tapped where the loss decorrelates other layers than the last.
+    """Build the config's model, in a `Tap` if the loss decorrelates other layers than the last.
 
-    With `tapped=False` it returns the features that enter the last layer in any case, from the same parameters: what
-    evaluation compares runs by.
+    With `tapped=False` the model always returns the features that enter the last layer, with the same parameters. The
+    evaluation needs these to compare runs.
 
     Raises:
       ValueError: for an option that the model does not take, or a layer that it does not have.
@@ -223,7 +226,7 @@ def create_model(
 
 
 def _matches(pattern: str, known: Sequence[str]) -> list[str]:
-    """Return the layers that a name or a pattern such as "norm*" or "stage4/*" means; a `*` also stands for a slash."""
+    """Return the layers that match a name or a pattern such as "norm*" or "stage4/*"; a `*` also matches a slash."""
     found = fnmatch.filter(known, pattern)
     if not found:
         check_choice("config.decorrelation.layers", pattern, ("activations", *known))
@@ -231,7 +234,7 @@ def _matches(pattern: str, known: Sequence[str]) -> list[str]:
 
 
 def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Warn where the batch is too small for its covariance to mean much; centred forms alone have such a floor."""
+    """Warn if the batch is too small for a meaningful covariance; only centred forms need this."""
     decor = config.decorrelation
     if decor.weight == 0 or decor.rectify or decor.form not in losses.CENTRED:
         return
@@ -251,10 +254,11 @@ def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[in
 
 
 def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> list[ConfigDict]:
-    """Return the config of each replica, checked: the run that it would be by itself; without any, that of the run.
+    """Return the validated config of each replica, as for a single run; without replicas, the run's own config.
 
     Raises:
-      ValueError: naming the replica, for an impossible value, or a weight that is 0 in some replicas alone.
+      ValueError: for an invalid value of a replica, whose name is in the message, or a weight that is 0 in some
+        replicas only.
     """
     if not chosen:
         return [config]
@@ -280,9 +284,9 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
 def create_state(
     config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array | None = None
 ) -> TrainState:
-    """Initialise the config's model and optimizer, on the local devices; with keys `[R]`, the state of R replicas.
+    """Initialise the config's model and optimizer on the local devices; keys `[R]` give the state of R replicas.
 
-    Without a key, that of the config's seed is used.
+    The default key is derived from the config's seed.
     """
     optimizer = config.optim
     tx = create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
@@ -292,7 +296,7 @@ def create_state(
 
 
 def create_objective(config: ConfigDict) -> Objective:
-    """Bind the terms whose weight is above 0 to their options, and collect the other static choices of the loss."""
+    """Build the loss: bind the terms of weight above 0 to their options, and collect the other static choices."""
     terms = {
         name: partial(term.function, **{field.rpartition(".")[2]: get_field(config, field) for field in term.options})
         for name, term in _used_terms(config).items()
@@ -309,7 +313,7 @@ def create_objective(config: ConfigDict) -> Objective:
 
 
 def create_hyper(config: ConfigDict, steps_per_epoch: int) -> Hyper:
-    """Collect the numbers that enter the compiled step as an argument; ramps are converted to steps."""
+    """Build the numbers that are an argument of the compiled step; ramps are converted to steps."""
 
     def ramp(value: float, epochs: float | None) -> Ramp:
         epochs = config.train.epochs if epochs is None else epochs
@@ -332,7 +336,7 @@ def _used_terms(config: ConfigDict) -> dict[str, Term]:
 
 
 def get_field(config: ConfigDict, field: str) -> Any:
-    """Return the value of a field by its dotted name."""
+    """Return the value of the field with a dotted name."""
     return functools.reduce(getitem, field.split("."), config)
 
 
@@ -346,10 +350,10 @@ def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedu
 
 
 def check_preparation(prepare: Callable, canvas: tuple[int, int, int]) -> None:
-    """Trace the training preparation, so that impossible augmentation fails now.
+    """Trace the training preparation, so that invalid augmentation fails before training.
 
     Raises:
-      ValueError: naming the field and what would be right.
+      ValueError: for invalid augmentation; the message names the field and its valid values.
     """
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     image = jax.ShapeDtypeStruct((1, *canvas), np.uint8)
@@ -360,10 +364,10 @@ def check_preparation(prepare: Callable, canvas: tuple[int, int, int]) -> None:
 
 
 def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the shape of what the model sees of images on the `canvas` (H, W, C).
+    """Return the shape of the model's input for images on the `canvas` (H, W, C).
 
     Raises:
-      ValueError: when it is larger than the canvas.
+      ValueError: if the input is larger than the canvas.
     """
     size = config.augment.size
     if size is None:
@@ -373,7 +377,7 @@ def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, i
 
 
 def create_preparation(config: ConfigDict, mean: Any, std: Any) -> tuple[Callable, Callable]:
-    """Return the device-side preparation of images, for training `(keys, uint8) -> float32` and for evaluation."""
+    """Return the preparations of images on the device: training's `(keys, uint8) -> float32`, and evaluation's."""
     options = config.augment
     change = partial(
         augment,

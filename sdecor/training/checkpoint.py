@@ -1,7 +1,7 @@
-"""Checkpoints that are verified when they are read: the latest ones and the best by validation accuracy.
+"""Checkpoints of a run, verified when they are read: the latest ones and the best by validation accuracy.
 
-Orbax writes and rotates them; the checksums are ours, because bytes that flip on disk restore without an error. The
-first one of a folder is read back at once, so that a place where nothing can be kept is noticed then.
+Orbax writes and deletes them. The checksums are ours, because Orbax restores damaged bytes without an error. The first
+checkpoint of a folder is read back at once, so that training does not start on storage that loses data.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from sdecor.core import files, parallel
 from sdecor.training import replicas
 from sdecor.training.state import TrainState
 
-BEST_BY = "accuracy"  # of the validation split
-KEEP_LATEST = 2  # the last one, and the one to fall back on should it turn out damaged
+BEST_BY = "accuracy"  # metric of the validation split
+KEEP_LATEST = 2  # the last one, and the one before it in case the last is damaged
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats")
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `workdir/checkpoints`, local or remote.
+    """The checkpoints of one run, in `workdir/checkpoints`, local or remote.
 
     Args:
-      workdir: the run's folder.
-      create: whether checkpoints will be written; otherwise they are read alone.
+      workdir: folder of the run.
+      create: whether checkpoints may be written; False only reads.
 
     Raises:
-      ValueError: when checkpoints cannot be stored under such a path.
+      ValueError: if checkpoints cannot be stored at this path.
     """
 
     def __init__(self, workdir: epath.PathLike, *, create: bool = True):
@@ -53,8 +53,8 @@ class Checkpoints:
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-        self._damaged: set[int] = set()  # found so by `restore`
-        self._proven = False  # that a checkpoint of this folder can be read back
+        self._damaged: set[int] = set()  # steps that `restore` could not read
+        self._proven = False  # whether a checkpoint of this folder was read back
 
     def __enter__(self) -> Self:
         return self
@@ -63,30 +63,29 @@ class Checkpoints:
         self.manager.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a finished checkpoint, ascending."""
+        """Return the steps that have a finished checkpoint, ascending."""
         return sorted(self.manager.all_steps())
 
     def has_metrics(self, step: int) -> bool:
-        """Tell whether the checkpoint of `step` was saved with a validation result."""
+        """Return whether the checkpoint of `step` holds a validation result."""
         return self.manager.metrics(step) is not None
 
     def best_step(self) -> int | None:
-        """The step with the best validation accuracy (of equal ones the last), or None without a validation result."""
+        """Return the step with the best validation accuracy, the last of equal ones; None without validation."""
         return self.manager.best_step()
 
     def save(self, state: TrainState, *, position: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Write `state` in the background, with its checksums and the input's `position`.
 
-        A checkpoint of the same step is replaced when it is damaged, or has no validation result and this one has.
-
-        The first one is written and read back before this returns.
+        A checkpoint of the same step is replaced if it is damaged, or if only the new one has a validation result. The
+        first checkpoint is written and read back before this method returns.
 
         Raises:
-          FloatingPointError: when a parameter is not finite, for a run could not continue from there.
-          ValueError: when the first one cannot be read back.
+          FloatingPointError: if a parameter is not finite: no run can continue from such a state.
+          ValueError: if the first checkpoint cannot be read back.
         """
         step, tree = int(state.step), _saved(state)
-        on_host = parallel.to_host(tree)  # fetched once, for both looks at the values
+        on_host = parallel.to_host(tree)  # fetched once, for the two uses below
         _check_finite(on_host["params"], step)
         if step in self.manager.all_steps():
             if step not in self._damaged and (metrics is None or self.has_metrics(step)):
@@ -101,7 +100,7 @@ class Checkpoints:
             self._prove(step, on_host)
 
     def _prove(self, step: int, saved: Any) -> None:
-        """Read back what was just saved, into the host's memory; all processes raise where one cannot."""
+        """Read the new checkpoint back into host memory; if one process fails, all processes raise."""
         self.manager.wait_until_finished()
         failure = None
         try:
@@ -117,22 +116,22 @@ class Checkpoints:
             ) from failure
 
     def drop_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps, which will be written again."""
+        """Delete the checkpoints after `step`, which will be written again."""
         for later in [each for each in self.steps() if each > step]:
             self.manager.delete(later)
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
-        """Read a checkpoint into a state like `state`, verified, and return it with the input's position.
+        """Read and verify a checkpoint; return its state and the input's position.
 
         Args:
           state: a state of the same structure, replicated on the local devices.
-          step: which one; None for the latest that is whole, passing over damaged ones with a warning.
+          step: step of the checkpoint; None for the latest undamaged one, with a warning for each damaged one.
 
         Returns:
-          The state and the position, or None where there is no checkpoint.
+          The state and the position, or None if there is no checkpoint.
 
         Raises:
-          ValueError: when the checkpoint asked for, or every one, is damaged or missing.
+          ValueError: if the checkpoint of `step` is damaged or missing, or if all checkpoints are damaged.
         """
         steps = self.steps()
         if step is not None and step not in steps:
@@ -161,7 +160,7 @@ class Checkpoints:
         return state.replace(**tree), found.meta["position"]
 
     def _restore(self, step: int, like: Any) -> Any:
-        """Read what a checkpoint holds, its `state` as arrays like those of `like`."""
+        """Read the content of a checkpoint, its `state` with shapes and dtypes as in `like`."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
         with _patient_loops():
             return self.manager.restore(step, args=args)
@@ -177,18 +176,20 @@ class Checkpoints:
 def restore_together(
     saved: Mapping[str, Checkpoints], state: TrainState, *, begun: Container[str]
 ) -> list[tuple[TrainState, dict[str, Any]] | None]:
-    """Read the last checkpoints of one step that all members have, whole; of replicas, later ones are removed.
+    """Read all members' checkpoints of the last step for which every member has an undamaged one.
+
+    Replicas' checkpoints of later steps are deleted.
 
     Args:
-      saved: the members' checkpoints, by name.
-      state: a state as of `Checkpoints.restore`.
-      begun: as of `replicas.common_steps`.
+      saved: checkpoints of the members, by name.
+      state: a state of the same structure, as for `Checkpoints.restore`.
+      begun: names of the members that were trained before, as for `replicas.common_steps`.
 
     Returns:
-      What `Checkpoints.restore` returns, for each; None for each where they start anew.
+      The result of `Checkpoints.restore` for each member; None for each if training starts from the beginning.
 
     Raises:
-      ValueError: when there are some but none whole, or the replicas were not trained together.
+      ValueError: if all common checkpoints are damaged, or the replicas were not trained together.
     """
     if len(saved) == 1:
         return [each.restore(state) for each in saved.values()]
@@ -201,7 +202,7 @@ def restore_together(
         except ValueError as error:
             logging.warning("%s", error)
     if common and not start:
-        raise ValueError(f"no checkpoint that the replicas have in common is whole, of the steps {common}")
+        raise ValueError(f"every checkpoint that the replicas have in common is damaged: steps {common}")
     for each in saved.values():
         each.drop_after(start)
     return found
@@ -211,11 +212,11 @@ def _check_finite(params: Any, step: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path)
-            raise FloatingPointError(f"parameter {name} is not finite after step {step}: nothing was saved of it")
+            raise FloatingPointError(f"parameter {name} is not finite after step {step}: no checkpoint was saved")
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """Return the SHA-256 of every array's dtype, shape and bytes, by its path in the tree."""
+    """Return the SHA-256 of each array's dtype, shape and bytes, by the array's path in the tree."""
 
     def digest(array: Any) -> str:
         array = np.ascontiguousarray(array)
@@ -234,12 +235,12 @@ def _reason(error: Exception) -> str:
     return text
 
 
-_NO_METRICS = "Requested `tracked_metric`; did not provide metrics."  # what orbax warns of at a save without validation
+_NO_METRICS = "Requested `tracked_metric`; did not provide metrics."  # orbax's warning at each save without validation
 
 
 @contextlib.contextmanager
 def _without(message: str) -> Iterator[None]:
-    """Keep one message out of the log that absl writes."""
+    """Keep one message out of absl's log."""
     log = python_logging.getLogger("absl")
 
     def keep(record: python_logging.LogRecord) -> bool:
@@ -253,7 +254,7 @@ def _without(message: str) -> Iterator[None]:
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    """An event loop that ends what it has begun before it closes."""
+    """An event loop that finishes its tasks before it closes."""
 
     def close(self) -> None:
         while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
@@ -263,10 +264,10 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_loops() -> Iterator[None]:
-    """Let orbax read in loops that end all reads: it closes a loop at the first error.
+    """Make orbax read in event loops that finish all reads; orbax closes a loop at the first error.
 
-    Each read that then failed would print a traceback of its own, "Event loop is closed" or "exception was never
-    retrieved", after the one error that says all.
+    Otherwise every unfinished read prints its own traceback, "Event loop is closed" or "exception was never retrieved",
+    after the error that matters.
     """
     former = asyncio.new_event_loop
     asyncio.new_event_loop = _PatientLoop

@@ -1,4 +1,4 @@
-"""A run's record: metrics.jsonl, TensorBoard event files and the progress bar."""
+"""The log of a run: metrics.jsonl, TensorBoard event files and the text of the progress bar."""
 
 import json
 from types import TracebackType
@@ -11,13 +11,13 @@ from sdecor.core.files import write_file
 
 
 class Logbook:
-    """Writes rows of named numbers, one JSON object a line, ascending by step and without duplicates.
+    """The log of a run: rows of named numbers, one JSON object per line, ascending by step and without duplicates.
 
     Args:
-      workdir: the run's folder, local or remote.
-      step: the step the run continues at; rows after it are removed, for they will be written again.
+      workdir: folder of the run, local or remote.
+      step: step at which the run continues; later rows are removed, since they will be written again.
       tensorboard: whether to write event files beside metrics.jsonl (local folders only).
-      enabled: False in processes that write nothing.
+      enabled: whether this process writes.
     """
 
     def __init__(self, workdir: epath.PathLike, *, step: int = 0, tensorboard: bool = True, enabled: bool = True):
@@ -48,7 +48,7 @@ class Logbook:
             self._events.close()
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Add a row `{"step": …, "split": …, **values}`, unless there is one; what is not finite becomes null."""
+        """Add the row `{"step": …, "split": …, **values}`, unless it exists; values that are not finite become null."""
         if not self._enabled or (step, split) in self._written:
             return
         self._written.add((step, split))
@@ -62,7 +62,7 @@ class Logbook:
                 self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
 
     def flush(self) -> None:
-        """Make the rows so far durable; object stores cannot append, so there the file is written whole."""
+        """Make the rows so far durable; on object stores, which cannot append, write the whole file."""
         if not self._enabled:
             return
         if not self._appends:
@@ -75,7 +75,7 @@ class Logbook:
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl; a last line cut off by a kill is dropped."""
+    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut off."""
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
@@ -93,7 +93,7 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Return a short text of the named values for the bar's end, for example `loss 1.23 acc 56.1%`."""
+    """Return a short text of the named values for the progress bar, for example `loss 1.23 acc 56.1%`."""
     words = []
     for name in names:
         if name in values:

@@ -1,7 +1,7 @@
-"""The members of a program: a single run, or several replicas that are trained at once.
+"""The members of a training program: a single run, or several replicas that are trained at once.
 
-`replicas` is their number, or None for a single run. The arrays of replicas are joined along a leading axis `[R]`;
-those of a single run have no such axis, and its step is compiled without `vmap`.
+`replicas` is the number R of replicas, or None for a single run. The arrays of replicas have a leading axis `[R]`.
+Those of a single run have no such axis, and its step is compiled without `vmap`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sdecor.training.state import TrainState
 
 
 class Member(NamedTuple):
-    """One of the runs that a program trains; a single run has no name."""
+    """A run of the training program; the name of a single run is empty."""
 
     name: str
     folder: str
@@ -31,15 +31,15 @@ class Member(NamedTuple):
 
 
 def create(folder: str, chosen: Sequence[Replica], seeds: Sequence[int]) -> list[Member]:
-    """Return the members: the chosen replicas, each in its folder below `folder`; without any, the single run there."""
+    """Return the members: each chosen replica, in its folder below `folder`, or the single run in `folder`."""
     places = [(replica.name, f"{folder}/{replica.name}") for replica in chosen] or [("", folder)]
     return [Member(name, place, seed) for (name, place), seed in zip(places, seeds, strict=True)]
 
 
 def former_failures(members: Sequence[Member], configs: Sequence[Any]) -> dict[str, str]:
-    """Return why each replica failed in an earlier start of the same config, by name; empty where it did not.
+    """Return by name why each replica failed in an earlier start of the same config; "" if it did not fail.
 
-    A single run is tried again.
+    For a single run it is always "", so that the run is tried again.
     """
     return {
         member.name: _former_failure(member, own) if member.name else ""
@@ -58,9 +58,9 @@ def _former_failure(member: Member, own: Any) -> str:
 
 
 def lift(step: Callable, replicas: int | None) -> Callable:
-    """Lift `step(state, batch, hyper, key) -> (state, terms)` over the members; collectives stay among the devices.
+    """Lift `step(state, batch, hyper, key) -> (state, terms)` over the members; collectives stay between devices.
 
-    Arguments and results of replicas get the leading axis, apart from the state's step.
+    For replicas, all arguments and results get the leading axis, except the state's step.
     """
     if replicas is None:
         return step
@@ -73,42 +73,42 @@ def lift(step: Callable, replicas: int | None) -> Callable:
 
 
 def lift_evaluation(evaluate: Callable, replicas: int | None) -> Callable:
-    """Lift `evaluate(variables, images, batch)` over the members' variables; all see the same images."""
+    """Lift `evaluate(variables, images, batch)` over the members' variables; the images are the same for all."""
     return evaluate if replicas is None else jax.vmap(evaluate, in_axes=(0, None, None))
 
 
 def run_key(seeds: Sequence[int], use: int, replicas: int | None) -> jax.Array:
-    """Return the members' keys for a use, as `rng.run_key` does for one seed."""
+    """Return the members' keys for a use: `rng.run_key` for each seed."""
     keys = [rng.run_key(seed, use) for seed in seeds]
     return keys[0] if replicas is None else jnp.stack(keys)
 
 
 def join(trees: Sequence[Any], replicas: int | None, axis: int = 0) -> Any:
-    """Join the members' trees of NumPy arrays along a new axis; of a single run, return its tree as it is."""
+    """Join the members' trees of NumPy arrays along a new axis; return the tree of a single run unchanged."""
     return trees[0] if replicas is None else jax.tree.map(lambda *arrays: np.stack(arrays, axis), *trees)
 
 
 def join_states(states: Sequence[TrainState], replicas: int | None) -> TrainState:
-    """Join the members' states of the same step, on the devices."""
+    """Join the members' states of one step, and put them on the devices."""
     if replicas is None:
         return states[0]
     return parallel.replicate(join(states, replicas).replace(step=np.asarray(states[0].step)))
 
 
 def split(state: TrainState, replicas: int | None) -> Iterator[TrainState]:
-    """Yield each member's state, on the devices; the whole state is copied to the host at the first."""
+    """Yield each member's state, on the devices; the joint state is first copied to the host."""
     if replicas is None:
         yield state
         return
-    host = jax.tree.map(np.array, state)  # copied: the next step overwrites what a view would show
+    host = jax.tree.map(np.array, state)  # a copy: the next step overwrites the memory of a view
     arrays, structure = jax.tree.flatten(host.replace(step=None))
     for own in zip(*arrays, strict=True):
-        # A scalar of an array would be a NumPy number, which no checkpoint takes.
+        # Iteration yields NumPy numbers, which checkpoints do not accept; they need arrays.
         yield parallel.replicate(structure.unflatten(map(np.asarray, own)).replace(step=host.step))
 
 
 def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]:
-    """Fetch named numbers: a row for each member, of arrays `[R]` or, for a single run, of scalars."""
+    """Fetch named numbers, arrays `[R]` or the scalars of a single run; return one row per member."""
     values = parallel.to_host(values)
     indices = [()] if replicas is None else range(replicas)
     return [{name: float(value[i]) for name, value in values.items()} for i in indices]
@@ -117,11 +117,10 @@ def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]
 def restore(
     members: Sequence[Member], checkpoints: Sequence[Checkpoints], state: TrainState, replicas: int | None
 ) -> TrainState:
-    """Return the state of the last checkpoint that all members have; where there is none, `state`.
+    """Return the state of the last checkpoint that all members have, or `state` if there is none.
 
     Raises:
-      ValueError: when the input's position, a function of step and seed, is not this run's; beside what
-        `restore_together` raises.
+      ValueError: if the stored input position is not that of the step and seed, or `restore_together` raises.
     """
     saved = {member.name: each for member, each in zip(members, checkpoints, strict=True)}
     begun = [member.name for member in members if read_rows(member.folder)]
@@ -139,7 +138,7 @@ def restore(
 
 @dataclasses.dataclass
 class Writer:
-    """Writes a member's log and checkpoints; `failure` says why the member failed, if it did."""
+    """The log and checkpoints of a member; `failure` says why the member failed, and is "" if it did not."""
 
     member: Member
     checkpoints: Checkpoints
@@ -147,7 +146,7 @@ class Writer:
     failure: str = ""
 
     def require_finite(self, step: int, terms: dict[str, float]) -> None:
-        """Fail unless the member's loss and gradient are finite; see `fail`."""
+        """Call `fail` unless the member's loss and gradient are finite."""
         if self.failure or (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
             return
         self.logbook.write(step, "train", terms)
@@ -155,7 +154,7 @@ class Writer:
         self.fail(step, f"the loss or its gradient is not finite at step {step} ({listed})")
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
-        """Write a checkpoint, with the validation result if there is one, unless the member failed."""
+        """Write a checkpoint, with its validation result if any, unless the member has failed."""
         if self.failure:
             return
         try:
@@ -164,7 +163,7 @@ class Writer:
             self.fail(step, str(error))
 
     def fail(self, step: int, why: str) -> None:
-        """Stop a single run; mark a replica as failed, so that the others continue without it.
+        """Raise an error for a single run; mark a replica as failed, so that the others continue without it.
 
         Raises:
           FloatingPointError: for a single run.
@@ -179,7 +178,7 @@ class Writer:
         parallel.say(f"{self.member.name} failed, the others continue: {self.failure}")
 
     def closing(self, finished: bool) -> str:
-        """Say how the run ended."""
+        """Return a text about how the run ended."""
         folder, best = self.member.folder, self.checkpoints.best_step()
         if not finished:
             return f"Interrupted; the state is saved in {folder}. Run the same command to continue."
@@ -195,7 +194,7 @@ class Writer:
 
 
 def finish(writers: Sequence[Writer], finished: bool) -> None:
-    """Wait until all checkpoints are written, and say how the runs ended that did not fail."""
+    """Wait until all checkpoints are written, and print how each run without failure ended."""
     for writer in writers:
         writer.checkpoints.manager.wait_until_finished()
     for writer in writers:
@@ -206,10 +205,10 @@ def finish(writers: Sequence[Writer], finished: bool) -> None:
 def require_finite(
     writers: Sequence[Writer], step: int, terms: Sequence[dict[str, float]]
 ) -> list[tuple[Writer, dict[str, float]]]:
-    """Fail the members whose loss or gradient is not finite; return the others' writers with their terms.
+    """Fail the members whose loss or gradient is not finite; return the other members' writers and terms.
 
     Raises:
-      FloatingPointError: when no member is left.
+      FloatingPointError: if no member is left.
     """
     for writer, own in zip(writers, terms, strict=True):
         writer.require_finite(step, own)
@@ -222,15 +221,15 @@ def require_finite(
 def save(
     writers: Sequence[Writer], states: Iterator[TrainState], step: int, metrics: Sequence[dict[str, float]] | None
 ) -> None:
-    """Log the members' validation results, if there are any, and write their checkpoints."""
+    """Log the members' validation results, if any, and write their checkpoints."""
     metrics = metrics or [None] * len(writers)
     for writer, own in zip(writers, metrics, strict=True):
         if own is not None and not writer.failure:
             writer.logbook.write(step, "val", own)
         writer.logbook.flush()
-    for writer in writers:  # so that a kill leaves no replica more than one checkpoint behind another
+    for writer in writers:  # after a kill, no replica may be more than one checkpoint behind another
         writer.checkpoints.manager.wait_until_finished()
     for writer, own in zip(writers, metrics, strict=True):
-        writer.save(next(states), step, own)  # bound to no name: one state at a time lies on the devices
-        if jax.process_count() > 1:  # orbax's barriers do not tell one replica's checkpoint from another's
+        writer.save(next(states), step, own)  # not bound to a name, so that only one state is on the devices
+        if jax.process_count() > 1:  # orbax's barriers do not distinguish the replicas' checkpoints
             writer.checkpoints.manager.wait_until_finished()

@@ -1,7 +1,7 @@
-"""Replicas: runs that differ in numbers alone and are trained together by one program.
+"""Replicas: runs that differ only in numbers and are trained together by one program.
 
-A replica is given as text, `[NAME:]FIELD=NUMBER,FIELD=NUMBER`, and lies in the folder NAME of the program's. What may
-differ is what enters the compiled step as a value: the seed, and the numbers of `build.create_hyper`.
+A replica is written `[NAME:]FIELD=NUMBER,FIELD=NUMBER`; its folder is NAME below --workdir. Replicas may differ in the
+values that are arguments of the compiled step: the seed, and the numbers of `build.create_hyper`.
 """
 
 import math
@@ -13,7 +13,7 @@ from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.commands import parse_value
 from sdecor.training.terms import TERMS
 
-# A term whose weight is 0 is not computed: for all replicas, or for none.
+# A term of weight 0 is not computed, so its weight must be 0 in all replicas or in none.
 WEIGHTS = tuple(term.weight for term in TERMS.values())
 FIELDS = tuple(
     dict.fromkeys(
@@ -23,29 +23,29 @@ FIELDS = tuple(
         )
     )
 )
-PARTLY = 3  # exit status of train.py when some replicas failed and the others are finished
-FAILED = "failed"  # the split of the row in metrics.jsonl that says at which step a replica failed
+PARTLY = 3  # exit status of train.py if some replicas failed and the others are finished
+FAILED = "failed"  # `split` of the row in metrics.jsonl with the step at which a replica failed
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
 
 
 class PartlyFinished(FloatingPointError):
-    """Some replicas failed, the others are finished."""
+    """An error after training: some replicas failed, the others are finished."""
 
 
 class Replica(NamedTuple):
-    """A replica: the folder within the program's, and the fields that are its own."""
+    """A replica: its name, which is its folder below --workdir, and the config fields that it changes."""
 
     name: str
     overrides: dict[str, float]
 
 
 def parse(texts: Iterable[str]) -> tuple[Replica, ...]:
-    """Read replicas from their texts; without a name one is called by its fields, `seed=1_optim.lr=0.01`.
+    """Parse replicas; the default name is made of the fields, such as `seed=1_optim.lr=0.01`.
 
     Raises:
-      ValueError: for a field that replicas cannot differ in, what is no number, or two replicas of the same name or
-        of the same fields.
+      ValueError: for a field in which replicas cannot differ, a value that is no number, or two replicas with the same
+        name or the same fields.
     """
     found = tuple(map(_parse, texts))
     for attribute, what in (("name", "name"), ("overrides", "fields")):
@@ -89,32 +89,32 @@ def _number(what: str, field: str, text: str) -> float:
 
 
 def text(replica: Replica) -> str:
-    """Write a replica as `parse` reads it."""
+    """Return the text of a replica, in the form that `parse` reads."""
     fields = ",".join(f"{field}={value!r}" for field, value in replica.overrides.items())
     return f"{replica.name}:{fields}"
 
 
 def common(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a config's fields, by dotted names, what replicas of one program have in common.
+    """Return the part of a config's fields, by dotted name, that replicas of one program must share.
 
-    Of a weight this is whether its term is computed at all.
+    For a weight this is whether its term is computed.
     """
     kept = {name: value for name, value in fields.items() if name not in FIELDS}
     return kept | {name: fields[name] > 0 for name in WEIGHTS}
 
 
 def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> list[int]:
-    """Return the steps from which all replicas can go on, latest first; empty where they start anew.
+    """Return the steps from which all replicas can continue, latest first; empty if they start from the beginning.
 
-    They are saved together, one after the other, so that a kill leaves some of them one checkpoint ahead.
+    Replicas are saved one after the other, so after a kill some of them may be one checkpoint ahead.
 
     Args:
-      saved: name → steps that have a checkpoint.
-      begun: the names of those that were trained before, with a checkpoint or killed before their first.
+      saved: name → steps with a checkpoint.
+      begun: names of the replicas that were trained before, even if killed before their first checkpoint.
 
     Raises:
-      ValueError: when more than the last checkpoint of a replica would be lost, or one was never begun where others
-        have a checkpoint: they were not trained together.
+      ValueError: if the replicas were not trained together: a replica would lose more than its last checkpoint, or one
+        was never trained while others have a checkpoint.
     """
     steps = sorted(set.intersection(*map(set, saved.values())), reverse=True)
     last = steps[0] if steps else 0
@@ -129,12 +129,12 @@ def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> l
 
 
 def list_failures(failures: Mapping[str, str]) -> str:
-    """Return a text about the replicas that failed, of why each did (name → reason, empty for the others)."""
+    """Return a text about the failed replicas and their reasons; `failures` is name → reason, "" for the others."""
     listed = [f"  {name}: {failure}" for name, failure in failures.items() if failure]
     first = f"{len(listed)} of {len(failures)} replicas failed; start each of these again with a command of its own:"
     return "\n".join([first, *listed])
 
 
 def failed_at(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step at which a run's rows say that it failed, None where they do not."""
+    """Return the step at which a run failed, from the rows of its log; None if it did not fail."""
     return rows[-1]["step"] if rows and rows[-1]["split"] == FAILED else None

@@ -1,4 +1,4 @@
-"""A run's folder: its config, versions and data set, in config.json."""
+"""The folder of a run and its config.json: the config, package versions and data set."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from etils import epath
 from sdecor.core import files
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 
-FREE = (  # fields that may change between starts of a run: they change no parameter of the trained network
+FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps",
 )  # fmt: skip
@@ -19,19 +19,19 @@ PAPERS_FORM = "covariance"
 
 
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
-    """Make `workdir` the folder of this run: check that it is of the same config, or write config.json.
+    """Make `workdir` the folder of this run: compare its config with the stored one, and write config.json.
 
-    A folder in which no step was ever saved is free for another config.
+    A folder without a checkpoint may be claimed with any config.
 
     Args:
-      workdir: local or remote folder, created where missing.
-      config: the run's config.
-      dataset: what is known of the data set: classes, sizes, mean, std.
-      write: whether this process writes; all check.
+      workdir: local or remote folder, created if missing.
+      config: config of the run.
+      dataset: facts of the data set: classes, sizes, mean, std.
+      write: whether this process writes; all processes compare.
 
     Raises:
-      ValueError: when the folder holds another run; the message names each differing field. Fields in `FREE` may
-        differ. Or when it cannot be made.
+      ValueError: if the folder holds another run, with each differing field in the message (fields in `FREE` may
+        differ), or if the folder cannot be made.
     """
     workdir = epath.Path(workdir)
     checkpoints = workdir / "checkpoints"
@@ -49,7 +49,7 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
             )
         changed = differing_fields(found["versions"], versions())
         if changed:
-            logging.warning("other versions than the run began with:\n%s", list_differences(changed))
+            logging.warning("package versions differ from those at the run's start:\n%s", list_differences(changed))
     if write:
         files.make_folder("--workdir", workdir)
         write_json(
@@ -58,15 +58,15 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """Return the name of a run in tables: its training method, and its form where that is not the paper's.
+    """Return the name of a run in tables: its training method, and its form unless that is the paper's.
 
-    `config` is a run's, with "method" and "decorrelation": "sdecor", "sdecor (density)".
+    The fields used are `config`'s "method" and "decorrelation". Examples: "sdecor", "sdecor (density)".
     """
     return config["method"] + form_suffix(config["decorrelation"]["form"], config["decorrelation"]["weight"])
 
 
 def form_suffix(form: str | None, weight: float | None) -> str:
-    """Return what a name says of the decorrelation, such as " (density)"; nothing of the paper's form, or of none."""
+    """Return the form for a name, such as " (density)"; "" for the paper's form, or without decorrelation."""
     return f" ({form})" if weight and form != PAPERS_FORM else ""
 
 
@@ -74,7 +74,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     """Return config.json's `config`, `dataset` and `versions` as plain dicts.
 
     Raises:
-      ValueError: when there is no run in `workdir`.
+      ValueError: if there is no run in `workdir`.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
@@ -83,6 +83,6 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return of a run's config what no later start of it may change."""
+    """Return the config fields that may not change when a run is resumed."""
     kept = {name: value for name, value in config.items() if not f"{prefix}{name}".startswith(FREE)}
     return {name: lasting(x, f"{prefix}{name}.") if isinstance(x, dict) else x for name, x in kept.items()}

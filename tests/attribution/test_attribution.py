@@ -1,4 +1,4 @@
-"""Gradient attribution against functions whose gradient is known, and what must not change it."""
+"""Tests of `explain` with gradients: known gradients, targets, chunks, devices, errors, reductions, normalisations."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ def weights() -> jax.Array:
 
 
 def network(weights):
-    """A small non-linear network for one image."""
+    """Return a small non-linear network of one image."""
     return lambda image: jnp.tanh(weights * image[None]).sum((1, 2, 3)) + jnp.square(image).sum() * jnp.arange(6.0)
 
 
@@ -72,7 +72,7 @@ def test_chunk_size_does_not_change_the_result(images, weights, chunk_size):
 
 
 def test_chunk_size_bounds_memory():
-    """With few images at a time the compiled program needs a fraction of the memory."""
+    """A program that takes few images at a time needs a fraction of the memory."""
     wide = jax.random.normal(jax.random.key(3), (5000, 60))
 
     def fn(image):
@@ -143,7 +143,7 @@ def test_errors_say_what_is_wrong(weights, change, message):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_refuses_what_is_not_logits(method):
-    """Also without `explain`."""
+    """The method checks its function itself, without `explain`."""
     run = METHODS[method]
     key = {"key": jax.random.key(0)} if "key" in inspect.signature(run).parameters else {}
     with pytest.raises(ValueError, match="fn returned a dict with keys 'z': return its logits"):

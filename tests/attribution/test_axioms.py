@@ -1,4 +1,4 @@
-"""What holds for every registered method: values belong to the example, and any function of an image will do."""
+"""Tests of every registered method: dtypes, targets, cost, chunks, devices, and equal maps of equal functions."""
 
 import functools
 import inspect
@@ -16,12 +16,12 @@ from sdecor.attribution import ABOVE_BASELINE, ABOVE_MEAN, METHOD_INFO, METHODS,
 from sdecor.attribution.methods import cost
 
 N, SHAPE, CLASSES = 8, (8, 8, 3), 4
-FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # of the options that a method has
-# Methods that have rules for single operations, and so depend on how the function is written.
+FEW = {"samples": 3, "steps": 4, "cells": 3, "window": 4}  # values for the options that a method has
+# Methods with rules for single operations: their maps depend on how the function is written.
 OF_THE_PROGRAM = {"guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
-SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices, the first in the quick suite
+SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices; the first in the quick suite
 close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
-# One of each family is in the quick suite; the others, and what needs a compilation more for each, are in the full one.
+# The quick suite has one method of each family. The others need one compilation more each: full suite.
 QUICK = (
     "gradient",
     "smoothgrad",
@@ -53,14 +53,14 @@ def convolved(x, kernel, stride):
 
 
 def network(image):
-    """A plain JAX function of one image, in the image's dtype."""
+    """Return logits of one image in its dtype; a plain JAX function."""
     w = weights(image.dtype)
     x = jax.nn.relu(convolved(image[None], w["conv1"], 2))
     return jax.nn.relu(convolved(x, w["conv2"], 1))[0].mean((0, 1)) @ w["head"]
 
 
 def rewritten(image):
-    """The same function by other operations: scaled and permuted units, ReLUs by selection, pooling by a product."""
+    """Return `network`'s logits by other operations: scaled, permuted units, ReLU by `where`, pooling by a product."""
     w, order = weights(), jnp.array([3, 0, 5, 1, 4, 2])
     x = convolved(image[None], 4 * w["conv1"], 2)
     x = convolved(jnp.where(x > 0, x, 0), w["conv2"][..., order] / 2, 1)
@@ -69,7 +69,7 @@ def rewritten(image):
 
 
 class Module(nnx.Module):
-    """The same function as an NNX module."""
+    """`network` as an NNX module."""
 
     def __init__(self):
         rngs, w = nnx.Rngs(0), weights()
@@ -96,7 +96,7 @@ KEYS = jax.random.split(jax.random.key(7), N)
 
 @pytest.fixture(autouse=True, scope="module")
 def _compile_quickly():
-    """Most of these programs run once."""
+    """Compile with few optimisations, because most of these programs run once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -110,7 +110,7 @@ def explainer(method, fn=network, **options):
 
 @functools.cache
 def explained(method):
-    """Return the maps of the whole batch, one evaluation of each example at a time, and how many were made."""
+    """Return the maps of the whole batch and the number of evaluations, one evaluation of each example at a time."""
     calls = []
 
     def counted(image):
@@ -131,7 +131,7 @@ def test_maps_are_finite_and_not_trivial(method):
 
 
 @every_method
-def test_what_has_signs_is_said_in_its_row(method):
+def test_rows_say_which_maps_are_signed(method):
     maps, _ = explained(method)
     assert (maps < 0).any() == METHOD_INFO[method].signed
 
@@ -159,7 +159,7 @@ def test_every_method_is_in_the_documentation():
     "image", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.full), jnp.float32, jnp.float64]
 )
 def test_maps_are_at_least_float32(method, image):
-    """Of float64 images they are float64; of others float32, also where float64 is switched on."""
+    """Maps of float64 images are float64; others are float32, even with float64 enabled."""
     with jax.enable_x64(True):
         arguments = IMAGES[:2].astype(image), TARGETS[:2], KEYS[:2]
         assert arguments[0].dtype == image
@@ -169,7 +169,7 @@ def test_maps_are_at_least_float32(method, image):
 
 @most_methods_in_full
 def test_a_class_that_does_not_exist_gives_nan(method):
-    """Under `jit`, where it cannot be an error; the other examples keep their maps."""
+    """Under `jit` a wrong class cannot raise; the other examples keep their maps."""
     wrong = TARGETS[:4].at[1].set(CLASSES + 5).at[2].set(-1)
     first = jnp.zeros_like(wrong)
     run = explainer(method)
@@ -182,7 +182,7 @@ def test_a_class_that_does_not_exist_gives_nan(method):
 
 @every_method
 def test_cost_is_the_number_of_evaluations(method):
-    """Counted where the function is run as it is; those that replace its operations keep no callback: see below."""
+    """Methods that replace operations drop the counting callback; `test_cost_is_what_is_computed` covers them."""
     claimed = sum(cost(method, SHAPE, **options_of(method)))
     if method not in OF_THE_PROGRAM:
         assert explained(method)[1] == N * claimed
@@ -200,7 +200,7 @@ def deep(image):
 
 @functools.cache
 def operations(method, **options):
-    """Return how many operations the compiled program has for two images; `method` None is for the network alone."""
+    """Return the operations of the compiled program for two images; `method` None is the network alone."""
     run = jax.vmap(deep) if method is None else functools.partial(explain, deep, targets=0, method=method, **options)
     images = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.float32)
     return jax.jit(run).lower(images).compile().cost_analysis()["flops"]
@@ -214,7 +214,7 @@ def operations(method, **options):
     + [("lrp", {"low": -4.0, "high": 4.0})],
 )
 def test_cost_is_what_is_computed(method, options):
-    """Half a gradient more or less than what is claimed would be 25 % at least."""
+    """Half a gradient more or less than claimed would be a difference of at least 25 %."""
     forward, gradient = cost(method, (8, 8, 16), **options)
     claimed = forward * operations(None) + gradient * operations("gradient")
     assert 0.95 < operations(method, **options) / claimed < 1.2
@@ -258,7 +258,7 @@ def test_cost_of_options():
 
 @most_methods_in_full
 def test_chunk_size_does_not_change_the_result(method):
-    """Three images at a time leave two over; twenty evaluations are two samples of each of the eight images."""
+    """Three images at a time leave a remainder of two; twenty evaluations are two samples of each of eight images."""
     for chunk_size in (3, 20) if "chunk_size" in inspect.signature(METHODS[method]).parameters else (3,):
         close(jax.jit(explainer(method, chunk_size=chunk_size))(IMAGES, TARGETS, KEYS), explained(method)[0])
 
@@ -270,7 +270,7 @@ def test_chunk_size_does_not_change_the_result(method):
     + [pytest.param(m, 8, marks=pytest.mark.full) for m in METHODS if m not in SPREAD],
 )
 def test_neither_the_number_of_devices_nor_the_batch_size_changes_the_result(method, devices):
-    """Eight images on eight devices are batches of one."""
+    """Eight images on eight devices are eight batches of one image."""
     spread = jax.tree.map(lambda x: x.reshape(devices, N // devices, *x.shape[1:]), (IMAGES, TARGETS, KEYS))
     maps = jax.pmap(explainer(method), devices=jax.devices()[:devices])(*spread)
     close(maps.reshape(N, *maps.shape[2:]), explained(method)[0])
@@ -302,7 +302,7 @@ def test_every_kind_of_target(method):
 
 @most_methods_in_full
 def test_any_function_of_an_image_will_do(method):
-    """Every method traces through an NNX module; where that is the same program, so is the map."""
+    """Every method traces an NNX module; maps are equal where the module gives the same program."""
     arguments = IMAGES[:2], TARGETS[:2], KEYS[:2]
     assert jax.eval_shape(explainer(method, Module()), *arguments).shape[:3] == (2, 8, 8)
     if method in SPREAD:
@@ -311,13 +311,13 @@ def test_any_function_of_an_image_will_do(method):
 
 @pytest.mark.parametrize("method", [in_full_unless(QUICK, m) for m in METHODS if m not in OF_THE_PROGRAM])
 def test_equal_functions_have_equal_maps(method):
-    """Implementation invariance; that of class activation maps is up to the scale and order of a layer's units."""
+    """Class activation maps are invariant to the scale and order of a layer's units."""
     close(jax.jit(explainer(method, rewritten))(IMAGES, TARGETS, KEYS), explained(method)[0])
 
 
 @most_methods_in_full
 def test_every_method_can_be_smoothed(method):
-    """Without noise the mean over copies is the map itself; a method that draws does so anew for each copy."""
+    """With zero noise the mean over copies is the map itself, unless the method draws anew for each copy."""
     smooth, arguments = explainer(method, noise=Noise(samples=2, scale=0.0)), (IMAGES[:2], TARGETS[:2], KEYS[:2])
     if "key" in inspect.signature(METHODS[method]).parameters:
         assert jax.eval_shape(smooth, *arguments).shape == explained(method)[0][:2].shape

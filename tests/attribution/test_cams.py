@@ -1,4 +1,4 @@
-"""Class activation maps against captum, the papers' formulas in float64, and CAM itself; and how layers are found."""
+"""Tests of class activation maps against captum, the papers' formulas in float64 and CAM; and of finding layers."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,13 +27,13 @@ def stored():
 
 
 def of_reference(method, **options):
-    """Explain the reference images for their labels."""
+    """Return maps of the reference images for their labels."""
     run = jax.jit(partial(explain, reference.network, method=method, **options))
     return run(reference.images(), reference.labels())
 
 
 def drawn(module, shape):
-    """Return variables of a module of images `[1, *shape]`, drawn by NumPy."""
+    """Return variables of a module for images `[1, *shape]`, drawn with NumPy."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)))
 
@@ -46,7 +46,7 @@ def drawn(module, shape):
 
 
 def linen(module, shape):
-    """Return `image -> logits` of a module that returns the logits first."""
+    """Return `image -> logits` of a module whose first output is the logits."""
     variables = drawn(module, shape)
     return lambda image: module.apply(variables, image[None])[0][0]
 
@@ -89,7 +89,7 @@ def test_formulas_in_float64(stored):
 
 
 def test_plus_plus_weights_are_derivatives_of_the_exponential():
-    """α is made of second and third derivatives of exp(score), whose common factor exp(score) is divided out."""
+    """α consists of second and third derivatives of exp(score); their common factor exp(score) cancels."""
     rng = np.random.default_rng(3)
     weights = jnp.asarray(rng.normal(size=(3, 3, 2, 5)) * 0.2, jnp.float32)
     activation = jnp.asarray(np.abs(rng.normal(size=(3, 3, 2))), jnp.float32)
@@ -213,7 +213,7 @@ def test_nnx_module_by_scope_by_pair_and_by_default(key):
 
 
 class TwoConvolutions(nnx.Module):
-    """Two convolutions of one class, of which the first is called twice, with a BatchNorm and no named scope."""
+    """Two convolutions with a BatchNorm and no named scope; the first convolution is called twice."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first, self.second = (nnx.Conv(3, 3, (3, 3), rngs=rngs) for _ in range(2))
@@ -273,7 +273,7 @@ def test_errors_about_module_objects(layer, message):
 
 
 class Nested(nn.Module):
-    """Blocks under `checkpoint`, a function under `jit`, a layer that is called twice and one inside a scan."""
+    """A block under `checkpoint`, a function under `jit`, a layer called twice and a layer inside a scan."""
 
     @nn.compact
     def __call__(self, x):
@@ -350,7 +350,7 @@ def test_errors_about_functions_without_scopes_or_convolutions():
 
 
 def zeros(module, shape):
-    """Return `image -> logits` with parameters of zeros, to be traced alone."""
+    """Return `image -> logits` with zero parameters, for tracing only."""
     variables = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape))),
@@ -363,7 +363,7 @@ def zeros(module, shape):
     [("resnet18", "stage3", (1, 2, 2, 256)), ("vit_ti", "block12/norm1", (1, 5, 192))],
 )
 def test_default_layer_of_large_networks(model, layer, shape):
-    """Of ResNet-18 at 32 pixels the last maps larger than 1×1; of a ViT what its last attention reads."""
+    """In ResNet-18 at 32 pixels: the last map larger than 1×1. In a ViT: the input of the last attention."""
     size = (32, 32, 3)
     jaxpr = traced(zeros(create_model(model, num_classes=4), size), size)
     found = default_layer(jaxpr)
@@ -392,7 +392,7 @@ def test_transformer_maps_leave_out_the_class_token(key):
 
 
 def transformer(before, behind, merged=False):
-    """Return a transformer of two blocks over 4×4 patches, with tokens of its own before and behind them."""
+    """Return a transformer of two blocks over 4×4 patches, with extra tokens before and behind the patches."""
     rng = np.random.default_rng(1)
     shapes = [(4, 4, 3, 6), (16, 6), (before + behind, 6), (3, 6, 6), (24, 6), (6, 4)]
     embed, places, own, qkv, merge, head = (jnp.asarray(rng.normal(size=n) * 0.5, jnp.float32) for n in shapes)
@@ -414,7 +414,7 @@ def transformer(before, behind, merged=False):
 
 @pytest.mark.parametrize(("before", "behind"), [(2, 0), (5, 0), (1, 4)])
 def test_default_layer_without_the_tokens_of_a_transformer_s_own(key, before, behind):
-    """A distillation token, and registers before and behind: the last block's input, its patches alone."""
+    """With extra tokens (distillation, registers) the layer is the last block's input, its patches alone."""
     fn, image = transformer(before, behind), jax.random.normal(key, (16, 16, 3))
     last = jax.make_jaxpr(fn)(image).jaxpr
     assert default_layer(last) is named_layer(last, "block0")
@@ -439,8 +439,8 @@ def test_default_layer_of_merged_patches_is_asked_for():
         ((1, 49, 3), (32, 32), (7, 7, 3)),
         ((50, 3), (32, 32), (7, 7, 3)),
         ((1, 9, 3), (16, 32), (2, 4, 3)),
-        ((9, 3), (12, 10), (3, 3, 3)),  # 4×4 patches, padded
-        ((7, 3), (12, 10), (3, 2, 3)),  # and cut off, with a class token
+        ((9, 3), (12, 10), (3, 3, 3)),  # patches of 4×4, with padding
+        ((7, 3), (12, 10), (3, 2, 3)),  # without padding, with a class token
     ],
 )
 def test_as_map(shape, image, expected):

@@ -1,4 +1,4 @@
-"""Explaining noisy copies: closed forms, captum's results on the same copies, any method wrapped."""
+"""Tests of explaining noisy copies: closed forms, captum's results on the same copies, and wrapping any method."""
 
 import functools
 
@@ -31,17 +31,17 @@ def smooth(weights):
 
 
 def attribute(method, fn, image, target=0, **options):
-    """Call a method under `jit`."""
+    """Return a method's result under `jit`."""
     return jax.jit(lambda image: method(fn, image, target, **options))(image)
 
 
 def same(found, expected, tolerance=1e-5):
-    """Compare maps, relative to the largest entry."""
+    """Assert that maps agree, relative to the largest entry."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
 
 
 def test_linear_network(image, weights):
-    """Its gradient is the same at every copy."""
+    """The gradient is the same at every copy."""
     fn = lambda x: jnp.stack([(weights * x).sum(), 0.0])  # noqa: E731
     same(attribute(smoothgrad, fn, image, key=KEY), weights)
     same(attribute(squaregrad, fn, image, key=KEY), weights**2)
@@ -82,7 +82,7 @@ def test_chunk_size_does_not_change_a_map(image, weights, method):
 
 @pytest.mark.parametrize("method", [smoothgrad, vargrad])
 def test_maps_belong_to_the_image(weights, method):
-    """Whatever else is in the batch, and however many are explained at a time."""
+    """A map depends neither on the rest of the batch nor on `chunk_size`."""
     images, keys = jax.random.normal(jax.random.key(4), (8, *SHAPE)), jax.random.split(KEY, 8)
 
     def run(images, targets, keys, chunk_size=None):
@@ -102,7 +102,7 @@ def test_maps_belong_to_the_image(weights, method):
     ],
 )
 def test_any_method_can_be_wrapped(image, weights, method, options):
-    """The mean over two copies is that of the method on each copy, with keys of their own."""
+    """The map is the mean of the method's maps of two copies, each with its own key."""
     noisy = smoothed(method, Noise(samples=2, scale=0.3, relative=False))
     found = attribute(noisy, smooth(weights), image, key=KEY, **options)
 

@@ -1,4 +1,4 @@
-"""Path methods: closed forms, the axioms, captum's results, and what must not change a map."""
+"""Tests of path methods: closed forms, axioms, captum's results, the papers' algorithms, baselines and errors."""
 
 import functools
 
@@ -58,12 +58,12 @@ def smooth(weights):
 
 
 def attribute(method, fn, image, target=0, **options):
-    """Call a method under `jit`."""
+    """Return a method's result under `jit`."""
     return jax.jit(lambda image: method(fn, image, target, **options))(image)
 
 
 def same(found, expected, tolerance=1e-5):
-    """Compare maps, relative to the largest entry."""
+    """Assert that maps agree, relative to the largest entry."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
 
 
@@ -134,7 +134,7 @@ def test_reported_error_is_the_difference(image, weights):
 
 
 def test_expected_gradients_average_integrated_gradients(image, weights):
-    """Over 2000 samples, within five standard errors of the exact expectation."""
+    """The mean over 2000 samples is within five standard errors of the exact expectation."""
     pool = jax.random.normal(jax.random.key(5), (4, *SHAPE))
     fn = separable(weights, jnp.square)
     attribution = functools.partial(expected_gradients, fn, image, 0, baselines=pool, with_error=True)
@@ -210,11 +210,11 @@ def test_gradients_equal_captum(captum):
         same(explained(captum, method=method), captum[method])
 
 
-IN_FULL = ("riemann_right", "riemann_middle", "trapezoid", "white", "black")  # other weights and values, no other way
+IN_FULL = ("riemann_right", "riemann_middle", "trapezoid", "white", "black")  # these differ in weights and values only
 
 
 def most(names):
-    """Return parameters of which those in `IN_FULL` are in the full suite alone."""
+    """Return test parameters; those in `IN_FULL` run in the full suite only."""
     return [pytest.param(name, marks=pytest.mark.full if name in IN_FULL else ()) for name in names]
 
 
@@ -234,7 +234,7 @@ def test_baselines_and_errors_equal_captum(captum, baseline):
 
 @pytest.mark.parametrize("method", [integrated_gradients, guided_integrated_gradients, occlusion, deeplift])
 def test_a_baseline_may_be_a_function(method, weights):
-    """It is called with each image, and its key where the method has one."""
+    """The function is called with each image and its key."""
     images, fn = jax.random.normal(jax.random.key(4), (2, *SHAPE)), separable(weights, jnp.tanh)
     keys, steps = jax.random.split(KEY, 2), {"steps": 4} if "gradients" in method.__name__ else {}
 
@@ -281,7 +281,7 @@ def test_expected_gradients_equal_captum_on_the_same_draws(captum):
 
 
 def test_blur_path_equals_the_published_sum(image, weights):
-    """Left Riemann sum over sigma with the blur's central difference, in float64."""
+    """The sum is the left Riemann sum over sigma with the blur's central differences, in float64."""
     steps, max_sigma = 40, 3.0
     pixels, w = np.asarray(image, np.float64), np.asarray(weights, np.float64)
     total = np.zeros(SHAPE)
@@ -300,7 +300,7 @@ def test_blur_path_equals_the_published_sum(image, weights):
 
 
 def guided_oracle(gradient, start, end, steps, fraction, max_dist, anchors):
-    """Kapishnikov et al., Algorithm 1 with bounds, in float64: one straight segment between anchors after another."""
+    """Return the map by Kapishnikov et al., Algorithm 1 with bounds, in float64, segment by segment between anchors."""
     points = [start + (end - start) * k / (anchors + 1) for k in range(anchors + 2)]
     total, x = np.zeros_like(start), start.copy()
     for opening, close in zip(points[:-1], points[1:], strict=True):
@@ -351,7 +351,7 @@ def test_a_guided_path_without_freedom_is_straight(image, baseline, weights, opt
 
 
 def test_a_guided_path_moves_equal_gradients_together(image):
-    """All gradients are equal: each step must move every feature, and the path is straight."""
+    """With equal gradients each step must move every feature, so the path is straight."""
 
     def fn(x):
         return jnp.stack([jnp.sum(x) ** 2, 0.0])
@@ -382,7 +382,7 @@ def test_chunk_size_does_not_change_a_map(image, weights, name):
 
 @EVERY_PATH
 def test_maps_belong_to_the_image(weights, method):
-    """Whatever else is in the batch and however many are explained at a time; guided paths also on several devices."""
+    """A map depends neither on the rest of the batch nor on `chunk_size`; guided paths are also run on four devices."""
     method = method.func if isinstance(method, functools.partial) else method
     images, keys = jax.random.normal(jax.random.key(4), (8, *SHAPE)), jax.random.split(KEY, 8)
     options = {"samples": 5} if method is expected_gradients else {"steps": 5}
@@ -403,7 +403,7 @@ def test_maps_belong_to_the_image(weights, method):
 @EVERY_PATH
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_places_and_weights_have_the_dtype_of_the_image(method, dtype):
-    """Also where float64 is switched on; bfloat16 images are weighted in float32."""
+    """This holds with float64 enabled too; bfloat16 images are weighted in float32."""
     with jax.enable_x64(True):
         image = jnp.ones(SHAPE, dtype)
         run = functools.partial(method, lambda x: (x**2).sum((0, 1)), target=0, with_error=True)

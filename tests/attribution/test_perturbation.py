@@ -1,4 +1,4 @@
-"""Occlusion and RISE: brute force, closed forms, captum's results, and what must not change a map."""
+"""Tests of occlusion and RISE: brute force, closed forms, captum's results, chunks, batches and errors."""
 
 import functools
 import math
@@ -32,17 +32,17 @@ def weights() -> jax.Array:
 
 
 def network(weights):
-    """Return a network that mixes all features; its second logit is 0."""
+    """Return a network that mixes all features and has 0 as its second logit."""
     return lambda x: jnp.stack([jnp.tanh((weights * x).sum() / 5) + (weights * x**2).sum() / 20, 0.0])
 
 
 def attribute(method, fn, image, target=0, **options):
-    """Call a method under `jit`."""
+    """Return a method's result under `jit`."""
     return jax.jit(lambda image: method(fn, image, target, **options))(image)
 
 
 def same(found, expected, tolerance=1e-5):
-    """Compare maps, relative to the largest entry."""
+    """Assert that maps agree, relative to the largest entry."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
 
 
@@ -88,7 +88,7 @@ def test_occlusion_equals_captum(name, window, stride):
 
 
 def test_occlusion_has_some_two_hundred_windows_by_default():
-    """The default window and its stride grow with the image."""
+    """The default window and stride grow with the image."""
     found = attribute(occlusion, lambda x: jnp.stack([x.sum(), 0.0]), jnp.ones((32, 64, 1)))
     np.testing.assert_allclose(found, 4 * 8, rtol=1e-6)
 
@@ -97,7 +97,7 @@ def test_occlusion_has_some_two_hundred_windows_by_default():
 
 
 def masks(samples, cells, probability, sides=SHAPE[:2]):
-    """Draw the masks of `rise` as it does and enlarge them by `jax.image`, `[samples, H, W]`."""
+    """Return masks with the draws of `rise`, enlarged by `jax.image`, `[samples, H, W]`."""
     found = []
     for i in range(samples):
         *of_cells, down, right = jax.random.uniform(jax.random.fold_in(KEY, i), (math.prod(cells) + 2,)).tolist()
@@ -124,7 +124,7 @@ def test_rise_equals_brute_force(image, weights, cells):
 
 
 def test_masks_are_seen_with_the_probability_given(image):
-    """For a constant network the map is the masks' mean over the probability: 1 within five standard errors."""
+    """For a constant network the map is the masks' mean over their probability: 1 within five standard errors."""
     constant = lambda x: jnp.stack([2.0 + 0 * x.sum(), 0.0])  # noqa: E731
     found = attribute(rise, constant, image, saliency_of="logit", samples=4000, probability=0.3, key=KEY, chunk_size=50)
     assert (jnp.abs(found / 2 - 1) < 5 * np.sqrt(0.7 / 0.3 / 4000)).all()
@@ -173,7 +173,7 @@ def test_chunk_size_does_not_change_a_map(image, weights, method, options):
 
 @METHODS
 def test_maps_belong_to_the_image(weights, method, options):
-    """Whatever else is in the batch, and however many are explained at a time."""
+    """A map depends neither on the rest of the batch nor on `chunk_size`."""
     images, keys = jax.random.normal(jax.random.key(4), (8, *SHAPE)), jax.random.split(KEY, 8)
 
     def run(images, targets, keys, chunk_size=None):

@@ -1,4 +1,4 @@
-"""Checks of plain values."""
+"""Tests of validating counts and ranges."""
 
 import jax.numpy as jnp
 import numpy as np

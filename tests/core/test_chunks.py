@@ -1,4 +1,4 @@
-"""Running sums and moments against float64 NumPy, and the memory they are there to bound."""
+"""Tests of running sums and moments in chunks: values against float64 NumPy, bounded memory, default chunk size."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def test_few_terms(terms, count):
 
 
 def test_every_term_is_evaluated_and_counted_once():
-    """Of 7 terms in groups of 3 the last group is padded; what the padding gives, even NaN, must not count."""
+    """The last group of 3 is padded; the padding's values, even NaN, must not count."""
     evaluated = chunks.sum_over(lambda i: jax.nn.one_hot(i, 7), 7, at_once=3)
     np.testing.assert_array_equal(evaluated, 1)
     seen = chunks.sum_over(lambda i: jnp.where(i == 6, jnp.nan, 1.0), 7, at_once=3)
@@ -56,7 +56,7 @@ def test_sums_of_trees(terms):
 
 
 def test_variance_of_nearly_equal_terms():
-    """A mean 10⁴ times the spread costs no digits, as the difference of two sums of squares would."""
+    """A mean of 10⁴ times the spread costs no digits, unlike with the difference of two sums of squares."""
     offsets = np.random.default_rng(1).normal(size=50)
     values = (1e4 + offsets).astype(np.float32)
     for at_once in (1, 7, 50):
@@ -91,7 +91,7 @@ def test_memory_is_bounded_by_the_terms_at_once_and_not_by_their_number(run):
 
 @pytest.mark.parametrize("at_once", [None, 2, 13])
 def test_narrow_floats_are_summed_in_float32(at_once):
-    """2,000 terms of 1 are 256 in bfloat16, where 256 + 1 = 256."""
+    """Summed in bfloat16, 2,000 terms of 1 would give 256, since 256 + 1 = 256 there."""
 
     def term(i):
         return jnp.ones(2, jnp.bfloat16) + (i % 2).astype(jnp.bfloat16)
@@ -163,7 +163,7 @@ def test_wrong_numbers(wrong):
 
 
 def test_default_chunk_size_shrinks_with_the_function(monkeypatch):
-    monkeypatch.setattr(chunks, "_memory", lambda device: 4 * 2**20)  # of which a quarter is given
+    monkeypatch.setattr(chunks, "_memory", lambda device: 4 * 2**20)  # the default takes a quarter
 
     def chain(length):
         def fn(x):
@@ -173,13 +173,13 @@ def test_default_chunk_size_shrinks_with_the_function(monkeypatch):
 
         return fn
 
-    x = jax.ShapeDtypeStruct((4096,), jnp.float32)  # 16 KiB an array: 64 fit
+    x = jax.ShapeDtypeStruct((4096,), jnp.float32)  # 16 KiB per array: 64 fit
     assert chunks.default_chunk_size(chain(2), x) == 32
-    assert chunks.default_chunk_size(chain(3), x) == 16  # a power of two
+    assert chunks.default_chunk_size(chain(3), x) == 16  # rounded down to a power of two
     assert chunks.default_chunk_size(chain(64), x) == 1
     assert chunks.default_chunk_size(chain(200), x) == 1
     assert jax.jit(lambda x: x * chunks.default_chunk_size(chain(2), x))(jnp.ones(4096))[0] == 32
-    assert chunks.default_chunk_size(lambda x: x[:1] + 1, x) == 64  # more gains nothing on a CPU
+    assert chunks.default_chunk_size(lambda x: x[:1] + 1, x) == 64  # a larger one gains nothing on a CPU
 
 
 def test_default_chunk_size_counts_every_round_of_a_loop_and_one_branch(monkeypatch):

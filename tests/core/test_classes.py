@@ -1,4 +1,4 @@
-"""A class that does not exist is an error, or NaN under `jit`; integers of any type mean the same classes."""
+"""Tests of class numbers: one that is no class raises, or gives NaN under `jit`; every integer type is accepted."""
 
 import functools
 
@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 
 
 def cross_entropy(logits, labels, smoothing=0.0):
-    """In float64."""
+    """Return the cross-entropy, computed in float64."""
     targets = (1 - smoothing) * np.eye(logits.shape[1])[labels] + smoothing / logits.shape[1]
     return -np.sum(targets * np.log(oracles.softmax(logits.astype(np.float64))), axis=-1)
 
@@ -42,7 +42,7 @@ def test_every_integer_type_is_compared_with_a_count_that_it_may_not_hold(dtype)
         np.testing.assert_array_equal(classes.is_class(jnp.asarray(numbers), count), expected)
 
 
-def test_numbers_become_int32_and_those_of_no_class_minus_one_where_values_are_not_known():
+def test_traced_numbers_become_int32_and_minus_one_if_they_are_no_class():
     traced = jax.jit(lambda numbers: classes.check_classes("labels", numbers, 200))
     found = traced(np.array([0, 120, 255], np.uint8))
     assert found.dtype == jnp.int32
@@ -103,7 +103,7 @@ def test_gradient_penalty_of_a_label_that_is_no_class(of):
     with pytest.raises(ValueError, match="labels contains -1"):
         penalties(WRONG)
     found = jax.jit(penalties)(WRONG)
-    undefined = of != "log_probabilities"  # which no label enters
+    undefined = of != "log_probabilities"  # no label enters that one
     np.testing.assert_array_equal(np.isnan(found), np.array(UNDEFINED) & undefined)
     narrow = jax.jit(penalties)(LABELS.astype(np.uint8))
     p, one = oracles.softmax((images @ weights).astype(np.float64)), np.eye(5)[LABELS]
@@ -155,7 +155,7 @@ def test_the_step_s_saliency_and_loss_of_a_label_that_is_no_class():
     np.testing.assert_allclose(terms["accuracy"], (LOGITS.argmax(1) == LABELS).mean())
 
 
-def test_padding_makes_no_sum_nan_whatever_it_holds_and_a_label_of_no_class_does():
+def test_padding_never_makes_a_sum_nan_but_a_label_of_no_class_does():
     logits = np.concatenate([LOGITS, np.full((2, 5), np.nan, np.float32)])
     apply = lambda variables, images, train: (images, None)  # noqa: E731
     evaluate = jax.jit(functools.partial(steps.evaluation_step, apply, None))
@@ -219,7 +219,7 @@ def network(weights):
 
 
 def following(weights, images, maps, targets):
-    """Metrics that follow a class of `image -> logits`, by name; each may refuse what it is given."""
+    """Return calls of the metrics that follow a class, by name, for a network with these weights."""
     fn, n = network(weights), functools.partial
     options = {"key": KEY, "chunk_size": 8}
     p = {"saliency_of": "probability"}
@@ -284,17 +284,17 @@ def measured(names, weights, images, maps, targets):
 
 
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_metrics_and_maps_follow_a_class_by_whatever_type_and_no_class_has_none(full):
-    """The oracle: classes renumbered, with the network's logits in that order, change nothing."""
+def test_metrics_and_maps_do_not_depend_on_the_integer_type_and_are_nan_for_no_class(full):
+    """As oracle, renumber the classes and reorder the network's logits: results must not change."""
     names = tuple(name for name in following(WEIGHTS, IMAGES, MAPS, TARGETS) if (name in QUICK) != full)
-    order = np.roll(np.arange(CLASSES), 7)  # the class of number i is now the one that was order[i]
+    order = np.roll(np.arange(CLASSES), 7)  # new class i is the former class order[i]
     renumbered = np.where(np.array(NONE), TARGETS, (TARGETS.astype(int) + 7) % CLASSES).astype(np.int8)
     found = measured(names, WEIGHTS, IMAGES, MAPS, TARGETS)
     other = measured(names, WEIGHTS[:, order], IMAGES, MAPS, renumbered)
     for name, values in found.items():
         undefined = np.isnan(values).reshape(5, -1)
         assert undefined[3:].all() and not undefined[:3].any(), name
-        if name != "random_logit":  # which draws the other class by its number
+        if name != "random_logit":  # random_logit draws the other class by its number
             np.testing.assert_allclose(values, other[name], rtol=2e-3, atol=1e-5, err_msg=name)
 
 
@@ -332,13 +332,13 @@ def test_each_method_refuses_the_probability_of_one_logit():
 
     for name in METHODS:
         for saliency_of in ("probability", "log_probability"):
-            if name != "lrp":  # which starts from logits alone
+            if name != "lrp":  # LRP starts from logits alone
                 with pytest.raises(ValueError, match=r"1 logit: .* \[0, z\] .* saliency_of='logit'"):
                     jax.eval_shape(
                         functools.partial(explain, fn, IMAGES, 0, method=name, saliency_of=saliency_of, key=KEY)
                     )
                     pytest.fail(name)
-    with pytest.raises(ValueError, match="1 logit"):  # the default of RISE
+    with pytest.raises(ValueError, match="1 logit"):  # RISE explains the probability by default
         explain(fn, IMAGES, 0, method="rise", key=KEY)
 
 

@@ -1,4 +1,4 @@
-"""Arrays on a mesh whose axes are Explicit, as `jax.make_mesh` makes it: the results of one device, by any path."""
+"""Tests of arrays on a mesh with Explicit axes, as from `jax.make_mesh`: results equal those of one device."""
 
 from functools import partial
 
@@ -51,7 +51,7 @@ def test_outside_of_a_mesh_context_and_of_jit_too(mesh):
     sharded = [jax.device_put(array, NamedSharding(mesh, BATCH)) for array in (IMAGES, LABELS)]
     maps = attribution.explain(test_strict.fn, *sharded)
     np.testing.assert_allclose(maps, jax.jit(results)(IMAGES, LABELS, FEATURES)["gradient"], rtol=1e-4, atol=1e-6)
-    assert (maps + sharded[0]).sharding.spec[:1] == BATCH[:1]  # it meets what it was made of
+    assert (maps + sharded[0]).sharding.spec[:1] == BATCH[:1]  # maps can be added to their images
 
 
 @pytest.mark.full

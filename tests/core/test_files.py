@@ -1,4 +1,4 @@
-"""Whole-file writes: a reader sees the old file or the new one, whatever goes wrong."""
+"""Tests of whole-file writes: a reader sees the old or the new file, even after an error."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     with files.replacing(path) as first, files.replacing(path) as second:
         first.write_text("first")
         second.write_text("second")
-    assert path.read_text() == "first" and names(tmp_path) == ["a"]  # who ends last wins
+    assert path.read_text() == "first" and names(tmp_path) == ["a"]  # the last writer wins
 
 
 def test_settings_hold_objects_by_name():

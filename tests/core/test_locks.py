@@ -1,4 +1,4 @@
-"""Lock files: one holder, who is named, and children hold them only where that is wanted."""
+"""Tests of lock files: there is one holder, named in errors; forked children hold the lock only if they inherit it."""
 
 import os
 
@@ -29,7 +29,7 @@ def test_a_forked_child_holds_it_where_that_is_wanted(tmp_path, inherited):
         os.read(go, 1)
         os._exit(0)
     os.read(ready, 1)
-    os.close(held.descriptor)  # as if this process had died
+    os.close(held.descriptor)  # as if this process died
     locks._not_inherited.discard(held.descriptor)
     assert (locks.holder(path) is not None) == inherited
     os.write(end, b"x")

@@ -1,4 +1,4 @@
-"""Paths and names that commands are given: refused before any work, or quoted where a command is suggested."""
+"""Tests of paths and names given to commands: bad ones are refused before any work, suggested commands are quoted."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ LATIN = os.fsdecode(b"caf\xe9")
 def test_readable_is_text_that_can_be_stored():
     assert files.readable("café 1.png") == "café 1.png"
     assert files.readable(f"{LATIN}/a") == r"caf\xe9/a" == files.readable(files.readable(f"{LATIN}/a"))
-    assert files.readable("\ud800").encode() == rb"\ud800"  # no name that a system gives
+    assert files.readable("\ud800").encode() == rb"\ud800"  # no file system returns such a name
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name, match):
         files.check_output("--output", tmp_path / name)
 
 
-def test_what_can_be_a_folder_is_not():
+def test_what_can_be_a_folder_is_accepted():
     for path in ("runs/new/deep", "/", ".", "gs://bucket/x", "runs/[1]"):
         files.check_output("--output", path)
     with pytest.raises(ValueError, match="--output is empty"):

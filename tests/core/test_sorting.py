@@ -1,4 +1,4 @@
-"""Sorting rows against NumPy and SciPy."""
+"""Tests of sorting rows, ranks and k-th values against NumPy and SciPy."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Work ahead in threads: in order, bounded, and ended by an error or by closing."""
+"""Tests of work ahead in threads: results in order, a bounded number ahead, an end on errors and on closing."""
 
 import itertools
 import threading
@@ -10,7 +10,7 @@ from sdecor.core.threads import in_background, map_ahead
 
 
 def ended(name: str) -> bool:
-    """Wait until no thread of that name is left."""
+    """Return whether all threads of this name end within ten seconds."""
     end = time.monotonic() + 10
     while any(name in thread.name for thread in threading.enumerate()):
         if time.monotonic() > end:
@@ -58,7 +58,7 @@ def test_closing_cancels_what_has_not_begun():
 
     found = map_ahead(wait, itertools.count(), threads=1, ahead=50, name="waiting")
     assert next(found)
-    found.close()  # though one waits
+    found.close()  # while one item still waits
     go.set()
     assert ended("waiting") and len(begun) <= 3
 

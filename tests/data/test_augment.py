@@ -1,4 +1,4 @@
-"""Augmentation: a pure function of (key, images), against NumPy, and the same in every batch layout."""
+"""Tests of augmentation against NumPy, and of its independence of batches and devices."""
 
 import functools
 
@@ -23,7 +23,7 @@ def run(key: jax.Array, images: np.ndarray, **options) -> np.ndarray:
 
 @pytest.fixture
 def images() -> np.ndarray:
-    """Images without a zero, so that padding can be told from them."""
+    """Return images without zeros, to tell them from padding."""
     return np.random.default_rng(0).uniform(0.1, 1, (16, 8, 8, 3)).astype(np.float32)
 
 
@@ -123,7 +123,7 @@ def test_boxes_lie_inside_and_have_the_area_and_aspect_asked_for(key, height, wi
     assert (x >= 0).all() and (x + box_width <= width + slack).all()
     area = box_height * box_width / (height * width)
     np.testing.assert_allclose(np.quantile(area, [0, 0.25, 0.5, 0.75, 1]), [0.08, 0.31, 0.54, 0.77, 1], atol=0.04)
-    # Only ratios between area·W/H (the box as high as the image) and W/(H·area) (as wide) fit into the image.
+    # The ratio is limited too by boxes as high (area·W/H) or as wide (W/(H·area)) as the image.
     low, high = np.clip(3 / 4, area * width / height, None), np.clip(4 / 3, area * width / height, None)
     low, high = np.minimum(low, width / (height * area)), np.minimum(high, width / (height * area))
     ratio = box_width / box_height

@@ -1,4 +1,4 @@
-"""Data sets from disk: what is converted, what is an error, which examples belong to which split."""
+"""Tests of data sets from disk: decoding, splits, image folders, Tiny ImageNet, TFDS, and their errors."""
 
 import io
 import json
@@ -67,9 +67,9 @@ def test_a_damaged_image_names_the_file(damage):
 def test_masks_are_read_in_either_encoding():
     codes = np.array([[0, 1, 127], [128, 204, 255]], np.uint8)
     np.testing.assert_array_equal(decode_mask(encode(codes), name="m"), [[0, 0, 0], [1, 1, 1]])
-    for stored in (codes > 1, codes[:, :2] % 2, (codes > 1).astype(np.uint8)):  # bilevel, and 0/1 in a byte
+    for stored in (codes > 1, codes[:, :2] % 2, (codes > 1).astype(np.uint8)):  # bilevel, and 0 and 1 in a byte
         np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), stored)
-    assert decode_mask(encode(np.full((2, 2), 100, np.uint8)), name="m").sum() == 0  # dark grey throughout
+    assert decode_mask(encode(np.full((2, 2), 100, np.uint8)), name="m").sum() == 0  # dark grey everywhere
     for scale in (1, 257):  # 0 … 255 and 0 … 65535, stored in 16 bits
         stored = codes.astype(np.uint16) * scale
         np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), [[0, 0, 0], [1, 1, 1]])
@@ -81,7 +81,7 @@ def test_masks_are_read_in_either_encoding():
 
 @pytest.mark.parametrize(("kind", "blur"), [("PNG", 0), ("PNG", 2), ("JPEG", 0)])
 def test_the_object_of_a_graded_mask_is_its_bright_half(kind, blur):
-    """Soft edges and JPEG leave values of 1 around the object, which are background."""
+    """Soft edges and JPEG leave small values around the object, which are background."""
     disc = Image.new("L", (64, 64))
     ImageDraw.Draw(disc).ellipse((12, 8, 50, 54), fill=255)
     graded = disc.filter(ImageFilter.GaussianBlur(blur))
@@ -94,7 +94,7 @@ def test_the_object_of_a_graded_mask_is_its_bright_half(kind, blur):
 @pytest.mark.parametrize("fit", ["stretch", "crop"])
 @pytest.mark.parametrize("size", [(60, 80), (80, 60), (40, 40), (16, 48)])
 def test_image_mask_and_box_move_together(fit, size):
-    """A white rectangle on black: its place in the resized image, mask and box must be one."""
+    """A white rectangle on black must be at the same place in the resized image, mask and box."""
     height, width = size
     y0, x0, y1, x1 = height // 4, width // 4, 3 * height // 4, 5 * width // 8
     mask = np.zeros(size, np.uint8)
@@ -126,7 +126,7 @@ def test_carving_is_stratified_seeded_and_complete():
     kept, carved = splits.carve(labels, fraction=0.1, seed=0)
     assert np.bincount(labels[carved], minlength=4).tolist() == [10, 5, 1, 0]
     assert sorted([*kept, *carved]) == list(range(len(labels)))
-    # The choice is part of every published number: these indices must never change.
+    # Every published number depends on the choice: these indices must never change.
     assert carved.tolist() == CARVED
     assert set(splits.carve(labels, fraction=0.1, seed=1)[1]) != set(carved)
     with pytest.raises(ValueError, match="nothing to carve"):
@@ -146,7 +146,7 @@ def test_a_limited_split_is_even_over_the_classes():
 
 @pytest.fixture
 def root(tmp_path):
-    """train: 20 grey or colour images in each of two classes; test: 3 each; mixed file types."""
+    """Return a folder of two classes with mixed file types and channels: 20 images each in train, 3 each in test."""
     for split, count in (("train", 20), ("test", 3)):
         for label, name in enumerate(("ant", "bee")):
             (tmp_path / split / name).mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_folder_statistics_are_exact(root):
 
 
 def test_statistics_of_a_sample_are_not_those_of_a_stride():
-    """Examples that alternate between black and white: every other one would be all black."""
+    """Examples alternate between black and white: with a stride of 2 all would be black."""
     images = [{"image": np.full((2, 2, 1), 255 * (i % 2), np.uint8)} for i in range(400)]
     mean, _ = dataset.compute(images, sample=200)
     assert mean[0] == pytest.approx(0.5, abs=0.1)
@@ -251,7 +251,7 @@ def test_a_link_in_a_circle_is_an_error(root):
 
 
 def test_classes_are_compared_as_composed_unicode(root):
-    """Some systems decompose the é of a name that they unpack."""
+    """Some systems decompose the é of a name when they unpack it."""
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     (root / "train" / "ant").rename(root / "train" / composed)
     (root / "test" / "ant").rename(root / "test" / decomposed)
@@ -374,7 +374,7 @@ def test_tiny_imagenet_errors(tiny):
 
 
 class SdecorFake(tfds.core.GeneratorBasedBuilder):
-    """Grey or colour images of several sizes, with a mask and a box, or what a test asks for."""
+    """A data set of grey and colour images of several sizes with mask and box; tests change its attributes."""
 
     VERSION = tfds.core.Version("1.0.0")
     counts = {"train": 40, "test": 6}
@@ -530,7 +530,7 @@ def test_several_configurations_must_be_told_apart(tmp_path):
 
 
 def test_nothing_imports_tensorflow(tmp_path):
-    """Even where it is installed: a package of that name which ends the process takes its place."""
+    """A fake package `tensorflow`, which ends the process, replaces the installed one."""
     prepare_fake(tmp_path)
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('tensorflow was imported')")

@@ -1,4 +1,4 @@
-"""The embedded data set: the same arrays everywhere, exact masks, and splits that share nothing."""
+"""Tests of the embedded data set: equal arrays on every machine, exact masks, disjoint splits, preparation."""
 
 import hashlib
 import multiprocessing
@@ -58,7 +58,7 @@ def test_a_short_split_is_a_prefix(drawn):
 
 
 def test_the_mask_is_exactly_where_the_digit_was_painted(monkeypatch):
-    """The digit is painted last: against the scene just before, only the mask and its blended rim have changed."""
+    """The digit is painted last; only the mask and its blended rim may differ from the scene before it."""
     painted, paint = [], scenes._paint
 
     def record(random, images, alpha, colours):
@@ -81,7 +81,7 @@ def test_splits_share_neither_digits_nor_photographs():
 
     digits = {split: scenes.digit_samples(split) for split in scenes.SPLIT_SIZES}
     assert sum(len(samples) for samples, _ in digits.values()) == 1797
-    # optdigits itself holds no two equal samples, so equality of values is identity of samples.
+    # optdigits holds no two equal samples, so equal values mean the same sample.
     every = np.concatenate([samples for samples, _ in digits.values()]).reshape(1797, -1)
     assert len(np.unique(every, axis=0)) == len(np.unique(load_digits().data, axis=0)) == 1797
     for split, (_, labels) in digits.items():
@@ -95,7 +95,7 @@ def test_splits_share_neither_digits_nor_photographs():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Splits of one chunk each."""
+    """Reduce each split to one chunk."""
     monkeypatch.setattr(scenes, "SPLIT_SIZES", dict.fromkeys(scenes.SPLIT_SIZES, scenes.CHUNK))
 
 
@@ -140,7 +140,7 @@ def _prepare(data_dir, barrier):
 
 def test_two_processes_may_prepare_at_once(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sdecor.data.digit_scenes"])  # once for both: to import it takes seconds
+    context.set_forkserver_preload(["sdecor.data.digit_scenes"])  # imported once for both: the import takes seconds
     barrier = context.Barrier(2)
     processes = [context.Process(target=_prepare, args=(tmp_path, barrier)) for _ in range(2)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""A split is told from another by what it holds."""
+"""Tests of a split's identity, which depends on its images, labels and masks."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ RNG = np.random.default_rng(0)
 
 
 class Source:
-    """A split of given images, labels and masks."""
+    """A split with given images, labels and masks."""
 
     def __init__(self, images, labels, masks=None, broken=()):
         self.images, self.labels, self.masks, self.broken = images, labels, masks, broken
@@ -56,6 +56,6 @@ def test_other_examples_are_another_split(other, fields):
     assert {name for name in a if a[name] != b[name]} == fields
 
 
-def test_an_image_that_cannot_be_read_is_for_others_to_complain_about():
+def test_an_unreadable_image_raises_no_error_here():
     found = identity(Source(IMAGES, LABELS, broken=(3,)))
     assert found["examples"] == 9 and found["pixels"] != identity(Source(IMAGES, LABELS))["pixels"]

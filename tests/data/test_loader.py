@@ -1,4 +1,4 @@
-"""The order of examples, the two loaders that follow it, and evaluation batches."""
+"""Tests of the order of examples, the two training loaders and evaluation batches."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from sdecor.data.memory import MemorySource, load_in_memory
 
 @dataclasses.dataclass
 class FakeSource:
-    """Images that say which example they are; optionally broken, with masks (`object`) or boxes."""
+    """A split of distinct images; some may be broken or of another shape, and have masks (`object`) or boxes."""
 
     n: int = 23
     broken: tuple[int, ...] = ()
@@ -85,7 +85,7 @@ def test_orders_differ_by_epoch_and_seed_and_are_reproducible():
 
 
 def test_the_order_is_the_one_that_earlier_runs_had():
-    """A change here makes resumed runs continue in another order: then say so in the release notes."""
+    """A changed order breaks resumed runs: announce it in the release notes."""
     np.testing.assert_array_equal(epoch_order(0, 0, 12), [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7])
 
 
@@ -197,7 +197,7 @@ def test_describe_names_kind_and_size():
 def test_memory_decodes_each_example_once():
     source = FakeSource(n=600, fields=("object", "box"))
     loaded = load_in_memory(source, threads=2)
-    assert sorted(source.reads) == [0, *range(600)]  # the first one also shows the shapes
+    assert sorted(source.reads) == [0, *range(600)]  # the first is read once more for the shapes
     assert len(loaded) == 600 and loaded.name(7) == "class/7.png"
     for index in (0, 255, 256, 599):
         assert_equal([loaded[index]], [source[index]])
@@ -279,7 +279,7 @@ def test_a_limit_chooses_some_of_the_split_for_good(limit):
 
 
 def test_a_limit_sees_all_classes_of_a_cycle():
-    """Labels 0 … 9 in turn: a stride of 20 would visit one class alone."""
+    """Labels repeat 0 … 9: a stride of 20 would see one class only."""
     counts = np.bincount(evaluation_indices(10_000, 500) % 10, minlength=10)
     assert counts.min() > 25 and counts.max() < 80
 

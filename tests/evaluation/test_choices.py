@@ -1,4 +1,4 @@
-"""--methods and --metrics: names, presets and options, with errors that help."""
+"""Tests of --methods and --metrics: names, presets, options and their errors."""
 
 import jax.numpy as jnp
 import pytest

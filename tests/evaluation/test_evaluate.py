@@ -1,4 +1,4 @@
-"""evaluate.py from the command line: one run, several runs, any number of devices, and nothing stale."""
+"""Tests of evaluate.py as a command: one run, several runs, any number of devices, reuse of results, errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ METHODS = ("gradient", "smoothgrad:samples=2")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two finished runs on the same images."""
+    """Return the folder of two finished runs on the same images."""
     root = tmp_path_factory.mktemp("evaluate")
     images = tiny_runs.draw_images(root / "data")
     for method in ("ce", "sdecor"):
@@ -51,7 +51,7 @@ def examples(folder):
 def test_compares_runs_on_a_number_of_devices_that_does_not_divide(folders):
     both = [f"--workdir={folders / method}" for method in ("ce", "sdecor")]
     chosen = ("--methods=quick,smoothgrad:samples=2", "--metrics=quick,entropy", "--chunk_size=4")
-    status, output = run(*both, *chosen, devices=3)  # 16, the batch size of the config, does not divide
+    status, output = run(*both, *chosen, devices=3)  # the config's batch size, 16, is not divisible by 3
     assert status == 0, output
     assert "Accuracy" in output and "paired difference" in output and "SmoothGrad" in output
     for name in ("comparison.html", "comparison.json", "saliency.png", "ce/report.html", "sdecor/saliency.png"):
@@ -117,7 +117,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def refused(folders):
-    """Status and output of each command line."""
+    """Return the exit status and output of each wrong command line."""
     whose = lambda flag: [] if flag.startswith("--workdir") else [f"--workdir={folders / 'ce'}"]  # noqa: E731
     lists = [[*whose(flag), flag, "--images=3"] for flag, _ in WRONG.values()]
     return dict(zip(WRONG, command_lines.answers("evaluate", lists, environment(1)), strict=True))
@@ -152,7 +152,7 @@ def evaluated(**changes):
         *(("examples", 8), ("labels", "xy"), ("pixels", "xy"), ("masks", False)),
     ],
 )
-def test_runs_that_are_not_measured_alike_are_not_compared(field, value):
+def test_runs_that_are_not_evaluated_alike_are_not_compared(field, value):
     check_comparable([evaluated(), evaluated(step=7)])
     with pytest.raises(ValueError, match=f"{field}.*{value!r}"):
         check_comparable([evaluated(), evaluated(**{field: value})])

@@ -1,4 +1,4 @@
-"""Evaluation is exact for any number of images, batch size and devices, and measures what the metrics say."""
+"""Tests of an evaluation: equal for any batch size and number of devices, and equal to the public metrics."""
 
 import evaluated
 import jax
@@ -46,7 +46,7 @@ def reference(predicted) -> Results:
 
 
 def one_batch() -> dict:
-    """All examples as one device's batch, without padding."""
+    """Return all examples as one batch of one device, without padding."""
     split = evaluated.Source()
     batch = {name: np.stack([split[i][name] for i in range(COUNT)]) for name in ("image", "label", "object")}
     return batch | {"index": np.arange(COUNT, dtype=np.int32), "weight": np.ones(COUNT, np.float32)}
@@ -70,7 +70,7 @@ def test_independent_of_the_batch_and_of_chunks(predicted, reference, batch_size
     assert_same(evaluated.measured(other, predicted, names=NAMES)[0], reference)
 
 
-def test_one_device_measures_as_eight(predicted, reference):
+def test_one_device_has_the_metrics_of_eight(predicted, reference):
     setup, key, variables = subject().setup, jax.random.key(0), evaluated.variables()
     examples, moments = jax.jit(make_prediction(setup))(variables, one_batch(), key)
     assert_same(Results({name: x for name, x in examples.items() if name != "weight"}, moments), predicted)
@@ -147,7 +147,7 @@ def test_fewer_images_are_among_more(sizes):
 
 
 def test_mosaics_explain_the_class_of_each_cell(predicted):
-    """A network that sees one cell only has all its saliency there: the value is 1 in that cell, 0 in the others."""
+    """A network that sees only one cell has all its saliency there: 1 for that cell, 0 for the others."""
 
     def first_cell(variables, images):
         seen = images[:, :SIDE, :SIDE]
@@ -180,7 +180,7 @@ def plan_of(methods, metric_names, *, with_objects=True, side=16, apply=evaluate
     )
 
 
-def test_every_registered_metric_can_be_measured():
+def test_every_registered_metric_can_be_evaluated():
     plan, notes = plan_of(["quick"], ["full"])
     assert not notes
     assert {each.name for each in plan.groups} == GROUPS.keys()
@@ -209,8 +209,8 @@ def metrics_needs(name: str) -> str:
     return (metrics.METRICS | metrics.DATASET_METRICS)[name].needs
 
 
-def test_what_refuses_the_network_is_left_out_of_a_preset_and_an_error_by_name():
-    """A network of tanh has no ReLU for guided backpropagation, and one of a fixed size takes no larger mosaic."""
+def test_what_the_network_does_not_support_is_left_out_of_presets_and_an_error_by_name():
+    """A tanh network has no ReLU for guided backpropagation; one of a fixed size takes no larger mosaic."""
     plan, notes = plan_of(["full"], ["quick", "grid_pointing_game"], side=SIDE, apply=evaluated.apply_fixed)
     assert "guided_backpropagation" not in plan.methods and "gradient" in plan.methods
     assert any(note.startswith("method guided_backpropagation is left out: ") for note in notes)
@@ -250,7 +250,7 @@ def test_results_of_processes_merge_and_nothing_counts_twice(predicted):
 
 
 def test_metrics_of_some_examples_join_those_of_all():
-    """The others are undefined, not 0."""
+    """Examples without the metric are undefined, not 0."""
     everything = Results({"index": np.arange(5), "accuracy": np.ones(5)}, {})
     part = Results({"index": np.array([1, 4]), "gini": np.array([0.25, 0.5]), "curve": np.ones((2, 3))}, {})
     joined = extend(everything, part, "lrp").examples
@@ -265,7 +265,7 @@ def small_plan(methods, names, **changes):
 
 
 def test_a_metric_that_refuses_a_method_is_left_out_of_it():
-    """The pairs are tried before anything is evaluated, not hours later."""
+    """Every pair is tried before anything is evaluated, not hours later."""
     methods = ["quick", "expected_gradients:samples=2"]
     plan, notes = small_plan(["quick", "full"], ["gini", "completeness"])
     assert "expected_gradients/completeness" in plan.refused
@@ -281,7 +281,7 @@ def test_a_metric_that_refuses_a_method_is_left_out_of_it():
 
 @pytest.mark.parametrize("name", ["max_sensitivity", "parameter_randomization", "infidelity"])
 def test_what_explains_again_is_tried_with_every_method(name, monkeypatch):
-    """A method that cannot bear to be called by the metric is found, though it is not the first."""
+    """A method that the metric cannot call is found, even if it is not the first."""
     inner = plan.make_measurement
 
     def refusing(setup, groups, method=None):

@@ -1,4 +1,4 @@
-"""Metrics of stored maps are those of the same maps explained anew, and what stored maps do not tell is refused."""
+"""Tests of metrics of an export's maps: equal to those of new maps, and refused where maps do not suffice."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def one_batch(predicted) -> dict:
 
 
 def maps_of(setup, predicted, words, reduction):
-    """What an export of these methods would hold."""
+    """Return the maps that an export of these methods would hold."""
     held = {}
     for key, (method, _) in choose_methods(words).items():
         program = jax.jit(make_explanation(setup, method))
@@ -115,8 +115,8 @@ def directly(subject, plan, predicted):
         pytest.param(None, ("smoothgrad:samples=2",), ("insertion",), marks=pytest.mark.full),
     ],
 )
-def test_stored_maps_measure_as_explained_ones(one, predicted, tmp_path, reduction, words, names):
-    """With the keys of each example the same, also where a metric explains again or draws."""
+def test_stored_maps_have_the_metrics_of_explained_ones(one, predicted, tmp_path, reduction, words, names):
+    """Keys of examples are the same, so this holds for metrics that explain again or draw."""
     subject = one._replace(setup=one.setup._replace(reduction=reduction or "abs_sum"))
     maps = maps_of(subject.setup, predicted, words, reduction)
     plan, notes = plan_of(subject.setup, words, names, reduction)
@@ -128,7 +128,7 @@ def test_stored_maps_measure_as_explained_ones(one, predicted, tmp_path, reducti
         np.testing.assert_allclose(found.examples[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_what_was_measured_is_reused_until_the_maps_are_others(one, predicted, tmp_path):
+def test_metrics_are_reused_until_the_maps_change(one, predicted, tmp_path):
     maps = maps_of(one.setup, predicted, ("gradient",), "abs_sum")
     read = []
     counted = maps._replace(read=lambda key, places: read.append(key) or maps.read(key, places))
@@ -175,8 +175,8 @@ def test_absolute_maps_tell_nothing_of_signs(one):
         assert all(any(f"metric {GROUPS[name].title} is left out" in note for note in notes) for name in left)
 
 
-def test_what_looks_at_signs_says_so(one):
-    """A group's own equations are asked whether they read the signed maps, so that none is forgotten."""
+def test_groups_that_read_signed_maps_say_so(one):
+    """Each group's equations show whether it reads the signed maps; its row must agree."""
     shape = jax.ShapeDtypeStruct((1, evaluated.SIDE, evaluated.SIDE), jnp.float32)
     example = {"image": jnp.zeros((1, *evaluated.IMAGES.shape[1:]), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     example |= {"index": jnp.zeros(1, jnp.int32), "target": jnp.zeros(1, jnp.int32), "maps": shape, "signed": shape}
@@ -207,7 +207,7 @@ def test_a_metric_that_was_named_is_refused(one, name, reason):
         stored.restrict(plan, choose_metrics((name, "gini")), "abs_sum")
 
 
-def test_without_a_reference_no_random_order_is_measured(one):
+def test_without_a_reference_no_random_order_is_evaluated(one):
     plan, _ = plan_of(one.setup, ("gradient",), ("deletion",), "abs_sum")
     assert RANDOM.key in plan.methods
     plan, _ = plan_of(one.setup, ("gradient",), ("gini",), "abs_sum")
@@ -241,7 +241,7 @@ def test_an_export_is_of_its_run_and_data_alone(tmp_path):
 def test_methods_are_those_stored_with_the_same_settings(tmp_path):
     held = exported(tmp_path / "a.zarr", settings={"integrated_gradients:steps=4": {"steps": 5}})
     assert list(stored_methods(held, ["gradient"], "logit")) == ["gradient"]
-    assert list(stored_methods(held, ["full"], "logit")) == ["gradient"]  # of a preset what is there
+    assert list(stored_methods(held, ["full"], "logit")) == ["gradient"]  # the part of the preset that is stored
     with pytest.raises(ValueError, match="--methods has lrp, which .* it holds: gradient, integrated_gradients"):
         stored_methods(held, ["gradient", "lrp"], "logit")
     with pytest.raises(ValueError, match="gradient in .* has other settings than here:\n  saliency_of: 'logit' there"):
@@ -255,7 +255,7 @@ def test_methods_are_those_stored_with_the_same_settings(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A trained run, its exports, and its evaluation without them."""
+    """Return the folder of a trained run, its exports, and its evaluation without exports."""
     root = tmp_path_factory.mktemp("from_export")
     images = tiny_runs.draw_images(root / "data")
     assert train.train(tiny_runs.tiny_config(images, "ce", **{"train.epochs": 2.0}), str(root / "ce"))
@@ -281,7 +281,7 @@ def numbers(path):
 
 
 @pytest.mark.full
-def test_the_command_measures_as_without_an_export(folder):
+def test_the_command_gives_the_results_of_one_without_export(folder):
     metrics = "--metrics=quick,entropy,sufficiency"
     status, output = run(folder, f"--from-export={folder / 'maps.zarr'}", metrics)
     assert status == 0 and "SmoothGrad (samples=2)" in output and "Insertion" in output, output

@@ -1,4 +1,4 @@
-"""Each group of an evaluation is the public metric, called with the arguments and options that it should have."""
+"""Tests of the groups of an evaluation: each equals its public metrics with the right arguments and options."""
 
 import itertools
 from functools import partial
@@ -30,7 +30,7 @@ VARIABLES = {
         "second": jnp.asarray(RNG.normal(size=(8, CLASSES)), jnp.float32),
     }
 }
-FEW = {  # options that make the test cheap; everything else is the group's own
+FEW = {  # options that make the test cheap; all others are the group's own
     "replacement": {"steps": 2},
     "road": {"percentages": (20, 50)},
     "masked_accuracy": {"percentages": (20, 50)},
@@ -58,7 +58,7 @@ def apply(variables, images):
 
 SETUP = Setup(apply, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), target="label", chunk_size=N)
 INDEX = np.arange(N, dtype=np.int32)
-OWN, KEYS = (example_keys(jax.random.key(0), step, INDEX) for step in (0, 1))  # of explanations, of metrics
+OWN, KEYS = (example_keys(jax.random.key(0), step, INDEX) for step in (0, 1))  # for explanations and for metrics
 
 
 def fn_of(params):
@@ -116,7 +116,7 @@ def layers_of(metric, **options):
     return jnp.mean(values, 1), values
 
 
-# By group: its arrays, from the public metric. Where no option is named, the metric's own default is right.
+# Arrays from the public metrics, by group. Without a named option, the metric's default is right.
 EXPECTED = {
     "replacement": replacement,
     "road": road,
@@ -168,7 +168,7 @@ def measured(name: str, word: str = "input_x_gradient") -> dict[str, np.ndarray]
     return make_measurement(SETUP, (group,), method)(VARIABLES, batch, jax.random.key(0))
 
 
-# In the full suite alone: their arguments are those of others, and they take seconds to compile.
+# In the full suite only: they share their arguments with others and take seconds to compile.
 FULL = (
     *("aopc_lerf", "continuity", "efficient_mprt", "faithfulness_estimate", "irof", "monotonicity_correlation"),
     *("non_sensitivity", "pixel_flipping", "selectivity", "smooth_mprt"),
@@ -245,7 +245,7 @@ def test_infidelity_replaces_by_the_methods_own_baseline():
     np.testing.assert_allclose(found["infidelity"], expected, rtol=2e-3)
 
 
-def test_a_sigma_stands_beside_blur_in_the_options_and_is_bound_to_it_for_the_metric():
+def test_blur_sigma_is_an_option_that_is_bound_to_the_baseline_for_the_metric():
     assert dict(GROUPS["aopc_morf"].options)["blur_sigma"] == dict(GROUPS["infidelity"].options)["blur_sigma"] == 5.0
     assert "blur_sigma" not in dict(GROUPS["completeness"].options)
     (group,) = groups_of(["insertion"], {"replacement": {"steps": 2, "blur_sigma": 2.0}}).values()
@@ -277,7 +277,7 @@ def test_options_that_are_given_stay():
     }
 
 
-def test_a_random_order_is_measured_of_what_ranks_pixels():
+def test_a_random_order_is_evaluated_for_groups_that_rank_pixels():
     assert {name for name, each in GROUPS.items() if each.reference} == {
         *("replacement", "road", "masked_accuracy", "aopc_morf", "aopc_lerf", "pixel_flipping", "selectivity", "irof")
     }

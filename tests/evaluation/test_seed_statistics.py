@@ -1,4 +1,4 @@
-"""Intervals and tests over seeds, against SciPy and worked examples."""
+"""Tests of intervals and tests over seeds, against SciPy and worked examples."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_holm_rejects_what_the_step_down_procedure_does():
     for _ in range(50):
         p = rng.uniform(0, 0.1, 6)
         rejected, order = set(), np.argsort(p)
-        for rank, place in enumerate(order):  # Holm's own words: stop at the first that is not below α / (m − rank)
+        for rank, place in enumerate(order):  # Holm's procedure: stop at the first that is not below α / (m − rank)
             if p[place] > 0.05 / (6 - rank):
                 break
             rejected.add(place)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals against the normal theory and against a plain loop."""
+"""Tests of bootstrap intervals against normal theory and plain loops."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_sums_are_of_n_draws_with_replacement_whatever_the_block():
 
 
 def test_columns_of_few_examples_are_resampled_with_all_others():
-    """A column's sums do not depend on which other columns there are, and so not on how they are grouped."""
+    """A column's sums do not depend on the other columns, and therefore not on the grouping."""
     columns = RNG.normal(size=(300, 4))
     columns[40:, 1:3] = 0
     together = bootstrap_sums(columns, n_resamples=30)
@@ -116,7 +116,7 @@ def test_ratio_is_of_means_over_complete_pairs():
 
 
 def miscalibrated(rng: np.random.Generator, n: int, gap: float) -> Statistic:
-    """A calibration error over 10 bins, whose examples are right with `gap` less than their confidence."""
+    """Return a calibration error over 10 bins; accuracy is `gap` below the confidence."""
     confidence = rng.uniform(0.3, 1, n)
     correct = rng.random(n) < confidence - gap
     columns = (np.ceil(confidence * 10)[:, None] == np.arange(1, 11)) * (confidence - correct)[:, None]
@@ -125,7 +125,7 @@ def miscalibrated(rng: np.random.Generator, n: int, gap: float) -> Statistic:
 
 @pytest.mark.parametrize("gap", [0.0, 0.02, 0.2])
 def test_interval_of_a_biased_statistic_holds_its_estimate(gap):
-    """The plain percentile interval of calibrated predictions often lies above the estimate."""
+    """For calibrated predictions the plain percentile interval often lies above the estimate."""
     rng = np.random.default_rng(1)
     samples = [miscalibrated(rng, 300, gap) for _ in range(60)]
     plain = [bootstrap({"e": s._replace(biased=False)}, n_resamples=300)["e"] for s in samples]
@@ -163,7 +163,7 @@ def test_statistics_share_resamples_so_that_a_difference_to_itself_is_zero():
 
 @pytest.mark.parametrize("n", [8, 10, 20])
 def test_few_equal_examples_seldom_differ(n):
-    """Of pairs of equal runs, about 1 in 20 may have an interval that excludes 0, also of few images."""
+    """For equal runs about 1 interval in 20 may exclude 0, even with few images."""
     rng = np.random.default_rng(n)
     intervals = [bootstrap_mean(rng.normal(size=n), n_resamples=400) for _ in range(400)]
     assert np.mean([low > 0 or high < 0 for _, low, high, _ in intervals]) < 0.095
@@ -183,7 +183,7 @@ def test_median_has_the_interval_of_medians_of_resamples(n):
 
 
 def draws_of_median(values: np.ndarray) -> np.ndarray:
-    """Return the draws behind an interval, by asking for many of its ends."""
+    """Return the draws behind an interval, intercepted where its percentiles are computed."""
     import sdecor.evaluation.statistics as module
 
     kept = []

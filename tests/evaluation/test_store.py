@@ -1,4 +1,4 @@
-"""What was found of a run is kept part by part, and only what is missing is evaluated."""
+"""Tests of stored results: they are kept part by part, and only missing parts are evaluated."""
 
 import contextlib
 
@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from evaluated import IMAGES_OF, subject
 
-from sdecor.evaluation import Store, choose_methods, choose_metrics, explained, make_plan, programs
-from sdecor.evaluation import store as store_module
+from sdecor.evaluation import (
+    Store,
+    choose_methods,
+    choose_metrics,
+    explained,
+    make_plan,
+    programs,
+    store as store_module,
+)
 
 SETTINGS = {"split": "test", "step": 7}
 
@@ -35,7 +42,7 @@ def silent(what, total):
 
 @pytest.fixture
 def done(monkeypatch) -> list:
-    """What is evaluated, in order: "predictions", and a method with its groups and the number of its pictures."""
+    """Return a list that collects what is evaluated: "predictions", or (method, groups, number of pictures)."""
     log = []
     predict, measure = programs.predict, explained.measure
 
@@ -83,7 +90,7 @@ def test_mosaics_leave_nothing_to_be_evaluated_again(tmp_path, done):
     assert done == []
 
 
-def test_other_settings_start_anew_and_more_images_measure_again(tmp_path, done):
+def test_other_settings_start_anew_and_more_images_are_evaluated_again(tmp_path, done):
     complete(tmp_path, plan_of(["quick"], ["gini", "insertion"]))
     done.clear()
     complete(tmp_path, plan_of(["quick"], ["gini", "insertion"], images=IMAGES_OF | {"network": 13}))
@@ -159,7 +166,7 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     found = complete(tmp_path, later)
     options = {"replacement": {"steps": 4}}
     everything = later.with_stored(found.parts, options)
-    keys = {"gradient/gini", "gradient/entropy", "input_x_gradient/gini"}  # the others had other settings
+    keys = {"gradient/gini", "gradient/entropy", "input_x_gradient/gini"}  # the others were stored with other settings
     assert {key for key in everything.select(found.results).examples if "/" in key} == keys
     assert everything.settings()["methods"].keys() == {"gradient", "input_x_gradient"}
     assert list(found.shown(everything).examples) == ["index", "gradient", "input_x_gradient"]
@@ -169,9 +176,9 @@ def test_what_is_stored_with_equal_settings_is_shown_again(tmp_path):
     assert {"gradient/grid_pointing_game", "input_x_gradient/grid_pointing_game"} < again
 
 
-def test_stored_methods_need_not_bear_new_metrics(tmp_path):
+def test_stored_methods_need_not_support_new_metrics(tmp_path):
     complete(tmp_path, plan_of(["expected_gradients:samples=2"], ["gini"]))
-    later = plan_of(["quick"], ["completeness"])  # which refuses expected gradients
+    later = plan_of(["quick"], ["completeness"])  # this metric refuses expected gradients
     everything = later.with_stored(complete(tmp_path, later).parts, {})
     assert {*everything.all_parts()} == {"expected_gradients:samples=2/gini", "gradient/completeness"}
 

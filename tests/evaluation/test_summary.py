@@ -1,4 +1,4 @@
-"""Numbers of a run and differences of two, from what was measured of each example."""
+"""Tests of a run's summary and of differences between two runs, computed from metrics of each example."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_comparison_is_paired(reference, other):
 
 
 def test_a_difference_of_ratios_is_over_the_images_that_both_runs_define(reference):
-    """Maps of zeros leave images out, each run its own; nothing else differs, so neither does the ratio."""
+    """Each run leaves out other images; nothing else differs, so the ratio must not differ."""
     a, b = (reference.examples["gradient/energy_inside"].copy() for _ in range(2))
     a[2:8], b[5:14] = np.nan, np.nan
     runs = [changed(reference, gradient_energy_inside=values) for values in (a, b)]
@@ -149,7 +149,7 @@ RAW = sorted(name for each in GROUPS.values() if each.reference for name in each
 
 @pytest.mark.parametrize("name", RAW)
 def test_only_what_exceeds_a_random_order_compares_runs(reference, name):
-    """A network that bears masked images better is no better explained."""
+    """A network that is more robust to masked images is not better explained."""
     values = np.linspace(0.2, 0.4, COUNT)
     better = 1 if KNOWN[name].higher_is_better else -1
     runs = [

@@ -1,4 +1,4 @@
-"""Exporting: values, encodings, any data, stopping and going on, refusals, and the command line."""
+"""Tests of exporting: values, encodings, kinds of data, stopping and continuing, refusals, and the command line."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ IMAGES, LABELS, COUNT = evaluated.images(), evaluated.LABELS, evaluated.COUNT
 
 
 def network(seed: int = 0):
-    """A function of one image that closes over its parameters, one of them inside of a compiled function."""
+    """Return a function of one image with its parameters in closures, one inside a compiled function."""
     params = evaluated.variables(seed)["params"]
     first = jax.jit(lambda image: jnp.tanh(image.reshape(-1) @ jnp.asarray(params["first"])))
     return lambda image: first(image) @ params["second"]
@@ -35,7 +35,7 @@ FN = network()
 
 
 class Source:
-    """Examples by index, some of which cannot be read."""
+    """A split of which the examples `broken` cannot be read."""
 
     def __init__(self, images=IMAGES, labels=LABELS, broken=(), after=None):
         self.images, self.labels, self.broken, self.after = images, labels, broken, after
@@ -73,7 +73,7 @@ def lines(path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def explained() -> dict[str, np.ndarray]:
-    """The attributions of the methods by `explain`, each image with its own key."""
+    """Return the attributions by `explain`, each image with its own key."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i))(jnp.arange(COUNT))
     found = {}
     for key, (method, _) in choose_methods(WORDS).items():
@@ -273,7 +273,7 @@ def test_unreadable_images_are_skipped_on_demand(tmp_path, dtype):
     assert there.attributes["totals"]["skipped"] == 4
 
 
-# Stopping and going on
+# Stopping and continuing
 
 
 class Killed(RuntimeError):
@@ -303,7 +303,7 @@ def test_goes_on_after_an_error_with_the_same_bytes(tmp_path, after, unknown):
 
 def test_a_signal_finishes_the_batch_and_says_how_to_go_on(tmp_path):
     def stop(index):
-        if index == 6:  # none of those that are looked at before it begins
+        if index == 6:  # not one of those that are read before the export begins
             os.kill(os.getpid(), signal.SIGTERM)
 
     options = SMALL | {"device_batch": 1, "chunk_rows": 2}
@@ -409,7 +409,7 @@ def test_wrong_choices_are_named_and_leave_nothing(tmp_path, wrong):
 
 
 K = evaluated.CLASSES
-WRONG_LABELS = {  # of the last example
+WRONG_LABELS = {  # labels of the last example
     "large": (K, f"labels contains {K}: there are {K} classes, 0 to {K - 1}"),
     "negative": (-2, "-2: labels are integers from 0, and -1 where"),
     "beyond int32": (2**33 + 1, "8589934593: labels are integers"),
@@ -491,7 +491,7 @@ def test_reading_is_ahead_by_a_bounded_number_of_examples():
             return super().__getitem__(index)
 
     reader = feed.reader_of(Counting(np.repeat(IMAGES, 20, 0), np.repeat(LABELS, 20)))
-    seen.clear()  # some are looked at before
+    seen.clear()  # some examples are read before
     for batch in reader.feed(lambda start: True, 2, 3):
         used += [name for each in batch.by_device for name in each.names]
     assert len(used) == 20 * COUNT == len(seen)

@@ -1,4 +1,4 @@
-"""`evaluate.py --export` of a run on a folder of images: broken files, refusals, signals."""
+"""Tests of `evaluate.py --export` on a folder of images: broken files, refusals, signals."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def test_two_at_once_into_one_path(trained, whole, tmp_path):
     while not (path / ".sdecor/lock").exists():
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.02)
-    first.send_signal(signal.SIGSTOP)  # however long the second takes to start
+    first.send_signal(signal.SIGSTOP)  # stopped, so that it is still exporting when the second starts
     status, output = evaluate(*command)
     first.send_signal(signal.SIGCONT)
     assert status == 1 and f'"process": {first.pid}' in output and "is being exported to by" in output, output

@@ -1,4 +1,4 @@
-"""Converters: the arrays and shapes that Quantus and ViRelAy expect, pictures, and the command line."""
+"""Tests of the converters: arrays for Quantus and ViRelAy, pictures, and the command line."""
 
 import json
 
@@ -8,8 +8,7 @@ import stored_export
 from PIL import Image
 from stored_export import CLASSES, METHODS, H, N, W
 
-from sdecor.export import __main__ as command
-from sdecor.export import convert, reader, to_hdf5, to_npz
+from sdecor.export import __main__ as command, convert, reader, to_hdf5, to_npz
 from sdecor.export.overlays import overlay, overlays
 
 RNG = np.random.default_rng(4)
@@ -21,7 +20,7 @@ ABOUT = {
 
 
 class Source:
-    """The exported images, two pixels larger than what the network saw."""
+    """The exported images, two pixels larger than the network's input."""
 
     def __init__(self, labels, channels=3, broken=()):
         self.images = RNG.integers(0, 256, (N, SIDE + 2, SIDE + 2, channels), dtype=np.uint8)
@@ -54,7 +53,7 @@ def loaded(path):
 
 @pytest.mark.parametrize("channels", [None, 3])
 def test_quantus_arrays(tmp_path, channels):
-    """As `quantus.helpers.asserts` demands: channels first, the same height and width, masks of 0 and 1."""
+    """`quantus.helpers.asserts` requires channels first, equal heights and widths, and masks of 0 and 1."""
     maps, columns, export, source = exported(tmp_path / "a.zarr", channels=channels, skipped=(5,))
     to_npz(export, tmp_path / "maps.npz", method="gradient", source=source)
     arrays = loaded(tmp_path / "maps.npz")
@@ -86,7 +85,7 @@ def test_an_archive_is_of_one_method_and_of_the_examples_chosen(tmp_path):
 
 @pytest.mark.parametrize(("channels", "image_channels"), [(None, 3), (3, 3), (None, 1), (1, 1)])
 def test_virelay_files(tmp_path, channels, image_channels):
-    """As `virelay.model` reads them: a data set, attributions with the index of their rows in it, class names."""
+    """`virelay.model` reads a data set, attributions with the index of their rows in it, and class names."""
     h5py = pytest.importorskip("h5py")
     maps, columns, export, source = exported(
         tmp_path / "a.zarr", channels=channels, image_channels=image_channels, skipped=(5,)
@@ -142,7 +141,7 @@ def test_overlays_show_where_the_map_is(tmp_path):
     _, _, export, source = exported(tmp_path / "a.zarr", skipped=(5,))
     written = overlays(export, source, tmp_path / "png", examples=[2, 4, 5])
     names = {path.name for path in written}
-    assert names == {f"000004_{name}.png" for name in METHODS.values()}  # 2 is a map of zeros, 5 was skipped
+    assert names == {f"000004_{name}.png" for name in METHODS.values()}  # the map of 2 is zeros, 5 was skipped
     with Image.open(written[0]) as picture:
         assert picture.size == (252, 252) and picture.mode == "RGB"
     image = np.full((H, W, 3), 100, np.uint8)
@@ -154,7 +153,7 @@ def test_overlays_show_where_the_map_is(tmp_path):
     assert (np.abs(np.delete(small.reshape(-1, 3), 2 * W + 3, axis=0) - 100) == 0).all() and (small[2, 3] > 200).any()
     values[4, 1] = -1
     small = overlay(image, values)[::factor, ::factor].astype(int)
-    assert small[2, 3, 0] > small[2, 3, 2] and small[4, 1, 2] > small[4, 1, 0]  # red for, blue against
+    assert small[2, 3, 0] > small[2, 3, 2] and small[4, 1, 2] > small[4, 1, 0]  # red for positive, blue for negative
     assert overlay(image, np.full((H, W), np.nan)) is None and overlay(image, np.zeros((H, W))) is None
     assert overlay(RNG.normal(size=(H, W, 1)), values).shape == (drawn.shape[0], drawn.shape[1], 3)
 

@@ -1,4 +1,4 @@
-"""An export's bytes depend on the number neither of devices nor of processes, also when these change on the way."""
+"""Tests that an export's bytes do not depend on devices and processes, even if these change between starts."""
 
 import os
 import pathlib
@@ -40,14 +40,14 @@ def files(path: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """The export on the suite's eight devices."""
+    """Return the export on the suite's eight devices."""
     path = tmp_path_factory.mktemp("devices") / "out.zarr"
     done = export.export(export_job.network(), export_job.Source(), path, **export_job.OPTIONS)
     assert done.complete and done.computed == export_job.COUNT
     return path
 
 
-@pytest.mark.full  # of one and eight, test_export_kill.py has a quick one
+@pytest.mark.full  # test_export_kill.py has a quick test of one and eight
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 def test_bytes_do_not_depend_on_devices(here, tmp_path, devices):
     finish(start(tmp_path / "out.zarr", devices=devices))

@@ -1,4 +1,4 @@
-"""What can go wrong on the way: a full disk, damage behind its back, two exports into one path."""
+"""Tests of faults during an export: a full disk, damaged files, a second export into the path, broken images."""
 
 import contextlib
 import pathlib
@@ -19,7 +19,7 @@ COUNT = export_program.COUNT
 
 
 class Source(export_program.Source):
-    """Names become longer and longer, and so do the records."""
+    """A split whose names become longer and longer, and therefore the manifests of ranges too."""
 
     def __init__(self):
         super().__init__(pause=0)
@@ -45,7 +45,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes."""
+    """Limit the size of every file to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -55,7 +55,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def check_told(error: BaseException, path: pathlib.Path, reason: str) -> int:
-    """Check what is said of a failed write; return how many examples are told to be finished."""
+    """Check the error of a failed write; return the number of finished examples that it names."""
     told = re.search(rf"could not read or write {path}.*{reason}\. (\d+) of {COUNT} examples are finished", str(error))
     assert told and "free space and run the same command" in str(error), error
     assert not list(path.rglob("*.partial")) and not (path / ".sdecor/lock").exists()
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_grow_keeps_what_is_finished(whole, tmp_path):
     with largest_file(limit), pytest.raises(export.StorageError) as error:
         run(path)
     told, finished = check_told(error.value, path, "File too large"), recorded_examples(path)
-    assert 0 < told <= finished < COUNT  # what was under way may be recorded after the failure
+    assert 0 < told <= finished < COUNT  # pending ranges may be committed after the failure
     again = run(path)
     assert again.complete and again.computed == COUNT - finished
     assert tree(path) == whole
@@ -145,7 +145,7 @@ def test_what_is_not_ours_stays(tmp_path):
 
 
 def test_images_that_become_readable_or_unreadable_are_the_same_data(whole, tmp_path):
-    """An export that is stopped by a broken image goes on when that is repaired."""
+    """An export that a broken image stopped continues after the repair."""
 
     class Broken(Source):
         def __init__(self, *broken: int):

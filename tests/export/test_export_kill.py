@@ -1,4 +1,4 @@
-"""An export that is killed or stopped at any moment goes on with the same command to the same bytes."""
+"""Tests that an export, killed or stopped at any moment, continues with the same command to the same bytes."""
 
 import itertools
 import multiprocessing
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-KILLS = 24  # of each layout, at random moments
+KILLS = 24  # for each layout, at random moments
 LAYOUTS = list(export_program.LAYOUTS)
 State = dict[str, tuple[int, int]]
 
@@ -31,7 +31,7 @@ def records(path: pathlib.Path) -> list[str]:
 
 
 def finished(path: pathlib.Path, layout: str) -> State:
-    """Return which files recorded ranges have, and when each was written: another file has another inode."""
+    """Return the files of committed ranges with inode and time, which differ for a file that was written again."""
     rows = max(export_program.LAYOUTS[layout].values())
     numbers = [int(start) // rows for start in records(path)]
     found = [file for number in numbers for file in path.glob(f"*/c.{number}*") if file.suffix != ".partial"]
@@ -42,12 +42,12 @@ def finished(path: pathlib.Path, layout: str) -> State:
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable]:
-    """Start an export in a process of its own; a server that has imported everything forks it."""
+    """Return a function that starts an export in its own process, forked from a server with all imports done."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["export_program"])
 
     def begin(path: pathlib.Path, layout: str, pause: float = 0.02) -> multiprocessing.Process:
-        cache = f"{jax.config.jax_compilation_cache_dir}-export"  # of all programs, however quickly compiled
+        cache = f"{jax.config.jax_compilation_cache_dir}-export"  # holds all programs, even those that compile quickly
         process = server.Process(target=export_program.run, args=(str(path), layout, pause, cache), daemon=True)
         process.start()
         return process
@@ -57,7 +57,7 @@ def start() -> Iterator[Callable]:
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory) -> dict[str, tuple[dict[str, bytes], float]]:
-    """What an export comes to, and how many seconds it takes, by layout."""
+    """Return the files of an undisturbed export and its seconds, by layout."""
     found = {}
     for layout, _ in itertools.product(LAYOUTS, range(2)):  # the first one compiles
         path = tmp_path_factory.mktemp("whole") / "out.zarr"
@@ -69,7 +69,7 @@ def undisturbed(start, tmp_path_factory) -> dict[str, tuple[dict[str, bytes], fl
 
 
 def kill(process: multiprocessing.Process, moment: Callable[[], bool]) -> bool:
-    """Kill the process as soon as `moment` has come; tell whether it was still running."""
+    """Kill the process once `moment` returns True; return whether it was still running."""
     while process.is_alive() and not moment():
         time.sleep(0.0005)
     process.kill()
@@ -83,7 +83,7 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def check_kept(before: State, path: pathlib.Path, layout: str) -> None:
-    """Check that nothing finished was computed or written again."""
+    """Check that no committed file was written again."""
     assert before.items() <= finished(path, layout).items()
 
 
@@ -104,7 +104,7 @@ def test_killed_at_random_moments(start, undisturbed, tmp_path, layout):
         assert tree(path) == expected
         if len(kills) >= KILLS:
             break
-    assert {0} < {*kills} and len({*kills}) > 3, kills  # before the first range, and in many places
+    assert {0} < {*kills} and len({*kills}) > 3, kills  # kills before the first range and at many later points
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Two exports into one path: the second is refused as long as the first lives, and no longer."""
+"""Tests of two exports into one path: the second is refused as long as the first is alive, and no longer."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def test_a_killed_job_holds_nothing(tmp_path):
 
 
 def test_forked_children_of_a_dead_job_hold_nothing(tmp_path):
-    both_tell = "    import os\n    os.write(1, b'%d\\n' % os.fork())\n"  # in one piece: they write at the same time
+    both_tell = "    import os\n    os.write(1, b'%d\\n' % os.fork())\n"  # one write: both write at once
     forks = HOLD.replace("    time", both_tell + "    time")
     job = subprocess.Popen([sys.executable, "-c", forks, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert job.stdout.readline() == "held\n"
@@ -99,7 +99,7 @@ def lease(store, **options) -> Lease:
 
 def test_a_living_lease_is_refused_for_as_long_as_it_lives(store):
     with lease(store) as held:
-        time.sleep(0.6)  # longer than its expiry: the heartbeats keep it
+        time.sleep(0.6)  # longer than its expiry: heartbeats renew it
         with pytest.raises(ValueError, match='"host": "a"'):
             with lease(store):
                 pass
@@ -117,7 +117,7 @@ def test_a_dead_lease_is_taken_after_its_expiry(store):
         assert 0.3 < time.monotonic() - begin < 5
         held.raise_if_lost()
         dead._heartbeat = 0
-        dead._renew_until_ended()  # the dead one comes back to life
+        dead._renew_until_ended()  # the holder that seemed dead returns
         with pytest.raises(OSError, match="was lost .another export took it.: run the same command"):
             dead.raise_if_lost()
         dead.__exit__(None, None, None)
@@ -163,7 +163,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost(store, monkeypatch):
 
         held._write = fail
         time.sleep(0.2)
-        held.raise_if_lost()  # not yet: it may be a short break
+        held.raise_if_lost()  # not yet lost: the failure may be short
         time.sleep(0.6)
         with pytest.raises(OSError, match="could not be renewed for 0.4 s: UNAVAILABLE"):
             held.raise_if_lost()

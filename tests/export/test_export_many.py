@@ -1,4 +1,4 @@
-"""However many images are exported, the memory stays the same."""
+"""Tests that an export's memory does not depend on the number of images."""
 
 import os
 import pathlib
@@ -10,11 +10,11 @@ import tiny_runs
 
 from sdecor import export
 
-GROWTH = 12  # MB: a few bytes an example, of labels and of what the allocator keeps
+GROWTH = 12  # MB: a few bytes per example, for labels and kept by the allocator
 
 
 def peak(path: pathlib.Path, count: int, kind: str) -> tuple[float, float]:
-    """Return the peak of memory in MB and the images exported per second, in a process of its own."""
+    """Return the peak memory in MB and the images exported per second, measured in a process of its own."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny_runs.ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}-export"}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

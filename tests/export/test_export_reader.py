@@ -1,4 +1,4 @@
-"""Reading an export: rescaled maps at any places, what is not there yet, and the formula that others decode by."""
+"""Tests of reading an export: rescaled maps at any places, unfinished exports, errors, the documented decoding."""
 
 import json
 
@@ -9,7 +9,7 @@ from stored_export import METHODS, N
 
 from sdecor.export import reader
 
-LOST = {"float32": 0, "float16": 2**-11, "uint8": 0.5 / 127}  # of a map's largest value, at most
+LOST = {"float32": 0, "float16": 2**-11, "uint8": 0.5 / 127}  # largest error, relative to a map's largest value
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_any_places_can_be_read(exported, index):
 
 
 def test_others_decode_by_the_documented_formula(exported):
-    """`(stored − zero_point) · scale`, with nothing but what the store's attributes tell."""
+    """Decode by `(stored − zero_point) · scale`, with the store's attributes alone."""
     zarr = pytest.importorskip("zarr")
     xarray = pytest.importorskip("xarray")
     _, path, _ = exported
@@ -120,5 +120,5 @@ def test_damage_is_found(maps, tmp_path):
     chunk.write_bytes(content)
     (problem,) = reader.open(tmp_path / "a.zarr").check()
     assert str(chunk) in problem
-    with pytest.raises(ValueError, match=chunk.name):  # TensorStore's own words, naming the file
+    with pytest.raises(ValueError, match=chunk.name):  # TensorStore's error names the file
         reader.open(tmp_path / "a.zarr").attribution("gradient", slice(0, 4))

@@ -1,4 +1,4 @@
-"""An export on an object store: the same files, commits and lease as on a local disk."""
+"""Tests of an export on an object store: same files, commits and lease as on a local disk."""
 
 import pytest
 from object_server import Server
@@ -24,7 +24,7 @@ def one_server():
 
 @pytest.fixture
 def server(one_server) -> Server:
-    """The server without objects."""
+    """Return the server, emptied."""
     one_server.objects.clear()
     one_server.fails = None
     return one_server
@@ -81,6 +81,6 @@ def test_the_second_export_is_refused_and_a_dead_one_is_not(server, monkeypatch)
         held.raise_if_lost()
     assert not server.objects
     dead = hold(URL)
-    dead.__enter__()._ended.set()  # no heartbeat any more
+    dead.__enter__()._ended.set()  # ends the heartbeats
     with hold(URL) as held:
         held.raise_if_lost()

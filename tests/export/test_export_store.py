@@ -1,4 +1,4 @@
-"""An export on disk: what is recorded is whole, whatever fails, and a restart gives the bytes of an undisturbed one."""
+"""Tests of an export on disk: committed ranges are whole after any failure, and a restart gives the same bytes."""
 
 import errno
 import json
@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from sdecor.export import files as files_module
-from sdecor.export import manifest, verify
-from sdecor.export import store as writers
+from sdecor.export import files as files_module, manifest, store as writers, verify
 from sdecor.export.layout import ArraySpec, Layout
 from sdecor.export.resume import recorded
 from sdecor.export.store import StorageError, Store
@@ -35,7 +33,7 @@ LAYOUT = LAYOUTS["plain"]
 def values(spec: ArraySpec, n: int = N) -> np.ndarray:
     drawn = np.random.default_rng(len(spec.name)).standard_normal((n, *spec.tail)) * 40
     rows = (drawn + 128 * (spec.dtype == "uint8")).clip(0 if spec.dtype == "uint8" else None).astype(spec.dtype)
-    rows[ROWS : 2 * ROWS] = 0  # a range that equals a fill value is stored all the same
+    rows[ROWS : 2 * ROWS] = 0  # a range of fill values is stored too
     return rows
 
 
@@ -48,7 +46,7 @@ def record_of(start: int, stop: int) -> dict:
 
 
 def export(path, layout=LAYOUT, n=N, known=True, index=0, count=1, finish=True, **options) -> list[int]:
-    """Export what is missing; return where the ranges began that were written."""
+    """Export the missing ranges; return the starts of those written."""
     written = []
     options |= {"num_examples": n if known else None, "process_index": index, "process_count": count}
     with Store(path, layout, **options) as store:
@@ -75,7 +73,7 @@ def tree(path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def whole(request, tmp_path_factory):
-    """A finished export and its layout."""
+    """Return a finished export and its layout."""
     path = tmp_path_factory.mktemp("whole") / "out.zarr"
     export(path, LAYOUTS[request.param])
     return path, LAYOUTS[request.param]
@@ -125,7 +123,7 @@ print("read")
 def test_other_readers_read_the_same_without_warnings(tmp_path):
     pytest.importorskip("zarr")
     pytest.importorskip("xarray")
-    names = {"half": ("y_half", "x_half", "channel")}  # xarray wants one length of each dimension
+    names = {"half": ("y_half", "x_half", "channel")}  # xarray requires one length per dimension
     arrays = tuple(spec._replace(dims=names.get(spec.name, spec.dims)) for spec in ARRAYS)
     np.savez(tmp_path / "expected.npz", **{spec.name: values(spec) for spec in arrays})
     for name, layout in LAYOUTS.items():
@@ -174,11 +172,11 @@ def test_few_examples(tmp_path, n):
 
 
 class Killed(BaseException):
-    """The process died here: nothing after this point is done, not even by an except clause."""
+    """Death of the process: nothing runs after this point, not even an `except Exception` clause."""
 
 
 class Operations:
-    """Counts the operations on files, and lets one of them fail."""
+    """A counter of file operations that makes one of them fail."""
 
     def __init__(self, monkeypatch, fails: int, how: str):
         self.count, self._fails, self._how, self._lock = 0, fails, how, threading.Lock()
@@ -193,13 +191,13 @@ class Operations:
                 dead = self._how == "kill" and self.count > self._fails
             if mine and self._how == "full":
                 raise OSError(errno.ENOSPC, "No space left on device", files.name(key))
-            if mine and name == "write" and self._how == "kill":  # half of the file, longer than the whole one
+            if mine and name == "write" and self._how == "kill":  # a partial file, longer than the whole one
                 os.makedirs(os.path.dirname(files.name(key)), exist_ok=True)
                 pathlib.Path(f"{files.name(key)}.0{files_module.PARTIAL}").write_bytes(b"x" * 9999)
             if (mine and self._how == "kill") or dead:
                 raise Killed
             real(files, key, *content)
-            if mine and self._how == "late":  # done, but the answer never came
+            if mine and self._how == "late":  # done, but the answer was lost
                 raise OSError(errno.EIO, "Input/output error", files.name(key))
 
         monkeypatch.setattr(files_module.LocalFiles, name, operation)
@@ -224,7 +222,7 @@ def test_whatever_operation_fails_a_restart_gives_the_same_bytes(whole, tmp_path
             export(out, layout)
         kept = len(list(out.glob(".sdecor/ranges/*.json")))
         again = export(out, layout)
-        assert again == ["complete"] or len(again) == 3 - kept, fails  # finished work is not done again
+        assert again == ["complete"] or len(again) == 3 - kept, fails  # finished ranges are not written again
         assert tree(out) == tree(path), fails
 
 
@@ -259,7 +257,7 @@ def test_a_real_limit_of_the_disk(whole, tmp_path):
 
 
 def damaged_copies(path, tmp_path):
-    """Yield what was done to which file, in a copy of the export."""
+    """Yield a damage and its file, each in a new copy of the export."""
     for key, content in tree(path).items():
         flipped = bytearray(content)
         flipped[len(content) // 2] ^= 4
@@ -370,7 +368,7 @@ def test_other_versions_only_warn(tmp_path, caplog):
     export(tmp_path / "out", n=8, known=False, finish=False)
     export(tmp_path / "out", LAYOUT._replace(attributes=ATTRIBUTES | {"versions": {"jax": "2"}}))
     assert "versions.jax: '1' there, '2' here" in caplog.text
-    assert recorded(tmp_path / "out")["versions"] == {"jax": "1"}  # as it began
+    assert recorded(tmp_path / "out")["versions"] == {"jax": "1"}  # as at the first start
 
 
 def test_what_is_no_export_is_refused(tmp_path):

@@ -1,8 +1,9 @@
-"""Runs train.py or evaluate.py with several command lines, each in a fork of one process that has imported it.
+"""Exit status and output of many command lines of train.py or evaluate.py, each run in a fork.
 
-python tests/command_lines.py train|evaluate < JSON list of arguments > JSON list of [status, output]
+    PYTHONPATH=. python tests/helpers/command_lines.py train|evaluate < lists.json > answers.json
 
-To import a command takes a second or more, to refuse a command line next to nothing.
+lists.json has a list of arguments for each command line, answers.json a [status, output] for each. The forks share
+one import, which takes a second or more; refusing a wrong command line takes hardly any time.
 """
 
 import importlib
@@ -33,7 +34,7 @@ def main(program: str) -> None:
     found = []
     for arguments in lists:
         with tempfile.TemporaryFile("w+") as output:
-            child = os.fork()  # before JAX has started any thread
+            child = os.fork()  # JAX has started no thread yet
             if child == 0:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)

@@ -1,4 +1,4 @@
-"""A tiny network and split that the tests of evaluation share, evaluated once."""
+"""A tiny network and split, evaluated once for the tests of evaluation."""
 
 import functools
 
@@ -32,7 +32,7 @@ IMAGES_OF |= {"parameters": 5, "set": 9, "mosaic": 8}
 
 
 class Source:
-    """The split, as `sdecor.data` hands it over."""
+    """The split, with the interface of `sdecor.data`."""
 
     labels = LABELS
 
@@ -47,14 +47,14 @@ class Source:
 
 
 def apply(variables, images):
-    """A two-layer network without a batch statistic, of images of any size: `(logits, features)`."""
+    """Return `(logits, features)` of a two-layer network without BatchNorm, for images of any size."""
     pooled = jax.image.resize(images, (images.shape[0], SIDE, SIDE, 3), "linear")
     features = jax.nn.relu(pooled.reshape(images.shape[0], -1) @ variables["params"]["first"])
     return features @ variables["params"]["second"], features
 
 
 def apply_fixed(variables, images):
-    """The same network for images of one size."""
+    """Return `(logits, features)` of the same network, for images of one size."""
     features = jnp.tanh(images.reshape(images.shape[0], -1) @ variables["params"]["first"])
     return features @ variables["params"]["second"], features
 
@@ -66,7 +66,7 @@ def variables(seed: int = 0):
 
 
 def images() -> np.ndarray:
-    """Return the images as the network takes them."""
+    """Return the images as the network gets them: cropped and normalised."""
     return ((IMAGES[:, 1:-1, 1:-1] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
 
 
@@ -78,7 +78,7 @@ def subject(seed: int = 0, batch_size: int = 24, **changes) -> Subject:
 def measured(
     subject: Subject, predicted: Results, word: str = "gradient", names=QUICK, steps: int = 3, pictures: int = 0
 ) -> tuple[Results, Results]:
-    """Measure the metrics `names` of a method."""
+    """Return the metrics `names` of a method, and its pictures."""
     ((method, _),) = choose_methods([word]).values() if word != RANDOM.key else [(RANDOM, True)]
     groups = list(groups_of(names, {"replacement": {"steps": steps}}).values())
     number = {each.name: IMAGES_OF[each.needs] for each in groups}
@@ -87,7 +87,7 @@ def measured(
 
 @functools.cache
 def evaluated(seed: int = 0, names: tuple[str, ...] = QUICK) -> Results:
-    """Return the split, predicted, explained by the gradient and measured."""
+    """Return predictions and gradient metrics of the split, with the random order's."""
     one = subject(seed)
     results = predict(one)
     for word in ("gradient", RANDOM.key):

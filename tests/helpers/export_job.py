@@ -1,6 +1,6 @@
-"""Exports a small network as a program of its own, in a job of any number of devices and processes.
+"""Export of a small network as a program of its own, in a job of any number of devices and processes.
 
-python tests/export_job.py PATH [host:port PROCESSES PROCESS]
+PYTHONPATH=. python tests/helpers/export_job.py PATH [host:port PROCESSES PROCESS]
 """
 
 import sys
@@ -25,7 +25,7 @@ def network():
 
 
 class Source:
-    """Noise; `pause` makes reading slow."""
+    """Images of noise; reading one takes `pause` seconds."""
 
     def __init__(self, pause: float = 0.0):
         rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""Exports many tiny images and prints the peak of memory, in MB, and the images exported per second.
+"""Export of many tiny images; prints the peak memory in MB and the images exported per second.
 
-python tests/export_many.py PATH COUNT source|batches
+PYTHONPATH=. python tests/helpers/export_many.py PATH COUNT source|batches
 """
 
 import resource
@@ -18,7 +18,7 @@ OPTIONS = {"methods": ("gradient", "integrated_gradients:steps=4"), "dtype": "fl
 
 
 class Source:
-    """So many examples of a few images."""
+    """A split of `count` examples, made of a few images."""
 
     def __init__(self, count: int):
         self.images = np.random.default_rng(0).normal(size=(POOL, SIDE, SIDE, 3)).astype(np.float32)
@@ -40,7 +40,7 @@ def network(image: jax.Array) -> jax.Array:
 
 
 def batches(source: Source) -> Iterator[dict]:
-    """Yield the same examples in batches whose number is not known."""
+    """Yield the examples in batches, without a known length."""
     for start in range(0, len(source), 100):
         index = np.arange(start, min(start + 100, len(source)))
         yield {"image": source.images[index % POOL], "label": source.labels[index], "id": index}

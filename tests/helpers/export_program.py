@@ -1,6 +1,6 @@
-"""Exports a tiny network slowly enough to be stopped in the middle.
+"""Export of a tiny network, slow enough to be stopped in the middle.
 
-python tests/export_program.py PATH plain|sharded [host:port PROCESSES PROCESS]
+PYTHONPATH=. python tests/helpers/export_program.py PATH plain|sharded [host:port PROCESSES PROCESS]
 """
 
 import os
@@ -20,7 +20,7 @@ OPTIONS = {"methods": ("gradient", "smoothgrad:samples=2"), "dtype": "float16", 
 
 
 class Source:
-    """Noise that takes a while to read."""
+    """Images of noise; reading one takes `pause` seconds."""
 
     def __init__(self, pause: float):
         rng = np.random.default_rng(0)
@@ -43,8 +43,8 @@ def network(image: jax.Array) -> jax.Array:
 
 
 def run(path: str, layout: str, pause: float = 0.02, cache: str | None = None) -> export.Summary:
-    """Export on one device, with compiled programs from `cache`."""
-    if cache is not None:  # in a process that was not started with these in its environment
+    """Export on all devices, or with `cache` on one, with compiled programs from there."""
+    if cache is not None:  # in a process whose environment does not set these
         jax.config.update("jax_num_cpu_devices", 1)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,4 +1,4 @@
-"""Tiny networks and batches that several tests share."""
+"""Tiny networks, states, batches and training steps that several tests share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,15 +15,14 @@ from sdecor import masking
 from sdecor.core import parallel
 from sdecor.data.augment import normalise
 from sdecor.models import SmallCNN
-from sdecor.training import objective as method
-from sdecor.training import steps, terms
+from sdecor.training import objective as method, steps, terms
 from sdecor.training.state import TrainState, create_optimizer, create_train_state
 
 SHAPE, CLASSES, N = (12, 12, 3), 4, 16
 
 
 def tiny_model(norm: str = "batch", axis_name: str | None = None, widths=(8,), **options) -> nn.Module:
-    """One convolution and norm, unless more widths are given: each costs every compiled step about a second."""
+    """Return a CNN of one convolution by default; each further one adds a second to compiling a step."""
     return SmallCNN(num_classes=CLASSES, widths=widths, norm=norm, axis_name=axis_name, **options)
 
 
@@ -33,7 +32,7 @@ def tiny_state(model: nn.Module, *, tx=None, ema: bool = False, shape=SHAPE) -> 
 
 
 def loud_state(model: nn.Module, *, tx=None) -> TrainState:
-    """A tiny state whose features vary by about 1, so that every term of the loss counts."""
+    """Return a tiny state whose features vary by about 1, so that every loss term matters."""
     state = tiny_state(model, tx=tx)
     name = max(name for name in state.params if name.startswith("norm"))
     last = {**state.params[name], "scale": 6.0 * state.params[name]["scale"]}
@@ -59,7 +58,7 @@ def objective(
     penalty_of: str = "cross_entropy",
     **options,
 ) -> method.Objective:
-    """Return the objective of these terms; options are those of its masking and its terms, such as `form`."""
+    """Return the objective with these terms; `options` are those of masking and terms, such as `form`."""
     fields = {field.name for field in dataclasses.fields(method.Masking)}
     how = {name: options.pop(name) for name in fields & set(options)}
     used = {
@@ -95,7 +94,7 @@ def hyper(
     ramps: dict[str, float] | None = None,
     **weights: float,
 ) -> steps.Hyper:
-    """Return the numbers of a step; a term's weight and its ramp are under the term's name."""
+    """Return the hyperparameters of a step; a term's weight and ramp are given by the term's name."""
     weights = {"consistency": 1.0, "decorrelation": 0.5, "variance": 0.0, "gradient_penalty": 0.0} | weights
     ramps = dict.fromkeys(weights, 0.0) | (ramps or {})
     return steps.Hyper(
@@ -122,9 +121,9 @@ def make_step(objective: method.Objective, *, axis_name: str | None = None, prep
 
 
 def pmapped(step, devices: int, axis: int = 0):
-    """Return `(state, batch, hyper, key) -> (state, terms)` on so many devices, with host values in and out.
+    """Return `(state, batch, hyper, key) -> (state, terms)` on this number of devices, with host values in and out.
 
-    A batch's examples are along `axis`: 1 after that of replicas.
+    Examples of a batch are along `axis`; it is 1 if the first axis is replicas.
     """
     chosen = jax.local_devices()[:devices]
     compiled = parallel.pmap_step(step, chosen)
@@ -138,9 +137,9 @@ def pmapped(step, devices: int, axis: int = 0):
 
 
 def recorded(find: Callable) -> Callable:
-    """Return `find` with a second result: what passed through `sdecor.masking` meanwhile; works under `jit`.
+    """Return `find` with a second result: the values that passed through `sdecor.masking`; works under `jit`.
 
-    This is a dict of `gradient`, `ranking`, `mask`, `masked` images, and `filler`: the fill of every position.
+    They are a dict of `gradient`, `ranking`, `mask`, `masked` images, and `filler`: the fill of every position.
     """
 
     def run(*args: Any, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -168,7 +167,7 @@ def recorded(find: Callable) -> Callable:
 
 
 def gradients(state: TrainState, batch: dict, *, objective: method.Objective, key=None, **changes) -> tuple:
-    """Return `(gradients, batch_stats, terms)` of one batch by the method, with changes to the hyperparameters."""
+    """Return `(gradients, batch_stats, terms)` of one batch; `changes` are hyperparameters."""
     return steps.micro_gradients(
         state,
         state.batch_stats,
@@ -182,7 +181,7 @@ def gradients(state: TrainState, batch: dict, *, objective: method.Objective, ke
 
 
 def saliency_of_step(state: TrainState, images, labels, *, forward: str, saliency_of: str = "logit") -> jax.Array:
-    """Return the saliency as the step finds it, from the clean forward's pull-back."""
+    """Return the step's saliency, from the clean forward's pull-back."""
     clean = partial(method.apply_model, state.apply_fn, batch_stats=state.batch_stats, dropout_key=jax.random.key(0))
     outputs, pull_back, (_, record) = jax.vjp(
         partial(method._recorded, clean, forward == "frozen"), state.params, images, has_aux=True

@@ -1,4 +1,4 @@
-"""A server that speaks as much of Google Cloud Storage's interface as an export needs, in memory."""
+"""An in-memory server with the part of Google Cloud Storage's interface that an export needs."""
 
 import http.server
 import json
@@ -7,7 +7,7 @@ import urllib.parse
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Keeps `objects`, content and generation by name, counts `changes` and refuses the one numbered `fails`."""
+    """A store of `objects`, content and generation by name, that counts `changes` and refuses number `fails`."""
 
     daemon_threads = True
 
@@ -20,7 +20,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers reading, writing and deleting an object, under conditions of its generation, and listing."""
+    """Answers to reading, writing, deleting (on conditions of the generation) and listing objects."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True

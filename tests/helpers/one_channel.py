@@ -1,4 +1,4 @@
-"""The reference network behind one channel, as Quantus measured it (benchmarks/references/quantus_faithfulness.py)."""
+"""The reference network for one channel, as in benchmarks/references/quantus_faithfulness.py."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ GAINS = jnp.array([[[1.0, 0.5, -0.7]]])
 
 
 def stored(name: str) -> np.ndarray:
-    """Return an array that the script wrote."""
+    """Return an array written by that script."""
     return reference_network.stored("quantus_faithfulness")[name]
 
 

@@ -1,4 +1,4 @@
-"""Float64 NumPy references, written from the definitions and sharing no code with the package."""
+"""Float64 NumPy references, written from the definitions; they share no code with the package."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def zca(h: np.ndarray) -> np.ndarray:
 
 
 def decorrelation(h: np.ndarray, form: str) -> float:
-    """Evaluate a decorrelation form by its definition."""
+    """Return a decorrelation form by its definition."""
     n, d = h.shape
     if form in ("cosine", "density"):
         squares = [float(np.sum(h[:, i] ** 2)) for i in range(d)]
@@ -68,7 +68,7 @@ def numerical_gradient(fn: Callable[[np.ndarray], float], x: np.ndarray, step: f
 
 
 def least_salient(saliency: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions `[N, H, W]` that must be masked, and those that may be (tied at the threshold)."""
+    """Return the positions `[N, H, W]` that must be masked, and those tied at the threshold, which may be."""
     rows = saliency.reshape(len(saliency), -1)
     if k == 0:
         return np.zeros(saliency.shape, bool), np.zeros(saliency.shape, bool)
@@ -77,7 +77,7 @@ def least_salient(saliency: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur one image `[H, W, C]` with weights renormalised over what lies inside it."""
+    """Return one blurred image `[H, W, C]`; weights are renormalised inside the image."""
     height, width, _ = image.shape
     rows, columns = np.mgrid[:height, :width]
     result = np.zeros(image.shape, np.float64)

@@ -1,4 +1,4 @@
-"""The small network on which results were computed once with captum 0.9.0 and Quantus 0.6.0 (benchmarks/references)."""
+"""The small network whose results were stored with captum 0.9.0 and Quantus 0.6.0 (benchmarks/references)."""
 
 import functools
 import pathlib
@@ -24,12 +24,12 @@ def images() -> jax.Array:
 
 
 def labels() -> jax.Array:
-    """Return their classes, int32 `[8]`."""
+    """Return the images' classes, int32 `[8]`."""
     return jnp.asarray(stored("network")["labels"])
 
 
 def objects() -> jax.Array:
-    """Return their object masks, bool `[8, 16, 16]`."""
+    """Return the images' object masks, bool `[8, 16, 16]`."""
     return jnp.asarray(stored("network")["objects"])
 
 

@@ -1,4 +1,4 @@
-"""Small exports of drawn maps, written through the store, for the tests of what reads them."""
+"""Small exports of drawn maps, written through the store, for tests of readers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ METHODS = {"gradient": "gradient", "integrated_gradients:steps=4": "integrated_g
 
 
 def draw(channels: int | None = None, *, signed: bool = True, n: int = N, side: tuple[int, int] = (H, W)) -> dict:
-    """Return maps by method, float32, of very different scales; one is zeros."""
+    """Return float32 maps by method, with very different scales; one map is zeros."""
     rng = np.random.default_rng(1)
     shape = (n, *side) if channels is None else (n, *side, channels)
     drawn = {method: rng.normal(size=shape).astype(np.float32) for method in METHODS}
@@ -26,7 +26,7 @@ def draw(channels: int | None = None, *, signed: bool = True, n: int = N, side: 
 
 
 def settings_of(method: str) -> dict:
-    """Return all options of a method, as an export records them."""
+    """Return all options of a method, as an export stores them."""
     ((found, _),) = choose_methods([method]).values()
     return plain_settings(found.settings("logit"))
 
@@ -42,7 +42,7 @@ def write(
     settings: dict[str, dict] | None = None,
     **attributes,
 ) -> dict[str, np.ndarray]:
-    """Write an export of `maps`; only the `ranges` where given, and then it is not finished.
+    """Write an export of `maps`; with `ranges`, only these, and the export is unfinished.
 
     Returns:
       The arrays beside the maps: `label`, `prediction`, `target`, `logits`.

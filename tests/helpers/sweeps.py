@@ -1,4 +1,4 @@
-"""Sweeps for tests: folders of finished trials with known numbers, and stand-ins for train.py and evaluate.py."""
+"""Sweeps for tests: finished trials with known numbers, and programs that stand in for train.py and evaluate.py."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from sdecor.sweep import commands, plan, trial_folder
 
 CELLS = [("ce", {"method": "ce"}), ("sgt", {"method": "sgt"})]
 
-# argv: stage, folder, seconds, whether to fail. Training counts its steps on, and saves when it is asked to stop.
+# argv: stage, folder, seconds, whether to fail. Training continues at its last step, and saves on a stop signal.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 stage, folder, seconds, fails = sys.argv[1], pathlib.Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
@@ -37,12 +37,12 @@ for step in range(first + 1, 11):
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """Return what a sweep file might."""
+    """Return the content of a sweep file."""
     return {"cells": CELLS, "seeds": 2, "evaluate": {"metrics": ["gini"]}} | changes
 
 
 def stand_in(monkeypatch: Any, *, seconds: float = 0.2, fails: tuple[str, ...] = ()) -> None:
-    """Have sweeps start stand-ins; `fails` are the trials, "cell/seed0", whose training fails."""
+    """Make sweeps start the stand-in; training fails in the trials `fails`, such as "cell/seed0"."""
 
     def command(trial: plan.Trial, stage: str, folder: pathlib.Path) -> list[str]:
         failing = trial.key in fails and stage == "train"
@@ -62,9 +62,9 @@ def finished(
     """Write finished trials.
 
     Args:
-      folder: of the sweep.
+      folder: the sweep's folder.
       sweep: the sweep.
-      numbers: cell → seed → measure → value; other trials are left out.
+      numbers: cell → seed → metric → value; other trials are left out.
       **config: cell → fields of the config.
     """
     plan.write(folder, sweep)

@@ -1,4 +1,4 @@
-"""A small smooth network on 6×7 colour images that is also there in float64, for brute-force references of metrics."""
+"""A small smooth network on 6×7 colour images, in JAX and in float64, for brute-force references of metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def probability(image: np.ndarray, target: int) -> float:
 
 
 def replaced(image: np.ndarray, base: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the image with the masked pixels, all channels, of the other."""
+    """Return the image with all channels of the masked pixels taken from `base`."""
     return np.where(mask[..., None], base, image)
 
 

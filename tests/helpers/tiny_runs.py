@@ -1,4 +1,4 @@
-"""Tiny training runs on an image folder that the tests draw themselves."""
+"""Tiny training runs on an image folder drawn by the tests."""
 
 import pathlib
 import subprocess
@@ -28,7 +28,7 @@ TINY = {
 
 
 def draw_images(root: pathlib.Path, *, classes: int = 2, train: int = 16, test: int = 9) -> pathlib.Path:
-    """Write `root/{train,test}/<class>/*.png`: noise, brighter with the class, so that there is something to learn."""
+    """Write `root/{train,test}/<class>/*.png`: noise whose brightness tells the class, so that it can be learned."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label in range(classes):
@@ -50,7 +50,7 @@ def tiny_config(images: pathlib.Path, method: str = "sdecor", **changes):
 
 
 def command(images: pathlib.Path, workdir: pathlib.Path, *extra: str, method: str = "sdecor") -> list[str]:
-    """Return the command line of the same run."""
+    """Return the command line of the run of `tiny_config`."""
     fields = TINY | {"data.path": str(images)}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     config = f"--config={ROOT}/configs/default.py:method={method}"

@@ -1,4 +1,4 @@
-"""What a traced function would hold in memory, without compiling it."""
+"""The size of arrays in a traced function, found without compiling."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 
 
 def largest(jaxpr: Any) -> int:
-    """Return the size of the largest array that the equations make, those of inner functions among them."""
+    """Return the size of the largest array in the equations, inner functions included."""
     sizes = [1]
     for equation in jaxpr.eqns:
         sizes += [v.aval.size for v in equation.outvars]

@@ -1,4 +1,4 @@
-"""Decorrelation: definitions, gradients, hard inputs, invariances, and equality over any number of devices."""
+"""Tests of decorrelation: values, gradients, hard inputs, invariances, and equality on any number of devices."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ hinge_and_grad = jax.jit(jax.value_and_grad(losses.variance_hinge))
 
 
 def correlated(n: int = 16, d: int = 6, seed: int = 0) -> np.ndarray:
-    """Features with a mean, unequal scales and correlations."""
+    """Return correlated features with means and unequal scales."""
     rng = np.random.default_rng(seed)
     mixing = np.eye(d) + 0.4 * rng.normal(size=(d, d))
     return (rng.normal(size=(n, d)) @ mixing + rng.normal(size=d)).astype(np.float32)
@@ -84,14 +84,14 @@ def test_the_smaller_side_of_the_global_batch_is_chosen(form):
 
 
 def test_gram_side_is_not_negative_where_nothing_is_correlated():
-    """The variances' squares are taken from the whole energy: what is left is rounding, which must not be below 0."""
+    """The variances' squares are subtracted from the whole energy; rounding must not make the rest negative."""
     h = np.float32([[1, 1], [1, -1], [-1, 1], [-1, -1]]) * 300
     energy = np.sum(np.var(h, axis=0, ddof=1, dtype=np.float64) ** 2) / 2
     assert 0.0 <= value_and_grad(h, form="covariance", gram=True)[0] < 1e-6 * energy
 
 
 def test_closed_form_of_two_equal_features():
-    h = np.float32([[1, 1], [2, 2], [3, 3], [4, 4]])  # variance 5/3 over N − 1, 5/4 over N
+    h = np.float32([[1, 1], [2, 2], [3, 3], [4, 4]])  # variance 5/3 with N − 1, 5/4 with N
     assert value_and_grad(h, form="covariance")[0] == pytest.approx((5 / 3) ** 2, rel=1e-6)
     assert value_and_grad(h, form="correlation")[0] == pytest.approx(1.0, rel=1e-6)
     assert value_and_grad(h, form="decov")[0] == pytest.approx((5 / 4) ** 2, rel=1e-6)
@@ -106,7 +106,7 @@ def test_uncorrelated_features_score_zero(form):
 def test_on_off_features_score_by_how_often_they_are_on():
     h = np.float32([[1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]])  # on in a quarter, a quarter, all, none
     assert value_and_grad(h, form="density")[0] == pytest.approx((0.25 + 0.25 + 1 + 0) / 4, rel=1e-6)
-    # The first two never meet; each has the cosine ½ with the third, and pairs count twice.
+    # The first two are never on together; each has the cosine ½ with the third, and pairs count twice.
     assert value_and_grad(h, form="cosine")[0] == pytest.approx(2 * 2 * 0.25 / 12, rel=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_scale_dependent_forms_are_finite_at_1e8(form, gram):
     h = 1e8 * np.sign(np.random.default_rng(0).normal(size=(8, 1))).astype(np.float32) * np.ones((1, 512), np.float32)
     value, gradient = value_and_grad(h, form=form, gram=gram)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    # All features are equal: D(D − 1) times the squared variance, over D or halved.
+    # All features are equal: the value is D(D − 1) times the squared variance, divided by D or halved.
     variance = np.var(h[:, 0].astype(np.float64), ddof=form == "covariance")
     np.testing.assert_allclose(value, variance**2 * {"covariance": 511, "decov": 512 * 511 / 2}[form], rtol=1e-4)
 
@@ -314,7 +314,7 @@ def test_value_and_residual_come_from_one_iteration():
         losses.whitening_residual(h, epsilon=-1)
 
 
-# What is logged beside it
+# Logged values
 
 
 def test_variance_hinge_value_and_gradient():
@@ -353,11 +353,11 @@ def test_white_floor_of_the_covariance_form_is_its_formula():
 # Devices
 
 CASES = [(form, gram) for form in PAIRWISE for gram in (False, True)] + [("whitening", None), ("density", None)]
-MAIN = [("covariance", False), ("covariance", True), ("density", None)]  # of which training takes one by default
+MAIN = [("covariance", False), ("covariance", True), ("density", None)]  # training uses one of these by default
 
 
 def network(params: dict, x: jax.Array) -> jax.Array:
-    """A small nonlinear network, so that gradients of parameters mix all samples."""
+    """Return features of a small nonlinear network, so that gradients of parameters mix all samples."""
     return jnp.tanh(x @ params["a"]) @ params["b"] + jnp.sin(x @ params["c"])
 
 
@@ -368,7 +368,7 @@ def global_batch() -> tuple[dict, np.ndarray]:
 
 
 def losses_and_gradients(params: dict, x: jax.Array, *, axis_name: str | None, cases: list = CASES) -> dict:
-    """Return the loss and the gradients of the forms (in one program, which compiles faster than one for each)."""
+    """Return the loss and gradients of each form (one program compiles faster than one per form)."""
 
     def loss(params: dict, form: str, gram: bool | None) -> jax.Array:
         h = network(params, x)
@@ -400,7 +400,7 @@ def assert_equal_to_rounding(results: dict, expected: dict, cases: list = CASES)
     + [pytest.param(devices, CASES, marks=pytest.mark.full, id=f"{devices}-every") for devices in (2, 4)],
 )
 def test_losses_and_gradients_do_not_depend_on_the_number_of_devices(whole, devices, cases):
-    """The main forms on 1, 2, 4 and 8 devices; in the quick suite the others on 1 and 8."""
+    """The main forms run on 1, 2, 4 and 8 devices; the others on 1 and 8 in the quick suite."""
     params, x = global_batch()
     step = partial(losses_and_gradients, axis_name="batch", cases=cases)
     step = jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])

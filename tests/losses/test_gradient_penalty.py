@@ -1,4 +1,4 @@
-"""The penalty on input gradients: closed forms, the coupling by BatchNorm, and its part in the method's gradient."""
+"""Tests of the penalty on input gradients: closed forms, coupling by BatchNorm, and its part in the step's gradient."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ of_each = pytest.mark.parametrize("of", losses.PENALTY_OF)
 
 
 def linear_problem():
-    """A linear classifier in float64: kernel `[P, K]`, bias `[K]`, images `[N, H, W, C]`, labels `[N]`."""
+    """Return a linear problem in float64: kernel `[P, K]`, bias `[K]`, images `[N, H, W, C]`, labels `[N]`."""
     rng = np.random.default_rng(0)
     pixels = int(np.prod(SHAPE))
     kernel, bias = rng.normal(size=(pixels, CLASSES)) / 2, rng.normal(size=CLASSES)
@@ -27,7 +27,7 @@ def linear_problem():
 
 
 def linear(kernel, bias):
-    """The classifier as `gradient_penalty` takes it; beside the logits it returns them once more."""
+    """Return the classifier with the interface of `gradient_penalty`: it returns the logits twice."""
 
     def forward(images):
         logits = images.reshape(N, -1) @ kernel + bias[None]
@@ -37,7 +37,7 @@ def linear(kernel, bias):
 
 
 def closed_form(kernel, bias, images, labels, of, smoothing):
-    """Penalties `‖W a‖²`, a = ∂/∂z, and of their mean the gradients to kernel and bias, in float64."""
+    """Return penalties `‖W a‖²`, a = ∂/∂z, and their mean's gradients to kernel and bias, in float64."""
     x = images.reshape(len(images), -1)
     p, target = oracles.softmax(x @ kernel + bias), np.eye(CLASSES)[labels]
     a, slope = {  # slope: a changes by slope · ∂p/∂z
@@ -91,7 +91,7 @@ WEIGHT = 0.7
 
 @pytest.fixture(scope="module")
 def steps():
-    """Gradients, statistics and terms of a step with BatchNorm and dropout, by the method and written out."""
+    """Return a step with BatchNorm and dropout, by the library and written out: gradients, statistics, terms."""
     state, batch = networks.loud_state(networks.tiny_model(dropout=0.5)), networks.tiny_batch()
     images, labels = networks.prepare(None, jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
     keys = jax.random.split(jax.random.key(5))
@@ -119,7 +119,7 @@ def steps():
         return {"cross_entropy": -log_p[true], "log_probabilities": log_p, "logit": z[true]}[of].sum()
 
     def written_out(of):
-        """Forward over reverse: of ‖g‖², the gradient to the parameters is that of the slope along g, twice."""
+        """Return the parameters' gradient of ‖g‖², forward over reverse: twice that of the slope along g."""
 
         def of_images(params):
             return lambda images: quantity(logits(params, images), of)
@@ -142,7 +142,7 @@ def steps():
 
 @of_each
 def test_penalty_has_the_effect_on_the_other_examples(steps, of):
-    """Through the batch's statistics, at the dropout of the clean forward: from all single derivatives, in float64."""
+    """The oracle sums all derivatives through the batch's statistics, with the clean forward's dropout, in float64."""
     batch, (_, found, z, jacobian) = steps
     p, target = oracles.softmax(np.float64(z)), np.eye(networks.CLASSES)[batch["label"]]
     a = {"cross_entropy": p - target, "log_probabilities": 1 - networks.CLASSES * p, "logit": target}[of]
@@ -171,7 +171,7 @@ def test_gradient_is_that_of_the_loss_with_the_penalty(steps, of):
 
 
 def test_penalty_is_independent_of_the_batch_size():
-    """The same images twice over are the same loss and gradient, where nothing couples them."""
+    """Without coupling of examples, a batch and the same batch twice have equal losses and gradients."""
     state, batch = networks.tiny_state(networks.tiny_model("layer")), networks.tiny_batch(8)
     double = {name: np.concatenate([values, values]) for name, values in batch.items()}
 
@@ -202,7 +202,7 @@ FAMILIES = [name for name in models.MODELS if not name.startswith(("resnet34", "
 LARGE = [pytest.mark.full]
 
 
-@pytest.mark.parametrize(  # deeper ones of the same layers are for the full suite
+@pytest.mark.parametrize(  # deeper models with the same layers are in the full suite
     "name", [pytest.param(name, marks=LARGE if name in ("resnet50", "wide_resnet28_10") else []) for name in FAMILIES]
 )
 def test_every_family_of_models_is_differentiated_twice(name):

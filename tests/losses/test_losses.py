@@ -1,4 +1,4 @@
-"""Classification and consistency: values, gradients, dtypes and errors."""
+"""Tests of classification and consistency: values, gradients, dtypes and errors."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Completeness, non-sensitivity and input invariance against Quantus, brute force and networks that are known."""
+"""Tests of completeness, non-sensitivity and input invariance against Quantus, brute force and known networks."""
 
 import functools
 
@@ -24,14 +24,14 @@ def linear(x):
 
 
 def run(metric, *functions, **options):
-    """Return the metric of arrays, compiled."""
+    """Return the metric as a compiled function of arrays."""
     compiled = jax.jit(functools.partial(metric, *functions, **options))
     return lambda *arrays, **more: compiled(*arrays, **more)
 
 
 class TestCompleteness:
     def test_quantus(self):
-        """Quantus asks whether both sides are equal as floating point numbers; here it is by how much they differ."""
+        """Quantus tests whether both sides are equal as floating point numbers; here the difference is returned."""
         x, y = images()[:N], labels()[:N]
         attributions = jax.jit(jax.vmap(functools.partial(gradient, network)))(x, y)
         darkest = jnp.broadcast_to(x.min((1, 2, 3), keepdims=True), x.shape)
@@ -77,7 +77,7 @@ def test_integer_images_are_refused(key):
 
 class TestNonSensitivity:
     def test_quantus(self, key):
-        """On one channel, as Quantus takes channels as features; it counts mismatches, here it is their share."""
+        """Quantus counts mismatches and takes channels as features; here one channel, and the share of mismatches."""
         seen, tint = jnp.asarray(EXPECTED["seen"])[..., None], jnp.array([1.0, 0.5, -0.7])[None, None]
         x, y, maps = images()[:N].mean(-1, keepdims=True), labels()[:N], EXPECTED["maps"]
         darkest = jnp.broadcast_to(x.min((1, 2, 3), keepdims=True), x.shape)
@@ -86,7 +86,7 @@ class TestNonSensitivity:
         np.testing.assert_allclose(shares * 256, EXPECTED["non_sensitivity"], atol=1e-3)
 
     def test_known_network(self, key):
-        """Half of the pixels matter: the map that says so scores 0, its opposite 1, and a constant one a half."""
+        """Half of the pixels matter: the map of these scores 0, its opposite 1, a constant map a half."""
         used = (np.arange(20).reshape(4, 5) % 2).astype(np.float32)
         metric = run(axiomatic.non_sensitivity, lambda x: linear(x * used[..., None]))
         for saliency, expected in ((used, 0), (1 - used, 1), (np.ones_like(used), 0.5), (-7 * used, 0)):
@@ -97,7 +97,7 @@ class TestNonSensitivity:
         def seldom(x):
             return jnp.stack([jnp.maximum(x - 0.8, 0).sum(), jnp.float32(0)])
 
-        # Values in [0, 1], the image itself below 0.8: a replacement changes the score in a fifth of the cases.
+        # Values are in [0, 1], and the image is below 0.8: a fifth of the replacements change the score.
         batch = np.clip(np.abs(SMALL[:1, ..., :1]), 0, 0.7).astype(np.float32)
         batch[0, 0, :2, 0] = 0, 1
         maps, share = np.ones((1, 4, 5), np.float32), {}
@@ -148,9 +148,9 @@ class TestInputInvariance:
         return fn
 
     def test_quantus(self, key):
-        """Quantus shifts the first layer's bias by its least response, which is wrong where the image is padded.
+        """Quantus shifts the first layer's bias by its smallest response, which is wrong for padded images.
 
-        There it calls the gradient of a padded network dependent on the shift. Shifting the input is right for any
+        With padding Quantus therefore finds that the gradient depends on the shift. Shifting the input is right for any
         network.
         """
         x, y = images()[:N], labels()[:N]

@@ -1,4 +1,4 @@
-"""Entropy and effective complexity; all complexities against Quantus. (The Gini index itself is in test_metrics.)"""
+"""Tests of entropy and effective complexity, and of all complexities against Quantus. test_metrics.py tests Gini."""
 
 import jax
 import numpy as np
@@ -30,8 +30,8 @@ class TestEffectiveComplexity:
     def test_counts(self):
         maps = np.array([[[4.0, -2.0, 0.5, 0.0]]], np.float32)
         assert effective_complexity(maps) == 3
-        assert effective_complexity(maps, threshold=0.25) == 2  # of 4
-        assert effective_complexity(maps, threshold=0.25, scale="sum") == 2  # of 6.5
+        assert effective_complexity(maps, threshold=0.25) == 2  # relative to 4
+        assert effective_complexity(maps, threshold=0.25, scale="sum") == 2  # relative to 6.5
         assert effective_complexity(maps, threshold=0.35, scale="sum") == 1
         assert effective_complexity(maps, threshold=0.25, scale="raw") == 3
         assert effective_complexity(maps, threshold=4.0, scale="raw") == 0
@@ -44,7 +44,7 @@ class TestEffectiveComplexity:
 
 
 @pytest.mark.parametrize("measure", [gini, entropy, effective_complexity])
-class TestEveryMeasure:
+class TestEveryMetric:
     def test_belongs_to_its_map(self, measure):
         whole = measure(MAPS)
         np.testing.assert_allclose(measure(MAPS[::-1]), whole[::-1], rtol=1e-6)
@@ -73,7 +73,7 @@ class TestAgainstQuantus:
     def test_values(self, kind):
         reference = stored("quantus_localization")
         maps = reference[f"maps/{kind}"]
-        # Quantus adds 1e-7 to each value before it measures sparseness, and 1e-12 within the logarithm.
+        # Quantus adds 1e-7 to each value before it computes sparseness, and 1e-12 inside the logarithm.
         np.testing.assert_allclose(gini(maps), reference[f"{kind}/Sparseness"], rtol=2e-5)
         np.testing.assert_allclose(entropy(maps), reference[f"{kind}/Complexity"], rtol=1e-5)
         np.testing.assert_array_equal(
@@ -81,7 +81,7 @@ class TestAgainstQuantus:
         )
 
     def test_a_map_does_not_change_the_values_of_its_neighbours(self):
-        """Quantus divides a batch by its one largest value: beside a hundred times larger map, all others count 0."""
+        """Quantus divides a batch by its largest value: beside a map a hundred times larger, all others count 0."""
         reference = stored("quantus_localization")
         uneven = reference["maps/positive"].copy()
         uneven[0] *= 100

@@ -1,4 +1,4 @@
-"""Relevance and effect of sets of pixels: against brute force, closed forms for linear networks, and Quantus 0.6.0."""
+"""Tests of metrics that correlate relevance and effect of pixel sets: brute force, linear networks, Quantus 0.6.0."""
 
 import functools
 
@@ -20,13 +20,13 @@ SLOPES = np.random.default_rng(8).normal(size=(H, W, 3)).astype(np.float32)
 
 
 def run(metric, maps=MAPS, *, fn=tiny.network, targets=TARGETS, **options):
-    """Compile and evaluate a metric."""
+    """Return the values of a metric, compiled."""
     options = {"key": KEYS} | options
     return np.asarray(jax.jit(lambda x, m, t: metric(fn, x, m, t, **options))(IMAGES, maps, targets))
 
 
 def linear(image):
-    """Two logits, the first one linear in the image."""
+    """Return two logits, the first one linear in the image."""
     return jnp.stack([(image * SLOPES).sum(), 0.0])
 
 
@@ -34,7 +34,7 @@ on_linear = functools.partial(run, fn=linear, targets=np.zeros(N, int))
 
 
 def responses(base, masks, softmax):
-    """Relevance and loss of score of each image's masks `[N, S, H, W]` in float64."""
+    """Return relevance and loss of score of each image's masks `[N, S, H, W]`, in float64."""
     sums, drops = [], []
     for x, b, m, t, own in zip(IMAGES, base, MAPS, TARGETS, masks, strict=True):
         score = (lambda z, t=t: tiny.probability(z, t)) if softmax else (lambda z, t=t: tiny.logits(z)[t])
@@ -44,7 +44,7 @@ def responses(base, masks, softmax):
 
 
 def random_places(sample):
-    """The random order that belongs to a sample number."""
+    """Return the random order of the sample with this number."""
     return np.asarray(replacement.random_ranks(replacement.fold_sample(KEYS, N, jnp.int32(sample)), MAPS.shape))
 
 
@@ -54,7 +54,7 @@ def pearson(a, b):
 
 class TestFaithfulnessCorrelation:
     def test_against_brute_force(self):
-        """A set of 10 is cut four times from an order of 42 pixels: 7 sets from two orders."""
+        """An order of 42 pixels gives four sets of 10, so 7 sets come from two orders."""
         masks = [(p // 10 == j) for p in map(random_places, range(2)) for j in range(4)][:7]
         masks = np.stack(masks, axis=1)
         assert (masks.sum((2, 3)) == 10).all()
@@ -101,7 +101,7 @@ class TestSensitivityN:
 
 
 def groups_of(steps):
-    """The masks of nearly equal groups of pixels in the order of the map, `[N, steps, H, W]`."""
+    """Return masks of nearly equal groups of pixels in the map's order, `[N, steps, H, W]`."""
     places = np.argsort(np.argsort(-MAPS.reshape(N, -1), axis=1), axis=1).reshape(MAPS.shape)
     edges = [round(j * H * W / steps) for j in range(steps + 1)]
     return np.stack([(places >= a) & (places < b) for a, b in zip(edges[:-1], edges[1:], strict=True)], axis=1)
@@ -119,7 +119,7 @@ class TestGroups:
         np.testing.assert_allclose(found, 1, atol=1e-5)
 
     def test_monotonicity_correlation(self):
-        """The mean squared effect over three draws of noise."""
+        """The effect is the mean square over three draws of noise."""
         squares = []
         for sample in range(3):
             keys = replacement.fold_sample(KEYS, N, jnp.int32(sample))
@@ -145,7 +145,7 @@ class TestInfidelity:
     phi = np.random.default_rng(9).normal(size=IMAGES.shape).astype(np.float32)
 
     def brute_force(self, phi, masks, optimal=False):
-        """The definition in float64: I is what the mask takes away."""
+        """Return the definition in float64, where I is the part of the image that the mask removes."""
         errors = []
         for x, p, t, own in zip(IMAGES.astype(np.float64), phi, TARGETS, masks, strict=True):
             perturbed = [tiny.replaced(x, np.zeros_like(x), mask) for mask in own]
@@ -166,13 +166,13 @@ class TestInfidelity:
         np.testing.assert_allclose(mapped, self.brute_force(spread, masks, scaling == "optimal"), rtol=1e-4)
 
     def test_squares_are_whole_and_anywhere(self):
-        """An image of ones, of which a network that adds up sees the squares' sizes: 9 pixels of 3 channels each."""
+        """For an image of ones, a network that sums sees the size of a square: 9 pixels with 3 channels."""
         seen = lambda image: jnp.stack([image.sum(), 0.0])  # noqa: E731
         ones, zeros = np.ones_like(IMAGES), np.zeros(N, int)
         few = jax.jit(lambda phi: infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=5))
         found = few(2 * ones)
         np.testing.assert_allclose(found, 27.0**2, rtol=1e-5)
-        # Squares meet a pixel in the middle more often than the corner: the mean error tells how often.
+        # Squares cover a middle pixel more often than the corner: the mean error is proportional to how often.
         many = jax.jit(lambda phi: infidelity(seen, ones, phi, zeros, key=KEYS, patch=3, samples=400))
         for place, share in (((0, 0), 1 / 20), ((2, 3), 9 / 20)):
             phi = ones.copy()
@@ -200,7 +200,7 @@ class TestInfidelity:
             np.testing.assert_allclose(found, 0, atol=1e-8)
 
     def test_noise_has_its_size(self):
-        """For a map of 1 and a network of zeros the error is the noise's variance times the number of values."""
+        """For a map of ones and a network of zeros the error is the noise's variance times the number of values."""
         nothing = lambda image: jnp.zeros(2)  # noqa: E731
         ones = np.ones_like(IMAGES)
         options = {"perturbation": "noise", "noise": 0.5, "baseline": IMAGES, "samples": 400, "key": KEYS}
@@ -219,7 +219,7 @@ class TestInfidelity:
 
 
 class TestQuantus:
-    """Equal to Quantus 0.6.0 on one channel, where a pixel is one feature, with its random sets."""
+    """Tests against Quantus 0.6.0 with its random sets, on one channel, where a pixel is one feature."""
 
     images, maps, labels = one_channel.examples()
 
@@ -230,9 +230,9 @@ class TestQuantus:
         return np.asarray(values(self.maps))
 
     def test_faithfulness_correlation(self, monkeypatch):
-        """Sets that overlap are cut from copies of the image side by side, whose logits the network adds up.
+        """Our sets are disjoint, so Quantus's overlapping sets are cut from copies of the image side by side.
 
-        What a set in one of the copies does to the sum of the logits is what it does to its copy's.
+        The network sums the copies' logits: a set changes the sum by as much as it changes its own copy's logits.
         """
         places = np.full((8, 20, 256), 20 * 40, np.int32)
         sets = one_channel.stored("subsets").astype(int)
@@ -258,15 +258,15 @@ class TestQuantus:
         np.testing.assert_allclose(found, one_channel.stored("monotonicity_correlation"), atol=1e-6)
 
     def test_infidelity(self):
-        """Quantus' own perturbation leaves the patches before one replaced as well."""
+        """Quantus's own perturbation would keep earlier patches replaced too."""
         found = self.run(infidelity, perturbation="grid", baseline="black")
         np.testing.assert_allclose(found, one_channel.stored("infidelity"), rtol=1e-4)
 
     def test_sensitivity_n(self, monkeypatch):
-        """Quantus correlates over the examples: what their most salient pixels do with the relevance of the last step.
+        """Quantus correlates over examples, the effect of the most salient pixels with the relevance of the last step.
 
-        Ours is over sets of pixels of an image: here of one that is made of the examples side by side, whose scores the
-        network adds up; a set is of one of the examples, and relevance is 0 where earlier steps have been.
+        Ours correlates over pixel sets of one image. Therefore the examples are put side by side in one image, whose
+        scores the network sums. A set belongs to one example, and relevance is 0 at the pixels of earlier steps.
         """
         steps = np.array([0, 5, 11])
         maps = np.asarray(self.maps).reshape(8, 256)

@@ -1,4 +1,4 @@
-"""Pixels and regions replaced in the map's order: against brute force, Quantus 0.6.0, closed forms and invariances."""
+"""Tests of metrics that replace pixels or regions in the map's order: brute force, Quantus 0.6.0, invariances."""
 
 import functools
 
@@ -32,13 +32,13 @@ KEY = jax.random.key(4)
 
 
 def run(metric, maps=MAPS, *, images=IMAGES, targets=TARGETS, fn=tiny.network, **options):
-    """Compile and evaluate a metric of the tiny network."""
+    """Return the values of a metric of the tiny network, compiled."""
     options = {"key": KEYS} | options
     return np.asarray(jax.jit(lambda x, m, t: metric(fn, x, m, t, **options))(images, maps, targets))
 
 
 def evidence(image):
-    """Two classes, `z = (Σ x, 0)`: deletion and insertion are known from the sums of pixels alone."""
+    """Return the logits `(Σ x, 0)`, for which deletion and insertion follow from sums of pixels."""
     return jnp.stack([image.sum(), 0.0])
 
 
@@ -48,7 +48,7 @@ class TestInsertionAndDeletion:
     targets = np.zeros(5, int)
 
     def closed_form(self, images, start, steps):
-        """Probabilities when pixels of `start` are replaced by those of `images`, most salient first."""
+        """Return probabilities as pixels of `start` are replaced by those of `images`, most salient first."""
         expected = []
         for image, base, saliency in zip(images, start, self.maps, strict=True):
             order = np.argsort(-saliency.ravel())
@@ -169,7 +169,7 @@ class TestRanks:
 
     @pytest.mark.parametrize("shape", [(2, 300, 301), (3, 1, 1), (3, 2)])
     def test_sizes(self, shape):
-        """More than 2¹⁶ values take another way."""
+        """More than 2¹⁶ values are ranked by other code."""
         values = RNG.integers(0, 50, shape).astype(np.float32)
         found = np.asarray(ranked(values, KEY, order="lerf")).reshape(shape[0], -1)
         ordered = np.take_along_axis(values.reshape(shape[0], -1), np.argsort(found, axis=1), 1)
@@ -181,13 +181,13 @@ class TestRanks:
         flat = np.where(np.arange(16) % 2, np.float32(0.0), np.float32(-0.0)).reshape(1, 4, 4).repeat(400, 0)
         found = np.asarray(ranked(flat, KEY, order=order))
         np.testing.assert_array_equal(np.sort(found.reshape(400, -1)), np.arange(16)[None].repeat(400, 0))
-        means = found.mean(0)  # of 400 draws of standard deviation 4.6
+        means = found.mean(0)  # over 400 draws with standard deviation 4.6
         assert abs(means - 7.5).max() < 1.0
         assert np.corrcoef(found.reshape(400, -1).T)[0, 1:].max() < 0.2
 
 
 def steps_of(images, bases, maps, targets, counts, sign=1):
-    """Probabilities in float64 with the first pixels replaced, `[N, len(counts)]`."""
+    """Return probabilities with the first pixels replaced, `[N, len(counts)]`, in float64."""
     return np.array(
         [
             [tiny.probability(tiny.replaced(x, b, tiny.first(sign * m, k)), t) for k in counts]
@@ -216,7 +216,7 @@ class TestPixels:
         np.testing.assert_allclose(logit[:, 0], own, rtol=1e-5)
 
     def test_monotonicity(self):
-        """Both answers occur: the sum of all pixels, which `evidence` follows, rises with bright ones alone."""
+        """Both answers occur: inserting bright pixels raises the logit of `evidence`, dark ones lower it."""
         options = {"steps": 7, "baseline": "zero", "fn": evidence, "targets": np.zeros(N, int)}
         for sign in (1, -1):
             rises = run(faithfulness.monotonicity, images=sign * np.abs(IMAGES), **options)
@@ -251,7 +251,7 @@ class TestPixels:
 
 class TestRegions:
     def brute_force(self, base, segments, reduce, sign=1):
-        """Probabilities in float64 as the segments are replaced, best first: one list for each image."""
+        """Return probabilities as segments are replaced, best first, in float64, one list per image."""
         curves = []
         for x, b, m, s, t in zip(IMAGES, base, MAPS, segments, TARGETS, strict=True):
             order = sorted(np.unique(s), key=lambda i: -sign * reduce(m[s == i].astype(np.float64)))
@@ -273,7 +273,7 @@ class TestRegions:
 
     @pytest.mark.parametrize("order", ["morf", "lerf"])
     def test_a_plain_map_is_a_random_order_of_patches(self, order):
-        """Also of the patches that the border cuts off, whose sums are less: only the one in the corner is seen."""
+        """Patches cut by the border, with smaller sums, are ranked at random too: here only the corner's matters."""
         corner = np.zeros((300, 5, 7, 1), np.float32)
         corner[:, -1, -1] = 1
         options = {"key": KEY, "patch": 3, "order": order, "baseline": "zero", "saliency_of": "logit"}
@@ -288,7 +288,7 @@ class TestRegions:
         np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / 4, axis=1), atol=2e-6)
 
     def test_irof_on_segments_of_any_number(self):
-        """The images have 2 to 6 segments; numbers are left out, and the last one is never used."""
+        """The images have 2 to 6 segments; odd numbers and the last number are never used."""
         segments = np.stack([RNG.integers(0, 2 + i, (H, W)) * 2 for i in range(N)])
         base = np.broadcast_to(IMAGES.mean((1, 2), keepdims=True), IMAGES.shape)
         curves = self.brute_force(base, segments, np.mean)
@@ -348,7 +348,7 @@ ALL = {
 }
 
 
-# Evaluations in flight, fewer and more than there are examples, for a metric of each kind of loop.
+# Numbers of evaluations in flight, below and above the number of examples, for each kind of loop.
 CHUNK_SIZES = {
     "insertion": 2,
     "pixel_flipping": 17,
@@ -360,13 +360,13 @@ CHUNK_SIZES = {
 }
 
 
-# In the full suite alone: they go through the same loops as others.
+# In the full suite only: they use the same loops as others.
 FULL = ("deletion_vs_random", "selectivity", "irof", "average_increase", "infidelity_noise")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name in FULL else ()) for name in ALL])
 def test_values_belong_to_the_example(name):
-    """The same beside other images and with any number of evaluations in flight; NaN where a map says nothing."""
+    """Values depend neither on other images nor on the chunk size, and are NaN for undefined maps."""
     maps = np.round(MAPS, 1)
     maps[1], maps[2, 0, 0] = 0, np.nan
     values = jax.jit(lambda c, x, m, t, k: ALL[name](tiny.network, x, m, t, key=k, chunk_size=c), static_argnums=0)
@@ -393,19 +393,19 @@ def test_arrays_that_do_not_belong_together(name):
         ALL[name](tiny.network, IMAGES, MAPS[:, :2], TARGETS, key=KEY)
 
 
-# In which "predicted" has no meaning: the question is whether the right class is predicted.
+# "predicted" has no meaning for these: they test whether the true class is predicted.
 OF_LABELS = ("masked_accuracy_curve", "road")
 
 
 @pytest.mark.parametrize("name", ALL)
 class TestInputs:
     def shape(self, name, images=IMAGES, targets=TARGETS, **options):
-        """Return the shape of a metric's values, which costs no compilation."""
+        """Return the shape of a metric's values, without compiling."""
         fixed = {"key": KEYS} | options
         return jax.eval_shape(lambda x: ALL[name](tiny.network, x, MAPS, targets, **fixed), images).shape
 
     def test_integer_images_are_refused(self, name):
-        """A difference of integers without a sign wraps around."""
+        """Differences of unsigned integers would wrap around."""
         with pytest.raises(ValueError, match="images has dtype uint8"):
             self.shape(name, np.zeros(IMAGES.shape, np.uint8))
 
@@ -420,7 +420,7 @@ class TestInputs:
             self.shape(name, targets=np.zeros(N, np.float32))
 
     def test_memory_is_bounded_by_default(self, name):
-        """No more networks than fill a CPU are in flight, however many examples there are."""
+        """By default only as many evaluations as fill a CPU are in flight, for any number of examples."""
         many = {"images": np.resize(IMAGES, (200, *IMAGES.shape[1:])), "maps": np.resize(MAPS, (200, H, W))}
         wide = lambda image: jnp.tanh(jnp.tile(image.ravel(), 65)).reshape(3, -1).sum(1)  # noqa: E731
         targets, keys = np.resize(TARGETS, 200), jax.random.split(KEY, 200)
@@ -475,9 +475,9 @@ def test_ranges():
 
 
 class TestQuantus:
-    """Equal to Quantus 0.6.0 on one channel, where a pixel is one feature.
+    """Tests against Quantus 0.6.0 on one channel, where a pixel is one feature.
 
-    Its curves lack the unperturbed point, and areas and IROF count steps, not shares of the image.
+    Quantus's curves lack the unperturbed point, and its areas and IROF count steps, not shares of the image.
     """
 
     def run(self, metric, **options):
@@ -505,13 +505,13 @@ class TestQuantus:
         np.testing.assert_allclose(in_steps, one_channel.stored("irof"), rtol=1e-4, atol=1e-4)
 
     def test_monotonicity(self):
-        """Quantus' own perturbation replaces the baseline by itself, so that every map is monotonic there."""
+        """Quantus's own perturbation replaces the baseline by itself, which makes every map monotonic."""
         found = self.run(faithfulness.monotonicity, steps=4)
         np.testing.assert_array_equal(found, one_channel.stored("monotonicity"))
         assert 0 < found.mean() < 1
 
     def test_sufficiency(self):
-        """Quantus gives 0 where no other explanation is near."""
+        """Quantus returns 0 where no other explanation is near."""
         _, maps, labels = one_channel.examples()
         found = sufficiency(maps, labels, threshold=0.95)
         np.testing.assert_allclose(np.nan_to_num(found), one_channel.stored("sufficiency"), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The grid pointing game: which images are chosen, how they are put together, and the score."""
+"""Tests of the grid pointing game: choice of images, mosaics and score."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class TestChoice:
         members = self.choose()
         limit = self.confidences[members].min()
         passed_over = np.setdiff1d(np.flatnonzero(self.correct & (self.confidences > limit)), members)
-        # A more confident image is passed over only when its class is in every mosaic already.
+        # A more confident image is skipped only if its class is in every mosaic already.
         assert (np.bincount(self.labels[members.ravel()])[self.labels[passed_over]] == 8).all()
 
     def test_the_seed_places_the_images_but_does_not_choose_them(self):
@@ -84,7 +84,7 @@ class TestMosaics:
         expected = jax.image.resize(self.images[:, 1], (3, 3, 4, 3), "linear")
         np.testing.assert_allclose(mosaics[:, :3, 4:], expected, rtol=1e-6)
         flat = jnp.broadcast_to(jnp.arange(4.0)[None, :, None, None, None], self.images.shape)
-        halves = grid.make_mosaics(flat, resize=True)  # nothing of one cell enters another
+        halves = grid.make_mosaics(flat, resize=True)  # cells do not mix
         np.testing.assert_allclose(halves[0, :, :, 0].reshape(2, 3, 2, 4).mean((1, 3)), [[0, 1], [2, 3]], rtol=1e-6)
 
     def test_errors(self):

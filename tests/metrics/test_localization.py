@@ -1,11 +1,10 @@
-"""Localization by rank and by mass, and masks from boxes. (Energy and the pointing game are in test_metrics.)"""
+"""Tests of localization by rank and mass, and of masks from boxes. test_metrics.py tests energy and pointing game."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_network import objects as reference_objects
-from reference_network import stored
+from reference_network import objects as reference_objects, stored
 from sklearn.metrics import roc_auc_score
 
 from sdecor.metrics import localization
@@ -27,13 +26,13 @@ RANKINGS = [relevance_rank_accuracy, top_k_intersection, roc_auc, best_iou]
 
 
 def each(oracle, maps, ignore=None):
-    """Apply an oracle to the counted values and labels of each map."""
+    """Return the oracle's values of the maps, computed on the pixels that are not ignored."""
     counted = np.ones(maps.shape, bool) if ignore is None else ~ignore
     return [oracle(m[c].astype(np.float64), o[c]) for m, o, c in zip(maps, OBJECTS, counted, strict=True)]
 
 
 def expected_share_of_top(values, labels, k):
-    """Average over the random orders of equal values: a value above the k-th counts, one that ties in part."""
+    """Return the mean share over random orders of equal values: those tied with the k-th count in part."""
     threshold = np.sort(values)[-k]
     tied = values == threshold
     places = k - (values > threshold).sum()
@@ -120,7 +119,7 @@ class TestRankings:
             np.testing.assert_allclose(measure(TIED[3:4], OBJECTS[3:4]), whole[3:4], rtol=1e-6)
 
     def test_sums_of_places_beyond_32_bits(self):
-        """The areas of 2048×2048 pixels with one half of them ranked last, and first."""
+        """One half of 2048×2048 pixels is ranked last (area 0) or first (area 1)."""
         half, every = np.arange(2**22)[None] >= 2**21, np.ones((1, 2**11, 2**11), bool)
         area = jax.jit(localization._area_under_roc)
         assert area(half, every)[0] == 0 and area(~half, every)[0] == 1
@@ -130,7 +129,7 @@ class TestRankings:
 
     def test_maps_of_integers(self):
         codes = np.clip(MAPS * 60 + 100, 0, 255).astype(np.uint8)
-        for measure in (roc_auc, best_iou):  # which rank −maps
+        for measure in (roc_auc, best_iou):  # these rank −maps
             np.testing.assert_allclose(measure(codes, OBJECTS), measure(codes.astype(np.float32), OBJECTS), rtol=1e-6)
 
     def test_errors(self):
@@ -155,7 +154,7 @@ def test_arrays_that_are_no_maps_or_masks_are_refused(measure):
         (MAPS[0], OBJECTS[0], None, r"maps has shape \(6, 7\): pass \[N, H, W\]"),
         (MAPS[..., None], OBJECTS[..., None], None, r"maps has shape \(12, 6, 7, 1\): pass \[N, H, W\]"),
         (MAPS, OBJECTS[:1], None, r"objects has shape \(1, 6, 7\): pass \(12, 6, 7\)"),
-        (MAPS, OBJECTS.astype(np.uint8), None, "objects has dtype uint8: pass bool"),  # a code of 2 is no object
+        (MAPS, OBJECTS.astype(np.uint8), None, "objects has dtype uint8: pass bool"),  # code 2 is not an object
         (MAPS, OBJECTS, IGNORE[:, :5], r"ignore has shape \(12, 5, 7\)"),
         (MAPS, OBJECTS, IGNORE * 1.0, "ignore has dtype float64: pass bool"),
     ):
@@ -217,13 +216,13 @@ class TestAgainstQuantus:
             "PointingGame": localization.pointing_game(maps, objects),
             "RelevanceRankAccuracy": relevance_rank_accuracy(maps, objects),
             "TopKIntersection": top_k_intersection(maps, objects, k=40),
-            "AttributionLocalisation": attribution_localization(np.abs(maps), objects),  # what Quantus takes itself
+            "AttributionLocalisation": attribution_localization(np.abs(maps), objects),  # as Quantus does itself
             "AUC": roc_auc(maps, objects),
         }.items():
             np.testing.assert_allclose(found, reference[f"{kind}/{name}"], rtol=1e-5, err_msg=name)
 
     def test_relevance_mass(self):
-        """Quantus divides signed sums, which need not lie in [0, 1]; negative values are no mass here."""
+        """Quantus divides signed sums, whose ratio can leave [0, 1]; here negative values are no mass."""
         reference = stored("quantus_localization")
         found = localization.energy_inside(reference["maps/positive"], reference_objects())
         np.testing.assert_allclose(found, reference["positive/RelevanceMassAccuracy"], rtol=1e-5)
@@ -232,14 +231,14 @@ class TestAgainstQuantus:
         assert ((share > 0) & (share < 1)).all()
 
     def test_an_empty_object_is_no_hit(self):
-        """Quantus writes NaN into booleans, and every map hits the object that is not there."""
+        """Quantus stores NaN as a boolean, so that every map hits an empty object."""
         reference = stored("quantus_localization")
         assert (reference["defect/PointingGame"] == 1).all()
         nothing = jnp.zeros_like(reference_objects())
         assert np.isnan(localization.pointing_game(reference["maps/positive"], nothing)).all()
 
     def test_weighting_divides_by_the_object_s_share(self):
-        """Quantus multiplies by the object's share instead, and takes it of all but two of the batch's images."""
+        """Quantus multiplies by the object's share instead, computed over all but two of the batch's images."""
         reference = stored("quantus_localization")
         maps, objects = reference["maps/positive"], reference_objects()
         pixels = objects.sum((1, 2))

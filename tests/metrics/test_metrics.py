@@ -1,4 +1,4 @@
-"""Every measure against a plain float64 computation, its invariances, and where it has no answer."""
+"""Tests of the basic metrics against float64, of their invariances and undefined values, and of the registry."""
 
 import functools
 import pathlib
@@ -87,7 +87,7 @@ class TestLocalization:
 
     @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e37])
     def test_scale_does_not_matter(self, scale):
-        # 2**x scales exactly, so even the rounding is the same.
+        # Scaling by 2**x is exact, so that rounding is the same.
         scaled = MAPS / MAPS.max() * np.float32(2.0 ** np.round(np.log2(scale)))
         reference = MAPS / MAPS.max()
         np.testing.assert_allclose(energy_inside(scaled, OBJECTS), energy_inside(reference, OBJECTS), rtol=1e-6)
@@ -163,12 +163,12 @@ class TestGini:
 
 
 def evidence(image):
-    """Two classes, `z = (Σ x, 0)`: deletion and insertion are known from the sums of pixels alone."""
+    """Return the logits `(Σ x, 0)`, for which deletion and insertion follow from sums of pixels."""
     return jnp.stack([image.sum(), 0.0])
 
 
 class TestFaithfulness:
-    """What is marked as full is also in test_faithfulness.py, by the functions that `metrics` names."""
+    """Tests of insertion and deletion; test_faithfulness.py has quick versions of those marked full."""
 
     images = RNG.normal(0.05, 0.3, size=(5, H, W, 3)).astype(np.float32)
     maps = RNG.random((5, H, W)).astype(np.float32)
@@ -176,7 +176,7 @@ class TestFaithfulness:
     key = jax.random.key(0)
 
     def closed_form(self, images, start, steps):
-        """Probabilities when pixels of `start` are replaced by those of `images`, most salient first."""
+        """Return probabilities as pixels of `start` are replaced by those of `images`, most salient first."""
         expected = []
         for image, base, saliency in zip(images, start, self.maps, strict=True):
             order = np.argsort(-saliency.ravel())
@@ -214,7 +214,7 @@ class TestFaithfulness:
         for base, curve in values(self.images).values():
             ends = [jax.nn.softmax(jax.vmap(evidence)(x))[:, 0] for x in (self.images, base)]
             np.testing.assert_allclose(curve[:, 0], ends[0], rtol=1e-5)
-            np.testing.assert_allclose(curve[:, -1], ends[1], rtol=2e-4)  # of 1e-30: a rounded sum of −70
+            np.testing.assert_allclose(curve[:, -1], ends[1], rtol=2e-4)  # of about 1e-30: the sum −70 is rounded
 
     @pytest.mark.full
     def test_baselines(self):
@@ -360,7 +360,7 @@ class TestFeatures:
 
 
 def test_values_belong_to_their_example():
-    """The whole batch, halves and single examples give the same numbers."""
+    """The whole batch, halves and single examples have the same values."""
     for measure in (energy_inside, pointing_game):
         whole = measure(MAPS, OBJECTS)
         np.testing.assert_allclose(
@@ -386,7 +386,7 @@ def test_the_register_is_complete():
 
 
 def test_which_metrics_compare_no_runs():
-    """Beside those with a reference: what has no direction, or depends on masked images or on other images."""
+    """Metrics that depend on masked images or on other images compare no runs, nor do those with a reference."""
     rows = {name: metric for name, metric in KNOWN.items() if metric.higher_is_better is not None}
     unclear = {name for name, metric in rows.items() if not metric.ranks_runs and not metric.reference}
     assert unclear == {"average_drop", "average_increase", "sufficiency", "consistency"}

@@ -1,4 +1,4 @@
-"""Parameter randomisation and random logits against Quantus, layer by layer by hand, and known cases."""
+"""Tests of parameter randomisation and random logits against Quantus, layers replaced by hand, and known cases."""
 
 import functools
 
@@ -12,8 +12,7 @@ from reference_network import apply, images, labels, network, parameters, stored
 from scipy.stats import spearmanr
 
 from sdecor.attribution import gradient
-from sdecor.metrics import parameters as layers
-from sdecor.metrics import randomization
+from sdecor.metrics import parameters as layers, randomization
 
 N = 4
 EXPECTED = stored("quantus_robustness")
@@ -41,7 +40,7 @@ def explain_two_layers(params, x, target, key):
 
 
 def run(metric, *functions, **options):
-    """Return the metric of arrays and a key, compiled."""
+    """Return the metric as a compiled function of arrays and a key."""
     compiled = jax.jit(functools.partial(metric, *functions, **options))
     return lambda *arrays, key, **more: compiled(*arrays, key=key, **more)
 
@@ -52,13 +51,13 @@ class TestQuantus:
         np.testing.assert_allclose(values, EXPECTED["mprt/top_down"], atol=2e-4)
 
     def test_independent(self, key):
-        """Quantus goes from the input to the output here; columns go from the output to the input as in a cascade."""
+        """Quantus goes from input to output here; our columns go from output to input, as in a cascade."""
         independent = run(randomization.parameter_randomization, explain_with, mode="independent")
         values = independent(parameters(), RANDOM, *BATCH, key=key)
         np.testing.assert_allclose(values, EXPECTED["mprt/independent"][:, ::-1], atol=2e-4)
 
     def test_smooth(self, key, monkeypatch):
-        """With Quantus's copies: two noisy ones, and the image itself, which is not among ours."""
+        """Copies are Quantus's: two noisy ones and the image itself, which ours do not include."""
         noise = jnp.asarray(EXPECTED["noise"])
         draws = jnp.concatenate([noise, jnp.zeros_like(noise[:1])])
         monkeypatch.setattr(randomization, "_standard_normal", lambda key, i, shape: draws[i])
@@ -74,10 +73,10 @@ class TestQuantus:
     def test_efficient(self, key):
         efficient = run(randomization.efficient_mprt, explain_with)
         values = efficient(parameters(), RANDOM, *BATCH, key=key)
-        np.testing.assert_allclose(values, EXPECTED["efficient_mprt"], atol=2e-3)  # one value may change its bin
+        np.testing.assert_allclose(values, EXPECTED["efficient_mprt"], atol=2e-3)  # one value may fall into another bin
 
     def test_random_logit(self, key):
-        """Quantus's own default is the SSIM of flattened maps, of neighbours in memory; ours is of maps."""
+        """Quantus's default is the SSIM of flattened maps, with neighbours in memory; ours is the SSIM of maps."""
 
         def explain_one(x, target, key):
             return gradient(lambda x: network(x)[:2], x, target)
@@ -105,7 +104,7 @@ class TestParameterRandomization:
             expected = [[spearmanr(a.ravel(), b.ravel())[0] for b in m] for a, *m in zip(own, *maps, strict=True)]
             np.testing.assert_allclose(values, expected, atol=1e-5)
 
-    def test_same_parameters_are_alike_in_every_measure(self, key):
+    def test_same_parameters_are_alike_in_every_similarity(self, key):
         for similarity in ("spearman", "cosine"):
             options = {"similarity": similarity, "reduction": "sum"}
             same = run(randomization.parameter_randomization, explain_two_layers, **options)
@@ -120,7 +119,7 @@ class TestParameterRandomization:
         keys = jax.random.split(key, 3)
 
         def noisy(params, x, target, key):
-            shift = (jax.random.key_data(key)[1] % 7).astype(jnp.float32)  # a draw that compiles fast
+            shift = (jax.random.key_data(key)[1] % 7).astype(jnp.float32)  # a random shift that compiles fast
             return explain_two_layers(params, x + shift, target, key)
 
         plain = run(randomization.parameter_randomization, noisy, similarity="pearson")
@@ -187,7 +186,7 @@ class TestSmooth:
         def square(params, x, target, key):
             return params["b"][0, 0] * (x - SMALL[0]) ** 2
 
-        # Its mean over copies of the first image is the noise's variance: nearly the same everywhere, up to chance.
+        # The gradient's mean over copies of the first image is the noise's variance, nearly equal at all pixels.
         seen = []
 
         def tap(a, b):
@@ -246,7 +245,7 @@ class TestRandomLogit:
         targets = jnp.arange(count) % 4
         ramp = jnp.arange(30.0).reshape(5, 6)
 
-        def turned(x, target, key):  # a map whose correlation with that of class 0 tells the class
+        def turned(x, target, key):  # its correlation with the map of class 0 tells the class
             return jnp.where(target == 0, ramp, jnp.where(target == 1, -ramp, jnp.where(target == 2, ramp**2, ramp**4)))
 
         batch = jnp.zeros((count, 5, 6, 1))
@@ -254,7 +253,7 @@ class TestRandomLogit:
         values = np.asarray(run(randomization.random_logit, turned, **options)(batch, targets, key=key))
         kinds, counts = np.unique(values[targets == 0].round(3), return_counts=True)
         assert len(kinds) == 3 and kinds.max() < 1
-        assert counts.min() > 30  # of 150
+        assert counts.min() > 30  # out of 150
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
         alone = run(randomization.random_logit, turned, chunk_size=7, **options)(
             batch[5:25], targets[5:25], key=keys[5:25]
@@ -271,7 +270,7 @@ class TestRandomLogit:
 
 
 class Named(nn.Module):
-    """Layers whose alphabetical order is not that of use."""
+    """A network whose layers are not used in alphabetical order."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""ROAD: the imputation against a direct solver in float64, the curves against brute force and Quantus 0.6.0."""
+"""Tests of ROAD: the imputation against a direct float64 solver, the curves against brute force and Quantus 0.6.0."""
 
 import functools
 
@@ -19,7 +19,7 @@ noisily = jax.jit(lambda x, m, k: impute(x, m, key=k, noise=0.1))
 
 
 def direct(image, mask):
-    """The published system, pixel by pixel, solved in float64: `[H, W, C]`."""
+    """Return the solution `[H, W, C]` of the published system, built pixel by pixel in float64."""
     height, width, channels = image.shape
     unknown = {tuple(place): i for i, place in enumerate(np.argwhere(mask))}
     system = scipy.sparse.lil_matrix((len(unknown), len(unknown)))
@@ -41,7 +41,7 @@ def direct(image, mask):
 
 
 def masks(height, width):
-    """Scattered pixels, one that is left, a blob, and the border."""
+    """Return masks of removed pixels: scattered, all but one, a blob, and all but the blob."""
     y, x = np.mgrid[:height, :width]
     scattered = np.random.default_rng(1).random((height, width)) < 0.5
     single = np.ones((height, width), bool)
@@ -59,7 +59,7 @@ class TestImputation:
         np.testing.assert_allclose(solve(images, removed, tolerance=1e-6), expected, atol=3e-5)
         error = np.asarray(solve(images, removed, tolerance=1e-2)) - expected
         rms = np.sqrt((error**2).sum((1, 2, 3)) / (3 * removed.sum((1, 2))))
-        # The solver stops by an estimate of the error.
+        # The solver stops by an estimate of its error.
         assert (rms < 4e-2 * images.std()).all() and rms.max() > 1e-4
 
     def test_scale_and_offset_of_the_image_do_not_matter(self):
@@ -110,7 +110,7 @@ class TestRoad:
     percentages = (0, 20, 50, 90)
 
     def expected(self, sign):
-        """Correctness and probability in float64, without noise."""
+        """Return correctness and probability without noise, in float64."""
         probability = []
         predicted = []
         for x, m, t in zip(tiny.IMAGES, tiny.MAPS, tiny.TARGETS, strict=True):
@@ -130,7 +130,7 @@ class TestRoad:
         assert 0 < predicted.mean() < 1
 
     def test_noise_and_its_key(self):
-        """By default the noise and the solver's tolerance hardly change a probability."""
+        """The default noise and tolerance of the solver hardly change a probability."""
         options = {"percentages": self.percentages}
         run = jax.jit(lambda key: road_curves(tiny.network, tiny.IMAGES, tiny.MAPS, tiny.TARGETS, key=key, **options))
         noisy, again = run(KEY).probability, run(jax.random.key(7)).probability
@@ -158,7 +158,7 @@ class TestRoad:
                 run(**options)
 
     def test_quantus(self):
-        """Quantus takes images of one channel alone, and of several batches reports the first."""
+        """Quantus takes only images of one channel, and reports only the first of several batches."""
         images, maps, labels = one_channel.examples()
         run = jax.jit(lambda m: road_curves(one_channel.network, images, m, labels, key=KEY, noise=0.0))
         found = run(maps).correct

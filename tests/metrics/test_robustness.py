@@ -1,4 +1,4 @@
-"""Robustness and relative stability against Quantus, plain float64 loops over the same draws, and known cases."""
+"""Tests of robustness and relative stability against Quantus, float64 loops over the same draws, and known cases."""
 
 import functools
 
@@ -27,25 +27,25 @@ def explain(x, target, key):
 
 
 def quadratic(x, target, key):
-    """Gradient of ½ xᵀAx for the target's symmetric A."""
+    """Return the gradient of ½ xᵀAx for the target's symmetric A."""
     a = jnp.asarray(MATRIX)[target]
     return ((a + a.T) / 2 @ x.ravel()).reshape(x.shape)
 
 
 def features(x):
-    """The last hidden layer: the head replaced by the identity."""
+    """Return the last hidden layer, by replacing the head by the identity."""
     head = {"dense2/kernel": jnp.eye(24), "dense2/bias": jnp.zeros(24)}
     return apply(parameters() | head, x)
 
 
 def run(metric, *functions, **options):
-    """Return the metric of arrays and a key, compiled."""
+    """Return the metric as a compiled function of arrays and a key."""
     compiled = jax.jit(functools.partial(metric, *functions, **options))
     return lambda *arrays, key, **more: compiled(*arrays, key=key, **more)
 
 
 def draws(key, n, shape, samples, radius):
-    """Neighbours' differences `[n, samples, …]` in float64, by the documented keys."""
+    """Return the neighbours' differences `[n, samples, …]` in float64, drawn with the documented keys."""
     keys = [jax.random.fold_in(jax.random.fold_in(key, i), NOISE) for i in range(n)]
     uniform = jax.jit(functools.partial(symmetric_uniform, shape=shape))
     return radius * np.array([[uniform(jax.random.fold_in(k, s)) for s in range(samples)] for k in keys], np.float64)
@@ -63,7 +63,7 @@ class TestQuantus:
         np.testing.assert_allclose(values.lipschitz, expected["local_lipschitz"], rtol=2e-4)
 
     def test_relative_stabilities(self, key):
-        """Differs where a neighbour changes the prediction: Quantus's maximum is then NaN, ours is over the others."""
+        """Where a neighbour changes the prediction, Quantus's maximum is NaN; ours is over the other neighbours."""
         options = {"features_fn": features, **self.options}
         values = run(robustness.relative_stabilities, explain, network, **options)(*self.batch, key=key)
         expected = stored("quantus_robustness")
@@ -72,14 +72,14 @@ class TestQuantus:
         np.testing.assert_allclose(values.representation, expected["relative_representation_stability"], rtol=2e-3)
 
     def test_continuity(self, key):
-        """Without Quantus's shift of 0 pixels, which compares the image with itself."""
+        """Quantus's shift of 0 pixels is left out: it compares the image with itself."""
         darkest = jnp.broadcast_to(self.batch[0].min((1, 2, 3), keepdims=True), self.batch[0].shape)
         continuity = run(robustness.continuity, explain, shifts=(-8, 8, 16), relative=False)
         values = continuity(*self.batch, key=key, baseline=darkest)
         np.testing.assert_allclose(values, stored("quantus_robustness")["continuity"], rtol=2e-4)
 
     def test_consistency(self):
-        """Quantus scores 0 where no other explanation is the same: there is nothing to agree with, so NaN here."""
+        """Quantus returns 0 where no other explanation is equal; ours is NaN, as there is nothing to compare with."""
         maps = np.abs(jax.jit(jax.vmap(lambda x, y: explain(x, y, None)))(images(), labels())).sum(-1)
         cells = maps.reshape(8, -1).argmax(1) // 64
         values = np.asarray(jax.jit(robustness.consistency)(cells, jax.jit(jax.vmap(network))(images()).argmax(1)))
@@ -125,7 +125,7 @@ class TestSensitivities:
         np.testing.assert_allclose(tiny, expected, rtol=1e-4)
 
     def test_undefined_is_nan(self, key):
-        """For an attribution of zeros, and for one that is not finite."""
+        """The metric is NaN for an attribution of zeros and for one that is not finite."""
         factors = jnp.array([0, jnp.inf, jnp.nan, 1])
         batch, kinds = np.concatenate([IMAGES, IMAGES[:1]]), np.arange(4)
         values = np.stack(run(robustness.sensitivities, lambda x, y, k: factors[y] * x)(batch, kinds, key=key))
@@ -168,7 +168,7 @@ INTEGERS = np.zeros(IMAGES.shape, np.uint8)
 )
 class TestInputs:
     def test_integer_images_are_refused(self, metric, key):
-        """Neighbours closer than 1 would be the image itself, and every explanation perfectly robust."""
+        """Integer neighbours closer than 1 would be the image itself, and every explanation perfectly robust."""
         with pytest.raises(ValueError, match="images has dtype uint8"):
             metric(INTEGERS, TARGETS, key=key)
 
@@ -233,11 +233,11 @@ class TestConsistency:
 class TestStability:
     def test_against_a_loop_where_some_neighbours_change_the_prediction(self, key):
         weight = RNG.normal(size=(2, IMAGES[0].size)).astype(np.float32)
-        # Almost on the boundary between the two classes.
+        # The images are almost on the boundary between the two classes.
         gap = (weight[0] - weight[1]).astype(np.float64)
         flat = IMAGES.reshape(3, -1)
         near = (flat - ((flat @ gap) / (gap @ gap))[:, None] * gap + 1e-3 * gap).reshape(IMAGES.shape)
-        near[0, 0, 0, 0] += 5  # the first image is far from it
+        near[0, 0, 0, 0] += 5  # the first image is far from the boundary
         near, explained = near.astype(np.float32), TARGETS
         options = {"features_fn": lambda x: x[..., 0] ** 2, "samples": 8}
         stabilities = run(robustness.relative_stabilities, quadratic, lambda x: weight @ x.ravel(), **options)
@@ -267,11 +267,11 @@ class TestStability:
         values = run(robustness.relative_stabilities, quadratic, only_here)(IMAGES, TARGETS, key=key)
         np.testing.assert_array_equal(np.isnan(values.input), [False, True, False])
         assert values.representation is None
-        # The other logits do not change at all: the least denominator stands in.
+        # The other images' logits do not change at all: the smallest denominator is used.
         assert np.isfinite(values.output[0]) and values.output[0] > 1e3
 
     def test_undefined_is_nan(self, key):
-        """An attribution of zeros, one that is not finite, and logits that are not."""
+        """The metric is NaN for an attribution of zeros, one that is not finite, and logits that are not."""
         of_map, of_logits = jnp.array([0, jnp.nan, 1.0]), jnp.array([1.0, 1.0, jnp.nan])
         images = jnp.concatenate([IMAGES, jnp.broadcast_to(jnp.arange(3.0)[:, None, None, None], (3, 4, 4, 1))], -1)
         functions = (

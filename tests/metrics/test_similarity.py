@@ -1,4 +1,4 @@
-"""Similarities of maps against SciPy, scikit-image's stored values and closed forms."""
+"""Tests of similarities of maps against SciPy, scikit-image's stored values and closed forms."""
 
 import functools
 
@@ -77,7 +77,7 @@ class TestStructuralSimilarity:
 
     def test_closed_forms(self):
         np.testing.assert_allclose(ssim(A, A), 1, rtol=1e-6)
-        # Constant maps have no structure to differ in: what is left is the luminance term.
+        # Constant maps have no structure: only the luminance term is left.
         one, two = jnp.full((1, H, W), 1.0), jnp.full((1, H, W), 2.0)
         np.testing.assert_allclose(ssim(one, two, data_range=2.0), (4 + 4e-4) / (5 + 4e-4), rtol=1e-6)
 
@@ -96,7 +96,7 @@ class TestStructuralSimilarity:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-class TestEveryMeasure:
+class TestEverySimilarity:
     def test_is_symmetric_and_belongs_to_its_pair(self, name):
         measure = MEASURES[name]
         whole = measure(A, B)

@@ -1,4 +1,4 @@
-"""Frozen batch statistics: the value of train mode, the derivatives of eval mode with the batch's statistics."""
+"""Tests of frozen batch statistics: values of train mode, derivatives of eval mode with the batch's statistics."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ MODES = ("whole", "recorded")
 
 
 class Net(nn.Module):
-    """BatchNorm twice and one of them without scale, a residual, two dtypes of variance."""
+    """A residual network with two BatchNorms: one without scale, one with the slow variance."""
 
     axis_name: str | None = None
 
@@ -30,7 +30,7 @@ def normal(shape):
 
 
 def init(module, *arguments):
-    """Variables of the module's shapes, drawn by NumPy: the initialisers take seconds to compile."""
+    """Return variables drawn with NumPy, because initialisers take seconds to compile."""
     rng = np.random.default_rng(2)
 
     def draw(leaf):
@@ -56,7 +56,7 @@ def forward(module, variables, params, images):
 
 
 def frozen_vjp(module, variables, params, images, mode):
-    """(logits, gradients of a fixed function of the logits, updates), with statistics frozen."""
+    """Return logits, gradients of a fixed function of them, and updates, with frozen statistics."""
     record = None
     if mode == "recorded":
 
@@ -74,7 +74,7 @@ def frozen_vjp(module, variables, params, images, mode):
 
 
 def batch_statistics(variables, images):
-    """Each BatchNorm's batch statistics, solved from the update of its running ones (momentum 0.7)."""
+    """Return each BatchNorm's batch statistics, solved from the update of the running ones (momentum 0.7)."""
     _, updates = jax.jit(lambda x: forward(Net(), variables, variables["params"], x))(images)
     return jax.tree.map(lambda new, old: (new - 0.7 * old) / 0.3, updates["batch_stats"], variables["batch_stats"])
 
@@ -104,7 +104,7 @@ def test_derivatives_are_those_of_eval_mode_with_the_batch_s_statistics(mode, im
     assert_close((logits, gradients), expected)
     ordinary = jax.jit(jax.grad(lambda x: jnp.sum(forward(Net(), variables, variables["params"], x)[0][0])))(images)
     alone = jax.jit(jax.grad(lambda x: jnp.sum(Net().apply({**variables, "batch_stats": stats}, x)[0])))(images)
-    assert np.abs(ordinary[1:]).max() > 0 and np.abs(alone[1:]).max() == 0  # the oracle uncouples examples
+    assert np.abs(ordinary[1:]).max() > 0 and np.abs(alone[1:]).max() == 0  # frozen statistics uncouple examples
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -155,7 +155,7 @@ def test_devices_agree_with_one(mode, devices, images, variables):
 
 
 @pytest.mark.parametrize("axis_name", [None, pytest.param("batch", marks=pytest.mark.full)])
-def test_with_a_record_no_forward_is_repeated(axis_name):
+def test_with_recorded_statistics_no_forward_is_repeated(axis_name):
     model = create_model("cnn", num_classes=10, widths=(8, 16), axis_name=axis_name)
     images = jnp.ones((16, 16, 16, 3))
     variables = init(model, images)
@@ -189,7 +189,7 @@ def test_with_a_record_no_forward_is_repeated(axis_name):
         gradients, record = pull(params, images)
         return gradients, freeze(params, images, record)
 
-    # What it adds is a pull-back to the images, about a forward; with a forward of its own it would be two.
+    # The pull-back to the images costs about a forward; with a repeated forward it would be two.
     assert 0.8 < (flops(together) - ordinary) / one < 1.2
 
 
@@ -262,7 +262,7 @@ def test_a_layer_called_twice_replays_each_call():
     assert_close(results[1], results[0], 1e-5)
 
 
-def test_a_record_of_another_module_or_batch_is_refused(images, variables):
+def test_statistics_of_another_module_or_batch_are_refused(images, variables):
     with record_statistics() as record:
         forward(Net(), variables, variables["params"], images[:4])
     for wrong in ({}, record):

@@ -1,4 +1,4 @@
-"""Shapes, dtypes, parameter counts and errors of the classifiers."""
+"""Tests of the classifiers: shapes, dtypes, parameter counts and errors."""
 
 import math
 
@@ -11,8 +11,8 @@ import pytest
 from sdecor.models import MODELS, Tap, create_model
 from sdecor.models.layers import max_pool_2x2
 
-# (model, classes, image shape, options, parameters): torchvision for VGG-16 and ResNets, timm for ViT, the
-# common PyTorch implementations for the CIFAR variants (VGG with convolution biases), PyTorch's MNIST example.
+# (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
+# PyTorch implementations (CIFAR variants; VGG with convolution biases) and PyTorch's MNIST example.
 COUNTS = [
     ("mnist_net", 10, (28, 28, 1), {}, 1_199_882),
     ("vgg16", 10, (32, 32, 3), {}, 14_728_266),
@@ -45,7 +45,7 @@ def normal(shape):
 
 
 def init(module, *arguments):
-    """Variables of the module's shapes, drawn by NumPy: the initialisers take seconds to compile."""
+    """Return variables drawn with NumPy, because initialisers take seconds to compile."""
     rng = np.random.default_rng(2)
 
     def draw(leaf):
@@ -207,7 +207,7 @@ def test_batch_norm_statistics_run_over_the_device_axis():
     (split_logits, _), split_updates = mapped(images.reshape(4, 2, 8, 8, 3))
     np.testing.assert_allclose(split_logits.reshape(8, 3), logits, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6), split_updates, updates)
-    jax.jit(model.apply)(variables, images)  # nor is one needed in eval mode
+    jax.jit(model.apply)(variables, images)  # eval mode needs no axis either
 
 
 def test_vit_refuses_another_image_size_than_it_was_made_for():

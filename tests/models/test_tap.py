@@ -1,4 +1,4 @@
-"""The tap on modules that know nothing of it."""
+"""Tests of the tap on modules that are not written for it."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sdecor.models import Tap, create_model, layer_names
 
 
 class Plain(nn.Module):
-    """Returns logits alone, with dropout, BatchNorm and a nested block."""
+    """A network that returns only logits, with dropout, BatchNorm and a nested block."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Shared(nn.Module):
-    """A layer called twice; built in `setup`."""
+    """A network that calls a layer twice; built in `setup`."""
 
     def setup(self):
         self.twice = nn.Dense(5)
@@ -48,7 +48,7 @@ class Rematerialised(nn.Module):
 
 
 def init(module, *arguments):
-    """Variables of the module's shapes, drawn by NumPy: the initialisers take seconds to compile."""
+    """Return variables drawn with NumPy, because initialisers take seconds to compile."""
     rng = np.random.default_rng(2)
 
     def draw(leaf):
@@ -128,7 +128,7 @@ def test_tuples_give_their_first_element_as_logits(key):
 
 
 class Returning(nn.Module):
-    """Returns what `wrap` makes of its logits."""
+    """A network that returns `wrap` of its logits."""
 
     wrap: Callable
 

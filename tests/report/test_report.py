@@ -1,4 +1,4 @@
-"""Tables hold the numbers they were given, in their unit, in an order that can be read."""
+"""Tests of tables: their numbers, units, order and marks."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_terminal_table_has_a_block_for_the_model_and_one_for_each_method():
 
 
 def test_several_differences_are_in_a_table_below():
-    """Beside the values of three runs they would be wider than a terminal."""
+    """With the values of three runs in the same table, lines would be wider than a terminal."""
     summaries = SUMMARIES | {"third": SUMMARIES["ce"]}
     text = report.terminal_table(summaries, COMPARISONS | {"third": {}})
     values, differences = text.split("\n\n")
@@ -149,7 +149,7 @@ def test_facts_are_written_plainly():
     assert plain(1234567) == "1\u202f234\u202f567" and plain(4000) == "4000" and plain(True) == "True"
 
 
-def test_how_many_marks_are_by_chance_is_said():
+def test_number_of_marks_expected_by_chance_is_stated():
     text = report.terminal_table(SUMMARIES, COMPARISONS)
     assert "of 3 differences, about 1 would exclude 0 though the runs were equal" in text
     assert "though the runs were equal" not in report.terminal_table(SUMMARIES)

@@ -1,4 +1,4 @@
-"""Figures show the arrays they were given, and are written in each format."""
+"""Tests of figures: they show their arrays, and are written in each format."""
 
 import io
 

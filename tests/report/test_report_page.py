@@ -1,4 +1,4 @@
-"""A page needs nothing but itself, holds what it was given, and takes nothing from outside for markup."""
+"""Tests of the HTML page: self-contained, complete, and safe for names with markup."""
 
 import base64
 import dataclasses
@@ -45,7 +45,7 @@ def picture(size=(12, 10), n=4, **changes):
 
 
 class Page(html.parser.HTMLParser):
-    """Collects text, links and scripts, and checks that tags nest."""
+    """A parser that collects text, links and scripts, and checks the nesting of tags."""
 
     VOID = {"meta", "img", "source", "br", "input"}
 
@@ -96,7 +96,7 @@ def write_page(path, **changes):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A comparison's page: its file."""
+    """Return the file of a comparison's page."""
     path = tmp_path_factory.mktemp("page") / "comparison.html"
     write_page(path)
     return path
@@ -116,6 +116,7 @@ def test_page_is_well_formed_self_contained_and_holds_the_numbers(written):
         assert piece in words
     for piece in ("0.310 / 0.420", "1 / 0 left out", "500 left out", NASTY, "What the lines mean.", "Gradient", "LRP"):
         assert piece in words
+    assert "Differences between the configs" in words
     assert "seed" not in words
     assert sorted(file.name for file in written.parent.iterdir()) == ["comparison.html"]
 
@@ -146,7 +147,8 @@ def test_one_run_has_no_comparison_and_its_methods_side_by_side(tmp_path):
         pictures=None,
     )
     words = " ".join(Page(text).words)
-    assert "paired" not in words and "differs" not in words and "87.1 %" in words and "Bold" in words
+    assert "paired" not in words and "87.1 %" in words and "Bold" in words
+    assert "Differences between the configs" not in words
     assert "gallery-data" not in text.partition("<script")[0] and 'class="methods"' not in text
 
 
@@ -225,7 +227,7 @@ def test_json_cannot_end_its_script():
 
 
 def lightness(name):
-    """CIELAB lightness of a color table, in [0, 100]."""
+    """Return the CIELAB lightness of a color table, in [0, 100]."""
     rgb = np.array([int(color_table(name)[i : i + 2], 16) for i in range(0, 1536, 2)]).reshape(256, 3) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     y = linear @ [0.2126, 0.7152, 0.0722]
@@ -275,7 +277,7 @@ def test_report_writes_the_page_and_its_figures(runs, tmp_path):
 
 
 def test_names_are_written_as_they_stand_and_a_network_of_nan_is_reported(tmp_path):
-    """Dollars begin no formula, a leading _ hides no run, and what is no number stops nothing."""
+    """Dollars start no formula, a leading _ hides no run, and NaN stops nothing."""
     names, classes = ["_ce", "cash_$x_{$"], ["cash_$x_{$", "b$", "_c"]
     maps = {"gradient": np.full((4, 12, 10), np.nan)}
     broken = picture(confidence=np.full(4, np.nan), maps=maps, signed={}, prediction=np.zeros(4, int))

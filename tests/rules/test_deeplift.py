@@ -1,4 +1,4 @@
-"""DeepLIFT against captum, the rescale rule in float64, and its sum on convolutional networks and transformers."""
+"""Tests of DeepLIFT against captum, the rescale rule in float64, and its sum for CNNs and transformers."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ rng = np.random.default_rng(5)
 
 
 def linen(module, shape):
-    """Return `image -> logits` of a module with variables drawn by NumPy."""
+    """Return `image -> logits` of a module with variables drawn with NumPy."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)))
 
     def draw(leaf):
@@ -31,7 +31,7 @@ def linen(module, shape):
 
 
 def averaging(image):
-    """Return the logits of the reference network with average pooling in both places."""
+    """Return the logits of the reference network with average instead of max pooling."""
     params, x = reference.parameters(), image[None]
     for layer in ("conv1", "conv2"):
         x = jax.lax.conv_general_dilated(
@@ -46,7 +46,7 @@ def averaging(image):
 
 @pytest.mark.parametrize("name", ["zero", "own"])
 def test_equals_captum(name):
-    """With average pooling: behind max pooling captum's contributions do not sum to the difference of the scores."""
+    """Pooling is average: behind max pooling captum's contributions do not sum to the difference of the scores."""
     images = reference.images()
     baseline = "zero" if name == "zero" else images[::-1]
     maps = jax.jit(partial(explain, averaging, method="deeplift", baseline=baseline))(images, reference.labels())
@@ -75,7 +75,7 @@ def test_rescale_rule_in_float64(activation):
 
 
 def test_max_pooling_in_float64():
-    """A gain is the winner's in the image, a loss the winner's in the baseline."""
+    """A gain goes to the maximum of the image, a loss to the maximum of the baseline."""
     image, start = rng.normal(size=(2, 8, 8, 1))
     expected = np.zeros((8, 8, 1))
     for window in (np.s_[y : y + 2, x : x + 2, 0] for y in range(0, 8, 2) for x in range(0, 8, 2)):
@@ -138,7 +138,7 @@ def test_softmax_keeps_the_sum(saliency_of):
 
 
 def test_reused_activation_and_scan():
-    """A function that is called twice is two activations, and a scan is what it repeats."""
+    """A function called twice counts as two activations, and a scan equals its unrolled loop."""
     kernels = jnp.asarray(rng.normal(size=(3, 18, 18)), jnp.float32) / 3
     image, start = jnp.asarray(rng.normal(size=(2, 3, 3, 2)), jnp.float32)
 
@@ -165,7 +165,7 @@ def test_reused_activation_and_scan():
 
 @pytest.mark.parametrize("form", ["rsqrt", "div", "reciprocal", "linen"])
 def test_layer_norm_of_a_constant_baseline_stays_bounded(form):
-    """As a product, `(x − μ) · rsqrt(σ² + ε)` has contributions in the thousands that cancel, at zero variance."""
+    """At zero variance the product `(x − μ) · rsqrt(σ² + ε)` would have huge contributions that cancel."""
     w1, w2 = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6, 8), (8, 3)))
     norm = nn.LayerNorm()
     variables = {"params": {"scale": jnp.asarray([1.0, -2, 0.5, 0, 1, 3]), "bias": jnp.arange(6.0)}}

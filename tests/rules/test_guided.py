@@ -1,4 +1,4 @@
-"""Guided backpropagation and the deconvolutional network against captum and the formula; how ReLUs are found."""
+"""Tests of guided backpropagation and deconvnet against captum and the formula, and of finding ReLUs."""
 
 from functools import partial
 
@@ -113,7 +113,7 @@ def test_other_activations_keep_their_gradient(method):
         with pytest.raises(ValueError, match="fn has none"):
             METHODS[method](dense(getattr(jax.nn, name)), image, 0)
 
-    def mixed(image):  # the ReLU is the last layer, of positive weight: nothing but GELU's gradient is left
+    def mixed(image):  # the ReLU is always active: only GELU's gradient counts
         return jax.nn.relu(jnp.abs(dense(jax.nn.gelu)(image)) + 1)
 
     plain = jax.jit(jax.grad(lambda x: mixed(x)[0]))(image)
@@ -131,7 +131,7 @@ def test_a_relu_that_is_not_entered_is_refused():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("target", [9, Contrast(0, 9)])
 def test_a_class_that_does_not_exist_gives_nan(method, target):
-    """Also without `explain`; pixels that reach no active ReLU have no gradient at all."""
+    """The method gives NaN without `explain` too, even where no ReLU passes a gradient."""
     maps = METHODS[method](dense(lambda x: jnp.maximum(x + 100, 0)), jnp.asarray(IMAGE, jnp.float32), target)
     assert jnp.isnan(maps).all()
 

@@ -1,4 +1,4 @@
-"""JAX announces other forms of its own operations by flags: maps must be the same with each of them on."""
+"""Tests of maps under flags with which JAX changes the form of its operations: maps must not change."""
 
 import contextlib
 
@@ -35,7 +35,7 @@ def features(image):
 
 
 def written_out(image):
-    """The network with nothing but ReLUs and products."""
+    """Return the network's logits, written with ReLUs and products only."""
     x = jax.nn.relu(features(image).ravel() @ FIRST)
     for kernel in (*HIDDEN, *HIDDEN[:1:-1]):
         x = jax.nn.relu(x @ kernel)
@@ -43,7 +43,7 @@ def written_out(image):
 
 
 def called(image):
-    """The same with a traced function, a checkpoint, a loop in each direction, and a derivative of its own."""
+    """Return the same logits by a traced function, a checkpoint, loops and a custom derivative."""
     x = own_relu(features(image).ravel() @ FIRST)
     x = jax.checkpoint(lambda x: checkpoint_name(jax.nn.relu(x @ HIDDEN[0]), "hidden"))(x)
     layer = lambda x, kernel: jax.nn.relu(x @ kernel)  # noqa: E731
@@ -54,7 +54,7 @@ def called(image):
 
 
 def maps(fn):
-    """Return the maps of all methods, and the gradient of the canonical form, one by one as they come."""
+    """Return the maps of all methods, and the gradient of the canonical form."""
     every = {method: explain(fn, IMAGES, 1, method=method) for method in METHODS}
     named = explain(fn, IMAGES, 1, method="grad_cam", layer="features")
     gradients = jax.vmap(jax.grad(lambda image: canonical(fn)(image)[1]))(IMAGES)

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation against captum and its rules in float64, its sum, and what it refuses."""
+"""Tests of layer-wise relevance propagation: captum, rules in float64, conservation, BatchNorm, refusals."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ def dense(biases=BIASES):
 
 
 def relevance(fn, image, target, **options):
-    """Return the compiled method's result."""
+    """Return LRP's result, compiled."""
     return jax.jit(partial(lrp, fn, **options))(image, target)
 
 
@@ -44,7 +44,7 @@ def without_biases():
 
 
 def changed(change):
-    """Return the reference network with `change(bias)` for its biases."""
+    """Return the reference network with each bias replaced by `change(bias)`."""
     params = {name: change(x) if name.endswith("bias") else x for name, x in reference.parameters().items()}
     return partial(reference.apply, params)
 
@@ -66,7 +66,7 @@ def shared(x, w, b, given, rule, *, epsilon=0.0, gamma=0.25):
 @pytest.mark.parametrize("target", range(3))
 @pytest.mark.parametrize("rule", ["epsilon", "gamma", "z_plus"])
 def test_rules_in_float64(rule, target):
-    """With biases, and inputs of both signs."""
+    """The network has biases, and inputs of both signs."""
     first = IMAGE.ravel() @ W1 + BIASES[0]
     hidden = first.clip(min=0)
     logit = (hidden @ W2 + BIASES[1])[[target]]
@@ -79,10 +79,10 @@ def test_rules_in_float64(rule, target):
 
 @pytest.mark.parametrize("rule", ["epsilon", "gamma", "z_plus"])
 def test_equals_captum(rule):
-    """Gamma without biases and z⁺ with biases that are not negative, for images that are not negative.
+    """Gamma is compared without biases, z⁺ with non-negative biases, both for non-negative images.
 
-    captum leaves γ out of the bias, keeps a negative bias in z⁺, and splits the weights instead of the contributions
-    by their sign: with inputs or results below 0 that is another rule.
+    captum leaves γ out of the bias, keeps a negative bias in z⁺, and splits weights by sign instead of contributions.
+    With negative inputs or results its rules are therefore different.
     """
     change = {"epsilon": lambda x: x, "gamma": jnp.zeros_like, "z_plus": jnp.abs}[rule]
     options = {"epsilon": 0.1} if rule == "epsilon" else {"epsilon": 0.0, "gamma": 0.5}
@@ -102,7 +102,7 @@ def test_relevance_is_conserved_without_biases(rule):
 
 
 def test_z_plus_loses_what_has_no_positive_part():
-    """One of two hidden units gets negative parts alone; GELU gives it relevance all the same, ReLU does not."""
+    """One of two hidden units has only negative parts; GELU gives it relevance, ReLU does not."""
     w = jnp.array([[1.0, -1.0], [2.0, -0.5]])
 
     def network(activation):
@@ -127,7 +127,7 @@ def test_box_is_conserved():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_batch_norm_is_merged(rule):
-    """As if kernel and bias had been multiplied by hand; scales may be negative and parameters traced."""
+    """Maps equal those with the factor in kernel and bias; scales may be negative and parameters traced."""
     shapes = {"kernel": (3, 3, 2, 5), "mean": 5, "variance": 5, "scale": 5, "bias": 5, "last": (45, 3)}
     params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
     params["variance"] = 0.5 + jnp.abs(params["variance"])
@@ -159,7 +159,7 @@ def test_batch_norm_is_merged(rule):
 
 
 def test_residual_network_conserves_relevance():
-    """With BatchNorms that only scale: strided convolutions, max pooling, residual sums and the mean lose nothing."""
+    """Strided convolutions, max pooling, sums and means lose no relevance; BatchNorms only scale here."""
     module, image = ResNet(num_classes=3, blocks=(1, 1)), jnp.asarray(rng.normal(size=(24, 24, 3)), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), image[None])
 
@@ -202,7 +202,7 @@ def test_rule_is_chosen_by_a_function():
 
 
 def test_transformer_is_refused():
-    """The message names the operation and where it is."""
+    """The message names the operation and its place."""
     model, image = ViT(num_classes=3, width=8, depth=1, heads=2, patch_size=4), jnp.ones((8, 8, 3))
     variables = jax.tree.map(
         lambda x: jnp.full(x.shape, 0.1, x.dtype), jax.eval_shape(model.init, jax.random.key(0), image[None])
@@ -256,7 +256,7 @@ def test_examples_do_not_depend_on_the_chunk():
 @pytest.mark.parametrize("rule", ["gamma", "z_plus"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_is_the_dense_layer_of_its_matrix(rule, groups):
-    """Of signed and, behind a ReLU, of nonnegative inputs; dense layers are compared with float64 above."""
+    """Inputs are signed, and non-negative behind a ReLU; dense layers are compared with float64 above."""
     kernels = [rng.normal(size=(3, 3, 4 // groups, 4)).astype(np.float32) for _ in range(2)]
     biases = rng.normal(size=(2, 4)).astype(np.float32)
     image = rng.normal(size=(4, 5, 4)).astype(np.float32)

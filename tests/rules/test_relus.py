@@ -1,4 +1,4 @@
-"""What is a ReLU, what may be one and is refused, and what is none and keeps its gradient."""
+"""Tests of what counts as a ReLU, what is refused because it may be one, and what keeps its gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def network(activation):
 
 
 def pulled_back(activation):
-    """Return the guided gradient of class 0 where the ordinary ReLU alone is guided, at W1's output."""
+    """Return the gradient of class 0 at W1's output, guided at the ordinary ReLU alone."""
     value, pull_back = jax.vjp(activation, HIDDEN)
     cotangent = W3[:, 0] * (W3[:, 0] > 0) * (value @ W2 > 0)
     return pull_back(W2 @ cotangent)[0]
@@ -127,7 +127,7 @@ def test_other_rules_take_a_selection_for_the_function_that_it_is(method):
 
 
 def test_a_difference_of_a_value_and_a_square_is_no_variance():
-    """Only `E[x²] − E[x]²` is never negative: behind any other difference a ReLU is guided."""
+    """Only `E[x²] − E[x]²` is never negative; a ReLU behind another difference is guided."""
     rng = np.random.default_rng(6)
     first, second, last = (rng.normal(size=size).astype(np.float32) for size in ((48, 20), (48, 20), (20, 2)))
     hidden = lambda image: image.reshape(-1) @ first - (image.reshape(-1) @ second / 20) ** 2  # noqa: E731

@@ -1,4 +1,4 @@
-"""The closed forms of docs/theory.md against definitions in float64, and the theorems on trained networks."""
+"""Tests of the closed forms of docs/theory.md against float64 definitions, and of its theorems on trained networks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from studies import correlated_features, network, redundancy
 from studies.network import LAYERS, Recipe, cosines, densities, initial, train
 from studies.patches import CLASSES, groups, parts
 
-# As one program each: operation by operation they take seconds to compile.
+# Compiled as one program each: operation by operation they take seconds.
 forward = jax.jit(network.forward, static_argnames="relu")
 input_gradient = jax.jit(network.input_gradient, static_argnames="relu")
 penalise = jax.jit(network.penalise, static_argnums=0)
@@ -101,7 +101,7 @@ def test_collapsed_classes_bound_the_correlation_from_below():
         correlation = np.corrcoef(means.T)
         found = (correlation[~np.eye(10, dtype=bool)] ** 2).mean()
         assert found >= redundancy.collapse_floor(10, 4) - 1e-12
-    # Three orthogonal contrasts of four classes, each held by the same number of features, reach the bound.
+    # Three orthogonal contrasts of four classes, each in the same number of features, reach the bound.
     contrasts = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]])
     correlation = np.corrcoef(np.repeat(contrasts, 3, 0))
     found = (correlation[~np.eye(9, dtype=bool)] ** 2).mean()
@@ -179,7 +179,7 @@ def test_penalties_are_their_definitions():
         np.testing.assert_allclose(penalise(penalty, features, labels), value, rtol=1e-4)
 
 
-def test_measures_of_a_network_are_finite_and_in_range(monkeypatch):
+def test_metrics_of_a_network_are_finite_and_in_range(monkeypatch):
     compiled = {"forward": forward, "input_gradient": input_gradient}
     for name in ("cosines", "densities", "gini", "energy_inside"):
         compiled[name] = jax.jit(getattr(correlated_features, name))

@@ -1,4 +1,4 @@
-"""The study of docs/evidence.md: its rule of choice, its corrected tests, and that its sweeps can be run."""
+"""Tests of the study of docs/evidence.md: its rule of choice, its corrected tests, and its sweeps."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from studies import choose, evidence
 
 
 def values_of(cells: dict[str, list[float]], seeds: int = 1) -> dict:
-    """Return the same values for each seed, shifted by it."""
+    """Return the same values for each seed, plus the seed."""
     return {
         cell: {
             key: {seed: value + seed for seed in range(seeds)} for key, value in zip(sweeps.PRIMARY, row, strict=True)
@@ -20,7 +20,7 @@ def values_of(cells: dict[str, list[float]], seeds: int = 1) -> dict:
 
 def test_gains_are_paired_and_positive_where_better():
     values = values_of({"ce": [0.5, 0.3, 0.1, 0.4, 0.3], "sgt_1": [0.6, 0.2, 0.1, 0.5, 0.2]}, seeds=2)
-    values["ce"]["accuracy"][7] = 100.0  # a seed that the other cell has not
+    values["ce"]["accuracy"][7] = 100.0  # a seed that the other cell lacks
     gained = choose.gains(values)["sgt_1"]
     np.testing.assert_allclose(list(gained.values()), [0.1, -0.1, 0.0, 0.1, 0.1], atol=1e-12)
 
@@ -30,7 +30,7 @@ def test_the_best_score_within_the_margin_is_chosen():
         "ce": [0.50, 0.0, 0.0, 0.0, 0.0],
         "decor_1": [0.49, 1.0, 1.0, 1.0, -1.0],
         "decor_2": [0.485, 2.0, 2.0, 2.0, -2.0],
-        "decor_4": [0.47, 9.0, 9.0, 9.0, -9.0],  # sharper, at too high a price
+        "decor_4": [0.47, 9.0, 9.0, 9.0, -9.0],  # sharper, but too inaccurate
         "sgt_1": [0.40, 9.0, 9.0, 9.0, -9.0],
         "sgt_3": [0.30, 9.0, 9.0, 9.0, -9.0],
     }
@@ -38,7 +38,7 @@ def test_the_best_score_within_the_margin_is_chosen():
     assert chosen == {"ce": "ce", "decor": "decor_2", "sgt": "sgt_1"}
 
 
-def test_scores_weigh_measures_alike():
+def test_scores_weigh_metrics_alike():
     rows = {"ce": [0.5, 0.0, 0.0, 0.0, 0.0], "a_1": [0.5, 1.0, 0.0, 0.0, 0.0], "b_1": [0.5, 0.0, 0.001, 0.0, 0.0]}
     rows |= {"c_1": [0.5, 0.0, 0.0, 1.0, -1.0]}
     scores = choose.scores(choose.gains(values_of(rows)))
@@ -61,12 +61,12 @@ def test_tests_are_corrected_over_both_data_sets():
     assert "corrected by Holm over 20 tests" in text and "sdecor (density) − sgt" in text
 
 
-def test_secondary_measures_are_means_and_differences():
+def test_secondary_metrics_are_means_and_differences():
     key = f"{evidence.SMOOTH}/energy_inside"
     values = {cell: {key: {0: 0.2, 1: 0.3}} for cell in ("ce", "sgt")}
     values["sdecor"] = {key: {0: 0.25, 1: 0.35}}
     table = evidence.secondary(evidence.named(values), "scenes")
-    name = "sdecor (density)"  # what the sweep's cell is called now
+    name = "sdecor (density)"  # today's name of the sweep's cell
     assert table.header == ["", "ce", "sgt", name, f"{name} − ce", f"{name} − sgt"]
     name = "SmoothGrad (samples=16): Saliency on the object (%) ↑"
     assert table.rows == [[name, "25.0 ± 63.5", "25.0 ± 63.5", "30.0 ± 63.5", "5.0 ± 0.0*", "5.0 ± 0.0*"]]

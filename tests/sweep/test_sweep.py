@@ -1,4 +1,4 @@
-"""Sweeps: what a sweep file may say, which trials it gives, and that starting again only does what is missing."""
+"""Tests of sweeps: sweep files, their trials, and starting again, which runs only what is missing."""
 
 import json
 import os
@@ -13,8 +13,7 @@ import pytest
 import sweeps
 import tiny_runs as trained
 
-from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import check, commands, dry, job, local, plan, trial_folder
+from sdecor.sweep import __main__ as command_line, check, commands, dry, job, local, plan, trial_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -39,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ({"tests": [("sgt", "accuracy", "ce")] * 2}, "twice"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(changes, message):
+def test_impossible_sweeps_are_refused_at_once(changes, message):
     with pytest.raises(ValueError, match=message):
         plan.make(sweeps.content(**changes))
 
@@ -128,7 +127,7 @@ def test_each_trial_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monke
     assert (failed["stage"], failed["status"]) == ("train", 1) and "not finite" in failed["lines"][-1]
     text = local.describe(sweep.trials(), tmp_path)
     assert "3 finished, 0 running, 1 failed, 0 started, 0 left" in text and "not finite" in text
-    sweeps.stand_in(monkeypatch)  # what failed is tried again, what is finished is not
+    sweeps.stand_in(monkeypatch)  # failed trials are tried again, finished ones are not
     assert local.run_all(sweep.trials(), tmp_path)
     assert sweeps.starts(tmp_path / "ce/seed0") == ["train", "train", "evaluate"]
     assert sweeps.starts(tmp_path / "sgt/seed1") == ["train", "evaluate"]
@@ -170,7 +169,7 @@ sys.exit(0 if done else 130)
 
 
 def drive(folder: pathlib.Path, seconds: float = 1.0) -> subprocess.Popen:
-    """Start a sweep of stand-ins as a process."""
+    """Start a sweep of stand-ins in a process of its own."""
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}"}
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(seconds)], env=env, text=True)
 
@@ -203,11 +202,11 @@ def test_killed_sweep_is_continued(tmp_path):
 
 
 def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_LIBC", None)  # as where it cannot be asked to stop
+    monkeypatch.setattr(job, "_LIBC", None)  # as on systems that cannot signal an orphan
     sweeps.stand_in(monkeypatch, seconds=1.0)
     (trial, *_) = plan.make(sweeps.content()).trials()
     started = job.start(job.Group((trial,)), tmp_path)
-    os.close(started.held[0].descriptor)  # the sweep died, its child lives
+    os.close(started.held[0].descriptor)  # as if the sweep died while its child lives
     assert (
         trial_folder.take(tmp_path / trial.key) is None
         and trial_folder.holder(tmp_path / trial.key)["process"] == os.getpid()
@@ -240,13 +239,13 @@ def test_trial_of_another_sweep_is_waited_for(tmp_path, monkeypatch):
 
 def test_time_left_is_that_of_finished_trials(tmp_path):
     sweep = plan.make(sweeps.content())
-    sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})  # a minute for each stage
+    sweeps.finished(tmp_path, sweep, {"ce": {0: {}}})  # one minute per stage
     trials = sweep.trials()
     left = [trial for trial in trials if trial.key != "ce/seed0"]
     assert local.seconds_left(trials, left, tmp_path) == 3 * 120
     (tmp_path / "ce/seed1").mkdir()
     (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
-    assert local.seconds_left(trials, left, tmp_path) == 3 * 120 - 30  # half of its steps are made
+    assert local.seconds_left(trials, left, tmp_path) == 3 * 120 - 30  # half of its steps are done
     assert "3 left, about 3 min" in local.remaining(trials, tmp_path, jobs=2)
     assert local.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
     texts = [local.duration(seconds) for seconds in (40, 720, 12_000, 187_200)]
@@ -254,7 +253,7 @@ def test_time_left_is_that_of_finished_trials(tmp_path):
 
 
 def test_every_cell_is_checked_before_the_first_trial(tmp_path):
-    """Of a folder of images: to import the data sets of TFDS takes seconds."""
+    """The data set is an image folder, because the import of TFDS takes seconds."""
     images = {"data.name": "folder", "data.path": str(trained.draw_images(tmp_path / "images"))}
     cells = [
         ("good", {"method": "ce", "data.limit": 64, "train.batch_size": 8}),

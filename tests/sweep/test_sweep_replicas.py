@@ -1,4 +1,4 @@
-"""Sweeps that train several trials by one program: which ones, and that each is then a run like any other."""
+"""Tests of sweeps that train several trials in one program: their groups, and that each trial is an ordinary run."""
 
 import json
 import os
@@ -10,8 +10,7 @@ import pytest
 import sweeps
 
 from sdecor.core import files
-from sdecor.sweep import __main__ as command_line
-from sdecor.sweep import commands, job, local, plan, trial_folder
+from sdecor.sweep import __main__ as command_line, commands, job, local, plan, trial_folder
 from sdecor.training import logbook, run_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,10 +19,10 @@ CELLS = [
     ("sgt", {"method": "sgt"}),
     ("low", {"method": "sgt", "masking.fraction": 0.25}),
     ("fill", {"method": "sgt", "masking.fill": "zero"}),
-    ("points", {"method": "ce", "evaluation.curve_steps": 4}),  # which evaluation reads from the run's folder
+    ("points", {"method": "ce", "evaluation.curve_steps": 4}),  # evaluation reads this from the run's folder
 ]
 
-# argv: the status to end with, whether the last replica fails, folders. A step is a row in each of them.
+# argv: the exit status, whether the last replica fails, folders. A step is a row in each folder.
 STAND_IN = """
 import json, pathlib, sys
 status, fails, folders = int(sys.argv[1]), sys.argv[2] == "True", [pathlib.Path(name) for name in sys.argv[3:]]
@@ -46,7 +45,7 @@ def sweep():
 
 @pytest.fixture
 def configs():
-    """What a dry start finds."""
+    """Return the configs that a dry start finds."""
     from configs import default
 
     found = {}
@@ -70,7 +69,7 @@ def test_trials_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_pa
         ["points/seed0", "points/seed1"],
         ["low/seed1"],
     ]
-    assert found[0].replicas["ce/seed1"] == "ce/seed1:seed=1"  # with what differs within the group
+    assert found[0].replicas["ce/seed1"] == "ce/seed1:seed=1"  # with the fields that differ within the group
     assert found[1].replicas["low/seed0"] == "low/seed0:seed=0,masking.fraction=0.25"
     assert keys(job.together(sweep.trials(), tmp_path, configs, 1)) == [[trial.key] for trial in sweep.trials()]
     command = job.group_command(found[1], "train", tmp_path)
@@ -83,7 +82,7 @@ def test_trials_that_differ_in_numbers_alone_are_together(sweep, configs, tmp_pa
     assert job.group_command(found[4], "train", tmp_path)[-1] == f"--workdir={tmp_path}/low/seed1"
 
 
-def test_what_is_trained_given_up_or_at_another_step_is_apart(sweep, configs, tmp_path):
+def test_trials_that_are_trained_failed_or_at_another_step_are_not_grouped(sweep, configs, tmp_path):
     trials = sweep.trials(["sgt", "low"])
     for step in (2, 4):
         (tmp_path / "sgt/seed0/checkpoints" / str(step)).mkdir(parents=True)
@@ -121,7 +120,7 @@ def test_trained_at_once_and_evaluated_each(sweep, configs, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("code", "failed"), [(3, ["ce/seed1"]), (1, ["ce/seed0", "ce/seed1"])])
-def test_failed_replicas_are_recorded_and_tried_again_alone(sweep, configs, tmp_path, monkeypatch, code, failed):
+def test_failed_replicas_are_noted_and_tried_again_alone(sweep, configs, tmp_path, monkeypatch, code, failed):
     stand_in(monkeypatch, code=code, fails=code == 3)
     trials = sweep.trials(["ce"])
     assert local.run_all(trials, tmp_path, grouped=job.together(trials, tmp_path, configs, 2))
@@ -160,7 +159,7 @@ def test_not_with_slurm(tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_smoke_sweep_really(tmp_path):
-    """The same sweep together and in turn: the same steps, and about the same numbers."""
+    """The same sweep, trained together and in turn, has equal steps and about equal numbers."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
     start = [sys.executable, "-m", "sdecor.sweep", "--config=configs/sweeps/smoke.py"]
     for name, extra in (("together", ["--replicas=2"]), ("in_turn", [])):

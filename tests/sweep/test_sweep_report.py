@@ -1,4 +1,4 @@
-"""The report of a sweep whose trials have known numbers."""
+"""Tests of the report of a sweep whose trials have known numbers."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ CELLS = [(name, {"method": name}) for name in ("ce", "sgt", "decor", "sdecor")]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A sweep's folder with its report, not to be changed."""
+    """Return a sweep's folder with its report, which tests must not change."""
     folder = make(tmp_path_factory.mktemp("sweep"))
     text = report.write(folder)
     assert "8 of 17 trials are finished" in text
@@ -28,12 +28,12 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sweep's folder without a report."""
+    """Return a sweep's folder without a report."""
     return make(tmp_path)
 
 
 def make(tmp_path):
-    """Four cells × four seeds: ce whole, sgt without one seed, decor failed, sdecor never run; and a former cell."""
+    """Return a sweep of four cells × four seeds: sgt lacks one, decor failed, sdecor did not run; and an old cell."""
     tests = [("sgt", GINI, "ce"), ("sgt", "accuracy", "ce"), ("sdecor", GINI, "ce")]
     content = {"cells": CELLS, "seeds": 4, "tests": tests, "tags": {"references": ["ce"]}}
     former = plan.make({"cells": [("old", {"method": "ce"})], "seeds": 1})
@@ -70,7 +70,7 @@ def test_every_number_is_in_the_tables(written):
         {"method": "sgt"},
     )
     (time,) = [row for row in results if (row["cell"], row["seed"], row["measure"]) == ("ce", "0", collect.TIME)]
-    assert float(time["value"]) == 10 * 2 / 0.5  # images over images per second
+    assert float(time["value"]) == 10 * 2 / 0.5  # number of images over images per second
     (mean,) = [row for row in rows(written / "report" / "means.csv") if (row["cell"], row["measure"]) == ("ce", GINI)]
     values = np.array(list(CE.values()))
     low, high = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values))
@@ -89,7 +89,7 @@ def test_planned_tests_are_corrected_and_others_marked(written):
     numbers = [float(gini[name]) for name in ("p", "low", "high", "difference")]
     np.testing.assert_allclose(numbers, [expected.pvalue, interval.low, interval.high, 0.185 / 3], rtol=1e-9)
     assert gini["n"] == "3"  # the seed that sgt lacks is left out
-    # The accuracies differ by 0.01 exactly up to rounding: the least p, times 3 tests; then Gini's times 2.
+    # The accuracies differ by exactly 0.01, up to rounding: the smallest p, times 3 tests. Gini's p is next, times 2.
     assert float(accuracy["p_holm"]) == pytest.approx(3 * float(accuracy["p"]))
     assert float(gini["p_holm"]) == pytest.approx(2 * float(gini["p"])) and gini["verdict"] == "better"
     assert (missing["n"], missing["p"], missing["p_holm"], missing["verdict"]) == ("0", "", "", "not run")
@@ -186,7 +186,7 @@ def test_numbers_are_written_with_the_digits_of_their_interval():
 
 
 def test_tables_name_the_form_where_it_is_not_the_papers(tmp_path):
-    """The names of the cells stay in the CSV files, which programs read."""
+    """Cells keep their names in the CSV files, which programs read."""
     named = {"sdecor": "density", "decor_density": "density", "plain": "covariance", "ce": "density"}
     cells = [(name, {"method": "sdecor", "form": form}) for name, form in named.items()]
     tests = [("sdecor", GINI, "ce")]

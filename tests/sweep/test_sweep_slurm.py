@@ -1,4 +1,4 @@
-"""A sweep as an array of tasks: what is submitted, and that a warned task saves and goes back into the queue."""
+"""Tests of a sweep as a Slurm array: the submitted tasks, and a warned task that saves and is queued again."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Executor:
-    """Stands in for submitit's; keeps what it is told."""
+    """A stand-in for submitit's executor that keeps its options and tasks."""
 
     def __init__(self, folder, **options):
         self.told = {"folder": folder, **options}
@@ -32,7 +32,7 @@ class Executor:
 
 @pytest.fixture
 def submitit(monkeypatch):
-    """A module of that name, whether or not it is installed."""
+    """Return a stand-in for submitit, installed or not."""
     module = types.ModuleType("submitit")
     module.AutoExecutor = Executor
     module.helpers = types.SimpleNamespace(DelayedSubmission=lambda *arguments: arguments)

@@ -1,4 +1,4 @@
-"""Checkpoints: verified, rotated, and damaged ones passed over or named."""
+"""Tests of checkpoints: verification, rotation, and damaged ones, which are skipped or named."""
 
 import gc
 import logging
@@ -72,7 +72,7 @@ def test_validation_result_replaces_a_checkpoint_without_one(tmp_path):
         assert not checkpoints.has_metrics(4)
         save(checkpoints, 4, 0.5)
         assert checkpoints.has_metrics(4) and checkpoints.best_step() == 4
-        save(checkpoints, 4)  # does not take the result away
+        save(checkpoints, 4)  # keeps the stored result
         assert checkpoints.has_metrics(4)
 
 
@@ -107,7 +107,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, how):
 
 
 def test_a_damaged_checkpoint_is_one_line_in_the_log(tmp_path, monkeypatch, caplog):
-    """Orbax reads all arrays at once: the first error is told, the others are not printed as they come."""
+    """Orbax reads all arrays at once; only the first error is logged, the others are not printed."""
     params = {f"kernel{i}": jnp.ones((8, 8)) for i in range(40)}
     state = parallel.replicate(TrainState.create(apply_fn=None, params=params, tx=TX, batch_stats={}))
     with Checkpoints(tmp_path) as checkpoints:
@@ -150,7 +150,7 @@ def test_a_run_that_was_moved_below_such_a_path_is_still_read(tmp_path):
 
 
 def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch):
-    """Here orbax loses what it saves, as it does below a path with brackets; the run must not go on."""
+    """Below a path with brackets Orbax loses what it saves, so the run must stop."""
     monkeypatch.setattr(files, "check_checkpoints", lambda field, path: None)
     with Checkpoints(tmp_path / "lr[0.1]") as checkpoints:
         with pytest.raises(ValueError, match="first checkpoint, of step 1, cannot be read back .*another --workdir"):
@@ -172,7 +172,7 @@ def test_only_the_first_checkpoint_of_a_folder_is_read_back(tmp_path, monkeypatc
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(state_at(0))
         save(checkpoints, 3)
-    assert read == [1, 2]  # the second by `restore`
+    assert read == [1, 2]  # step 2 was read by `restore`
 
 
 def test_a_remote_folder_stays_remote(monkeypatch):
@@ -200,7 +200,7 @@ def test_checksums_see_values_types_and_shapes():
 
 
 def test_saving_is_not_disturbed_by_donation(tmp_path):
-    """The next step overwrites the state while the checkpoint is still being written."""
+    """Steps overwrite the state while its checkpoint is still being written."""
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     expected = checksums(state_at(9).params)
     with Checkpoints(tmp_path) as checkpoints:
@@ -214,7 +214,7 @@ def test_saving_is_not_disturbed_by_donation(tmp_path):
 
 
 def test_replicating_leaves_the_callers_arrays_alone():
-    """The step donates its state, which must not be the caller's memory."""
+    """A step donates its state, which must not share the caller's memory."""
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     mine = {"kernel": jnp.ones((64, 64)), "bias": np.ones(64, np.float32)}
     for devices in (1, 2, 8):

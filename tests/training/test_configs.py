@@ -1,4 +1,4 @@
-"""Configs: every file builds, config strings choose, and impossible values fail at once with what would be right."""
+"""Tests of configs: every file builds, config strings choose, impossible values are named with a remedy."""
 
 import dataclasses
 import importlib
@@ -55,7 +55,7 @@ def test_methods_are_which_terms_the_loss_has():
 
 
 def test_options_of_the_terms_are_those_of_the_config():
-    """A term's function takes what its row of TERMS names, and its defaults are the config's."""
+    """A term's function takes the options in its row of TERMS, and their defaults are the config's."""
     base = default.base()
     for name, term in TERMS.items():
         parameters = inspect.signature(term.function).parameters
@@ -127,7 +127,7 @@ def test_impossible_value_names_field_value_and_what_is_right(field, value, hint
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=hint) as error:
         build.check_config(config)
-        build.create_data(config)  # checks its own fields before it opens anything
+        build.create_data(config)  # validates its own fields before it opens anything
     assert field in str(error.value) and repr(value) in str(error.value).replace("= 100 ", "100 ")
 
 
@@ -168,7 +168,7 @@ def test_a_model_is_tapped_only_for_decorrelation(method):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sdecor_is_the_papers_method(name):
-    """Cross-entropy, KL under masking and the covariance of what enters the last layer, in every config."""
+    """Every config has cross-entropy, KL under masking and the covariance of the last layer's inputs."""
     config = importlib.import_module(f"configs.{name}").get_config("method=sdecor")
     decor = config.decorrelation
     assert (decor.form, decor.weight, decor.layers) == ("covariance", 0.1, ())

@@ -1,4 +1,4 @@
-"""The method's loss and gradient: which positions are masked, what flows where, and what is averaged."""
+"""Tests of the loss and its gradient: masked positions, the flow of gradients, and averages over layers."""
 
 import functools
 
@@ -17,7 +17,7 @@ SMALL = (4, 5, 3)
 
 
 class Perceptron(nn.Module):
-    """Two linear layers with a tanh between: small enough to differentiate by hand."""
+    """Two linear layers with a tanh between, small enough to differentiate by hand."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -28,7 +28,7 @@ class Perceptron(nn.Module):
 
 
 def leaves_close(found, expected, rtol):
-    """Compare trees, each array relative to its largest value."""
+    """Assert that trees agree, each array relative to its largest value."""
     for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (found, expected)), strict=True):
         atol = rtol * float(np.abs(y).max())
         np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
@@ -58,7 +58,7 @@ MASKS = [
 
 @pytest.fixture(scope="module")
 def masked_images():
-    """The images that the masked forward sees, for every choice, at the steps 0 and 1."""
+    """Return the images of the masked forward for every choice, at steps 0 and 1."""
     state, batch = networks.tiny_state(Perceptron(), shape=SMALL), networks.tiny_batch(shape=SMALL)
 
     @jax.jit
@@ -95,7 +95,7 @@ FLOWS = [(direction, stop) for direction in ("clean_masked", "masked_clean") for
 
 @pytest.fixture(scope="module")
 def consistency_gradients():
-    """Gradients by the method and by plain differentiation, the masked images given, for every flow."""
+    """Return gradients for every flow, by the library and by plain differentiation with given masked images."""
     state, batch = networks.tiny_state(Perceptron(), shape=SMALL), networks.tiny_batch(shape=SMALL)
 
     def loss(params, batch, masked, direction, stop_gradient):
@@ -127,14 +127,14 @@ def test_consistency_flows_where_it_should(consistency_gradients, flow):
 
 
 def test_flows_differ(consistency_gradients):
-    """Otherwise the test above could not tell them apart."""
+    """If flows agreed, the test above could not tell them apart."""
     flows = [np.asarray(grads["head"]["kernel"]) for (_, grads), _ in consistency_gradients.values()]
     for i, a in enumerate(flows):
         assert all(np.abs(a - b).max() > 0.02 * np.abs(a).max() for b in flows[:i])
 
 
 def written_out(features, spatial):
-    """The decorrelation and the hinge of one layer."""
+    """Return the decorrelation and the variance hinge of one layer."""
     axes = tuple(range(1, features.ndim - 1))
     samples = features.mean(axes) if spatial == "pool" else features.reshape(-1, features.shape[-1])
     c = jnp.cov(samples, rowvar=False)
@@ -146,7 +146,7 @@ LAYERS = ("first", "second")
 
 
 class Maps(nn.Module):
-    """Two layers `[N, 4, 5, 6]` and `[N, 4, 5, 7]` that act on each position alone."""
+    """Two layers, `[N, 4, 5, 6]` and `[N, 4, 5, 7]`, that act on each position alone."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -157,7 +157,7 @@ class Maps(nn.Module):
 
 @pytest.fixture(scope="module")
 def tapped():
-    """Gradients and terms by the method and by plain differentiation, for both ways to take maps."""
+    """Return gradients and terms for both values of `spatial`, by the library and by plain differentiation."""
     model = models.Tap(Maps(), layers=LAYERS)
     state, batch = networks.tiny_state(model, shape=SMALL), networks.tiny_batch(shape=SMALL)
 
@@ -198,7 +198,7 @@ def test_tapped_layers_are_averaged(tapped, spatial):
 
 
 def test_rectified_layers_are_those_behind_a_relu():
-    """What the terms see is the layer's ReLU, and what was cut off gets no gradient."""
+    """Terms get the ReLU of the layer's output, and its negative values get no gradient."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 3
     maps = {name: rng.normal(size=(8, 2, 3, width)).astype(np.float32) for name, width in (("a", 4), ("b", 5))}
@@ -232,14 +232,14 @@ def covariance_term(samples):
 
 
 def trained(state, images):
-    """Apply the model in train mode: `((logits, features), new batch_stats)`."""
+    """Return `((logits, features), new batch_stats)` in train mode."""
     outputs, updates = state.apply_fn(state.variables, images, train=True, mutable=["batch_stats"])
     return outputs, updates["batch_stats"]
 
 
 @pytest.fixture(scope="module")
 def forwards():
-    """One batch by each way to the saliency, on a network with BatchNorm whose running statistics are not fresh."""
+    """Return a step's results for each saliency forward; BatchNorm's running statistics are not the initial ones."""
     model, batch = networks.tiny_model(), networks.tiny_batch()
     state = networks.loud_state(model)
     stale = jax.tree.map(lambda x: 0.6 * x + 0.2, state.batch_stats)
@@ -274,7 +274,7 @@ def forwards():
 
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_saliency_is_the_gradient_of_the_summed_true_logits(forwards, forward):
-    """Through the batch's statistics, with them as constants (they serve as running ones), or with the running ones."""
+    """The gradient is through the batch's statistics, with these as constants, or with the running ones."""
     found, expected, _, _ = forwards
     leaves_close(found[forward][0]["gradient"], expected[forward], rtol=1e-4)
     for other in set(FORWARDS) - {forward}:
@@ -304,7 +304,7 @@ def test_saliency_forwards_agree_without_batch_norm():
 
 
 def test_gradients_are_those_of_the_loss():
-    """The two pull-backs together equal plain differentiation of the written-out loss."""
+    """The two pull-backs equal plain differentiation of the written-out loss."""
     state, batch = networks.loud_state(networks.tiny_model()), networks.tiny_batch()
 
     def loss(params, state, batch, masked):

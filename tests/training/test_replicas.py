@@ -1,4 +1,4 @@
-"""Replicas: each is its own single run, on any number of devices, resumed or not; what cannot be one is refused."""
+"""Tests of replicas: each equals its single run, on any devices and when resumed; impossible ones are refused."""
 
 import functools
 import os
@@ -19,6 +19,7 @@ from sdecor.core import parallel
 from sdecor.training import build, logbook, members, replicas, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.state import create_optimizer, create_train_state
+from sdecor.training.terms import METHODS
 
 TEXTS = ("a:seed=0", "b:seed=1,optim.lr=0.01,decorrelation.weight=0.5", "c:seed=0,masking.fraction=0.25")
 SEEDS = (0, 1, 1)
@@ -31,14 +32,14 @@ HYPERS = (
 
 @pytest.fixture
 def fixed_masks(monkeypatch):
-    """Masking is discontinuous: here the mask depends on the key alone."""
+    """Make the mask depend on the key alone, because masking is discontinuous."""
     least_salient = masking.least_salient
     constant = lambda key, saliency, **options: least_salient(key, jnp.zeros_like(saliency), **options)  # noqa: E731
     monkeypatch.setattr(masking, "least_salient", constant)
 
 
 def first_steps(devices: int, chosen: list[int] | int, number_of_steps: int = 3):
-    """The states and terms of the first steps; `chosen` replicas at once, or one by itself where it is a number."""
+    """Return state and terms of the first steps, of the `chosen` replicas together, or of a single run if a number."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
     step = networks.make_step(networks.objective(variance=True), axis_name=parallel.AXIS)
     together = isinstance(chosen, list)
@@ -57,7 +58,7 @@ def first_steps(devices: int, chosen: list[int] | int, number_of_steps: int = 3)
 
 
 def near(a, b, share=2e-5):
-    """Compare trees, each array relative to its largest value."""
+    """Assert that trees agree, each array relative to its largest value."""
     for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
         atol = share * max(float(np.abs(y).max()), 1e-3)
         np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
@@ -84,7 +85,7 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
     sdecor = tiny_runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
     gradpen, changed = tiny_runs.tiny_config(tmp_path, method="gradpen"), set()
     for field in set(replicas.FIELDS) - {"seed"}:
-        config = gradpen if field.startswith("gradient_penalty") else sdecor
+        config = gradpen if field.partition(".")[0] in METHODS["gradpen"] else sdecor
         before = build.create_hyper(config, 10)
         (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
         after = build.create_hyper(own, 10)
@@ -138,7 +139,7 @@ def test_names_and_texts():
 
 def test_steps_in_common():
     assert replicas.common_steps({"a": [], "b": []}, "") == []
-    assert replicas.common_steps({"a": [3], "b": []}, "b") == []  # killed while the first checkpoints were written
+    assert replicas.common_steps({"a": [3], "b": []}, "b") == []  # killed while writing the first checkpoints
     assert replicas.common_steps({"a": [2, 4, 6], "b": [2, 4]}, "ab") == [4, 2]
     with pytest.raises(ValueError, match="a: 3; b: 0"):  # b is new
         replicas.common_steps({"a": [3], "b": []}, "a")
@@ -165,7 +166,7 @@ def undisturbed(images, tmp_path_factory):
 
 
 def final(folder):
-    """Each replica's last state, by its checksums, and its rows."""
+    """Return each replica's last step, position, checksums and rows of the log."""
     found = {}
     for name in "abc":
         with Checkpoints(folder / name, create=False) as checkpoints:
@@ -190,7 +191,7 @@ def test_each_folder_is_that_of_a_single_run(images, undisturbed, tmp_path):
             assert other[key]["loss"] == pytest.approx(row["loss"], rel=2e-3)
         if key[1] == "val":
             assert other[key]["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=0.02)
-    assert train.train(single, str(undisturbed / "b"))  # a replica's folder is continued by a single run
+    assert train.train(single, str(undisturbed / "b"))  # a single run continues a replica's folder
 
 
 AVERAGED = {"train.accumulate": 2, "train.batch_size": 16, "optim.ema_decay": 0.5, "model.dropout": 0.5}
@@ -216,7 +217,7 @@ def test_each_is_its_single_run_in_whatever_way_it_trains(images, tmp_path, meth
     assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
     assert ours[0].keys() == theirs[0].keys()
     for row, other in zip(ours, theirs, strict=True):
-        if row["split"] == "val":  # of the averaged parameters, where there are such
+        if row["split"] == "val":  # metrics of the averaged parameters, if any
             assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
         elif row["step"] <= 2:
             assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
@@ -253,7 +254,7 @@ def test_interrupted_replicas_continue_exactly(images, undisturbed, tmp_path, mo
 
 @pytest.mark.parametrize("before", [pytest.param(0, marks=pytest.mark.full), 4])
 def test_killed_between_two_checkpoints_of_a_step(images, undisturbed, tmp_path, monkeypatch, before):
-    """The first replica has a checkpoint that the others lack: all go on from the one before, or anew."""
+    """The first replica has a checkpoint that the others lack: all continue from an earlier one, or start anew."""
     save = Checkpoints.save
 
     class Killed(Exception):
@@ -272,10 +273,10 @@ def test_killed_between_two_checkpoints_of_a_step(images, undisturbed, tmp_path,
     assert final(tmp_path) == final(undisturbed)
 
 
-def test_failed_replica_is_given_up_and_the_others_go_on(images, tmp_path, capsys):
+def test_failed_replica_ends_and_the_others_continue(images, tmp_path, capsys):
     config = tiny(images, method="ce", **{"optim.name": "sgd", "model.norm": "none"})
     texts = ["good:seed=0", "bad:optim.lr=1e30", "also:seed=1"]
-    for _ in range(2):  # started again, what failed stays so
+    for _ in range(2):  # a failed replica stays failed when started again
         with pytest.raises(FloatingPointError, match=r"(?s)1 of 3 replicas failed.*bad: .* at step \d") as error:
             train.train(config, str(tmp_path), replicas.parse(texts))
         assert str(tmp_path / "bad") in str(error.value)
@@ -290,7 +291,7 @@ def test_failed_replica_is_given_up_and_the_others_go_on(images, tmp_path, capsy
     for row, other in zip(*(logbook.read_rows(tmp_path / name) for name in ("also", "single")), strict=True):
         if row["split"] == "val":
             assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
-    with pytest.raises(FloatingPointError, match="not finite"):  # by itself it is tried again
+    with pytest.raises(FloatingPointError, match="not finite"):  # a single run tries it again
         train.train(build.create_replicas(config, replicas.parse(texts[1:2]))[0], str(tmp_path / "bad"))
 
 
@@ -350,7 +351,7 @@ def test_two_processes_train_and_resume_as_one(images, tmp_path):
         ]
         outputs = [process.communicate(timeout=400)[0] for process in pair]
         assert [process.returncode for process in pair] == [0, 0], outputs
-        if attempt == 0:  # as if killed between the replicas' last checkpoints
+        if attempt == 0:  # as if killed between writing the replicas' last checkpoints
             shutil.rmtree(tmp_path / "two" / "b" / "checkpoints" / "12")
         else:
             assert "continuing at step 10 of 12" in outputs[0]

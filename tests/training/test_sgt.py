@@ -1,4 +1,4 @@
-"""Saliency-Guided Training's recipe against the same loss written out in float64 NumPy, backward pass included."""
+"""Tests of the recipe of Saliency-Guided Training against its loss and backward pass written out in float64 NumPy."""
 
 import jax
 import networks
@@ -34,7 +34,7 @@ def test_config_is_the_published_recipe():
 
 
 def windows(x: np.ndarray) -> np.ndarray:
-    """The 3×3 windows of `x [N, H, W, C]`: `[N, H − 2, W − 2, C, 3, 3]`."""
+    """Return the 3×3 windows of `x [N, H, W, C]`, `[N, H − 2, W − 2, C, 3, 3]`."""
     return np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
 
 
@@ -43,13 +43,13 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def convolve_backward(gradient: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Each output's gradient goes to the nine inputs that it was made of."""
+    """Return the gradient to the inputs: each output's goes to its nine inputs."""
     padded = np.pad(gradient, ((0, 0), (2, 2), (2, 2), (0, 0)))
     return np.einsum("nhwdij,ijcd->nhwc", windows(padded), kernel[::-1, ::-1], optimize=True)
 
 
 def blocks(x: np.ndarray) -> np.ndarray:
-    """The 2×2 blocks of `x [N, H, W, C]`: `[N, H / 2, W / 2, C, 4]`."""
+    """Return the 2×2 blocks of `x [N, H, W, C]`, `[N, H / 2, W / 2, C, 4]`."""
     n, height, width, channels = x.shape
     split = x.reshape(n, height // 2, 2, width // 2, 2, channels)
     return split.transpose(0, 1, 3, 5, 2, 4).reshape(n, height // 2, width // 2, channels, 4)
@@ -74,7 +74,7 @@ def network(params: dict, x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarr
 
 
 def true_class_gradient(params: dict, log_p: np.ndarray, seen: dict, labels: np.ndarray) -> np.ndarray:
-    """Return `∂ log p_y / ∂x`, layer by layer from the back."""
+    """Return `∂ log p_y / ∂x`, computed layer by layer from the last."""
     gradient = np.eye(CLASSES)[labels] - np.exp(log_p)
     gradient = gradient @ params["head"]["kernel"].T * (seen["hidden"] > 0)
     gradient = gradient @ params["hidden"]["kernel"].T
@@ -88,12 +88,12 @@ def true_class_gradient(params: dict, log_p: np.ndarray, seen: dict, labels: np.
 
 @pytest.fixture(scope="module")
 def ours():
-    """The config's loss on one batch, without dropout: the state, the batch, the terms and what masking saw."""
+    """Return state, batch, terms of the config's loss without dropout, and the values that passed through masking."""
     config = sgt_mnist.get_config()
     model = models.create_model(config.model.name, num_classes=CLASSES, dropout=(0.0, 0.0))
     tx = create_optimizer(config.optim.name)
     state = create_train_state(model, tx, key=jax.random.key(1), image_shape=SHAPE)
-    # Fresh weights predict nearly the same for any image: with a louder head the masking matters.
+    # Initial weights predict nearly the same for any image; with a larger head, masking matters.
     head = {**state.params["head"], "kernel": 30.0 * state.params["head"]["kernel"]}
     state = state.replace(params={**state.params, "head": head})
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def ours():
         options = {"values": values, "key": key, "objective": objective, "prepare": prepare, "axis_name": None}
         _, _, terms = steps.micro_gradients(state, state.batch_stats, batch, **options)
         numbers = {"learning_rate": hyper.learning_rate * rate(state.step), "mask_fraction": values.mask_fraction}
-        return {**numbers, **terms}  # the gradients are not asked for, and so not compiled
+        return {**numbers, **terms}  # gradients are not returned, and therefore not compiled
 
     terms, seen = find(state, batch, build.create_hyper(config, schedule.steps_per_epoch), jax.random.key(2))
     return state, batch, jax.device_get(terms), jax.device_get(seen)

@@ -1,4 +1,4 @@
-"""SaliencyDecor in one function: equal to the fast step of training, on any devices and in any framework."""
+"""Tests of `saliency_decor`, the whole method in one function: equal to the training step, on any devices."""
 
 from functools import partial
 
@@ -10,8 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import sdecor
 from sdecor.core import rng
@@ -25,7 +24,7 @@ KEY = jax.random.key(5)
 
 
 def close(found, expected, rtol=1e-5):
-    """Compare trees, each array relative to the largest value of the tree."""
+    """Assert that trees agree, each array relative to the largest value of the tree."""
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=rtol * scale)
@@ -46,7 +45,7 @@ def forward_of(state, *, train=True, frozen=False):
 
 
 def by_specification(state, forward, options):
-    """Return loss, terms, new statistics and gradients of `saliency_decor`, its weights as in `by_training`."""
+    """Return terms, new statistics and gradients of `saliency_decor`, with the weights of `by_training`."""
     saliency = {"shared": {}, "frozen": {"frozen": True}, "eval": {"train": False}}[forward]
 
     def loss(params):
@@ -89,7 +88,7 @@ CASES = [("layer", "shared", {}), ("layer", "shared", SIGNED), *(("batch", forwa
 
 @pytest.fixture(scope="module")
 def found():
-    """Both ways for every case, by one program."""
+    """Return the results of both functions for every case, from one program."""
     states = {norm: networks.loud_state(networks.tiny_model(norm)) for norm in ("layer", "batch")}
     head = jax.tree.map(lambda x: 0.2 * x, states["layer"].params["head"])  # less sure, so that masking changes them
     states["layer"] = states["layer"].replace(params={**states["layer"].params, "head": head})
@@ -114,7 +113,7 @@ def test_the_step_of_training_is_the_specification(found, case):
 
 
 def test_the_cases_differ(found):
-    """Otherwise equality could not tell one saliency forward from another."""
+    """If cases agreed, equality could not tell one saliency forward from another."""
     consistency = [float(terms["consistency"]) for _, (terms, _, _) in found]
     for i, a in enumerate(consistency):
         assert all(abs(a - b) > 1e-3 * a for b in consistency[:i]), consistency
@@ -162,7 +161,7 @@ def test_terms_are_those_written_out_in_float64():
     order = np.argsort(np.abs(gradient).mean(-1).reshape(len(images), -1), axis=1)
     changed = (masked != images).any(-1).reshape(len(images), -1)
     for row, ranked in zip(changed, order, strict=True):
-        assert row[ranked[:36]].all() and not row[ranked[36:]].any()  # a quarter of 144
+        assert row[ranked[:36]].all() and not row[ranked[36:]].any()  # 36 is a quarter of 144
 
 
 def value_and_gradients(params, images, labels, axis_name=None):
@@ -180,7 +179,7 @@ def alone():
 
 @pytest.mark.parametrize("devices", [8, *(pytest.param(devices, marks=pytest.mark.full) for devices in (1, 2, 4))])
 def test_the_global_batch_on_any_devices(alone, devices):
-    """One key is enough: an example's draws belong to its position in the whole batch."""
+    """One key is enough, because an example's draws depend on its position in the whole batch."""
     step = jax.pmap(
         partial(value_and_gradients, axis_name="batch"),
         axis_name="batch",
@@ -196,7 +195,7 @@ def test_the_global_batch_on_any_devices(alone, devices):
 
 @pytest.fixture(scope="module")
 def spread():
-    """The mesh that JAX makes, whose axis is Explicit, and parameters, images and labels on it."""
+    """Return a mesh with an Explicit axis, as JAX makes it, and parameters, images and labels on it."""
     mesh = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
     places = (P(), P("batch"), P("batch"))
     arrays = (tiny_params(), IMAGES, LABELS)
@@ -204,7 +203,7 @@ def spread():
 
 
 def test_in_shard_map(alone, spread):
-    """With its checks of varying values on, where the mean of the loss is differentiated."""
+    """The checks of varying values are on, and the mean of the loss is differentiated."""
     mesh, arrays = spread
 
     def gradients(params, images, labels):
@@ -273,7 +272,7 @@ def test_a_tree_of_features_is_averaged_and_dropout_may_differ():
 
 
 def test_a_label_that_is_no_class_is_refused():
-    """And any integer type is read alike."""
+    """Every integer type is read alike."""
     call = partial(sdecor.saliency_decor, linear, tiny_params(), IMAGES, key=KEY)
     for label in (-1, networks.CLASSES):
         with pytest.raises(ValueError, match=f"labels contains {label}"):

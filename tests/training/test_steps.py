@@ -1,4 +1,4 @@
-"""The training step: one mathematics on any number of devices, values that do not recompile, a golden step."""
+"""Tests of the training step: equal on any number of devices, never compiled again, equal to stored values."""
 
 import functools
 
@@ -23,7 +23,7 @@ def leaves_close(a, b, rtol, atol):
 
 
 def leaves_near(a, b, share):
-    """Compare trees, each array relative to its largest value."""
+    """Assert that trees agree, each array relative to its largest value."""
     for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
         atol = share * float(np.abs(y).max())
         np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
@@ -31,7 +31,7 @@ def leaves_near(a, b, share):
 
 @pytest.fixture
 def fixed_masks(monkeypatch):
-    """Masking is discontinuous, so where equality to rounding is asked for the mask depends on the key alone."""
+    """Make the mask depend on the key alone, because masking is discontinuous under rounding."""
     least_salient = masking.least_salient
     constant = lambda key, saliency, **options: least_salient(key, jnp.zeros_like(saliency), **options)  # noqa: E731
     monkeypatch.setattr(masking, "least_salient", constant)
@@ -39,7 +39,7 @@ def fixed_masks(monkeypatch):
 
 @functools.cache
 def one_step(devices: int, **options):
-    """A step of SGD whose change of the parameters is the gradient, where each term of the loss counts."""
+    """Return gradients, statistics and terms of an SGD step in which each term of the loss matters."""
     model = networks.tiny_model(axis_name=parallel.AXIS)
     model = Tap(model, model.activations) if options.get("rectify") else model
     step = networks.make_step(networks.objective(**options), axis_name=parallel.AXIS)
@@ -52,10 +52,9 @@ def one_step(devices: int, **options):
 
 
 def on_devices(main, *others):
-    """The main case on 2, 4 and 8 devices; the others are for the full suite.
+    """Return the main case on 2, 4 and 8 devices, and the others for the full suite.
 
-    How each form's loss and gradient and each forward's saliency cross the devices is quick: in test_decorrelation.py
-    and below.
+    Quick tests of each form's loss and each forward's saliency across devices are in test_decorrelation.py and below.
     """
     return [
         pytest.param(*case, devices, marks=[] if case == main else pytest.mark.full)
@@ -89,7 +88,7 @@ def steps_agree(devices: int, counting: tuple[str, ...], **options) -> None:
 
 
 def on_eight(*names, quick):
-    """Each on 2, 4 and 8 devices: on 8 those named `quick`, the rest for the full suite."""
+    """Return each name on 2, 4 and 8 devices; those in `quick` on 8 are quick, the rest is for the full suite."""
     return [
         pytest.param(name, devices, marks=[] if devices == 8 and name in quick else pytest.mark.full)
         for name in names
@@ -123,7 +122,7 @@ def test_saliency_is_the_same_on_any_number_of_devices(forward, devices):
 
 
 def test_one_trace_a_run_whatever_changes(key, tmp_path):
-    """Step 2, a state read from a checkpoint and other weights do not compile again."""
+    """A second step, a state from a checkpoint, and other weights do not compile again."""
     traces = []
 
     def counting(keys, images):

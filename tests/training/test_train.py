@@ -1,4 +1,4 @@
-"""Training as a whole: resumed runs end bit-identical, folders are guarded, failures say what to do."""
+"""Tests of training as a whole: exact resumption, guarded folders, and failures that say what to do."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from sdecor.training import build, logbook, run_folder, steps
 from sdecor.training.batches import step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
 
-EVENTS = []  # of the undisturbed run
+EVENTS = []  # events of the undisturbed run
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(images, tmp_path_factory):
-    """A run from start to end, which others are compared with."""
+    """Return the folder of an uninterrupted run, with which others are compared."""
     folder = tmp_path_factory.mktemp("undisturbed")
     step, loaders = steps.train_step, train.create_loaders
     trace = lambda *args, **given: EVENTS.append("trace") or step(*args, **given)  # noqa: E731
@@ -57,7 +57,7 @@ def rows_without_rate(folder):
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
-def test_run_writes_its_record(undisturbed):
+def test_run_writes_its_config_and_log(undisturbed):
     recorded = run_folder.read(undisturbed)
     assert recorded["config"]["method"] == "sdecor" and recorded["versions"]["jax"] == jax.__version__
     rows = logbook.read_rows(undisturbed)
@@ -94,18 +94,18 @@ def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
     assert last["loss"] == pytest.approx(last["classification"] + 0.1 * last["gradient_penalty"], rel=1e-5)
     recorded = run_folder.read(tmp_path)
     restored = trained.restore(str(tmp_path))
-    del recorded["config"]["gradient_penalty"]  # as before there was this group
+    del recorded["config"]["gradient_penalty"]  # as before this group existed
     files.write_json(tmp_path / "config.json", recorded)
     assert trained.restore(str(tmp_path)).settings == restored.settings
 
 
 def interrupt_at(monkeypatch, step):
-    """Make the loop believe that Ctrl-C came during `step`."""
+    """Make the loop see a Ctrl-C during `step`."""
     stop = train._should_stop
     monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
 
 
-@pytest.mark.parametrize(  # the first, one with a validation due, the last
+@pytest.mark.parametrize(  # the first step, one with a validation, the last one
     "step", [pytest.param(1, marks=pytest.mark.full), 6, pytest.param(12, marks=pytest.mark.full)]
 )
 def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
@@ -118,7 +118,7 @@ def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkey
     assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
 
 
-def test_validation_cut_off_by_a_signal_is_made_up_for(images, undisturbed, tmp_path, monkeypatch):
+def test_validation_cut_off_by_a_signal_is_repeated(images, undisturbed, tmp_path, monkeypatch):
     original = train.create_validation
 
     def validation(*arguments, **options):
@@ -185,15 +185,15 @@ def test_logbook_drops_what_will_be_written_again_and_a_torn_line(tmp_path):
         file.write('{"step": 4, "spl')
     with logbook.Logbook(tmp_path, step=2, tensorboard=False) as book:
         book.write(3, "train", {"loss": 9.0})
-        book.write(3, "train", {"loss": 8.0})  # a row is written once
-        book.write(3, "val", {"loss": float("nan")})  # and is JSON
+        book.write(3, "train", {"loss": 8.0})  # a repeated row is dropped
+        book.write(3, "val", {"loss": float("nan")})  # NaN is written as null
     assert [(row["step"], row["loss"]) for row in logbook.read_rows(tmp_path)] == [
         (1, 1.0), (2, 2.0), (3, 9.0), (3, None),
     ]  # fmt: skip
 
 
 def test_gradient_accumulation_draws_apart():
-    """Positions count through the micro-batches of a step: no two of its examples draw alike."""
+    """Positions continue through the micro-batches of a step, so that its examples draw differently."""
     loader = [{"position": np.arange(8, dtype=np.int32), "image": np.zeros((8, 2, 2, 3), np.uint8)} for _ in range(2)]
 
     class Loader:
@@ -207,7 +207,7 @@ def test_gradient_accumulation_draws_apart():
 
 
 def test_interrupt_turns_the_first_signal_into_a_flag():
-    before = signal.getsignal(signal.SIGINT)  # shells start what runs in the background with it ignored
+    before = signal.getsignal(signal.SIGINT)  # shells start background jobs with SIGINT ignored
     with Interrupt() as interrupt:
         assert not interrupt
         os.kill(os.getpid(), signal.SIGINT)
@@ -239,7 +239,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
-    """The folder named, and status and output of each wrong command line."""
+    """Return the named folder, and the exit status and output of each wrong command line."""
     folder = tmp_path_factory.mktemp("wrong") / "run"
     found = command_lines.answers("train", [[f"--workdir={folder}", *arguments] for arguments, _ in WRONG.values()])
     return folder, dict(zip(WRONG, found, strict=True))
@@ -257,7 +257,7 @@ def test_wrong_command_line_ends_with_one_clear_line(refused, wrong):
 @pytest.mark.full
 @pytest.mark.parametrize("lines", [3, 6, 10, 13])
 def test_killed_process_continues_exactly(images, tmp_path, lines):
-    """kill -9 once so many lines are logged; the same command then ends where an undisturbed run ends."""
+    """After kill -9 at a number of log lines, the same command ends where an undisturbed run ends."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = tiny_runs.start(tiny_runs.command(images, whole), env)
@@ -294,7 +294,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(images, tmp_path):
 
 @pytest.mark.full
 def test_two_processes_train_and_resume_as_one(images, tmp_path):
-    """Two processes with four devices each end with the parameters of one process with eight, to rounding."""
+    """Two processes with four devices each end with the parameters of one process with eight, up to rounding."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "4"}
     port = 20000 + os.getpid() % 20000
     pair = [

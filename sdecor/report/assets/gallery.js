@@ -76,7 +76,7 @@ const drawScale = (state, colors, common) => {
   part("ticks").replaceChildren(...ticks.map((text) => make("span", {}, text)));
   part("bar").setAttribute("aria-label", `Color scale: ${ticks.join(", ")}`);
   part("unit").textContent = state.own
-    ? "Each map on its own scale: colors of different maps do not compare."
+    ? "Each map on its own scale: colors of different maps cannot be compared."
     : "Share of the map’s saliency on one scale for all maps of this image; 1× is an even spread over the image."
       + (document.querySelector("#g-methods > [hidden]") ? " Methods without a sign are left out." : "");
 };
