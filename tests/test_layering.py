@@ -126,6 +126,12 @@ def test_library_imports_without_data_packages():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_sweep_starts_without_jax():
+    """Its status is asked often, and its training runs are processes of their own."""
+    code = "import sys\nsys.modules['jax'] = None\nimport sdecor.sweep.__main__\n"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_attribution_stands_alone():
     code = (
         "import sys\nfor name in ('flax', 'optax', 'orbax', 'chex', 'scipy'): sys.modules[name] = None\n"

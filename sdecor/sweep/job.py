@@ -97,7 +97,7 @@ def _group(trials: Sequence[Trial], configs: Mapping[str, Any]) -> Group:
     if len(trials) == 1:
         return Group(tuple(trials))
     values = {trial.key: files.flat(configs[trial.cell]) | {"seed": trial.seed} for trial in trials}
-    own = [field for field in replicas.FIELDS if len({fields[field] for fields in values.values()}) > 1]
+    own = [field for field in replicas.own_fields() if len({fields[field] for fields in values.values()}) > 1]
     texts = {key: replicas.text(replicas.Replica(key, {f: fields[f] for f in own})) for key, fields in values.items()}
     return Group(tuple(trials), texts)
 

@@ -271,7 +271,7 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
         except ValueError as error:
             raise ValueError(f"replica {replica.name}: {error}") from error
         configs.append(own)
-    for field in replicas.WEIGHTS:
+    for field in replicas.weight_fields():
         weights = [get_field(own, field) for own in configs]
         if min(weights) == 0 < max(weights):
             raise ValueError(

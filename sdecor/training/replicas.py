@@ -11,22 +11,30 @@ from typing import Any, NamedTuple
 
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.commands import parse_value
-from sdecor.training.terms import TERMS
 
-# A term of weight 0 is not computed, so its weight must be 0 in all replicas or in none.
-WEIGHTS = tuple(term.weight for term in TERMS.values())
-FIELDS = tuple(
-    dict.fromkeys(
-        (
-            *("seed", *WEIGHTS, *(term.ramp for term in TERMS.values())),
-            *("masking.fraction", "masking.ramp_epochs", "optim.lr", "optim.weight_decay"),
-        )
-    )
-)
 PARTLY = 3  # exit status of train.py if some replicas failed and the others are finished
 FAILED = "failed"  # `split` of the row in metrics.jsonl with the step at which a replica failed
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
+
+
+def weight_fields() -> tuple[str, ...]:
+    """Return the config fields of the terms' weights.
+
+    A term of weight 0 is not computed, so its weight must be 0 in all replicas or in none.
+    """
+    from sdecor.training.terms import TERMS  # needs JAX, without which a sweep starts
+
+    return tuple(term.weight for term in TERMS.values())
+
+
+def own_fields() -> tuple[str, ...]:
+    """Return the config fields in which replicas may differ."""
+    from sdecor.training.terms import TERMS
+
+    ramps = tuple(term.ramp for term in TERMS.values())
+    others = ("masking.fraction", "masking.ramp_epochs", "optim.lr", "optim.weight_decay")
+    return tuple(dict.fromkeys(("seed", *weight_fields(), *ramps, *others)))
 
 
 class PartlyFinished(FloatingPointError):
@@ -67,7 +75,7 @@ def _parse(text: str) -> Replica:
         field, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"--replica={text!r}: {part!r} should be FIELD=NUMBER, for example seed=1")
-        check_choice(f"field of --replica={text!r} (what a replica can have of its own)", field, FIELDS)
+        check_choice(f"field of --replica={text!r} (what a replica can have of its own)", field, own_fields())
         if field in overrides:
             raise ValueError(f"--replica={text!r} has {field} twice: name it once")
         overrides[field] = _number(f"{field} of --replica={text!r}", field, value)
@@ -99,8 +107,8 @@ def common(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     For a weight this is whether its term is computed.
     """
-    kept = {name: value for name, value in fields.items() if name not in FIELDS}
-    return kept | {name: fields[name] > 0 for name in WEIGHTS}
+    kept = {name: value for name, value in fields.items() if name not in own_fields()}
+    return kept | {name: fields[name] > 0 for name in weight_fields()}
 
 
 def common_steps(saved: Mapping[str, Sequence[int]], begun: Container[str]) -> list[int]:

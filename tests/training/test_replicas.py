@@ -84,7 +84,7 @@ def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
 def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
     sdecor = tiny_runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
     gradpen, changed = tiny_runs.tiny_config(tmp_path, method="gradpen"), set()
-    for field in set(replicas.FIELDS) - {"seed"}:
+    for field in set(replicas.own_fields()) - {"seed"}:
         config = gradpen if field.partition(".")[0] in METHODS["gradpen"] else sdecor
         before = build.create_hyper(config, 10)
         (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
