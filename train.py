@@ -37,6 +37,7 @@ from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
 from sdecor.training.state import TrainState
+from sdecor.training.terms import TERMS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run: FILE or FILE:CHOICES.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
@@ -44,7 +45,7 @@ _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
 
-SHOWN = ("loss", "consistency", "decorrelation", "gradient_penalty", "accuracy")  # in the progress bar
+SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    default.cifar(config)
+    default.small_photographs(config)
     config.data.name = "cifar10"
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    return default.choose(config, arg, forms=default.PHOTOGRAPHS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)

@@ -13,8 +13,8 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    default.cifar(config)
+    default.small_photographs(config)
     config.data.name = "cifar100"
     config.data.mean = (0.5071, 0.4865, 0.4409)
     config.data.std = (0.2673, 0.2564, 0.2762)
-    return default.choose(config, arg, forms=default.PHOTOGRAPHS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)

@@ -39,7 +39,7 @@ FORMS = {
     "cosine": {"weight": 1.0, **ACTIVATIONS},
     "density": {"weight": 3.0, **ACTIVATIONS},
 }
-PHOTOGRAPHS = FORMS | {"density": {"weight": 1.0, **ACTIVATIONS}}  # there, a weight of 3 lowers the accuracy
+PHOTOGRAPH_FORMS = FORMS | {"density": {"weight": 1.0, **ACTIVATIONS}}  # there, a weight of 3 lowers the accuracy
 
 
 def base() -> ConfigDict:
@@ -158,7 +158,7 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
     Args:
       config: config of the run.
       arg: the config string.
-      forms: values that `form=NAME` sets for this kind of data: `FORMS` or `PHOTOGRAPHS`.
+      forms: values that `form=NAME` sets for this kind of data: `FORMS` or `PHOTOGRAPH_FORMS`.
 
     Raises:
       ValueError: for an unknown word or method.
@@ -216,7 +216,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return choose(base(), arg)
 
 
-def spare(config: ConfigDict) -> None:
+def photograph_consistency(config: ConfigDict) -> None:
     """Set the consistency that was chosen on validation data for photographs of 32×32 and the small CNN.
 
     All forms and their weights were tried with this consistency (docs/evidence.md). For other networks and sizes it is
@@ -226,9 +226,9 @@ def spare(config: ConfigDict) -> None:
     config.consistency.ramp_epochs = 0.0
 
 
-def cifar(config: ConfigDict) -> None:
+def small_photographs(config: ConfigDict) -> None:
     """Set the usual recipe for small photographs on an accelerator: ResNet-18 (CIFAR stem), 200 epochs of SGD."""
-    spare(config)
+    photograph_consistency(config)
     config.model.name = "resnet18"
     config.model.stem = "cifar"
     config.augment.flip = True
@@ -242,9 +242,9 @@ def cifar(config: ConfigDict) -> None:
     config.log.every_steps = 50
 
 
-def photographs(config: ConfigDict) -> None:
+def large_photographs(config: ConfigDict) -> None:
     """Set the common recipe for photographs of 224×224: ResNet-50 in bfloat16, random resized crops, SGD."""
-    spare(config)
+    photograph_consistency(config)
     config.data.canvas = 256
     config.augment.size = 224
     config.augment.resized_crop = (0.25, 1.0)

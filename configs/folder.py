@@ -14,10 +14,10 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    default.spare(config)
+    default.photograph_consistency(config)
     config.data.name = "folder"
     config.data.canvas = 32
     config.augment.flip = True
     config.augment.crop_padding = 4
     config.train.epochs = 20.0
-    return default.choose(config, arg, forms=default.PHOTOGRAPHS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)

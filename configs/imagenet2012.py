@@ -14,7 +14,7 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    default.photographs(config)
+    default.large_photographs(config)
     config.data.name = "imagenet2012"
     config.data.canvas_fit = "crop"
     config.data.val_fraction = 0.01
@@ -32,4 +32,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation.batch_size = 256
     config.evaluation.curve_images = 5000
     config.log.every_steps = 100
-    return default.choose(config, arg, forms=default.PHOTOGRAPHS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)

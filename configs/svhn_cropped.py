@@ -13,10 +13,10 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    default.cifar(config)
+    default.small_photographs(config)
     config.data.name = "svhn_cropped"
     config.augment.flip = False
     config.optim.warmup_epochs = 3.0
     config.train.epochs = 60.0
     config.train.eval_every_epochs = 3.0
-    return default.choose(config, arg, forms=default.PHOTOGRAPHS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)

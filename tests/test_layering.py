@@ -72,9 +72,14 @@ def test_every_concern_has_a_row_and_nothing_else_is_there():
 
 
 def config_fields(path: pathlib.Path) -> set[str]:
-    """Return the fields that a file reads from a `config` (`config.optim`), and the config library if imported."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-    fields = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}
+    """Return the fields that a file reads of a `config` or `run.config`, and the config library if imported."""
+    fields = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(ast.Name("config"), field):
+                fields.add(field)
+            case ast.Attribute(ast.Attribute(ast.Name(holder), "config"), field) if holder != "jax":
+                fields.add(field)
     return (fields - set(dir(dict))) | ({"ml_collections"} & imports(path))
 
 

@@ -94,7 +94,7 @@ def resume(
         if not complete:
             write_metadata(files, layout, num_examples, complete=False)
     elif group is None:
-        raise ValueError(f"{files.name('')} holds no export: the main process comes first")
+        raise ValueError(f"{files.name('')} holds no export yet: the main process comes first")
     own = [start for start in starts(files) if is_own(start)]
     damaged = set() if complete else _drop_damaged(files, layout, own, content)
     return Resumed(layout, num_examples, complete, {*own} - damaged)
@@ -138,7 +138,7 @@ def _refuse_another(files: Files, group: dict[str, Any], layout: Layout, num_exa
     if differences:
         raise ValueError(
             f"{files.name('')} holds another export:\n{list_shortly(differences)}\n"
-            "Give another path, or the same settings to continue that export."
+            "Give another path, or the same data, checkpoint and settings to continue that export."
         )
     changed = differing_fields(there.get("versions", {}), here.get("versions", {}), prefix="versions.")
     if changed:

@@ -86,7 +86,7 @@ def evaluated_run(
 
 def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dict[str, Any]:
     """Return some images with their predictions and maps, see `gallery_data`."""
-    source, size = source_of(run), run.config.augment.size
+    source, size = source_of(run), run.settings["data"]["crop"]
     attributions = dict(shown.examples)
     index = attributions.pop("index")
     chosen = [source[int(i)] for i in index]

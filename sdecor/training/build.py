@@ -30,8 +30,6 @@ from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, creat
 from sdecor.training.steps import Hyper
 from sdecor.training.terms import METHODS, TERMS, Term, watch
 
-MODEL_OPTIONS = ("widths", "norm", "dropout", "stem", "stem_stride", "patch_size")
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -104,6 +102,11 @@ def _check_method(config: ConfigDict) -> None:
         _check_if_set(f"config.{term.ramp}", get_field(config, term.ramp), 0)
         weights.setdefault(term.weight.partition(".")[0], {})[term.weight] = weight
     for group, found in weights.items():
+        if not any(group in groups for groups in METHODS.values()):
+            raise ValueError(
+                f"config.{group} is a group of no training method: add it to one in METHODS of "
+                "sdecor/training/terms.py and of configs/default.py"
+            )
         has_term = group in METHODS[config.method]
         if any(found.values()) != has_term:
             field, weight = next(iter(found.items()))
@@ -207,7 +210,8 @@ def create_model(
     Raises:
       ValueError: for an option that the model does not take, or a layer that it does not have.
     """
-    options = {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
+    options = {name: value for name, value in config.model.items() if value is not None}
+    del options["name"], options["dtype"]
     if "widths" in options:
         options["widths"] = tuple(options["widths"])
     model = models.create_model(

@@ -22,7 +22,7 @@ from sdecor.core import files, parallel
 from sdecor.training import replicas
 from sdecor.training.state import TrainState
 
-BEST_BY = "accuracy"  # metric of the validation split
+BEST_BY = "accuracy"  # the checkpoint with its largest value on the validation split is the best
 KEEP_LATEST = 2  # the last one, and the one before it in case the last is damaged
 SAVED = ("step", "params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdecor.core import files, parallel, rng
 from sdecor.training import run_folder
-from sdecor.training.checkpoint import Checkpoints, restore_together
+from sdecor.training.checkpoint import BEST_BY, Checkpoints, restore_together
 from sdecor.training.logbook import Logbook, read_rows
 from sdecor.training.replicas import FAILED, Replica, failed_at, list_failures
 from sdecor.training.state import TrainState
@@ -183,7 +183,7 @@ class Writer:
         if not finished:
             return f"Interrupted; the state is saved in {folder}. Run the same command to continue."
         rows = [row for row in read_rows(folder) if row["split"] == "val"]
-        scores = {row["step"]: row["accuracy"] for row in rows}
+        scores = {row["step"]: row[BEST_BY] for row in rows}
         last = max(scores, default=None)
         named = {"best and last": last} if best == last else {"best": best, "last": last}
         shown = ", ".join(

@@ -1,7 +1,8 @@
 """The terms of the loss by name, each with its function and the config fields of its weight and options.
 
-A new term is a function here, a row of `TERMS` and a group in configs/default.py. See docs/method.md for the
-mathematics, and `sdecor.losses` for the losses themselves.
+A new term is a function here, a row of `TERMS` and a group in configs/default.py. A training method that has it is a
+row of `METHODS`, here and in configs/default.py. See docs/method.md for the mathematics, and `sdecor.losses` for the
+losses themselves.
 """
 
 from collections.abc import Callable, Sequence

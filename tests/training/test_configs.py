@@ -178,7 +178,7 @@ def test_sdecor_is_the_papers_method(name):
 
 
 def test_forms_are_those_of_the_losses_and_their_defaults_are_the_papers():
-    assert set(default.FORMS) == set(default.PHOTOGRAPHS) == set(losses.FORMS)
+    assert set(default.FORMS) == set(default.PHOTOGRAPH_FORMS) == set(losses.FORMS)
     signature = inspect.signature(losses.decorrelation)
     assert signature.parameters["form"].default == run_folder.PAPERS_FORM == "covariance"
     assert default.base().decorrelation.form == run_folder.PAPERS_FORM
@@ -190,7 +190,7 @@ def test_a_form_sets_where_it_is_taken_and_its_weight(name, form):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(f"method=sdecor,form={form}")
     build.check_config(config)
-    row = (default.FORMS if name == "default" else default.PHOTOGRAPHS)[form]
+    row = (default.FORMS if name == "default" else default.PHOTOGRAPH_FORMS)[form]
     assert {field: config.decorrelation[field] for field in ("form", *row)} == {"form": form, **row}
     assert module.get_config(f"method=ce,form={form}").decorrelation.weight == 0
 

@@ -82,10 +82,13 @@ def test_first_steps_are_those_of_each_alone(fixed_masks, devices):
 
 
 def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
-    sdecor = tiny_runs.tiny_config(tmp_path, **{"decorrelation.variance_weight": 0.1})
-    gradpen, changed = tiny_runs.tiny_config(tmp_path, method="gradpen"), set()
+    changes = {"decorrelation.variance_weight": 0.1}
+    configs = [tiny_runs.tiny_config(tmp_path, method, **changes if "decorrelation" in groups else {})
+               for method, groups in METHODS.items()]  # fmt: skip
+    by_group = {group: config for config in configs for group in METHODS[config.method]}
+    changed = set()
     for field in set(replicas.own_fields()) - {"seed"}:
-        config = gradpen if field.partition(".")[0] in METHODS["gradpen"] else sdecor
+        config = by_group.get(field.partition(".")[0], configs[-1])
         before = build.create_hyper(config, 10)
         (own,) = build.create_replicas(config, replicas.parse([f"{field}=0.375"]))
         after = build.create_hyper(own, 10)
@@ -94,7 +97,7 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
         found = {jax.tree_util.keystr(path) for (path, old), (_, new) in leaves if new != old}
         assert found, field
         changed |= found
-    entering = [build.create_hyper(config, 10) for config in (sdecor, gradpen)]
+    entering = [build.create_hyper(config, 10) for config in configs]
     assert changed == {jax.tree_util.keystr(path) for hyper in entering for path, _ in jax.tree.leaves_with_path(hyper)}
 
 
