@@ -16,7 +16,8 @@ stores the maps of the whole split instead (see sdecor.export). The same command
 
     python evaluate.py --workdir=runs/ce --from_export=maps.zarr [--metrics=standard]
 
-measures those stored maps instead of explaining again. The results are in the folder from_export of the run's folder.
+measures those stored maps instead of explaining again. The results are in from_export/<name of the export> of the
+run's folder.
 """
 
 import contextlib

@@ -52,7 +52,7 @@ SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 class Run:
     """All that the loop needs beside the state, built from the config.
 
-    The state, a batch and the terms of a step hold all members together.
+    One state, one batch and one dict of terms hold the arrays of all members (see `sdecor.training.members`).
     """
 
     config: ConfigDict  # the config without the replicas' own fields

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from sdecor.attribution import METHODS, explain
 from sdecor.models import create_model
 
-# The option that sets the number of evaluations an image. Methods not listed have a fixed number.
+# The option that sets the number of evaluations per image. Methods not listed have a fixed number.
 MANY = {
     "smoothgrad": "samples",
     "vargrad": "samples",

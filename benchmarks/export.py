@@ -148,7 +148,7 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> None:
     what = f"{options.model} {options.size}×{options.size} | {options.methods}"
     print(f"| {what} | {pure:.0f} | {rate:.0f} | {share:.1%} | {by_cpu:.1%} |")
     stored = done.bytes / options.images
-    print(f"with compilation and the end: {whole:.0f} images/s; {stored:.0f} bytes an image are stored")
+    print(f"with compilation and the end: {whole:.0f} images/s; {stored:.0f} bytes per image are stored")
 
 
 def peak_memory(options: argparse.Namespace, count: int) -> float:

@@ -32,7 +32,7 @@ PREFETCH = 4  # batches
 
 @dataclasses.dataclass
 class PngSource:
-    """A source of PNG images: a ramp with noise, harder to compress than one colour and easier than pure noise."""
+    """A source of PNG images: a ramp with noise, harder to compress than one color and easier than pure noise."""
 
     n: int
     size: int
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4096, help="images in the source")
     parser.add_argument("--size", type=int, default=32, help="height and width, pixels")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--images", type=int, default=2048, help="images a round that Grain streams")
+    parser.add_argument("--images", type=int, default=2048, help="images per round that Grain streams")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=4, help="decoding threads")
     parser.add_argument("--num_workers", type=int, default=0, help="worker processes for one more Grain loader")

@@ -131,7 +131,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     """Print the table of one network."""
     single, single_compile = build(name, None, options)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    images = f"{options.batch_size} images of {options.size}×{options.size} a replica"
+    images = f"{options.batch_size} images of {options.size}×{options.size} per replica"
     print(f"\n{name}, {options.method}, {images}, {device}")
     print(f"compiling the step of a single run: {single_compile:.1f} s\n")
     print("| replicas | together, ms | in turn, ms | together, images/s | in turn | times faster | compiling, s |")

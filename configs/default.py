@@ -24,7 +24,8 @@ METHODS = {
     "gradpen": ("gradient_penalty",),
 }
 
-# Layers to decorrelate: the input of the last linear layer; or the outputs of all ReLUs, each map position a sample.
+# Layers to decorrelate: the input of the last linear layer; or the outputs of all ReLUs, where each position of a map
+# is a sample.
 LAST = {"layers": (), "spatial": "pool", "rectify": False}
 ACTIVATIONS = {"layers": ("activations",), "spatial": "positions", "rectify": True}
 
@@ -55,7 +56,7 @@ def base() -> ConfigDict:
     data.canvas = config_dict.placeholder(int)  # pixels; images are resized to canvas × canvas; None => stored size
     data.canvas_fit = "stretch"  # stretch the whole image, or crop: its center, with its proportions
     data.mask_encoding = "auto"  # encoding of TFDS segmentation masks: binary, trimap, or auto
-    data.channels = 3  # 1 or 3; grey images are repeated, colour images converted
+    data.channels = 3  # 1 or 3; gray images are repeated, color images converted
     data.val_fraction = 0.1  # share of train, stratified, if the data set has no validation split
     data.split_seed = 0  # seed of that split; use the same for all runs that are compared
     data.mean = config_dict.placeholder(object)  # per channel, in [0, 1]; None => known values, or measured on train

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28×28 grey, with the small CNN.
+"""Fashion-MNIST, 28×28 gray, with the small CNN.
 
     python train.py --config=configs/fashion_mnist.py:method=sdecor --workdir=runs/fashion_mnist_sdecor
 

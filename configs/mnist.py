@@ -1,4 +1,4 @@
-"""MNIST, 28×28 grey, with the small CNN.
+"""MNIST, 28×28 gray, with the small CNN.
 
     python train.py --config=configs/mnist.py:method=sdecor --workdir=runs/mnist_sdecor
 

@@ -101,7 +101,7 @@ def fill(
       images: `[N, H, W, C]`.
       mask: bool `[N, H, W]`, True = replace.
       how: "uniform" draws each position and channel uniformly within the image's range of that channel; "mean" uses the
-        image's mean of that channel; "zero" is the data set's mean colour in normalised space; "blur" uses the image
+        image's mean of that channel; "zero" is the data set's mean color in normalised space; "blur" uses the image
         smoothed by a Gaussian, which is renormalised at the borders (nothing outside the image counts).
       blur_sigma: the Gaussian's standard deviation in pixels.
 

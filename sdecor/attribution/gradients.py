@@ -40,7 +40,8 @@ def input_x_gradient(
 ) -> jax.Array:
     """Return the image times the gradient of the target's score: first-order contributions relative to a zero image.
 
-    See `gradient` for the arguments. In a network that is linear around the image, the contributions sum to the score.
+    See `gradient` for the arguments. If the network is linear, the contributions sum to the score minus the score of a
+    zero image.
 
     Returns:
       Signed contributions `[H, W, C]` in score units.

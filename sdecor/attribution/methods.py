@@ -23,8 +23,8 @@ class Cost(NamedTuple):
     """Number of network evaluations for one image.
 
     Attributes:
-      forward: forward evaluations without a backward one.
-      gradient: forward evaluations, each with the backward one down to the image.
+      forward: number of forward evaluations without a backward one.
+      gradient: number of forward-and-backward evaluations, down to the image.
     """
 
     forward: int
@@ -109,16 +109,18 @@ def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 
 
 def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """Return DeepLIFT's cost, without the baseline if one evaluation a batch serves all images."""
+    """Return DeepLIFT's cost, without the baseline if one evaluation per batch serves all images."""
     baseline = options["baseline"]
     for_all = baseline == "zero" if isinstance(baseline, str) else not callable(baseline) and np.ndim(baseline) < 4
     return Cost(0 if for_all else 1, 1)
 
 
 def _lrp(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """Return LRP's cost: rules with positive parts evaluate each layer a second time, for these parts.
+    """Return LRP's cost.
 
-    Positive and negative inputs are separate parts. The rule "box" evaluates the image's bounds instead, once a batch.
+    Rules with positive parts evaluate each layer a second time, for the positive parts. A layer whose input may be
+    negative takes a third evaluation, which is not counted. For "box" the second evaluation is of the bounds, once per
+    batch.
     """
     rule = options["rule"]
     rules_of(rule, options["low"], options["high"], options["saliency_of"])

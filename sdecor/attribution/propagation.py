@@ -106,7 +106,7 @@ def deeplift(
       `sdecor.rules.deeplift`);
     - `stop_gradient`: contributions pass, because they would not sum to the difference otherwise.
 
-    Cost: one gradient, and one evaluation of the baseline (one a batch if it is the same for all images).
+    Cost: one gradient, and one evaluation of the baseline (one per batch if it is the same for all images).
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.

@@ -64,10 +64,10 @@ def target_score(logits: jax.Array, target: Target, *, saliency_of: str = "logit
 
 
 def checked_logits(logits: Any) -> Any:
-    """Return the output of `fn` for one image, unchanged, if it is logits `[K]` (an array or its shape).
+    """Return `logits`, an array `[K]` or its `ShapeDtypeStruct`, unchanged.
 
     Raises:
-      ValueError: for any other output; the message names it.
+      ValueError: for any other output of `fn`; the message names it.
     """
     if isinstance(logits, dict):
         names = ", ".join(map(repr, logits))

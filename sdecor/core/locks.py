@@ -89,7 +89,7 @@ def acquire(path: epath.PathLike, *, inherited: bool = False) -> Lock:
 def holder(path: epath.PathLike) -> dict[str, Any] | None:
     """Return the process that holds the lock file `path`, or None if none does.
 
-    The function shares the lock for an instant, during which `acquire` fails in other processes.
+    The test itself takes a shared lock for a moment. `acquire` raises `Taken` in other processes meanwhile.
     """
     try:
         opened = os.open(path, os.O_RDONLY)

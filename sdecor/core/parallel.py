@@ -124,10 +124,10 @@ def shard(batch: Any, devices: int | None = None) -> Any:
 
 
 def shard_micro_batches(batches: list[Any], devices: int | None = None) -> Any:
-    """Split each of the `m` micro-batches of a step over devices: `[devices, m, n / devices, …]`, or no `m` for one.
+    """Split each of the `m` micro-batches of a step over devices: `[devices, m, n / devices, …]`.
 
-    Each micro-batch is split by itself, so that its examples and their statistics are the same on any number of
-    devices.
+    For a single micro-batch the result has no axis `m`: `[devices, n / devices, …]`. Each micro-batch is split by
+    itself, so that its examples and their statistics are the same on any number of devices.
     """
     sharded = [shard(batch, devices) for batch in batches]
     if len(sharded) == 1:

@@ -1,4 +1,4 @@
-"""Augmentation on the device: pure functions of keys and images, with one key an example.
+"""Augmentation on the device: pure functions of keys and images, with one key per example.
 
 Images are NHWC, float in [0, 1]. They are augmented before `normalise`, so that black padding is 0. All crops are
 gathers of rows and columns, which cost a fraction of the equivalent matrix products on a CPU.

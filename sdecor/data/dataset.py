@@ -277,7 +277,7 @@ def resolve(
     channels: int,
     train: Callable[[], Source],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `mean` and `std`, one value a channel; None gives a published value, or one computed from `train()`."""
+    """Return `mean` and `std`, one value per channel; None gives a published value, or one computed from `train()`."""
     if mean is None or std is None:
         published = PUBLISHED.get(name.partition(":")[0])
         fits = published is not None and len(published[0]) in (1, channels)
@@ -309,7 +309,7 @@ def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...],
 
 def _per_channel(field: str, values: Sequence[float], channels: int, *, positive: bool = False) -> tuple[float, ...]:
     values = tuple(float(value) for value in values)
-    values = values * channels if len(values) == 1 else values  # grey images in three channels
+    values = values * channels if len(values) == 1 else values  # gray images in three channels
     if len(values) != channels or not all(math.isfinite(v) and (v > 0 or not positive) for v in values):
         kind = "positive number" if positive else "number"
         raise ValueError(

@@ -23,7 +23,7 @@ class Decoder:
     """A decoder that brings all images of a data set into one form.
 
     Attributes:
-      channels: 1 (greyscale) or 3 (RGB); images are converted.
+      channels: 1 (grayscale) or 3 (RGB); images are converted.
       canvas: `(height, width)` in pixels to which images are resized; None keeps their size.
       fit: "stretch" resizes the whole image to the canvas; "crop" keeps its proportions and cuts off its borders.
       shape: `(H, W, C)` that every decoded image must have; None accepts any.
@@ -76,7 +76,7 @@ class Decoder:
 def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
     """Decode an image and convert it to uint8 `[H, W, channels]`.
 
-    Palette, CMYK, 16-bit greyscale and bilevel images are converted; an alpha channel is dropped.
+    Palette, CMYK, 16-bit grayscale and bilevel images are converted; an alpha channel is dropped.
 
     Raises:
       ValueError: when the bytes are no complete image; the error names the file.
@@ -124,7 +124,7 @@ def _mask_codes(image: Any) -> np.ndarray:
     if image.mode.startswith("I"):  # Pillow would clip at 255 instead of scaling
         values = np.asarray(image).astype(np.int64)
         return np.clip(values >> 8 if values.max(initial=0) > 255 else values, 0, 255).astype(np.uint8)
-    # A palette image holds the codes as indices; converting it would give the colours' brightness.
+    # A palette image holds the codes as indices; converting it would give the colors' brightness.
     return np.asarray(image if image.mode in ("L", "P", "1") else image.convert("L")).astype(np.uint8)
 
 

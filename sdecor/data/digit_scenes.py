@@ -27,7 +27,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
-                "Handwritten digits (UCI optdigits, as shipped with scikit-learn), enlarged, coloured and placed at "
+                "Handwritten digits (UCI optdigits, as shipped with scikit-learn), enlarged, colored and placed at "
                 "random position, scale and angle on random crops of the two photographs that scikit-learn ships, "
                 "among fragments of other digits. Train, val and test share neither digit samples nor regions of the "
                 "photographs."

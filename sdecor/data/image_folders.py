@@ -6,7 +6,7 @@ names.
 
 A Tiny ImageNet directory:
 
-    wnids.txt                        one WordNet id a line: the classes, in the order of the labels
+    wnids.txt                        one WordNet id per line: the classes, in the order of the labels
     words.txt                        <wnid> TAB <names>
     train/<wnid>/images/*.JPEG
     train/<wnid>/<wnid>_boxes.txt    <file> TAB x0 TAB y0 TAB x1 TAB y1, inclusive pixels
@@ -40,7 +40,7 @@ class FileSource:
     """Labelled image files, decoded when they are read.
 
     Attributes:
-      paths: one file an example.
+      paths: one file per example.
       labels: int32 `[N]`.
       decoder: decoder of the images.
       boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)` in the stored images' pixels, or None.

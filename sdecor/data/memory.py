@@ -155,5 +155,5 @@ class MemoryLoader:
         n, height, width, channels = self.source.images.shape
         return (
             f"memory: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "
-            f"{self.steps_per_epoch} steps an epoch"
+            f"{self.steps_per_epoch} steps per epoch"
         )

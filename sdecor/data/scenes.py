@@ -3,7 +3,7 @@
 The scenes are a pure function of the split's name. Random numbers are raw PCG64 output, which NumPy guarantees, and no
 float is computed. Every machine therefore draws the same arrays.
 
-Only the digit decides the class: photograph, crop, light, colours and distractor fragments are drawn independently of
+Only the digit decides the class: photograph, crop, light, colors and distractor fragments are drawn independently of
 it. Pixels outside the object mask therefore say nothing about the class, except where the digit ends. A model that
 attends to them has learned an accident of the training images.
 """
@@ -190,9 +190,9 @@ def _bilinear(cells: np.ndarray, v: np.ndarray, u: np.ndarray, n: int) -> np.nda
 
 
 def _bright_colours(random: _Random, images: np.ndarray, alpha: np.ndarray, contrast: tuple[int, int]) -> np.ndarray:
-    """Return one colour an image that is brighter than the background under `alpha`, int32 `[n, 3]`.
+    """Return one color per image that is brighter than the background under `alpha`, int32 `[n, 3]`.
 
-    It is the first of eight random colours whose luma exceeds the background's by an amount drawn from `contrast`, or
+    It is the first of eight random colors whose luma exceeds the background's by an amount drawn from `contrast`, or
     else the brightest of the eight.
     """
     weight = alpha[..., None]
@@ -206,7 +206,7 @@ def _bright_colours(random: _Random, images: np.ndarray, alpha: np.ndarray, cont
 
 
 def _paint(random: _Random, images: np.ndarray, alpha: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Blend colours over images by `alpha`, at 85 … 100 % strength; return int32 `[n, 32, 32, 3]`."""
+    """Blend colors over images by `alpha`, at 85 … 100 % strength; return int32 `[n, 32, 32, 3]`."""
     strength = random.between(217, 255)[:, None, None]
     blend = (alpha * strength // 255)[..., None]
     return (images * (255 - blend) + colours[:, None, None, :] * blend) // 255

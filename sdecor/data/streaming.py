@@ -127,5 +127,5 @@ class GrainLoader:
         workers = f"{self._num_workers} worker processes, " if self._num_workers else ""
         return (
             f"grain: {len(self._assemble.source)} images of {height}×{width}×{channels}, "
-            f"{workers}{min(self._threads, self._prefetch)} threads, {self.steps_per_epoch} steps an epoch"
+            f"{workers}{min(self._threads, self._prefetch)} threads, {self.steps_per_epoch} steps per epoch"
         )

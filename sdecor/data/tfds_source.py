@@ -1,6 +1,6 @@
 """Prepared TFDS data sets: found on disk, and read record by record without TensorFlow.
 
-Nothing is downloaded. TFDS does not decode the images, because its decoder without TensorFlow gives wrong colours for
+Nothing is downloaded. TFDS does not decode the images, because its decoder without TensorFlow gives wrong colors for
 palette images and four channels for CMYK images. `segmentation_mask` and `bbox` are read; a `head_bbox` is not, because
 it is no box of the whole object.
 """

@@ -276,7 +276,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
 
 
 def _group(name: str, function: Callable[..., Any], gives: tuple[str, ...]) -> Group:
-    """Return the group of the metrics in `gives`, with the options and facts of their rows."""
+    """Return the group of the metrics in `gives`; its options and properties come from their rows in `KNOWN`."""
     rows = {given: KNOWN[given] for given in gives if given in KNOWN}
     (needs,) = {row.needs for row in rows.values()}
     options: dict[str, Any] = {}

@@ -70,8 +70,8 @@ def export(
       device_batch: examples in a device's batch.
       chunk_size: network evaluations at once on a device; by default as many as fit in its memory.
       chunk_rows: examples in a chunk, a multiple of `device_batch`; by default chunks have a few megabytes.
-      shard_rows: examples in a file of several chunks (fewer and larger files, for remote storage); None = one chunk a
-        file.
+      shard_rows: examples in a file of several chunks (fewer and larger files, for remote storage); None = one
+        chunk per file.
       seed: seed of the methods' random draws. An example's draws depend on its place, not on its batch.
       on_error: "stop" at an example that cannot be read, or "skip" it: its maps are NaN, and skipped.jsonl lists it.
       check: verification of a resumed export: "checksums" of all bytes, or only "sizes" of files.

@@ -222,7 +222,7 @@ def to_hdf5(
     examples: Sequence[int] | None = None,
     source: Any = None,
 ) -> None:
-    """Write ViRelAy's files: `dataset.h5` (with a source), one `<method>.attribution.h5` a method, `label-map.json`.
+    """Write ViRelAy's files: `dataset.h5` (with a source), one `<method>.attribution.h5` per method, `label-map.json`.
 
     `dataset.h5` holds the source's images `data` `[N, C, H, W]` and `label` int32 `[N]`. An attribution file holds the
     M finite maps `attribution` float32 `[M, C, H, W]`, the logits `prediction` float32 `[M, K]`, `label` int32 `[M]`

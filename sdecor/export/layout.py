@@ -94,7 +94,7 @@ def array_metadata(spec: ArraySpec, layout: Layout, rows: int) -> dict[str, Any]
 
     The compression is the fastest one measured: maps are mostly noise, and a higher level saves only 1 to 5 %. Zarr's
     own checksum covers every stored byte, so that each reader notices damage. The keys are flat (`c.3.0.0`): one folder
-    an array.
+    per array.
     """
     itemsize = np.dtype(spec.dtype).itemsize
     shuffle = {"shuffle": "bitshuffle" if itemsize > 1 else "noshuffle", "typesize": itemsize, "blocksize": 0}

@@ -120,7 +120,10 @@ class Lease:
                 return
 
     def _adopt(self) -> bool:
-        """Adopt the present generation if this job wrote it and missed the answer; return whether it did."""
+        """Adopt the present generation if this job wrote it; return whether it did.
+
+        A write can succeed although its answer is lost. The next renewal then finds another generation than it expects.
+        """
         found = self._store.read(self._key, staleness_bound=float("inf")).result()
         with contextlib.suppress(ValueError, AttributeError):
             if found.state == "value" and json.loads(found.value).get("token") == self._content["token"]:

@@ -1,4 +1,4 @@
-"""Manifest of an export: zarr.json, one commit record a range, and the lists written at the end."""
+"""Manifest of an export: zarr.json, one commit record per range, and the lists written at the end."""
 
 import hashlib
 import json

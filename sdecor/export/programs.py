@@ -52,7 +52,7 @@ class Task(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a task: one that predicts, and one a method that explains."""
+    """The compiled programs of a task: one that predicts, and one per method that explains."""
 
     predict: Callable[[Any, Batch, jax.Array], Batch]
     explain: dict[str, Callable[[Any, Batch, jax.Array], tuple[Batch, jax.Array]]]

@@ -172,7 +172,7 @@ def _with_old_versions(layout: Layout, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_shortly(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return one line a differing field, and only one for all parts of a field in `MANY`."""
+    """Return one line per differing field, and only one for all parts of a field in `MANY`."""
     told = dict(differences)
     for field in MANY:
         inside = [name for name in told if name.startswith(f"{field}.")]

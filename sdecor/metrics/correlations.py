@@ -169,7 +169,8 @@ def faithfulness_estimate(
     Args:
       fn, images, maps, targets, baseline, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the order of equal values.
-      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel a group, as published.
+      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel per group, as in the
+        publication.
 
     Returns:
       Pearson's correlation, `[N]` in [−1, 1]; higher is better. NaN for a map that is constant or not finite, and where
@@ -207,7 +208,8 @@ def monotonicity_correlation(
     Args:
       fn, images, maps, targets, saliency_of, chunk_size: see `faithfulness_correlation`.
       key: one key or `[N]` keys, for the noise and the order of equal values.
-      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel a group, as published.
+      steps: number of groups of (nearly) equal size, in the order of relevance; None = one pixel per group, as in the
+        publication.
       samples: number of draws of the baseline; a baseline that is neither "uniform" nor a function is used once.
       baseline: replacement of a group's pixels; "uniform" and functions are drawn again for each sample.
 

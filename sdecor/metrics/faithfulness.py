@@ -165,7 +165,7 @@ def pixel_flipping_curve(
     It is `deletion_curve` with the defaults of pixel flipping; see there for the other arguments.
 
     Args:
-      steps: number of steps; None flips one pixel a step, as published, which costs `H·W + 1` evaluations an image.
+      steps: number of steps; None flips one pixel per step, as published: `H·W + 1` evaluations per image.
       baseline: value of a flipped pixel.
 
     Returns:

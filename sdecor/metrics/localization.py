@@ -14,7 +14,7 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Return the union of each image's boxes as a mask.
 
     Args:
-      boxes: `[N, 4]`, or `[N, B, 4]` for up to B boxes an image, as `[y0, x0, y1, x1)` in pixels. A box without area
+      boxes: `[N, 4]`, or `[N, B, 4]` for up to B boxes per image, as `[y0, x0, y1, x1)` in pixels. A box without area
         (zeros, an end before its start) and a box with a NaN add nothing, so they can pad a list.
       size: height and width of the images.
 

@@ -49,12 +49,12 @@ def region_perturbation_curve(
       patch: side of the square patches of a regular grid, in pixels.
       regions: largest number of patches to replace; None = all.
       order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
-      baseline: replacement of a patch: see `baseline_images`. The default is noise, as published.
+      baseline: replacement of a patch: see `baseline_images`. The default is uniform noise, as in the publication.
       saliency_of: score of the target: "probability", "log_probability" or "logit".
       chunk_size: network evaluations at once. Default: as many as the device's memory holds.
 
     Returns:
-      `[N, L + 1]`, NaN for a map of zeros or one that is not finite.
+      `[N, L + 1]` for L replaced patches, at most `regions`. NaN for a map of zeros or one that is not finite.
     """
     targets = check_batch(images, maps, targets, fn=fn)
     segments, count = _segments(maps, None, None, patch)
@@ -137,7 +137,8 @@ def irof_curve(
         patches of a regular grid.
       count: bound of the segments' numbers (exclusive); required under `jit`.
       patch: side of the grid's patches, in pixels.
-      baseline: replacement of a segment: see `baseline_images`. The default is the image's mean color, as published.
+      baseline: replacement of a segment: see `baseline_images`. The default is the image's mean color, as in the
+        publication.
 
     Returns:
       `f(x_k) / f(x_0)`, `[N, count + 1]`: 1 at first, and constant after an image's last segment. NaN for a map of

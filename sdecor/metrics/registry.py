@@ -1,4 +1,4 @@
-"""Table of the metrics by name: one row a metric, read by evaluation, summary and report.
+"""Table of the metrics by name: one row per metric, read by evaluation, summary and report.
 
 To add a metric, write its function, a row here, and an export in `sdecor/metrics/__init__.py`. A metric whose function
 takes other arguments than is usual for its `needs` also needs a function in `sdecor/evaluation/groups.py`.
@@ -21,7 +21,7 @@ from sdecor.metrics import (
     regions,
     robustness,
 )
-from sdecor.metrics.infidelity import infidelity  # in the package, these three names are functions, not modules
+from sdecor.metrics.infidelity import infidelity  # the package exports functions under these three module names
 from sdecor.metrics.road import road, road_curves
 from sdecor.metrics.sufficiency import sufficiency
 
@@ -67,14 +67,14 @@ class Metric(NamedTuple):
       reference: whether to evaluate a random order of pixels too. The difference to it is the metric "…_vs_random".
       confounded: whether the network's robustness to masked images decides the value as much as the maps do. A metric
         with a `reference` is confounded in any case.
-      statistic: statistic over the data set: "mean"; "median" if one image can decide the mean (a quotient whose
-        denominator may be nearly 0); or "ratio", the mean of `derived_from` over the mean of its chance level.
+      statistic: statistic over the data set: "mean"; "median" for a quotient whose denominator may be nearly 0, because
+        one image could decide its mean; or "ratio", the mean of `derived_from` divided by the mean of its chance level.
       derived_from: the metric that it is computed from and reported with.
       preset: the smallest of `PRESETS` that includes it.
       signed: whether the function takes the attributions' sum over channels instead of the maps, so that signs count.
       signature: the functions that take its options, if `function` passes them on. The default of a later one wins.
       options: values in an evaluation that differ from the functions' defaults.
-      follows: names of options whose values are those of the attribution method, if it has them.
+      follows: names of options that take the attribution method's own value ("baseline", "saliency_of"), if it has one.
       curve: texts of the curve's figure; None = no curve.
     """
 
@@ -118,7 +118,7 @@ _SENSITIVITIES, _STABILITIES = (robustness.sensitivities,), (robustness.relative
 _PATCHES = (regions.region_perturbation_curve,)
 _STEPS = {"steps": 16, "blur_sigma": 5.0}  # options of the loop that insertion and deletion share
 
-# In the order of tables and reports.
+# Tables and reports list the metrics in this order.
 # fmt: off
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(

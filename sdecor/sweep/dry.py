@@ -87,7 +87,7 @@ def check_start(config: ConfigDict) -> None:
 
 
 def check_evaluation(arguments: Sequence[str], tests: Sequence[Sequence[str]], measures: Sequence[str]) -> None:
-    """Raise the errors that evaluate.py would raise before it restores a run, and for a measure it does not compute."""
+    """Raise an error if evaluate.py would refuse its arguments, or would not compute a measure of the sweep."""
     script = runpy.run_path("evaluate.py", run_name="evaluate")
     script["define_flags"]()
     flags.FLAGS(["evaluate.py", "--workdir=none", *arguments])

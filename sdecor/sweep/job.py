@@ -154,8 +154,8 @@ def start(
 ) -> Job | None:
     """Claim the free trials of a group and start their first stage; return None when other processes hold them all.
 
-    Of several trials, those that another sweep has trained meanwhile are left out; a trial that remains alone is also
-    evaluated.
+    Trials that another sweep has trained meanwhile are left out, unless all are trained: then the first is chosen.
+    Several trials are only trained. A single trial, also one that is left of several, goes through its missing stages.
 
     Args:
       group: the trials.

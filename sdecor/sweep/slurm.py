@@ -1,4 +1,4 @@
-"""A sweep as a Slurm array, one task a trial, by submitit.
+"""A sweep as a Slurm array, one task per trial, by submitit.
 
 Slurm warns a task some time before its limit, or preempts it. train.py is then asked to stop and saves its state, and
 the task goes back into the queue. A task whose trial is finished, or claimed by another process, ends at once.

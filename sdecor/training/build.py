@@ -50,7 +50,7 @@ class Schedule:
         if start >= self.total:
             return f"all {self.total} steps are done"
         begin = f"continuing at step {start} of {self.total}" if start else f"starting: {self.total} steps"
-        return f"{begin} ({self.steps_per_epoch} an epoch)"
+        return f"{begin} ({self.steps_per_epoch} per epoch)"
 
 
 def check_config(config: ConfigDict) -> None:

@@ -58,9 +58,10 @@ def _former_failure(member: Member, own: Any) -> str:
 
 
 def lift(step: Callable, replicas: int | None) -> Callable:
-    """Lift `step(state, batch, hyper, key) -> (state, terms)` over the members; collectives stay between devices.
+    """Lift `step(state, batch, hyper, key) -> (state, terms)` over the members.
 
-    For replicas, all arguments and results get the leading axis, except the state's step.
+    Collectives combine devices, not members. For replicas, all arguments and results get the leading axis, except the
+    state's step.
     """
     if replicas is None:
         return step

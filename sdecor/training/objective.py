@@ -1,7 +1,8 @@
 """The training objective: a weighted sum of named terms, and its gradient from one clean forward, pulled back twice.
 
-The first pull-back is to the images, for the saliency that selects the mask. The second is to the parameters, for the
-loss. See docs/method.md for the mathematics, and terms.py for the terms.
+A forward is pulled back: its vector-Jacobian product (`jax.vjp`) is taken. The first pull-back is to the images, for
+the saliency that selects the mask. The second is to the parameters, for the loss. See docs/method.md for the
+mathematics, and terms.py for the terms.
 """
 
 import contextlib

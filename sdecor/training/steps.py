@@ -139,7 +139,7 @@ def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, ema_decay: 
     state = state.replace(batch_stats=batch_stats).apply_gradients(grads=grads)
     if ema_decay is None:
         return state
-    # An early average follows closely, so that it does not keep the initial parameters for 1/(1 − decay) steps.
+    # The decay starts low; otherwise the average would keep the initial parameters for about 1/(1 − ema_decay) steps.
     step = jnp.asarray(state.step, jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     follow = partial(optax.incremental_update, step_size=1.0 - decay)

@@ -129,7 +129,7 @@ def test_suggested_commands_are_quoted(tmp_path):
 
 @pytest.mark.parametrize(
     ("step", "said"),
-    [(0, "starting: 372 steps (62 an epoch)"), (124, "continuing at step 124 of 372 (62 an epoch)"),
+    [(0, "starting: 372 steps (62 per epoch)"), (124, "continuing at step 124 of 372 (62 per epoch)"),
      (372, "all 372 steps are done")],
 )  # fmt: skip
 def test_a_start_says_what_is_to_be_done(step, said):

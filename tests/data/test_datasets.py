@@ -69,7 +69,7 @@ def test_masks_are_read_in_either_encoding():
     np.testing.assert_array_equal(decode_mask(encode(codes), name="m"), [[0, 0, 0], [1, 1, 1]])
     for stored in (codes > 1, codes[:, :2] % 2, (codes > 1).astype(np.uint8)):  # bilevel, and 0 and 1 in a byte
         np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), stored)
-    assert decode_mask(encode(np.full((2, 2), 100, np.uint8)), name="m").sum() == 0  # dark grey everywhere
+    assert decode_mask(encode(np.full((2, 2), 100, np.uint8)), name="m").sum() == 0  # dark gray everywhere
     for scale in (1, 257):  # 0 … 255 and 0 … 65535, stored in 16 bits
         stored = codes.astype(np.uint16) * scale
         np.testing.assert_array_equal(decode_mask(encode(stored), name="m"), [[0, 0, 0], [1, 1, 1]])
@@ -374,7 +374,7 @@ def test_tiny_imagenet_errors(tiny):
 
 
 class SdecorFake(tfds.core.GeneratorBasedBuilder):
-    """A data set of grey and colour images of several sizes with mask and box; tests change its attributes."""
+    """A data set of gray and color images of several sizes with mask and box; tests change its attributes."""
 
     VERSION = tfds.core.Version("1.0.0")
     counts = {"train": 40, "test": 6}

@@ -190,8 +190,8 @@ def test_auto_takes_memory_as_long_as_it_fits():
 def test_describe_names_kind_and_size():
     memory = create_loader(FakeSource(), batch_size=6, seed=0, kind="memory").describe()
     grain = create_loader(FakeSource(), batch_size=6, seed=0, kind="grain", num_workers=2).describe()
-    assert memory == "memory: 23 images of 4×6×3, 0.0 MiB, 3 steps an epoch"
-    assert grain == "grain: 23 images of 4×6×3, 2 worker processes, 4 threads, 3 steps an epoch"
+    assert memory == "memory: 23 images of 4×6×3, 0.0 MiB, 3 steps per epoch"
+    assert grain == "grain: 23 images of 4×6×3, 2 worker processes, 4 threads, 3 steps per epoch"
 
 
 def test_memory_decodes_each_example_once():

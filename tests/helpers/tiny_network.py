@@ -1,4 +1,4 @@
-"""A small smooth network on 6×7 colour images, in JAX and in float64, for brute-force references of metrics."""
+"""A small smooth network on 6×7 color images, in JAX and in float64, for brute-force references of metrics."""
 
 import jax
 import jax.numpy as jnp
