@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_with_what_is_safe(tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, signal, sys
-sys.path[:0] = ["tests/helpers", "."]
+sys.path[:0] = ["tests/export", "tests/helpers", "."]
 import test_export_store as test
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
