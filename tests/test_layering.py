@@ -33,6 +33,19 @@ ONLY_FROM = {
     ("report", "evaluation"): "report/run.py",
     ("export", "report"): "export/overlays.py",
 }
+# Files that stay usable, or readable, alone: all that each imports of the package.
+ALONE = {
+    "training/specification.py": {"core", "losses", "masking"},
+    "training/terms.py": {"core", "losses"},
+    "training/objective.py": {"core", "losses", "masking", "models", "training.terms"},
+    "training/steps.py": {"core", "losses", "masking", "training.objective", "training.state"},
+    "training/state.py": {"core"},
+    "core/arrays.py": {"core.checks"},
+    "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
+    "core/parallel.py": {"core.checks"},
+    "core/launch.py": {"core.commands", "core.parallel"},
+    **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "interrupt", "jaxpr", "rng")},
+}
 READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep
 
 
@@ -64,6 +77,16 @@ def test_imports_go_down_only(concern):
         assert used <= MAY_IMPORT[concern] | {concern}, f"{path}: {sorted(used - MAY_IMPORT[concern] - {concern})}"
         for other in used & {above for below, above in ONLY_FROM if below == concern}:
             assert str(path.relative_to(ROOT / "sdecor")) == ONLY_FROM[concern, other], f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_file_stands_alone(name):
+    used = {imported.removeprefix("sdecor.") for imported in imports(ROOT / "sdecor" / name) if imported != "sdecor"}
+    own = {imported for imported in used if imported.split(".")[0] in MAY_IMPORT}
+    allowed = ALONE[name]
+    beyond = {x for x in own if not any(x == part or x.startswith(f"{part}.") for part in allowed)}
+    # `from sdecor.core import files` also gives the folder itself.
+    assert beyond <= {part.split(".")[0] for part in allowed}, name
 
 
 def test_every_concern_has_a_row_and_nothing_else_is_there():

@@ -4,7 +4,7 @@ import ast
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 INTERRUPTED = 130  # exit status of a program that a signal stopped; the same command continues it
@@ -19,8 +19,10 @@ def parse_value(text: str) -> Any:
 
 
 @contextlib.contextmanager
-def as_one_line(program: str, expected: tuple[type[Exception], ...]) -> Iterator[None]:
-    """End the program with exit status 1 and the text of the error when an expected error is raised.
+def as_one_line(
+    program: str, expected: tuple[type[Exception], ...], text: Callable[[Exception], str] = str
+) -> Iterator[None]:
+    """End the program with exit status 1 and the `text` of the error when an expected error is raised.
 
     The environment variable SDECOR_TRACEBACK=1 shows the traceback instead.
     """
@@ -29,11 +31,11 @@ def as_one_line(program: str, expected: tuple[type[Exception], ...]) -> Iterator
     except expected as error:
         if os.environ.get("SDECOR_TRACEBACK"):
             raise
-        sys.exit(f"{program}: {error_text(error)}")
+        sys.exit(f"{program}: {text(error)}")
 
 
-def error_text(error: Exception) -> str:
-    """Return an error's text without the traceback and the quotes that the config library adds."""
+def config_error(error: Exception) -> str:
+    """Return the text of an error in a config, without the traceback and the quotes that the config library adds."""
     text = str(error).strip()
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].partition(": ")[2]

@@ -1,6 +1,7 @@
 """Files: validation of paths, whole-file writes, JSON, digests, and differences of trees."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -117,8 +118,9 @@ def list_differences(differences: dict[str, tuple[Any, Any]]) -> str:
 def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     """Yield a temporary path to write to, whose file replaces `path` when the `with` block ends without an error.
 
-    Readers never see half a file, also when several processes write the same one. The file may still be lost when the
-    machine loses power; `export.files` writes files that may not be lost.
+    Readers never see half a file, also when several processes write the same one. A killed writer leaves its temporary
+    file, `.NAME.XXXXXXXX.tmp`. The file may still be lost when the machine loses power; `export.files` writes files that
+    may not be lost.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -152,8 +154,18 @@ def plain(tree: Any) -> Any:
 
 
 def plain_settings(settings: Any) -> Any:
-    """Return settings in plain JSON types; functions and other objects become their names."""
-    return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__name__", str(value))))
+    """Return settings in plain JSON types.
+
+    A function or class becomes its name, and a `partial` that name with its arguments, so that the text is the same in
+    every process. Other objects become their text.
+    """
+    return json.loads(json.dumps(settings, default=_described))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "arguments": [*value.args], **value.keywords}
+    return getattr(value, "__name__", str(value))
 
 
 def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:

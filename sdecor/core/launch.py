@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from sdecor.core import parallel
-from sdecor.core.commands import as_one_line
+from sdecor.core.commands import as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
-    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error)):
+    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error), config_error):
         return action()
 
 

@@ -46,9 +46,10 @@ class Method(NamedTuple):
 
     @property
     def info(self) -> MethodInfo:
-        """Return the method's row of `attribution.METHOD_INFO`, or an empty row if it has none."""
+        """Return the row of `attribution.METHOD_INFO` with this function, or a row of the function alone."""
         name = self.key.split(":")[0]
-        return METHOD_INFO.get(name, MethodInfo(self.function, name))
+        row = METHOD_INFO.get(name)
+        return row if row is not None and row.function is self.function else MethodInfo(self.function, name)
 
     @property
     def contributions(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sdecor.attribution.baselines import BLUR_SIGMA
 from sdecor.metrics import (
     axiomatic,
     complexity,
@@ -116,7 +117,7 @@ _CHANCE_OF_ORDER = "minus that of a random order of pixels on the same network; 
 _PROBABILITY = "probability of the explained class"
 _SENSITIVITIES, _STABILITIES = (robustness.sensitivities,), (robustness.relative_stabilities,)
 _PATCHES = (regions.region_perturbation_curve,)
-_STEPS = {"steps": 16, "blur_sigma": 5.0}  # options of the loop that insertion and deletion share
+_STEPS = {"steps": 16, "blur_sigma": BLUR_SIGMA}  # options of the loop that insertion and deletion share
 
 # Tables and reports list the metrics in this order.
 # fmt: off

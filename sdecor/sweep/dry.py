@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from sdecor import evaluation, metrics
 from sdecor.core import files
 from sdecor.core.checks import check_choice
-from sdecor.core.commands import error_text
+from sdecor.core.commands import config_error
 from sdecor.training import build
 
 
@@ -48,11 +48,11 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             check_start(config)
             configs[name] = files.plain(config)
         except Exception as error:  # any error would stop the trial as well
-            errors.append(f"cell {name!r}: {error_text(error)}")
+            errors.append(f"cell {name!r}: {config_error(error)}")
     try:
         check_evaluation(request["evaluate"], request["tests"], request["measures"])
     except Exception as error:
-        errors.append(f"evaluate: {error_text(error)}")
+        errors.append(f"evaluate: {config_error(error)}")
     return {"errors": errors, "configs": configs}
 
 

@@ -109,7 +109,8 @@ def _check_method(config: ConfigDict) -> None:
             )
         has_term = group in METHODS[config.method]
         if any(found.values()) != has_term:
-            field, weight = next(iter(found.items()))
+            wrong = {field: weight for field, weight in found.items() if has_term or weight}
+            field, weight = next(iter(wrong.items()))
             right = "above 0" if has_term else "0"
             raise ValueError(
                 f"config.{field} = {weight!r} contradicts config.method = {config.method!r}, where it is "
@@ -176,20 +177,13 @@ def create_data(config: ConfigDict) -> Any:
     from sdecor.data import create_dataset
 
     data = config.data
-    dataset = create_dataset(
-        data.name,
-        path=data.path,
-        data_dir=data.data_dir,
-        canvas=data.canvas,
-        canvas_fit=data.canvas_fit,
-        mask_encoding=data.mask_encoding,
-        channels=data.channels,
-        val_fraction=data.val_fraction,
-        split_seed=data.split_seed,
-        mean=data.mean,
-        std=data.std,
-        limit=data.limit,
-    )
+    fields = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
+    fields += ("mean", "std", "limit")
+    try:
+        dataset = create_dataset(data.name, **{field: data[field] for field in fields})
+    except ValueError as error:
+        prefix = "config." if str(error).startswith("data.") else ""  # the library knows no config
+        raise ValueError(f"{prefix}{error}") from error
     if dataset.num_classes < 2:
         where = "" if data.path is None else f", data.path = {data.path!r},"
         raise ValueError(

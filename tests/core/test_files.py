@@ -1,6 +1,8 @@
 """Tests of whole-file writes: a reader sees the old or the new file, even after an error."""
 
+import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -41,4 +43,6 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 def test_settings_hold_objects_by_name():
     assert files.plain_settings({"a": (1, max), "b": np.float32}) == {"a": [1, "max"], "b": "float32"}
+    bound = functools.partial(math.pow, 2.0, mod=None)  # its text would hold an address, another in each process
+    assert files.plain_settings({"a": bound}) == {"a": {"function": "pow", "arguments": [2.0], "mod": None}}
     assert files.plain({"a": (np.float64(0.5), np.arange(2))}) == {"a": [0.5, [0, 1]]}

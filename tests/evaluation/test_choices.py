@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from sdecor.attribution import METHODS, smoothgrad
-from sdecor.evaluation import METHOD_PRESETS, METRIC_PRESETS, choose_methods, choose_metrics, split_words
+from sdecor.evaluation import METHOD_PRESETS, METRIC_PRESETS, Method, choose_methods, choose_metrics, split_words
 from sdecor.metrics import DATASET_METRICS, METRICS
 
 
@@ -92,3 +92,14 @@ def test_pairs_are_options_that_compare():
         assert method.settings("logit")["window"] == (4, 4)
         assert hash(method) and method.key == "occlusion:window=(4, 4)"
         assert choose_methods([method.key]) == {method.key: (method, True)}
+
+
+def test_a_method_of_ones_own_has_no_row_by_its_name_alone():
+    """The row of a registered method says what that function takes, such as `with_error`."""
+
+    def own(fn, image, target, *, saliency_of="logit"):
+        return image
+
+    method = Method("lrp:own", own)
+    assert method.info.function is own and not method.info.with_error and not method.contributions
+    assert Method("lrp", METHODS["lrp"]).info.with_error
