@@ -119,8 +119,8 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     """Yield a temporary path to write to, whose file replaces `path` when the `with` block ends without an error.
 
     Readers never see half a file, also when several processes write the same one. A killed writer leaves its temporary
-    file, `.NAME.XXXXXXXX.tmp`. The file may still be lost when the machine loses power; `export.files` writes files that
-    may not be lost.
+    file, `.NAME.XXXXXXXX.tmp`. The file may still be lost when the machine loses power; files that may not be lost are
+    written by `export.files`.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
