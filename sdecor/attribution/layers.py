@@ -1,4 +1,8 @@
-"""Layers of a network: how to find them in the function's jaxpr, their output and its gradient."""
+"""Layers of a network: how to find them in the function's jaxpr, their output and its gradient.
+
+A layer is named by the `jax.named_scope` around its equations. Linen sets the scopes to module names. A module of Flax
+NNX, or of another library whose modules are objects that are called, is named while the function is traced.
+"""
 
 import contextlib
 import difflib

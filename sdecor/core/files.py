@@ -1,4 +1,7 @@
-"""Files: validation of paths, whole-file writes, JSON, digests, and differences of trees."""
+"""Files: validation of paths, whole-file writes, JSON, digests, and differences of trees.
+
+Paths are checked before any long work. Names are written as text that every file and terminal accepts.
+"""
 
 import contextlib
 import functools

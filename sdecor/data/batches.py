@@ -1,4 +1,7 @@
-"""Batches of examples as NumPy arrays: order of training, reading by index, batches of evaluation."""
+"""Batches of examples as NumPy arrays: order of training, reading by index, batches of evaluation.
+
+The order of training examples is a pure function of (seed, step), so that a resumed run needs only its step.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,7 @@
-"""Explanation and measurement by one method, over the images of a split and over mosaics of them."""
+"""Explanation and measurement by one method, over the images of a split and over mosaics of them.
+
+Each example is explained once for all metrics of a method.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

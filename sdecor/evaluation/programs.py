@@ -1,4 +1,15 @@
-"""Programs on the devices that predict, explain and measure a batch, and the batches of a split."""
+"""Programs on the devices that predict, explain and measure a batch, and the batches of a split.
+
+Each `make_…` function returns a pure function `(variables, batch, key)` of one device's part of a batch, to be
+compiled. A program is compiled once for networks that compare equal, also when several runs are evaluated. A batch has
+
+  image                   uint8 `[n, H, W, C]`
+  label, index, weight    `[n]`
+  object                  uint8 `[n, H, W]`, if the data set has masks or boxes
+  target                  `[n]`, after the prediction
+
+and, after the explanation, the arrays of `make_explanation`.
+"""
 
 import functools
 import itertools

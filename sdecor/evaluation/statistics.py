@@ -1,4 +1,20 @@
-"""Intervals and tests: the bootstrap over examples, and means and paired tests over seeds."""
+"""Intervals and tests: the bootstrap over examples, and means and paired tests over seeds.
+
+NumPy in float64 on the host. Results are deterministic for a given seed.
+
+- Examples: percentile bootstrap of means, ratios, medians and paired differences. A `Statistic` is any function of sums
+  over examples, so that several statistics share the same resamples, with the same examples drawn for all. 2000
+  resamples of 50,000 examples and 30 columns take seconds.
+- Seeds: t-intervals, paired t-tests, and Holm's correction for several tests. The seeds are the sample, so results hold
+  for the training of such networks, measured on these images.
+
+References:
+  Efron, Tibshirani, "An Introduction to the Bootstrap", 1993.
+  Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279, 2014: widening of the
+  percentiles as by Student's t, without which the intervals of a few examples are too narrow.
+  Student (Gosset), "The probable error of a mean", Biometrika 6, 1908.
+  Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

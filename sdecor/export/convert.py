@@ -1,4 +1,8 @@
-"""Conversion of an export to a NumPy archive (Quantus) or HDF5 files (ViRelAy, CoRelAy), with images."""
+"""Conversion of an export to a NumPy archive (Quantus) or HDF5 files (ViRelAy, CoRelAy), with images.
+
+Images come from the data that was exported; a place in the export is an index of the source. Examples without a finite
+map, skipped ones among them, are left out of NumPy archives and of attribution files.
+"""
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,8 @@
-"""Batches of examples read ahead of the devices, from a Source by index or from an iterable of batches."""
+"""Batches of examples read ahead of the devices, from a Source by index or from an iterable of batches.
+
+A device's batch holds consecutive examples of one range. Rows without an example, in a last batch or for a last device,
+repeat an example of the same `Batch`.
+"""
 
 import contextlib
 import itertools

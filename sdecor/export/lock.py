@@ -1,4 +1,8 @@
-"""Locks of export paths: `flock` on a local disk, a lease with heartbeat and expiry on an object store."""
+"""Locks of export paths: `flock` on a local disk, a lease with heartbeat and expiry on an object store.
+
+A lease is held as long as its file keeps changing, and free when the file no longer changes. Clocks of two machines are
+never compared: a job that finds a lease watches whether its file changes.
+"""
 
 import contextlib
 import json

@@ -1,4 +1,14 @@
-"""The export loop: it reads, explains and writes examples at the same time, in bounded memory."""
+"""The export loop: it reads, explains and writes examples at the same time, in bounded memory.
+
+The order of the loop:
+
+1. The next batch is dispatched to the devices.
+2. The results of the previous batch are fetched and put into their ranges.
+3. A range that is full starts to be written.
+
+Meanwhile threads read examples ahead. A range is committed when it is durable. After any stop, the same command
+continues after the committed ranges.
+"""
 
 import collections
 import contextlib

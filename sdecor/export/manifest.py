@@ -1,4 +1,7 @@
-"""Manifest of an export: zarr.json, one commit record per range, and the lists written at the end."""
+"""Manifest of an export: zarr.json, one commit record per range, and the lists written at the end.
+
+A commit record is one file, written after the range's data are durable. A range without a record counts as not written.
+"""
 
 import hashlib
 import json

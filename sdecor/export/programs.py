@@ -1,4 +1,9 @@
-"""Device programs of an export: they predict and explain a batch and encode its maps; and the arrays they return."""
+"""Device programs of an export: they predict and explain a batch and encode its maps; and the arrays they return.
+
+Each method is a compiled program of its own, so that its maps do not depend on the other methods. A device always gets
+the same number of examples, and there are no collectives. An example's results therefore depend neither on the number
+of devices nor on that of processes.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

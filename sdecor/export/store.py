@@ -1,4 +1,8 @@
-"""Store of an export: ranges are written durably, then committed; at the end the export is finished."""
+"""Store of an export: ranges are written durably, then committed; at the end the export is finished.
+
+Each process writes its own ranges, every `process_count`-th one, and no two processes share a file. A range's data are
+durable before its commit record is written, so that at any moment all committed ranges are whole.
+"""
 
 import contextlib
 import errno

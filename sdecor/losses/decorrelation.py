@@ -1,4 +1,9 @@
-"""Decorrelation: penalties on dependence between feature dimensions, and quantities to log beside them."""
+"""Decorrelation: penalties on dependence between feature dimensions, and quantities to log beside them.
+
+All values are statistics of the global batch. Inside `pmap` or `vmap(axis_name=…)`, sums and counts are taken over all
+members of `axis_name`, which hold equally many samples. Every member gets the same value. The *mean* of the members'
+gradients is the gradient for the whole batch.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,9 @@
-"""Correlations between the relevance of sets of pixels and the effect of their removal on the score."""
+"""Correlations between the relevance of sets of pixels and the effect of their removal on the score.
+
+The relevance of a set is the sum of the map over it. Its effect is the loss of the target's score when a baseline
+replaces it, all channels of a pixel together. The score of the unchanged image is a constant that does not change a
+correlation, so it is computed only where more than correlations is needed.
+"""
 
 import math
 from collections.abc import Callable, Sequence

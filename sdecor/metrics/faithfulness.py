@@ -1,4 +1,12 @@
-"""Faithfulness metrics: the score while pixels are replaced in the map's order, or masked softly by the map."""
+"""Faithfulness metrics: the score while pixels are replaced in the map's order, or masked softly by the map.
+
+Curves: all channels of a pixel change together, equal values are ordered at random by the key, and a curve begins with
+no pixel changed. An area is a trapezoid sum over the unit interval, so it does not depend on the number of steps.
+To compare networks, use the difference from a random order, such as `insertion_vs_random`: see `relative_to_random`.
+
+Soft masks (`average_drop`, `average_increase`): the map is scaled to [0, 1] by its own minimum and maximum. Where it is
+0, the pixel is that of the baseline. Values are NaN for a map that is constant or not finite.
+"""
 
 from collections.abc import Callable
 from typing import Any

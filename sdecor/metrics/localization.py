@@ -1,4 +1,16 @@
-"""Localization metrics: how much saliency lies on the object, by its sum or by the ranks of the pixels."""
+"""Localization metrics: how much saliency lies on the object, by its sum or by the ranks of the pixels.
+
+Maps are `[N, H, W]`. Object and ignore masks are bool `[N, H, W]`; ignored pixels, such as the rim of a trimap, count
+neither as object nor as background. Results are one value per image, beside the chance level of a map without
+information. NaN is never counted as a hit. A value is NaN
+
+- for an empty object, and for an object that is the whole image;
+- for a map that is not finite;
+- for a map without any positive value; in metrics of ranks, for a map of zeros instead, because they rank values with
+  their sign, and a map that is nowhere positive still ranks its pixels.
+
+Equal values are treated alike, wherever they are: by rank, a constant map scores exactly the chance level.
+"""
 
 import jax
 import jax.numpy as jnp

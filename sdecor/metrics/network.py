@@ -1,4 +1,9 @@
-"""Metrics of the network itself: accuracy, confidence, calibration, and correlation of its features."""
+"""Metrics of the network itself: accuracy, confidence, calibration, and correlation of its features.
+
+Features are summarised by moments. `feature_moments` runs on the device for each batch. It centres the features before
+it multiplies, because sums of raw squares lose the variance at large means. `merge_moments` joins batches, devices and
+processes exactly, in any order and split. `feature_diagnostics` computes the results in float64 on the host.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,11 @@
-"""Randomisation metrics: similarity of an explanation to that of a random network or of another class."""
+"""Randomisation metrics: similarity of an explanation to that of a random network or of another class.
+
+An explanation explains neither the parameters nor the class if it stays the same when these are replaced (parameter
+randomisation, random logit). The explanation takes the parameters as an argument,
+`explain_with(params, image, target, key) -> attribution`, `[H, W]` or `[H, W, C]`, in evaluation mode. It closes over
+what must not be randomised, such as BatchNorm's statistics. Attributions with channels are first reduced to maps
+(`reduction`): "abs_sum" compares magnitudes, "sum" compares signed values.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,8 @@
-"""Scores of an image while its pixels are replaced in an order; the faithfulness metrics are built from them."""
+"""Scores of an image while its pixels are replaced in an order; the faithfulness metrics are built from them.
+
+All channels of a pixel change together. Every function takes the network for one image,
+`fn: image [H, W, C] -> logits [K]`.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,11 @@
-"""ROAD (remove and debias): predictions while the most relevant pixels are replaced by imputation."""
+"""ROAD (remove and debias): predictions while the most relevant pixels are replaced by imputation.
+
+A removed pixel is imputed by the weighted mean of its eight neighbours, so that a hole's shape is not visible.
+Neighbours that share a side have weight 1/6, those that share a corner 1/12; the mean is divided by the weight of those
+inside the image. Where neighbours are removed too, this is a linear system, the discrete Laplace equation on the holes.
+It is solved for all images, channels and pixels together by conjugate gradients with corrections from coarser grids.
+About eight iterations are enough for holes of any shape and size.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple

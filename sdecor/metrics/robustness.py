@@ -1,4 +1,19 @@
-"""Robustness metrics: change of an explanation under small changes of its image; and `consistency` over a data set."""
+"""Robustness metrics: change of an explanation under small changes of its image; and `consistency` over a data set.
+
+Conventions, except for `consistency`:
+
+- A function takes the explanation of one image, `explain_one(image [H, W, C], target, key) -> attribution`, of any
+  shape and in evaluation mode. An image and its neighbours are explained with the same key, so that a method that
+  draws, such as SmoothGrad, has equal draws and only the image differs.
+- Neighbours are drawn uniformly and independently for every pixel and channel, within a radius in input units (those of
+  the normalised image, if the network takes it). Only those that are evaluated at once exist at a time.
+- Lower is better; 0 means that the explanation does not change. Values are NaN for an attribution of zeros and for one
+  that is not finite.
+
+Relative stability divides the explanation's change by that of the image, the features or the logits. An explanation
+that changes although the logits hardly do is a bad one; if the features change much, it has a reason to change. Changes
+of explanation, image and features are relative, entry by entry.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,9 @@
-"""The data of the page's gallery: images and maps, packed for a browser, on one color scale per image."""
+"""The data of the page's gallery: images and maps, packed for a browser, on one color scale per image.
+
+Maps are compared by shares: a map is divided by its sum and counted in multiples of an even spread, so that a uniform
+map is 1 everywhere (see `relative`). The magnitude of a gradient depends on the scale of the network's logits, so it
+cannot be compared between networks; shares can. The unit does not depend on the number of pixels.
+"""
 
 import base64
 import io
@@ -125,6 +130,11 @@ def _packed(runs: Sequence[Mapping[str, np.ndarray]], *, signed: bool) -> list[d
 
 
 def _pack(values: np.ndarray, scale: float, *, signed: bool) -> list[Any] | None:
+    """Return a map as `[bytes, peak, top]`, with the bytes in base 64; None for an undefined map.
+
+    Byte b stands for `peak · b / 255`, or for `peak · (b − 128) / 127` with signs. A map on its own scale is saturated
+    from `top` on. Values above `scale` are cut, because their color is saturated in any case.
+    """
     if np.isnan(values).any():
         return None
     peak = min(float(np.abs(values).max()), scale) or 1.0

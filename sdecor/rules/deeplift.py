@@ -1,4 +1,8 @@
-"""DeepLIFT's rules: how differences pass each kind of operation. A softmax counts as one operation."""
+"""DeepLIFT's rules: how differences pass each kind of operation. A softmax counts as one operation.
+
+Each value is a `Pair`, for the image and for the baseline, and a unit computes both. The gradient of the image's half
+is the multiplier `m`, with `Δout = Σ m · Δin` exactly.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Patterns in a program (linear steps, elementwise functions, values at least 0), and arrays with given derivatives."""
+"""Patterns in a program (linear steps, elementwise functions, values at least 0), and arrays with given derivatives.
+
+With given derivatives, an ordinary JAX gradient is the backward pass of an attribution method.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,6 +1,12 @@
 """Programs: a function as a flat list of the steps that depend on its input.
 
-Attribution methods with their own backward pass replace steps of a program by units.
+Attribution methods with their own backward pass replace steps of a program by units:
+
+1. `flatten` inlines calls and unrolls loops, so that a layer that is used twice is two steps. Values that do not depend
+   on the input, such as weights and what is computed from them, are computed on the way.
+2. `plan` asks the method for a `Unit` for each step that is needed, the last step first. A unit may stand for several
+   steps, from the value where it starts to the value that it computes.
+3. `execute` runs the units. The ordinary JAX gradient of its outputs is the backward pass of the method.
 """
 
 import itertools

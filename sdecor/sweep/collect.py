@@ -226,7 +226,7 @@ class Comparison(NamedTuple):
 
 
 def compare(sweep: Sweep, results: Sequence[Result]) -> list[Comparison]:
-    """Return all planned comparisons, then the exploratory ones.
+    """Return all planned comparisons, corrected by Holm's procedure, then the exploratory ones.
 
     Exploratory comparisons are those of every other cell and measure with each reference. The references are those of
     the tags and of the tests.

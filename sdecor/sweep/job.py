@@ -1,4 +1,8 @@
-"""Run train.py and then evaluate.py of a trial, and train several trials by one program as replicas."""
+"""Run train.py and then evaluate.py of a trial, and train several trials by one program as replicas.
+
+Each stage is a process of its own, which `poll` watches without waiting. One process trains a group of replicas, which
+are trials that differ only in numbers. Each of these trials is then evaluated by itself.
+"""
 
 import contextlib
 import ctypes

@@ -1,4 +1,17 @@
-"""A sweep as plain data: its cells, seeds and tests; read from a sweep file, kept in the sweep's folder."""
+"""A sweep as plain data: its cells, seeds and tests; read from a sweep file, kept in the sweep's folder.
+
+A sweep file has a function `get_config()` that returns a dictionary (see docs/sweeps.md):
+
+    base       {"config": a config file, "overrides": {field: value}}, for all cells
+    cells      list of (name, overrides); a cell's overrides take precedence over those of base
+    seeds      number of seeds, or a list of seeds
+    evaluate   flags of evaluate.py, {"methods": [...], "metrics": [...], "split": "test", ...}
+    tags       {"references": [cells], "measures": [main measures], "factors": {cell: {factor: value}}}
+    tests      the preregistered tests, list of (cell, measure, reference)
+
+A field is the dotted name of a config field, such as "masking.fraction". A name without a dot is a word of the config
+string: {"method": "sgt", "runlocal": True} is FILE:method=sgt,runlocal.
+"""
 
 import dataclasses
 import importlib.util

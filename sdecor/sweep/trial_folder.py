@@ -1,6 +1,6 @@
 """A trial's folder: its lock, which one process at a time holds, and sweep.json, the state of the trial.
 
-sweep.json holds the fields of the trial (`plan.Trial`), and
+The process that holds the lock writes sweep.json. It holds the fields of the trial (`plan.Trial`), and
 
   done     stage → its arguments, seconds and time, once the stage is finished
   spent    stage → seconds of the starts that were stopped

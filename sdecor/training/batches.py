@@ -1,4 +1,4 @@
-"""Training batches on the devices, and validation over a split."""
+"""Training batches on the devices, and validation: exact accuracy and cross-entropy over a split."""
 
 import contextlib
 import itertools

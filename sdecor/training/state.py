@@ -1,4 +1,7 @@
-"""The training state, and its optimizers and learning-rate schedules from optax."""
+"""The training state, and its optimizers and learning-rate schedules from optax.
+
+The learning rate and the weight decay are values of the state, not constants of the compiled step.
+"""
 
 from typing import Any
 
