@@ -41,7 +41,7 @@ def run(flags: argparse.Namespace) -> int:
 
         print(report.write(local_folder("--report", flags.report)))
         return 0
-    if not (flags.status or flags.list):
+    if not flags.status:
         plan.check_repository()
     if flags.workdir is None:
         raise ValueError("--workdir is missing: name the folder of the sweep, or give --report DIR")
