@@ -68,7 +68,7 @@ class MethodInfo(NamedTuple):
 
     @property
     def with_error(self) -> bool:
-        """Whether the method has the option `with_error`, which returns the completeness error too."""
+        """Return whether the method has the option `with_error`, which also returns the completeness error."""
         return "with_error" in inspect.signature(self.function).parameters
 
 

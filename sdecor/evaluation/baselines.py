@@ -11,7 +11,12 @@ from sdecor.attribution.baselines import BLUR_SIGMA, Baseline, blurred
 
 # Stored without a sigma, so that results of earlier versions, which have none, are recognised.
 _WITHOUT_SIGMA = (
-    *("average_drop", "average_increase", "completeness", "continuity", "monotonicity", "non_sensitivity"),
+    "average_drop",
+    "average_increase",
+    "completeness",
+    "continuity",
+    "monotonicity",
+    "non_sensitivity",
 )
 
 

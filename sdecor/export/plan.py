@@ -24,7 +24,7 @@ _FEWEST_RANGES = 16  # ranges of data of a known number of examples, so that a s
 
 
 class Options(NamedTuple):
-    """How an export is computed and stored; see `export`. None = the value of the first start, or a default."""
+    """Options of computing and storing an export, see `export`; None = the value of the first start, or a default."""
 
     device_batch: int | None = None
     chunk_size: int | None = None

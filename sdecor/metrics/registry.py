@@ -100,7 +100,7 @@ class Metric(NamedTuple):
 
     @property
     def ranks_runs(self) -> bool:
-        """Whether a difference between two runs shows which one has the better maps or network."""
+        """Return whether a difference between two runs shows which one has the better maps or network."""
         unclear = self.reference or self.confounded or self.needs == "set"
         return self.higher_is_better is not None and not unclear
 

@@ -42,7 +42,7 @@ class Affine(NamedTuple):
 
     @property
     def adds(self) -> bool:
-        """Whether the layer sums values or adds a constant; a scale alone does neither."""
+        """Return whether the layer sums values or adds a constant; a scale alone does neither."""
         return self.base is not None or any(step.name in _ADDING for step in self.chain)
 
     def __call__(self, x: jax.Array) -> jax.Array:

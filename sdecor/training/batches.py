@@ -57,13 +57,16 @@ def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size
     """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`."""
     examples = batch_size // accumulate // jax.process_count()
     blank = np.zeros(examples, np.int32)
-    batch = {"image": np.zeros((examples, *image_shape), np.uint8), "label": blank, "position": blank}
+    # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
+    batch = {"image": blank.astype(np.uint8), "label": blank, "position": blank}
     loader = SimpleNamespace(iterate=lambda start: (dict(batch) for _ in itertools.count()))
-    (found,) = itertools.islice(
-        member_batches([loader] * (replicas or 1), 0, replicas=replicas, batch_size=batch_size, accumulate=accumulate),
-        1,
-    )
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), found)
+    sizes = {"batch_size": batch_size, "accumulate": accumulate}
+    with contextlib.closing(member_batches([loader] * (replicas or 1), 0, replicas=replicas, **sizes)) as batches:
+        found = next(batches)
+    behind = {"image": tuple(image_shape)}
+    return {
+        name: jax.ShapeDtypeStruct(array.shape + behind.get(name, ()), array.dtype) for name, array in found.items()
+    }
 
 
 Validate = Callable[[TrainState, Interrupt], list[dict[str, float]] | None]

@@ -1,5 +1,6 @@
 """Tests of training as a whole: exact resumption, guarded folders, and failures that say what to do."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from unittest import mock
 
 import command_lines
 import jax
+import networks
 import numpy as np
 import pytest
 import tiny_runs
@@ -18,7 +20,7 @@ from sdecor.core import files, parallel
 from sdecor.core.interrupt import Interrupt
 from sdecor.evaluation import runs as trained
 from sdecor.training import build, logbook, run_folder, steps
-from sdecor.training.batches import step_batches
+from sdecor.training.batches import batch_shapes, member_batches, step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
 
 EVENTS = []  # events of the undisturbed run
@@ -43,6 +45,24 @@ def undisturbed(images, tmp_path_factory):
 
 def test_the_step_is_traced_once_before_images_are_read(undisturbed):
     assert EVENTS == ["trace", "read"]
+
+
+@pytest.mark.parametrize("replicas", [None, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_shapes_traced_are_those_of_the_batches(replicas, accumulate):
+    """Otherwise the step is traced a second time."""
+
+    class Loader:
+        def iterate(self, start):
+            while True:
+                batch = networks.tiny_batch(16 // accumulate)
+                yield {name: batch[name] for name in ("image", "label", "position")}
+
+    sizes = {"replicas": replicas, "batch_size": 16, "accumulate": accumulate}
+    with contextlib.closing(member_batches([Loader()] * (replicas or 1), 0, **sizes)) as batches:
+        expected = jax.tree.map(lambda array: (array.shape, array.dtype), next(batches))
+    found = batch_shapes(networks.SHAPE, **sizes)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == expected
 
 
 def final_state(images, folder):
