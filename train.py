@@ -78,7 +78,7 @@ def main() -> None:
         raise SystemExit("train.py: stopped. Saved checkpoints are kept: run the same command to continue.") from None
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
-        raise SystemExit(replicas.PARTLY) from None
+        raise SystemExit(commands.PARTLY) from None
     if not finished:
         raise SystemExit(commands.INTERRUPTED)
 

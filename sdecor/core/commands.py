@@ -7,7 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-INTERRUPTED = 130  # exit status of a program that a signal stopped; the same command continues it
+# Exit statuses of all programs; docs/cluster.md has the table.
+FAILED = 1  # an error in the request or in the program: the same command fails again
+PARTLY = 3  # some replicas of train.py failed, the others are finished
+RETRY = 75  # a fault of the surroundings, such as a full disk or a dead process: the same command continues
+INTERRUPTED = 130  # stopped by a signal, with everything saved: the same command continues
+
+
+class TemporaryFailure(Exception):
+    """A fault of the surroundings, not of the request; `as_one_line` ends the program with status `RETRY`."""
 
 
 def parse_value(text: str) -> Any:
@@ -22,16 +30,20 @@ def parse_value(text: str) -> Any:
 def as_one_line(
     program: str, expected: tuple[type[Exception], ...], text: Callable[[Exception], str] = str
 ) -> Iterator[None]:
-    """End the program with exit status 1 and the `text` of the error when an expected error is raised.
+    """End the program with the `text` of an expected error, on one line, instead of a traceback.
 
-    The environment variable SDECOR_TRACEBACK=1 shows the traceback instead.
+    The exit status is `RETRY` for a `TemporaryFailure`, which is always expected, and `FAILED` for the others. The
+    environment variable SDECOR_TRACEBACK=1 shows the traceback instead.
     """
     try:
         yield
-    except expected as error:
+    except (TemporaryFailure, *expected) as error:
         if os.environ.get("SDECOR_TRACEBACK"):
             raise
-        sys.exit(f"{program}: {text(error)}")
+        if not isinstance(error, TemporaryFailure):
+            sys.exit(f"{program}: {text(error)}")  # Python prints the text and ends with status 1
+        print(f"{program}: {text(error)}", file=sys.stderr, flush=True)
+        sys.exit(RETRY)
 
 
 def config_error(error: Exception) -> str:

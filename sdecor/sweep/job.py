@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.core import files, locks
-from sdecor.core.commands import INTERRUPTED
+from sdecor.core.commands import INTERRUPTED, PARTLY
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
 from sdecor.sweep.trial_folder import FAILED, FINISHED
@@ -266,7 +266,7 @@ def _end_stage(job: Job, status: int) -> None:
 
 def _failed_trials(job: Job, status: int) -> list[Trial]:
     """Return the trials that failed: some of the replicas, or all."""
-    if status != replicas.PARTLY or len(job.group.trials) == 1:
+    if status != PARTLY or len(job.group.trials) == 1:
         return list(job.group.trials)
     return [each for each in job.group.trials if replicas.failed_at(logbook.read_rows(job.root / each.key)) is not None]
 

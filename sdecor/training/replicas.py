@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.commands import parse_value
 
-PARTLY = 3  # exit status of train.py if some replicas failed and the others are finished
 FAILED = "failed"  # `split` of the row in metrics.jsonl with the step at which a replica failed
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")

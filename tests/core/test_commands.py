@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdecor.core.commands import as_one_line, config_error, parse_value
+from sdecor.core.commands import RETRY, TemporaryFailure, as_one_line, config_error, parse_value
 
 # What a process that died wrote, and what the config library makes of an error in a config file.
 TRACEBACK = 'it ended with status 1:\nTraceback (most recent call last):\n  File "x.py"\nMemoryError'
@@ -23,6 +23,11 @@ def test_an_error_in_a_config_is_its_last_line():
     assert ending(ValueError(OF_A_CONFIG), text=config_error) == "program: no such method"
     quoted = AttributeError(str(KeyError("lrr, did you mean 'lr'?")))
     assert ending(quoted, text=config_error) == "program: no such field: lrr, did you mean 'lr'?"
+
+
+def test_a_fault_of_the_surroundings_has_a_status_of_its_own(capsys):
+    assert ending(TemporaryFailure("the disk is full")) == RETRY
+    assert capsys.readouterr().err == "program: the disk is full\n"
 
 
 def test_the_traceback_can_be_shown(monkeypatch):
