@@ -150,6 +150,28 @@ def write_json(path: epath.PathLike, content: Any) -> None:
     write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: epath.PathLike, *, remedy: str = "restore it from a copy, or delete it") -> dict[str, Any]:
+    """Read a JSON object from a file, local or remote.
+
+    Args:
+      path: path of the file.
+      remedy: what to do about a damaged file, the end of the message.
+
+    Raises:
+      ValueError: when the file holds no JSON object, because it is empty, cut or overwritten.
+      FileNotFoundError: when there is no file.
+    """
+    content = epath.Path(path).read_bytes()
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):  # also bytes that are no text
+        found = None
+    if not isinstance(found, dict):
+        fault = "is damaged: it holds no whole JSON object" if content.strip() else "is empty"
+        raise ValueError(f"{os.fspath(path)} {fault}; {remedy}")
+    return found
+
+
 def plain(tree: Any) -> Any:
     """Return `tree` in plain JSON types: tuples become lists, ConfigDicts dicts, NumPy values numbers or lists."""
     tree = tree.to_dict() if hasattr(tree, "to_dict") else tree

@@ -46,3 +46,19 @@ def test_settings_hold_objects_by_name():
     bound = functools.partial(math.pow, 2.0, mod=None)  # its text would hold an address, another in each process
     assert files.plain_settings({"a": bound}) == {"a": {"function": "pow", "arguments": [2.0], "mod": None}}
     assert files.plain({"a": (np.float64(0.5), np.arange(2))}) == {"a": [0.5, [0, 1]]}
+
+
+@pytest.mark.parametrize(
+    "content, fault",
+    [(b"", "is empty"), (b'{"a": 1', "no whole JSON"), (b"\xff\x00", "no whole JSON"), (b"[1]", "no whole JSON"),
+     (b"[" * 100_000, "no whole JSON")],
+)  # fmt: skip
+def test_a_json_file_that_is_damaged_is_named(tmp_path, content, fault):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json .*{fault}.*; write it again"):
+        files.read_json(path, remedy="write it again")
+    files.write_json(path, {"ä": 1})
+    assert files.read_json(path) == {"ä": 1}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "b.json")
