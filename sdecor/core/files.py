@@ -4,14 +4,16 @@ Paths are checked before any long work. Names are written as text that every fil
 """
 
 import contextlib
+import csv
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,25 @@ def make_folder(field: str, path: epath.PathLike) -> epath.Path:
     except OSError as error:
         raise ValueError(f"{field} = {os.fspath(path)!r} cannot be made: {error.strerror or error}") from error
     return folder
+
+
+def check_writable(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` unless files can be written below `path`, or below its nearest parent that exists.
+
+    An empty file is written there and deleted. Nothing else is created.
+    """
+    folder = absolute(path) if "://" in os.fspath(path) else absolute(os.path.expanduser(path))
+    while "://" not in os.fspath(folder) and not folder.exists():
+        folder = folder.parent
+    probe = folder / f".writable.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{field} = {os.fspath(path)!r}: no file can be written in {os.fspath(folder)} "
+            f"({error.strerror or error}): give a folder that you may write to"
+        ) from error
 
 
 def _kind(path: str) -> str:
@@ -170,6 +191,33 @@ def read_json(path: epath.PathLike, *, remedy: str = "restore it from a copy, or
         fault = "is damaged: it holds no whole JSON object" if content.strip() else "is empty"
         raise ValueError(f"{os.fspath(path)} {fault}; {remedy}")
     return found
+
+
+FORMULA = tuple("=+-@\t\r\n")  # first characters of a cell that a spreadsheet may run as a formula
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV: None is empty, floats are exact, and no cell is a formula for a spreadsheet.
+
+    A text that begins with one of `FORMULA` gets an apostrophe before it, unless it is a number.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([[_cell(value) for value in row] for row in (header, *rows)])
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    text = str(value)
+    if not text.startswith(FORMULA):
+        return value
+    try:
+        float(text)
+        return value
+    except ValueError:
+        return f"'{text}"
 
 
 def plain(tree: Any) -> Any:

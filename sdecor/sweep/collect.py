@@ -1,8 +1,6 @@
 """Read the results of all trials, and compare cells over seeds."""
 
-import csv
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -149,16 +147,7 @@ def results_csv(results: Sequence[Result]) -> str:
         if result.state != trial_folder.FINISHED:
             rows.append([*start, f"({result.state})", None, None])
         rows += [[*start, measure, value, result.counts.get(measure)] for measure, value in result.values.items()]
-    return to_csv(RESULTS, rows)
-
-
-def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as CSV: None is empty, floats are exact."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
-    return buffer.getvalue()
+    return files.csv_text(RESULTS, rows)
 
 
 def _former(path: pathlib.Path, sweep: Sweep) -> Trial:
