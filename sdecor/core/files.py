@@ -199,7 +199,8 @@ FORMULA = tuple("=+-@\t\r\n")  # first characters of a cell that a spreadsheet m
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return rows as CSV: None is empty, floats are exact, and no cell is a formula for a spreadsheet.
 
-    A text that begins with one of `FORMULA` gets an apostrophe before it, unless it is a number.
+    A text that begins with one of `FORMULA` gets an apostrophe before it, unless it is a number. A carriage return
+    becomes a space, because spreadsheets take it for the end of a row.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -210,12 +211,14 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> Any:
     if value is None:
         return ""
-    text = str(value)
-    if not text.startswith(FORMULA):
+    if not isinstance(value, str):
         return value
+    text = value.replace("\r", " ")
+    if not value.startswith(FORMULA):
+        return text
     try:
         float(text)
-        return value
+        return text
     except ValueError:
         return f"'{text}"
 

@@ -1,6 +1,8 @@
 """Tests of whole-file writes: a reader sees the old or the new file, even after an error."""
 
+import csv
 import functools
+import io
 import json
 import math
 
@@ -62,3 +64,23 @@ def test_a_json_file_that_is_damaged_is_named(tmp_path, content, fault):
     assert files.read_json(path) == {"ä": 1}
     with pytest.raises(FileNotFoundError):
         files.read_json(tmp_path / "b.json")
+
+
+def test_no_cell_is_a_formula_unless_it_is_a_number():
+    marks = ["=1+1", "+a", "-a", "@a", "\tx", "\rx", "\nx", "=", "-", "=1\r=2"]
+    numbers = ["-1.5", "+2e3", "-inf", -1.5, -3, 0.1, np.float32(-0.5)]
+    text = files.csv_text(["=head", "b"], [*([mark, None] for mark in marks), *([each, "a=b"] for each in numbers)])
+    header, *found = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["'=head", "b"]
+    assert found[: len(marks)] == [["'" + mark.replace("\r", " "), ""] for mark in marks]
+    assert found[len(marks) :] == [[str(each), "a=b"] for each in numbers]
+
+
+def test_a_folder_that_takes_no_file_is_refused_and_another_left_as_it_was(tmp_path):
+    files.check_writable("--output", tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    files.check_writable("--output", f"{tmp_path}")
+    assert names(tmp_path) == []
+    for folder in ("/proc", "/proc/a/b"):  # takes no file, even from root
+        with pytest.raises(ValueError, match=f"--output = '{folder}': no file can be written in /proc .*may write to"):
+            files.check_writable("--output", folder)
