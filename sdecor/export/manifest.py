@@ -61,7 +61,7 @@ def read_record(files: Files, start: int) -> Record | None:
     try:
         record = json.loads(content)["record"]
         whole = content == _content(record) and record["start"] == start and _is_record(record)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"{files.name(record_key(start))} is damaged")
@@ -185,7 +185,7 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
         group = json.loads(content)
         layout_of(group)
         return group if {name: group["attributes"].get(name) for name in FORMAT} == FORMAT else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -194,7 +194,7 @@ def _read_copy(files: Files) -> dict[str, Any] | None:
     try:
         group = json.loads(files.read(COPY) or b"{}")["group"]
         return group if files.read(COPY) == copy_bytes(layout_of(group)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -87,7 +87,7 @@ def _named(file: str) -> Iterator[None]:
 
 def _validate_attributes(attributes: Mapping[str, Any]) -> None:
     """Raise `ValueError` for attributes of an export that are missing or of another type."""
-    count, shape = attributes["num_examples"], attributes.get("image_shape")
+    count, shape = attributes.get("num_examples", ""), attributes.get("image_shape")
     if count is not None or attributes.get("complete"):
         check_count("num_examples", count, 0)
     check_count("num_classes", attributes.get("num_classes"))
@@ -102,6 +102,9 @@ def _validate_attributes(attributes: Mapping[str, Any]) -> None:
 
 def _validate_methods(arrays: Mapping[str, ArraySpec]) -> None:
     """Raise `ValueError` unless the methods' keys are different texts of one line, and their arrays can be decoded."""
+    without = [name for name, spec in arrays.items() if not isinstance(spec.attributes, dict)]
+    if without:
+        raise ValueError(f"attributes of array {without[0]!r} are no JSON object")
     keys = [spec.attributes["method"] for spec in arrays.values() if "method" in spec.attributes]
     for name, spec in arrays.items():
         if "method" not in spec.attributes:

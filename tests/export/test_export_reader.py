@@ -168,6 +168,8 @@ def test_a_name_that_would_lead_out_of_a_folder_is_refused_when_read(maps, tmp_p
         (of_gradient(encoding={"dtype": "float32", "scale": "../x", "zero_point": 0}), "encoding.scale .* '../x'"),
         (of_gradient(encoding={"dtype": "uint8", "scale": "label", "zero_point": 0}), "not of its type"),
         (of_gradient(completeness_error="../x"), "completeness_error .* '../x'"),
+        (lambda group: group["consolidated_metadata"]["metadata"]["label"].update(attributes=None), "array 'label'"),
+        (lambda group: group["attributes"].pop("num_examples"), "num_examples = ''"),
         (of_export(num_examples="many"), "num_examples = 'many'"),
         (of_export(image_shape=[6, 7]), "image_shape"),
         (of_export(num_classes=None), "num_classes = None"),
