@@ -172,9 +172,9 @@ def test_every_attribution_method(name):
 OPTIONS = [f"{name}:{option}" for name, option in (
     *(("integrated_gradients", f"rule={each}") for each in paths.RULES),
     *(("integrated_gradients", f"baseline={each}") for each in baselines.BASELINES),
-    *(("lrp", f"rule={each}") for each in (*propagation.COMPOSITES, "box:low=-2.0:high=2.0")),
+    *(("lrp", f"rule={each}") for each in (*propagation.COMPOSITES, "composite:low=-2.0:high=2.0")),
     *(("gradient", f"saliency_of={each}") for each in SALIENCY_OF),
-    *(("grad_cam", f"upsampling={each}") for each in cams.UPSAMPLING),
+    *(("grad_cam", f"upsample={each}") for each in cams.UPSAMPLING),
 )]  # fmt: skip
 
 
