@@ -43,8 +43,9 @@ ALONE = {
     "core/arrays.py": {"core.checks"},
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
-    "core/launch.py": {"core.commands", "core.parallel"},
-    **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "interrupt", "jaxpr", "rng")},
+    "core/launch.py": {"core.commands", "core.interrupt", "core.processes"},
+    "core/interrupt.py": {"core.commands"},
+    **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "jaxpr", "rng")},
 }
 READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep
 
