@@ -102,7 +102,7 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
         raise FloatingPointError(replicas.list_failures(failures))
     with contextlib.ExitStack() as stack:
         for member in everyone:
-            stack.enter_context(run_folder.lock(member.folder))
+            stack.enter_context(run_folder.lock(member.folder, hold=parallel.is_main_process()))
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state = members.restore(run.members, checkpoints, state, run.replicas)
@@ -203,6 +203,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
     with bar, contextlib.closing(run.batches(start)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
+            processes.note(f"step {step}")
             state, terms = run.train_step(state, next(batches))
             if previous is not None:
                 note(*previous)  # while the device works on this step

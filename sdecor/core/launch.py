@@ -8,7 +8,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from sdecor.core import interrupt, processes
-from sdecor.core.commands import FAILED, INTERRUPTED, RETRY, as_one_line, config_error
+from sdecor.core.commands import FAILED, INTERRUPTED, TemporaryFailure, as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
@@ -76,8 +76,6 @@ def _ending(error: BaseException, kept: str) -> tuple[int, str]:
         status, text = (FAILED, error.code) if isinstance(error.code, str) else (error.code or 0, "")
         if not text and error.__context__ is not None:  # printed already
             return status, str(error.__context__)
-    elif processes.is_lost_process(error):
-        status, text = RETRY, f"{_program()}: another process of the job died ({type(error).__name__}); {kept}"
     else:
         traceback.print_exception(error)
         status, text = FAILED, ""
@@ -92,7 +90,12 @@ def _program() -> str:
 
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
     with as_one_line(_program(), (*EXPECTED, *extra, flags.Error), config_error):
-        return action()
+        try:
+            return action()
+        except Exception as error:
+            if not processes.is_lost_process(error):
+                raise
+            raise TemporaryFailure(processes.LOST) from error
 
 
 def _join() -> None:

@@ -79,8 +79,13 @@ def join(
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=_DAY,  # one process may write a report while the others have nothing left to do
         )
-    except ImportError as error:
-        raise ValueError(f"--distributed: this cluster needs a package: pip install {error.name} ({error})") from error
+    except ValueError as error:
+        if "should be defined" not in str(error) and "must be defined" not in str(error):
+            raise
+        raise ValueError(
+            "--distributed: no cluster was found. JAX knows TPU VMs, Slurm, Open MPI, and Kubernetes with the package "
+            "kubernetes (pip install kubernetes); elsewhere give --coordinator, --processes and --process"
+        ) from error
     except RuntimeError as error:
         if "DEADLINE" not in str(error) and "UNAVAILABLE" not in str(error):
             raise
@@ -164,10 +169,11 @@ def end_together(status: int, text: str) -> None:
 def is_lost_process(error: BaseException) -> bool:
     """Return whether an error of the JAX runtime means that another process of the job is gone."""
     text = str(error)
-    return _joined() and isinstance(error, ValueError | RuntimeError) and any(sign in text for sign in _LOST)
+    return _joined() and isinstance(error, ValueError | RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
-_LOST = ("Gloo", "UNAVAILABLE", "Connection reset by peer", "Connection closed by peer", "Socket closed", "NCCL")
+LOST = "another process of the job died or lost its connection: run the same command to continue"
+_SIGNS = ("Gloo", "UNAVAILABLE", "Connection reset by peer", "Connection closed by peer", "Socket closed", "NCCL")
 
 
 def _state() -> Any:
@@ -227,7 +233,7 @@ def _end_at_abort() -> None:
 
     def aborted(number: int) -> None:
         if _job.ending is None:
-            _say("another process of the job died or lost its connection: run the same command to continue")
+            _say(LOST)
         _leave(RETRY if _job.ending is None else _job.ending)
 
     _job.abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)

@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from sdecor.core import files, leases, parallel
+from sdecor.core import files, leases
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
@@ -22,15 +22,15 @@ PREDECESSOR_SECONDS = 10.0  # for a job that was just asked to stop, and whose s
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.PathLike) -> Iterator[None]:
-    """Lock a run's folder for this job; the main process makes the folder and holds the lock.
+def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
+    """Make a run's folder and lock it for this job, if `hold` is set: in the main process alone.
 
     The lock dies with its holder. A folder that stays empty is removed again.
 
     Raises:
       ValueError: if another job holds the folder, or the folder cannot be made.
     """
-    if not parallel.is_main_process():
+    if not hold:
         yield
         return
     files.check_checkpoints("--workdir", workdir)
