@@ -36,17 +36,21 @@ _SAME = 1.0  # seconds within which a repeated signal is the same request
 
 
 def job_status(statuses: Sequence[int]) -> int:
-    """Return the exit status of a job from those of its processes.
+    """Return the exit status of a job from those of its processes; launchers/job_status.sh has the same rule.
+
+    An error (1 to 127, not 75) comes first, then 75, then 130. A process that signal n killed counts as 75 beside
+    another 75 or 130; alone it makes 128 + n.
 
     Args:
-      statuses: exit statuses; −n for a process that signal n ended, as `subprocess` has it.
+      statuses: exit statuses; −n for a process that signal n killed, as `subprocess` has it.
     """
     errors = [status for status in statuses if 0 < status < 128 and status != RETRY]
+    killed = [128 - status for status in statuses if status < 0]
     if errors:
         return min(errors)
-    if any(status not in (0, INTERRUPTED) for status in statuses):
-        return RETRY  # also for a process that was killed: the same command continues
-    return max(statuses)
+    if RETRY in statuses or (killed and INTERRUPTED in statuses):
+        return RETRY
+    return max([0, *killed, *statuses])
 
 
 def main() -> int:
@@ -68,7 +72,7 @@ def main() -> int:
         reader.join(_SAME)  # a grandchild may hold the pipe
     ended = [process.returncode for process in job if process not in killed]
     status = job_status(ended) if ended else RETRY
-    if killed and status in (0, INTERRUPTED):
+    if killed and not 0 < status < 128:
         status = RETRY  # some could not save
     if any(process.returncode for process in job):
         _say(f"status {status}; processes: {', '.join(_shown(process, killed) for process in job)}")

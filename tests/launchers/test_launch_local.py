@@ -58,7 +58,8 @@ def launch(tmp_path: pathlib.Path, actions: list, *options: str) -> subprocess.P
         ([INTERRUPTED, 0], INTERRUPTED),
         ([RETRY, -signal.SIGKILL], RETRY),
         ([-signal.SIGABRT, FAILED], FAILED),
-        ([0, -signal.SIGKILL], RETRY),
+        ([0, -signal.SIGKILL], 137),
+        ([INTERRUPTED, -signal.SIGKILL], RETRY),
         ([2, RETRY], 2),
     ],
 )
