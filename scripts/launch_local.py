@@ -111,7 +111,6 @@ def _start(command: Sequence[str], count: int, devices: int) -> list[subprocess.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),  # instead of XLA_FLAGS, which may hold other flags
-        "PYTHONUNBUFFERED": "1",
     }
     coordinator = f"127.0.0.1:{_free_port()}"
     started = []
@@ -120,7 +119,7 @@ def _start(command: Sequence[str], count: int, devices: int) -> list[subprocess.
         started.append(
             subprocess.Popen(
                 [sys.executable, *command, *joins],
-                env=environment,
+                env=environment | ({"PYTHONUNBUFFERED": "1"} if number else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if number else None,
                 stderr=subprocess.STDOUT if number else None,
@@ -172,8 +171,7 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 def _copy(stream: IO[bytes], number: int) -> None:
     for line in stream:
-        sys.stderr.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
-        sys.stderr.flush()
+        os.write(sys.stderr.fileno(), b"[%d] %s\n" % (number, line.rstrip()))  # one write: lines stay whole
 
 
 def _shown(process: subprocess.Popen, killed: Sequence[subprocess.Popen] = ()) -> str:

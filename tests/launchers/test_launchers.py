@@ -13,6 +13,7 @@ import sys
 import pytest
 import yaml
 
+from configs import default
 from scripts.launch_local import job_status
 from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, RETRY
 
@@ -252,15 +253,24 @@ def all_commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
-    """Return the names of the flags of each program, from --help."""
-    found = {}
-    for program in PROGRAMS:
-        command = [sys.executable, program, "--helpfull"]
-        text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
-        names = re.findall(r"^\s+(?:-\w,)?--(?:\[no\])?([\w-]+)", text, re.MULTILINE)
-        found[program] = set(names) | {f"no{name}" for name in re.findall(r"--\[no\]([\w-]+)", text)}
-        assert "workdir" in found[program]
-    return found
+    """Return the names of the flags of each program; the two share one import of JAX."""
+    code = (
+        "import os, evaluate\n"
+        "from absl import flags\n"
+        "if os.fork() == 0:\n"
+        "    import train\n"
+        "    print('train.py', *flags.FLAGS)\n"
+        "else:\n"
+        "    os.wait()\n"
+        "    evaluate.define_flags()\n"
+        "    print('evaluate.py', *flags.FLAGS)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    found = {words[0]: set(words[1:]) for words in map(str.split, done.stdout.splitlines())}
+    assert set(found) == set(PROGRAMS) and all("workdir" in names for names in found.values())
+    return {program: names | {f"no{name}" for name in names} for program, names in found.items()}
 
 
 def test_every_flag_exists(flags):
@@ -275,3 +285,28 @@ def test_every_flag_exists(flags):
         and name not in flags[program]
     }
     assert not unknown
+
+
+def rows(page: str, pattern: str) -> list[str]:
+    """Return the first cells of a page's table rows that match a pattern."""
+    return re.findall(rf"^\| {pattern} \|", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+
+
+def test_documented_flags_and_fields_exist(flags):
+    named = rows("cluster.md", r"`--(\w+)[^`]*`")
+    assert len(named) > 4 and set(named) <= flags["train.py"]
+    fields = rows("cluster.md", r"`(\w+\.\w+)`")
+    config = default.get_config()
+    assert fields and all(name.split(".")[1] in config[name.split(".")[0]] for name in fields)
+
+
+def test_documented_statuses_are_those_of_the_programs():
+    documented = {int(number) for cell in rows("cluster.md", r"([\d, ]+)") for number in cell.split(",")}
+    assert documented >= {0, FAILED, PARTLY, RETRY, INTERRUPTED}
+
+
+def test_tests_named_for_reliability_exist():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(named) > 5
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(), (path, name)
