@@ -7,6 +7,7 @@
 #
 # The first form starts one process a GPU, the second one process a node. The run's folder, the data and this clone are
 # on a file system that all nodes share. Options of sbatch replace the lines below.
+# https://slurm.schedmd.com/sbatch.html, https://slurm.schedmd.com/srun.html
 #
 #SBATCH --job-name=sdecor
 #SBATCH --nodes=1
@@ -38,9 +39,13 @@ source launchers/job_status.sh
 # In a Slurm job JAX gives each process the GPU of its SLURM_LOCALID. So every process must see all GPUs of its node
 # (no --gpus-per-task), and a process that is alone on its node must ask for all of them.
 # https://docs.jax.dev/en/latest/_autosummary/jax.distributed.initialize.html: JAX_LOCAL_DEVICE_IDS
-if [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 ]]; then
-  JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-1} - 1)))
+processes=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-1}
+if ((processes == 1)); then
+  JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
   export JAX_LOCAL_DEVICE_IDS
+elif ((processes != gpus)); then
+  echo "slurm.sh: --ntasks-per-node=$processes: take 1 or $gpus, the number of GPUs of a node"
+  exit 1
 fi
 
 # srun's own status is the largest of all processes, which hides an error (1) behind a peer's 75. So each process leaves

@@ -154,6 +154,7 @@ def _watch(job: Sequence[subprocess.Popen], received: list[tuple[int, float]], g
             _say(f"killing {', '.join(f'process {job.index(process)}' for process in left)}")
             for process in left:
                 _signal(process, signal.SIGKILL)
+            for process in left:
                 process.wait()
             return left
         time.sleep(_PAUSE)

@@ -69,6 +69,7 @@ exit "$worst"
 PYTHON = """#!/bin/bash
 echo "python $*"
 echo "devices ${JAX_LOCAL_DEVICE_IDS:-one}"
+if [[ $END == signal ]]; then kill -TERM "$PPID"; END=130; fi  # Slurm signals the shell around the program too
 exit "$END"
 """
 
@@ -91,10 +92,10 @@ def run_slurm(tmp_path: pathlib.Path, ends: str, **environment: str) -> tuple[in
 @pytest.mark.parametrize(
     "ends, status, requeued",
     [("0,0", 0, False), ("130,130", 130, True), ("75,130", 75, True), ("75,1", 1, False), ("3,3", 3, False)]
-    + [("137,75", 75, True), ("139,139", 139, False)],
+    + [("137,75", 75, True), ("139,139", 139, False), ("signal,signal", 130, True)],
 )
 def test_slurm_requeues_what_the_same_command_continues(tmp_path, ends, status, requeued):
-    found, output = run_slurm(tmp_path, ends, SLURM_NTASKS_PER_NODE="2")
+    found, output = run_slurm(tmp_path, ends, SLURM_NTASKS_PER_NODE="4")
     assert found == status, output
     assert ("scontrol requeue 7" in output) == requeued
     assert "python train.py --distributed --workdir=a b" in output and "devices one" in output
@@ -103,6 +104,11 @@ def test_slurm_requeues_what_the_same_command_continues(tmp_path, ends, status, 
 def test_slurm_gives_a_process_that_is_alone_on_its_node_all_gpus(tmp_path):
     _, output = run_slurm(tmp_path, "0", SLURM_NTASKS_PER_NODE="1", PROGRAM="evaluate.py")
     assert "devices 0,1,2,3" in output and "python evaluate.py" in output
+
+
+def test_slurm_refuses_a_number_of_processes_that_leaves_gpus_idle(tmp_path):
+    found, output = run_slurm(tmp_path, "0,0", SLURM_NTASKS_PER_NODE="2")
+    assert found == FAILED and "take 1 or 4" in output and "python" not in output
 
 
 def test_slurm_requeues_a_bounded_number_of_times(tmp_path):
