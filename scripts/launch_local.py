@@ -27,7 +27,7 @@ from typing import IO
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sdecor.core import processes  # noqa: E402
+from sdecor.core import children  # noqa: E402
 from sdecor.core.commands import INTERRUPTED, RETRY  # noqa: E402
 
 GRACE = 90.0  # seconds: more than the --heartbeat after which a process ends by itself
@@ -124,7 +124,7 @@ def _start(command: Sequence[str], count: int, devices: int) -> list[subprocess.
                 stdout=subprocess.PIPE if number else None,
                 stderr=subprocess.STDOUT if number else None,
                 start_new_session=True,  # the terminal would send Ctrl-C to the processes as well
-                preexec_fn=functools.partial(processes.end_with_parent, os.getpid()),
+                preexec_fn=functools.partial(children.end_with_parent, os.getpid()),
             )
         )
     return started

@@ -44,7 +44,7 @@ ALONE = {
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
     "core/launch.py": {"core.commands", "core.parallel"},
-    "core/processes.py": set(),
+    "core/children.py": set(),
     **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "interrupt", "jaxpr", "rng")},
 }
 READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.core import files, locks, processes
+from sdecor.core import children, files, locks
 from sdecor.core.commands import INTERRUPTED, PARTLY
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
@@ -235,7 +235,7 @@ def _prepare(parent: int) -> None:
     """Set the child's signals: SIGTERM when the sweep dies, and Ctrl-C accepted even where the sweep ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm may send its warning here too; slurm.py answers it
-    processes.end_with_parent(parent)
+    children.end_with_parent(parent)
 
 
 def _end_stage(job: Job, status: int) -> None:
