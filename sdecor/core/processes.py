@@ -31,7 +31,7 @@ class _Job:
     """The job that this process has joined."""
 
     def __init__(self) -> None:
-        self.where = "the start"
+        self.where = ""  # how far the program is
         self.polls = 0
         self.comparisons = 0
         self.ending: int | None = None  # exit status, once this process has begun to end
@@ -160,7 +160,7 @@ def end_together(status: int, text: str) -> None:
     if not _joined():
         return
     _job.ending = status
-    told = json.dumps({"process": jax.process_index(), "status": status, "text": f"{text} ({_job.where})"})
+    told = json.dumps({"process": jax.process_index(), "status": status, "text": _located(text)})
     with contextlib.suppress(Exception):  # another process was first, or the coordinator is dead
         _state().client.key_value_set(_END, told)
     _leave_together(status)
@@ -221,7 +221,11 @@ def _leave(status: int, text: str = "") -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {text} · {_job.where}", file=sys.stderr, flush=True)
+    print(f"{os.path.basename(sys.argv[0])}: {_located(text)}", file=sys.stderr, flush=True)
+
+
+def _located(text: str) -> str:
+    return f"{text} · at {_job.where}" if _job.where else text
 
 
 def _end_at_abort() -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 120  # after which a process is killed, so that a hang is a failure
+SECONDS = 100  # after which a process is killed, so that a hang is a failure
 
 
 class Job:
@@ -40,7 +40,8 @@ class Job:
         end = time.monotonic() + SECONDS
         while not condition():
             ended = [process.poll() for process in self.processes]
-            assert time.monotonic() < end and not any(ended), f"{what}: {ended}\n" + "\n".join(map(self.output, range(len(ended))))
+            outputs = "\n".join(map(self.output, range(len(ended))))
+            assert time.monotonic() < end and not any(ended), f"{what}: {ended}\n{outputs}"
             time.sleep(0.02)
 
     def wait(self) -> list[int]:
