@@ -33,7 +33,7 @@ from etils import epath
 
 from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
-from sdecor.core import commands, files, launch, parallel
+from sdecor.core import commands, files, launch, parallel, processes
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Store, stored
 from sdecor.evaluation.runs import (
@@ -52,6 +52,10 @@ from sdecor.evaluation.runs import (
 from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_report
 
 FLAGS = flags.FLAGS
+SHARED = (  # flags that all processes of a job must share; the runs' settings hold the others
+    "workdir", "output", "methods", "metrics", "images", "chunk_size", "force", "all_stored", "export", "dtype",
+    "reduce", "clip_percentile", "on_error", "from_export",
+)  # fmt: skip
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that are not part of file names
 EXPORT_SIZES = {
     "device_batch": "Images per device and batch in an export.",
@@ -96,22 +100,21 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate the runs of --workdir, or export the maps of one run, or measure exported maps."""
+    if FLAGS.output is not None:
+        files.check_output("--output", FLAGS.output)
+    if FLAGS.export is not None:
+        files.check_output("--export", FLAGS.export)
     try:
-        if FLAGS.output is not None:
-            files.check_output("--output", FLAGS.output)
-        if FLAGS.export is not None:
-            files.check_output("--export", FLAGS.export)
         if parallel.is_main_process():
             check_writable(FLAGS.workdir)
         if FLAGS.export is not None:
-            return export_maps(FLAGS.workdir)
-        if FLAGS.from_export is not None:
-            return measure_export(FLAGS.workdir)
-        evaluate(FLAGS.workdir)
+            export_maps(FLAGS.workdir)
+        elif FLAGS.from_export is not None:
+            measure_export(FLAGS.workdir)
+        else:
+            evaluate(FLAGS.workdir)
     except OSError as error:
         raise disk_error(error) from error
-    except KeyboardInterrupt:
-        raise SystemExit("evaluate.py: stopped. Finished methods are kept: run the same command to continue.") from None
 
 
 def disk_error(error: OSError) -> Exception:
@@ -123,7 +126,8 @@ def disk_error(error: OSError) -> Exception:
     cause = error.__cause__ if exported and error.__cause__ is not None else error
     if isinstance(cause, PermissionError | FileNotFoundError) or getattr(cause, "errno", None) == errno.EROFS:
         return ValueError(str(error))
-    kept = "" if exported else ". Finished methods are kept: free space, or repair that, and run the same command again"
+    told = exported or error.errno is None  # errors of ours say what to do
+    kept = "" if told else ". Finished methods are kept: free space, or repair that, and run the same command again"
     return commands.TemporaryFailure(f"{error}{kept}")
 
 
@@ -212,7 +216,10 @@ def restore_runs(folders: list[str]) -> list[Run]:
     changed = {name: FLAGS[name].value for name in ("batch_size", "curve_steps", *IMAGES)}
     chosen = {name: FLAGS[name].value for name in ("checkpoint", "split", "target")}
     named = zip(folders, run_names(folders), strict=True)
-    return [restore(folder, name=name, data=data, evaluation=changed, **chosen) for folder, name in named]
+    runs = [restore(folder, name=name, data=data, evaluation=changed, **chosen) for folder, name in named]
+    given = {name: FLAGS[name].value for name in SHARED} | {"versions": files.versions()}
+    processes.compare("the evaluation", lambda: given | {run.name: run.settings for run in runs})
+    return runs
 
 
 def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None) -> Plan:
@@ -263,4 +270,4 @@ def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]
 
 if __name__ == "__main__":
     define_flags()
-    launch.run(main)
+    launch.run(main, kept="Finished methods are kept: run the same command to continue.")
