@@ -236,6 +236,7 @@ def complete(
     """Evaluate the parts of a plan that `folder` does not hold yet, and store them there."""
     now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
     store = Store(folder, depends_of(run), name=name, images=images, **now)
+    processes.compare(f"the results that are stored in {folder}", store.held)
     store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
     return store
 
