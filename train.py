@@ -31,6 +31,7 @@ from sdecor.training.batches import (
     create_loaders,
     create_validation,
     member_batches,
+    record_left_out,
     validation_source,
 )
 from sdecor.training.checkpoint import Checkpoints
@@ -141,6 +142,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
+    record_left_out(dataset, folder)
     step = partial(
         steps.train_step,
         objective=build.create_objective(configs[0]),

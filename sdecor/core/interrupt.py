@@ -7,6 +7,14 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
+class Stopped(Exception):
+    """The program was asked to stop, and has nothing to save."""
+
+
+def check() -> None:
+    """Raise `Stopped` if the program was asked to stop and may stop at once; waits call it a few times a second."""
+
+
 class Interrupt:
     """A flag for loops to poll, set by Ctrl-C or SIGTERM; a second signal stops the process at once.
 

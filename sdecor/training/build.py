@@ -24,6 +24,7 @@ from sdecor.core import parallel, rng
 from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
 from sdecor.data.loader import KINDS
+from sdecor.data.reading import ON_ERROR
 from sdecor.training import replicas
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
@@ -141,6 +142,7 @@ def _check_input(config: ConfigDict) -> None:
     data, options = config.data, config.augment
     check_choice("config.data.loader", data.loader, KINDS)
     check_range("config.data.workers", data.workers, 0)
+    check_choice("config.data.on_error", data.get("on_error", "stop"), ON_ERROR)
     check_range("config.augment.crop_padding", options.crop_padding, 0)
     _check_if_set("config.augment.size", options.size, 1)
 
@@ -180,7 +182,8 @@ def create_data(config: ConfigDict) -> Any:
     fields = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
     fields += ("mean", "std", "limit")
     try:
-        dataset = create_dataset(data.name, **{field: data[field] for field in fields})
+        on_error = data.get("on_error", "stop")  # configs of earlier versions lack it
+        dataset = create_dataset(data.name, **{field: data[field] for field in fields}, on_error=on_error)
     except ValueError as error:
         prefix = "config." if str(error).startswith("data.") else ""  # the library knows no config
         raise ValueError(f"{prefix}{error}") from error

@@ -13,6 +13,7 @@ from sdecor.core.files import differing_fields, list_differences, plain, version
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps",
+    "data.on_error",  # a run that stopped at a bad file may leave it out from then on
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
@@ -76,6 +77,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: if there is no run in `workdir`.
     """
+    files.check_location("--workdir", workdir)
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")
