@@ -204,7 +204,8 @@ class GrainLoader:
         counted = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
         elements = iter(shared.mp_prefetch(counted, partial(_start_worker, name)))
         try:
-            yield from elements
+            for element in elements:
+                yield workers.from_shared_memory(element)
         finally:
             elements.close()
             closed.set()

@@ -5,6 +5,7 @@ palette images and four channels for CMYK images. `segmentation_mask` and `bbox`
 it is no box of the whole object.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -87,10 +88,14 @@ class Records:
         return len(self.source)
 
     def __getitem__(self, index: int) -> bytes:
+        reason, cause = "the record is missing, because the data file is damaged or cut off", None
         try:
-            return self.source[index]
+            record = self.source[index]
+            if record:  # array_record returns empty records of a file that was cut off
+                return record
         except Exception as error:
-            raise ValueError(f"{self.file(index)}: {_reason(error)}; copy this file anew") from error
+            reason, cause = f"the data file cannot be read ({error})", error
+        raise ValueError(f"{self.file(index)}: {reason}; copy this file anew") from cause
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[bytes]:
         return self.source.__getitems__(indices)
@@ -98,12 +103,6 @@ class Records:
     def file(self, index: int) -> str:
         """Return the data file of a record."""
         return self.files[int(np.searchsorted(self.ends, index, side="right"))]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, IndexError):  # the reader found fewer records than the file had when it was prepared
-        return "records are missing, the data file is damaged or cut off"
-    return f"the data file cannot be read ({error})"
 
 
 def find(
@@ -342,11 +341,11 @@ class TfdsSource:
 
     def _read_some(self, indices: range) -> Iterator[tuple[int, bytes]]:
         """Yield the records of `indices` that can be read, each with its index."""
-        try:
-            yield from zip(indices, self._records.__getitems__(indices), strict=True)
-            return
-        except Exception:
-            pass  # read one by one, to find the records that cannot be read
+        with contextlib.suppress(Exception):  # then they are read one by one, to find the damaged ones
+            records = self._records.__getitems__(indices)
+            if all(records):
+                yield from zip(indices, records, strict=True)
+                return
         for index in indices:
             try:
                 yield index, self._records[index]

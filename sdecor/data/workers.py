@@ -80,6 +80,11 @@ def to_shared_memory(batch: dict[str, Any], name: str) -> dict[str, Any]:
     return {field: move(value) for field, value in batch.items()}
 
 
+def from_shared_memory(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the batch outside of shared memory, which is scarce and must be free when the stream ends."""
+    return {field: np.array(value) if isinstance(value, np.ndarray) else value for field, value in batch.items()}
+
+
 def _folder() -> str:
     return _SHARED if os.access(_SHARED, os.W_OK) else tempfile.gettempdir()
 
