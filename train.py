@@ -127,7 +127,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
     for member in group:
         files.check_checkpoints("--workdir", member.folder)
-    dataset = build.create_data(config)
+    dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
     model = build.create_model(config, dataset.num_classes, image_shape)

@@ -58,6 +58,13 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         )
 
 
+def known_dataset(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Return the facts of the data set that a run with a checkpoint recorded, or None without one."""
+    checkpoints, stored = epath.Path(workdir) / "checkpoints", epath.Path(workdir) / "config.json"
+    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return read(workdir)["dataset"] if started and stored.exists() else None
+
+
 def title(config: Mapping[str, Any]) -> str:
     """Return the name of a run in tables: its training method, and its form unless that is the paper's.
 
