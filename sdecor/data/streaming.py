@@ -167,15 +167,16 @@ class GrainLoader:
                         step += 1
             except RuntimeError as error:  # Grain's, because `_reported` sends all errors of reading
                 self._restarts += 1
+                why = str(error).partition(". ")[0]
                 if self._restarts > _RESTARTS:
                     raise TemporaryFailure(
                         f"a worker process of the input ended unexpectedly before step {step}, after {_RESTARTS} "
-                        f"restarts ({error}). Free memory, or lower data.workers"
+                        f"restarts ({why}). Free memory, or lower data.workers"
                     ) from error
                 logging.warning(
                     "a worker process of the input ended unexpectedly before step %d (%s): the workers start again "
                     "(%d of %d times)",
-                    step, error, self._restarts, _RESTARTS,
+                    step, why, self._restarts, _RESTARTS,
                 )  # fmt: skip
 
     def _stream(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:

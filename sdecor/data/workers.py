@@ -100,15 +100,21 @@ def _remove_old() -> None:
             continue
         with contextlib.suppress(locks.Taken, OSError):  # it is open, or belongs to another user
             lock = locks.acquire(os.path.join(_folder(), file))
-            _unlink(file.removesuffix(_LOCK))
-            lock.release(remove=True)
+            try:
+                _unlink(file.removesuffix(_LOCK))
+            finally:
+                lock.release(remove=True)
 
 
 def _unlink(name: str) -> None:
     for file in _files():
         if file.startswith(f"{name}-"):
-            with contextlib.suppress(OSError):  # unlinked by whoever used the segment last
-                segment = shared_memory.SharedMemory(file)
+            with contextlib.suppress(FileNotFoundError):  # unlinked by whoever used the segment last
+                try:
+                    segment = shared_memory.SharedMemory(file)
+                except ValueError:  # it is empty: its worker ended before it gave it a size, and told nobody of it
+                    os.unlink(os.path.join(_folder(), file))
+                    continue
                 segment.close()
                 segment.unlink()
 

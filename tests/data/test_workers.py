@@ -53,6 +53,7 @@ def test_segments_of_a_dead_stream_are_unlinked_and_others_stay():
     with workers.stream() as (living, _):
         segment(f"{living}-1")
         segment("sdecor-00000000-1")
+        (SHARED / "sdecor-00000000-2").write_text("")  # its process was killed before it had a size
         (SHARED / "sdecor-00000000.lock").write_text("")  # nobody holds it
         with workers.stream() as (other, _):
             assert segments() - before == {f"{living}.lock", f"{living}-1", f"{other}.lock"}
