@@ -71,9 +71,10 @@ def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, 
 
 
 def _say_left_out(loader: Any) -> None:
-    if loader.left_out:
+    left_out = getattr(loader, "left_out", 0)  # a loader of your own may leave out none
+    if left_out:
         logging.warning(
-            "%d training examples could not be read and were replaced: unreadable.jsonl lists them", loader.left_out
+            "%d training examples could not be read and were replaced: unreadable.jsonl lists them", left_out
         )
 
 
@@ -83,7 +84,7 @@ def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size
     blank = np.zeros(examples, np.int32)
     # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
     batch = {"image": blank.astype(np.uint8), "label": blank, "position": blank}
-    loader = SimpleNamespace(left_out=0, iterate=lambda start: (dict(batch) for _ in itertools.count()))
+    loader = SimpleNamespace(iterate=lambda start: (dict(batch) for _ in itertools.count()))
     sizes = {"batch_size": batch_size, "accumulate": accumulate}
     with contextlib.closing(member_batches([loader] * (replicas or 1), 0, replicas=replicas, **sizes)) as batches:
         found = next(batches)
