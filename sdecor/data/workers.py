@@ -24,6 +24,7 @@ from sdecor.core import locks
 _SHARED = "/dev/shm"  # the folder of shared memory on Linux; other systems do not list theirs
 _PREFIX = "sdecor-"
 _LOCK = ".lock"
+_BYTES = 4  # random ones in the name of a stream
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def stream() -> Iterator[tuple[str, Callable[[], None]]]:
     """
     _remove_old()
     while True:
-        name = _PREFIX + secrets.token_hex(4)
+        name = _PREFIX + secrets.token_hex(_BYTES)
         try:
             lock = locks.acquire(_lock_file(name))
             break
@@ -95,13 +96,11 @@ def _lock_file(name: str) -> str:
 
 def _remove_old() -> None:
     """Unlink the segments and lock files of streams whose process has ended without doing so."""
-    for file in _files():
-        if not file.endswith(_LOCK):
-            continue
-        with contextlib.suppress(locks.Taken, OSError):  # it is open, or belongs to another user
-            lock = locks.acquire(os.path.join(_folder(), file))
+    for name in {file[: len(_PREFIX) + 2 * _BYTES] for file in _files()}:
+        with contextlib.suppress(locks.Taken, OSError):  # the stream is open, or belongs to another user
+            lock = locks.acquire(_lock_file(name))
             try:
-                _unlink(file.removesuffix(_LOCK))
+                _unlink(name)
             finally:
                 lock.release(remove=True)
 

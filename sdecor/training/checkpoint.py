@@ -52,7 +52,7 @@ class Checkpoints:
             create=create,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self.manager = _Manager(self.directory, options=options, item_handlers=handlers)
         self._damaged: set[int] = set()  # steps that `restore` could not read
         self._proven = False  # whether a checkpoint of this folder was read back
 
@@ -171,6 +171,13 @@ class Checkpoints:
         if wrong:
             raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
         self._proven = True
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not look for preemption itself: `core.processes` counts the looks for all."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def restore_together(

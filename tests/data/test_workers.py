@@ -55,6 +55,7 @@ def test_segments_of_a_dead_stream_are_unlinked_and_others_stay():
         segment("sdecor-00000000-1")
         (SHARED / "sdecor-00000000-2").write_text("")  # its process was killed before it had a size
         (SHARED / "sdecor-00000000.lock").write_text("")  # nobody holds it
+        segment("sdecor-00000001-1")  # its lock file is gone
         with workers.stream() as (other, _):
             assert segments() - before == {f"{living}.lock", f"{living}-1", f"{other}.lock"}
         assert segments() - before == {f"{living}.lock", f"{living}-1"}
