@@ -1,5 +1,6 @@
 """Tests of runs whose images cannot be read: an error that names the file, or a run that leaves them out."""
 
+import itertools
 import json
 import math
 
@@ -52,7 +53,8 @@ def test_a_run_that_stopped_at_a_damaged_image_may_leave_it_out(tmp_path):
     stop = {"data.loader": "grain", "data.on_error": "stop"}
     path = train.build.create_data(tiny_runs.tiny_config(images)).source("train").name(7)
     with pytest.MonkeyPatch.context() as patch:  # the run is interrupted after two steps, and the image damaged
-        patch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == 2)
+        polls = itertools.count(1)
+        patch.setattr(train.processes, "agree_to_stop", lambda asked: next(polls) == 2)
         assert not train.train(config_of(images, **stop, **{"train.epochs": 4.0}), str(tmp_path / "run"))
     with open(path, "wb") as file:
         file.write(b"no image")
