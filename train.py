@@ -31,6 +31,7 @@ from sdecor.training.batches import (
     create_loaders,
     create_validation,
     member_batches,
+    record_left_out,
     validation_source,
 )
 from sdecor.training.checkpoint import Checkpoints
@@ -126,7 +127,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     configs = build.create_replicas(config, chosen)
     seeds = [own.seed for own in configs]
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
-    dataset = build.create_data(config)
+    dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
     model = build.create_model(config, dataset.num_classes, image_shape)
@@ -143,6 +144,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
     replicas_given = {each.name: dict(each.overrides) for each in chosen}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
+    record_left_out(dataset, folder)
     step = partial(
         steps.train_step,
         objective=build.create_objective(configs[0]),

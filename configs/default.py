@@ -65,6 +65,7 @@ def base() -> ConfigDict:
     data.loader = "auto"  # memory (decoded once), grain (streamed), or auto: memory if the split fits
     data.memory_limit_mb = 4096  # largest decoded split for auto
     data.workers = 0  # number of decoding processes of the grain loader; 0 => threads
+    data.on_error = "stop"  # at an example that cannot be read: stop, or skip (leave it out; docs/data.md)
 
     config.augment = augment = ConfigDict()
     augment.crop_padding = 0  # pixels of black border, before a random crop to the original size

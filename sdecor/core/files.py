@@ -8,6 +8,7 @@ import csv
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 from etils import epath
 
 GLOB = "*?["  # orbax finds its files by a glob pattern that begins with the folder's path
+REMOTE = {"gs": "gcsfs", "s3": "s3fs"}  # beginning of a path → the package that `epath` needs
 UNSTORABLE = GLOB + "\\"  # TensorStore reads a backslash as a slash
 
 
@@ -57,6 +59,14 @@ def check_output(field: str, path: epath.PathLike) -> None:
         raise ValueError(f"{field} = {text!r}: {above} is {_kind(above)}, where a folder is needed: give another path")
 
 
+def check_location(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` if a package is missing that reads and writes the files of an object store, such as gs://."""
+    text = os.fspath(path)
+    package = REMOTE.get(text.partition("://")[0]) if "://" in text else None
+    if package and not any(map(importlib.util.find_spec, (package, "tensorflow"))):
+        raise ValueError(f"{field} = {text!r} needs the package {package}: pip install {package}")
+
+
 def check_checkpoints(field: str, path: epath.PathLike) -> None:
     """Raise `ValueError` unless checkpoints can be written below `path`, local or remote, and read back.
 
@@ -70,6 +80,7 @@ def check_checkpoints(field: str, path: epath.PathLike) -> None:
             f"{field} = {os.fspath(path)!r}: checkpoints cannot be stored below {whole!r}, because of the "
             f"{' and '.join(found)} in it. Use a path without {' '.join(UNSTORABLE)}"
         )
+    check_location(field, path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -7,9 +7,11 @@ Files:
   image_folders         images in folders, and Tiny ImageNet
   digit_scenes, scenes  the embedded data set, and the drawing of its images
   decode                bytes to images, object masks and boxes
+  reading               errors that name the file; examples that are left out
   batches               order of examples, and batches as NumPy arrays
   loader                training batches, by one of the next two files
   memory, streaming     a split decoded once into memory; a split read and decoded by Grain
+  workers               worker processes of a stream, and their shared memory
   augment               augmentation, crops and normalisation on the device
 """
 
@@ -23,4 +25,5 @@ from sdecor.data.batches import evaluation_batches as evaluation_batches
 from sdecor.data.dataset import Dataset as Dataset, create_dataset as create_dataset
 from sdecor.data.loader import Loader as Loader, create_loader as create_loader
 from sdecor.data.memory import load_in_memory as load_in_memory
+from sdecor.data.reading import Skipping as Skipping
 from sdecor.data.splits import Source as Source

@@ -1,17 +1,21 @@
-"""Batches of examples as NumPy arrays: order of training, reading by index, batches of evaluation.
+"""Batches of examples as NumPy arrays: order of training, batches of training and of evaluation.
 
 The order of training examples is a pure function of (seed, step), so that a resumed run needs only its step.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from sdecor.core import interrupt
 from sdecor.core.checks import check_range
 from sdecor.core.files import digest
-from sdecor.core.threads import map_ahead
+from sdecor.core.threads import Check, map_ahead
+from sdecor.data.reading import Skipping, Unreadable, first_readable, read, read_or_next
 from sdecor.data.splits import Source
 
 
@@ -101,45 +105,23 @@ def batch_indices(
     return indices, np.arange(share.start, share.stop, dtype=np.int32)
 
 
-def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Return `source[index]`; every error names the file.
-
-    Args:
-      source: a Source.
-      index: the example's place in the split.
-      shape: the expected image shape `(H, W, C)`; None = any.
-
-    Raises:
-      ValueError: when the example cannot be read, or its image is not uint8 `[H, W, C]` of that shape.
-    """
-    index = int(index)
-    try:
-        example = source[index]
-    except Exception as error:
-        name = str(source.name(index))
-        if isinstance(error, ValueError) and name in str(error):
-            raise
-        raise ValueError(f"{name} (example {index}) cannot be read: {type(error).__name__}: {error}") from error
-    image = example["image"]
-    if image.dtype != np.uint8 or image.ndim != 3 or (shape is not None and image.shape != tuple(shape)):
-        wanted = "[H, W, C]" if shape is None else f"{tuple(shape)}"
-        raise ValueError(
-            f"{source.name(index)} (example {index}) has an image of {image.dtype} {image.shape}: "
-            f"it should be uint8 {wanted}"
-        )
-    return example
-
-
 def training_batch(
     source: Any, indices: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """Return the examples at `indices`: `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `position` int32 `[n]`."""
+) -> tuple[dict[str, np.ndarray], list[Unreadable]]:
+    """Read the examples at `indices`; the next readable example replaces one that is left out.
+
+    Returns:
+      The batch, a dict of `image` uint8 `[n, H, W, C]`, `label` int32 `[n]` and `position` int32 `[n]`, and the
+      examples that were left out.
+    """
     images = np.empty((len(indices), *shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
+    left_out = []
     for row, index in enumerate(indices):
-        example = read(source, index, shape)
+        example, passed = read_or_next(source, int(index), shape)
         images[row], labels[row] = example["image"], example["label"]
-    return {"image": images, "label": labels, "position": positions}
+        left_out += passed
+    return {"image": images, "label": labels, "position": positions}, left_out
 
 
 def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
@@ -185,11 +167,13 @@ def evaluation_batches(
     limit: int | None = None,
     threads: int = 2,
     prefetch: int = 2,
+    check: Check = interrupt.check,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterate over every example once, in order, in batches of one size, read ahead by background threads.
 
     The last batch is padded with copies of the split's first example, which have `weight` 0 and `index` −1; padding is
-    therefore never an unusual input. All processes get equally many batches, even if there are fewer examples than
+    therefore never an unusual input. Such a copy also replaces an example that its source leaves out (`Skipping`). All
+    processes get equally many batches, even if there are fewer examples than
     processes, so that their collectives match.
 
     Args:
@@ -200,6 +184,7 @@ def evaluation_batches(
       limit: number of examples to evaluate, see `evaluation_indices`; None = all.
       threads: number of reading threads; one thread reads a batch.
       prefetch: batches read ahead of the one in use.
+      check: function that is called several times a second while a batch is awaited; an exception of it ends the loop.
 
     Yields:
       Dicts of `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight`
@@ -214,22 +199,37 @@ def evaluation_batches(
     check_range("prefetch", prefetch, 0)
     share = process_share(batch_size, process_index, process_count)
     visited = evaluation_indices(len(source), limit)
-    first = read(source, 0)
+    first = first_readable(source)
     total = -(-len(visited) // batch_size) * batch_size
     padded = np.concatenate([visited, np.full(total - len(visited), -1)])
     rows = padded.reshape(-1, batch_size)[:, share]
-    return map_ahead(
+    batches = map_ahead(
         lambda indices: _evaluation_batch(source, indices, first),
         rows,
         threads=threads,
         ahead=prefetch + 1,
         name="evaluation-batches",
+        check=check,
     )
+    return _with_summary(batches, source) if isinstance(source, Skipping) else batches
+
+
+def _with_summary(batches: Iterator[Any], source: Skipping) -> Iterator[Any]:
+    before = len(source.found)
+    with contextlib.closing(batches):
+        yield from batches
+    if len(source.found) > before:
+        logging.warning("%s; they are left out", source.summary())
 
 
 def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -> dict[str, np.ndarray]:
-    shape = first["image"].shape
-    examples = [first if index < 0 else read(source, index, shape) for index in indices]
+    shape, indices, examples = first["image"].shape, indices.copy(), []
+    for row, index in enumerate(indices):
+        try:
+            examples.append(first if index < 0 else read(source, index, shape))
+        except Unreadable:
+            examples.append(first)
+            indices[row] = -1
     batch = {
         "image": np.stack([example["image"] for example in examples]),
         "label": np.array([example["label"] for example in examples], np.int32),

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from sdecor.core import threads
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import check_text
 from sdecor.data import image_folders, splits, tfds_source
 from sdecor.data.batches import epoch_order
 from sdecor.data.decode import MASK_ENCODINGS, Decoder
+from sdecor.data.reading import ON_ERROR, Skipping, Unreadable, first_readable, read
 from sdecor.data.splits import Source, Subset
 from sdecor.data.tfds_source import TfdsSource, mask_encoding_of
 
@@ -68,7 +70,7 @@ class Dataset:
           ValueError: for another name, a split that does not exist, or labels out of range.
         """
         check_choice("split", split, SPLITS)
-        return self._open(split)
+        return threads.call(lambda: self._open(split), name="open-split")
 
     def info(self) -> dict[str, Any]:
         """Return the properties of the data that a run stores, ready for JSON; the test split is not opened."""
@@ -97,6 +99,7 @@ def create_dataset(
     std: Sequence[float] | None = None,
     limit: int | None = None,
     mask_encoding: str = "auto",
+    on_error: str = "stop",
 ) -> Dataset:
     """Open a data set by name; nothing is downloaded.
 
@@ -117,26 +120,35 @@ def create_dataset(
       limit: largest number of examples in a split, evenly over the classes; None = all.
       mask_encoding: encoding of a TFDS `segmentation_mask`: "binary", "trimap", or "auto" (a trimap for
         oxford_iiit_pet).
+      on_error: action at an example that cannot be read: "stop" with an error, or "skip" (`sdecor.data.Skipping`).
 
     Raises:
       ValueError: for an invalid field or file; the error names it, and what would be valid.
     """
     check_choice("data.mask_encoding", mask_encoding, ("auto", *MASK_ENCODINGS))
+    check_choice("data.on_error", on_error, ON_ERROR)
     check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
     if limit is not None:
         check_range("data.limit", limit, 1)
     for field, value in (("data.path", path), ("data.data_dir", data_dir)):
         if value is not None:
             check_text(field, value)
+    skips = on_error == "skip"
     decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
-    origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding)
-    shape = origin.open("train", decoder)[0]["image"].shape
+    origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding, skips=skips)
+    train = origin.open("train", decoder)
+    shape = first_readable(Skipping(train, split="train") if skips else train)["image"].shape
     # The cache opens a train split, and scans its labels, only once if val is carved from it.
     stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))
-    opened = functools.cache(
-        lambda split: _open(origin, split, stored, val_fraction=val_fraction, split_seed=split_seed, limit=limit)
-    )
-    mean, std = resolve(name, mean, std, channels=channels, train=functools.partial(opened, "train"))
+    choice = {"val_fraction": val_fraction, "split_seed": split_seed, "limit": limit, "skips": skips}
+
+    @functools.cache
+    def opened(split: str) -> Source:
+        source = _open(origin, split, stored, **choice)
+        return Skipping(source, split=split, shape=shape) if skips else source
+
+    measured = functools.partial(resolve, name, mean, std, channels=channels, train=functools.partial(opened, "train"))
+    mean, std = threads.call(measured, name="mean-and-std")
     return Dataset(
         name=name,
         class_names=origin.class_names,
@@ -147,7 +159,7 @@ def create_dataset(
     )
 
 
-def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Origin:
+def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str, skips: bool) -> _Origin:
     if name in IN_FOLDERS:
         if path is None:
             raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
@@ -159,7 +171,7 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str) -> _Orig
     else:
         others = (EMBEDDED, *IN_FOLDERS)
         directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
-    return _tfds(name, directory, mask_encoding_of(name, mask_encoding))
+    return _tfds(name, directory, mask_encoding_of(name, mask_encoding), skips)
 
 
 def _folder(path: Any) -> _Origin:
@@ -191,7 +203,7 @@ EMBEDDED = "digit_scenes"
 IN_FOLDERS: dict[str, Callable[[Any], _Origin]] = {"folder": _folder, "tiny_imagenet": _tiny_imagenet}
 
 
-def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
+def _tfds(name: str, directory: Any, mask_encoding: str, skips: bool) -> _Origin:
     prepared = tfds_source.inspect(directory, name=name)
     held = ", ".join(repr(split) for split in prepared.sizes) or "none"
     if not prepared.sizes.get("train"):
@@ -207,7 +219,7 @@ def _tfds(name: str, directory: Any, mask_encoding: str) -> _Origin:
     return _Origin(
         prepared.class_names,
         stored,
-        lambda split, decoder: TfdsSource(prepared, split, decoder, mask_encoding),
+        lambda split, decoder: TfdsSource(prepared, split, decoder, mask_encoding, skips),
         f"data.name = {name!r} has no split 'test' or 'validation' to test on; its splits: {held}",
     )
 
@@ -220,6 +232,7 @@ def _open(
     val_fraction: float,
     split_seed: int,
     limit: int | None,
+    skips: bool,
 ) -> Source:
     if split == "test" and origin.stored["test"] is None:
         raise ValueError(origin.no_test)
@@ -227,17 +240,20 @@ def _open(
     source = stored("train" if carved else origin.stored[split])
     if carved or limit is not None:
         indices = np.arange(len(source))
-        labels = _checked(source, len(origin.class_names)).labels
+        labels = _checked(source, len(origin.class_names), skips).labels
         if carved:
             indices = splits.carve(labels, fraction=val_fraction, seed=split_seed)[split == "val"]
         if limit is not None:
             indices = indices[splits.pick(labels[indices], limit, seed=split_seed)]
         return Subset(source, indices)
-    return _checked(source, len(origin.class_names))
+    return _checked(source, len(origin.class_names), skips)
 
 
-def _checked(source: Source, num_classes: int) -> Source:
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
+def _checked(source: Source, num_classes: int, skips: bool) -> Source:
+    wrong = (source.labels < 0) | (source.labels >= num_classes)
+    if skips and (source.labels != -1).any():  # −1: the label cannot be read, and the example is left out
+        wrong &= source.labels != -1
+    wrong = np.flatnonzero(wrong)
     if len(wrong):
         first = int(wrong[0])
         hint = ": the split has no labels, evaluate another one" if (source.labels == -1).all() else ""
@@ -289,13 +305,16 @@ def resolve(
 def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
 
-    The examples are chosen at random, always the same ones; a stride could miss part of a repeating pattern. The sums
-    are integers, so the result does not depend on their order. A constant channel gets the standard deviation 1/255,
-    so that division by it is safe.
+    Examples that their source leaves out do not count. The others are chosen at random, always the same ones; a stride
+    could miss part of a repeating pattern. The sums are integers, so the result does not depend on their order. A
+    constant channel gets the standard deviation 1/255, so that division by it is safe.
     """
     total = squares = pixels = 0
     for i in np.sort(epoch_order(0, 0, len(source))[:sample]):
-        image = source[int(i)]["image"].astype(np.int64)
+        try:
+            image = read(source, i)["image"].astype(np.int64)
+        except Unreadable:
+            continue
         total = total + image.sum(axis=(0, 1))
         squares = squares + (image * image).sum(axis=(0, 1))
         pixels += image.shape[0] * image.shape[1]

@@ -5,9 +5,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sdecor.core import interrupt
 from sdecor.core.checks import check_choice, check_range
-from sdecor.data.batches import read
+from sdecor.core.threads import Check
 from sdecor.data.memory import MemoryLoader, MemorySource
+from sdecor.data.reading import first_readable
 from sdecor.data.streaming import GrainLoader
 
 KINDS = ("auto", "memory", "grain")
@@ -25,6 +27,10 @@ class Loader(Protocol):
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches from `start_step` on, without end; `close()` on the iterator ends threads and workers."""
 
+    @property
+    def left_out(self) -> int:
+        """Number of examples that could not be read so far, and were replaced by others."""
+
     def describe(self) -> str:
         """Return a one-line description of the loader."""
 
@@ -41,8 +47,11 @@ def create_loader(
     prefetch: int = 4,
     process_index: int = 0,
     process_count: int = 1,
+    check: Check = interrupt.check,
 ) -> Loader:
     """Create the loader of a training split. Both kinds serve equal batches for the same seed and step.
+
+    In place of an example that a `Skipping` source leaves out, they serve the next one that can be read.
 
     Args:
       source: a Source.
@@ -56,13 +65,14 @@ def create_loader(
       prefetch: number of batches that Grain reads ahead, for each worker if there are workers.
       process_index: this process, `0 … process_count−1`.
       process_count: the number of processes, a divisor of `batch_size`.
+      check: function that is called several times a second while a batch is awaited; an exception of it ends the wait.
 
     Returns:
       A `Loader`. Its batches hold `image` uint8 `[n, H, W, C]`, `label` int32 `[n]` and `position` int32 `[n]` (the
       position in the global batch), with `n = batch_size / process_count`.
 
     Raises:
-      ValueError: for invalid arguments, and for an example that cannot be read; the error names it.
+      ValueError: for invalid arguments, and for an example that cannot be read and is not left out; the error names it.
     """
     check_choice("kind", kind, KINDS)
     check_range("memory_limit_mb", memory_limit_mb, 0)
@@ -72,6 +82,7 @@ def create_loader(
         "process_index": process_index,
         "process_count": process_count,
         "threads": threads,
+        "check": check,
     }
     if kind == "auto":
         kind = "memory" if fits_in_memory(source, memory_limit_mb) else "grain"
@@ -84,4 +95,4 @@ def fits_in_memory(source: Any, memory_limit_mb: float) -> bool:
     """Return whether a split's decoded images take at most `memory_limit_mb` MiB, or are in memory already."""
     if isinstance(source, MemorySource):
         return True
-    return len(source) > 0 and len(source) * read(source, 0)["image"].nbytes <= memory_limit_mb * 2**20
+    return len(source) > 0 and len(source) * first_readable(source)["image"].nbytes <= memory_limit_mb * 2**20

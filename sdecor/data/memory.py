@@ -1,14 +1,17 @@
 """A split decoded once into uint8 arrays, and training batches taken from these arrays."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from sdecor.core import interrupt
 from sdecor.core.checks import check_range
-from sdecor.core.threads import map_ahead
-from sdecor.data.batches import batch_indices, read, steps_per_epoch
+from sdecor.core.threads import Check, map_ahead
+from sdecor.data.batches import batch_indices, steps_per_epoch
+from sdecor.data.reading import Unreadable, first_readable, next_readable, read
 
 _CHUNK = 256  # examples that a thread decodes before the progress bar moves
 _LARGE = 5000  # from this number of examples on, decoding shows a progress bar
@@ -23,6 +26,7 @@ class MemorySource:
       objects: uint8 `[N, H, W]` object masks, or None.
       boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)`, or None.
       origin: the Source from which the examples were decoded; it names them.
+      missing: the examples that `origin` leaves out, by index, each with the reason. Their rows hold no image.
     """
 
     def __init__(
@@ -33,14 +37,18 @@ class MemorySource:
         objects: np.ndarray | None = None,
         boxes: np.ndarray | None = None,
         origin: Any = None,
+        missing: Mapping[int, str] | None = None,
     ):
         self.images, self.labels, self.objects, self.boxes = images, labels, objects, boxes
         self.origin = origin
+        self.missing = dict(missing or {})
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.missing:
+            raise Unreadable(index, self.missing[index])
         example = {"image": self.images[index], "label": self.labels[index]}
         if self.objects is not None:
             example["object"] = self.objects[index]
@@ -60,7 +68,12 @@ class MemorySource:
 
 
 def load_in_memory(
-    source: Any, *, objects: bool = True, threads: int = 2, progress: bool | None = None
+    source: Any,
+    *,
+    objects: bool = True,
+    threads: int = 2,
+    progress: bool | None = None,
+    check: Check = interrupt.check,
 ) -> MemorySource:
     """Decode a whole split once; training and repeated evaluation then only copy rows.
 
@@ -69,35 +82,48 @@ def load_in_memory(
       objects: whether to keep object masks and boxes, which evaluation needs and training does not.
       threads: number of decoding threads (Pillow releases Python's lock while it decodes).
       progress: whether to show a progress bar; None = for 5000 examples and more.
+      check: function that is called several times a second meanwhile; an exception of it ends the loading.
 
     Raises:
-      ValueError: when an example cannot be read, or differs in shape from the first one; the error names it.
+      ValueError: when an example cannot be read and is not left out, or differs in shape from the first one; the error
+        names it.
     """
     if isinstance(source, MemorySource):
         return source
     if len(source) < 1:
         raise ValueError("the split is empty: there is nothing to load")
     check_range("threads", threads, 1)
-    n, first = len(source), read(source, 0)
+    n, first = len(source), first_readable(source)
     kept = ["image"] + [field for field in ("object", "box") if objects and field in first]
     dtypes = {"image": np.uint8, "object": np.uint8, "box": np.int32}
     arrays = {field: np.empty((n, *np.shape(first[field])), dtypes[field]) for field in kept}
     arrays["label"] = np.empty(n, np.int32)
-    _decode_into(arrays, source, threads=threads, progress=n >= _LARGE if progress is None else progress)
-    return MemorySource(
-        arrays["image"], arrays["label"], objects=arrays.get("object"), boxes=arrays.get("box"), origin=source
-    )
+    progress = n >= _LARGE if progress is None else progress
+    missing = _decode_into(arrays, source, threads=threads, progress=progress, check=check)
+    if missing:
+        logging.warning("%d of %d examples cannot be read; they are left out", len(missing), n)
+    objects, boxes = arrays.get("object"), arrays.get("box")
+    return MemorySource(arrays["image"], arrays["label"], objects=objects, boxes=boxes, origin=source, missing=missing)
 
 
-def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, progress: bool) -> None:
+def _decode_into(
+    arrays: dict[str, np.ndarray], source: Any, *, threads: int, progress: bool, check: Check
+) -> dict[int, str]:
+    """Decode all examples into rows of the arrays; return those that the source leaves out, each with the reason."""
     from tqdm import tqdm
 
-    n, shape = len(source), arrays["image"].shape[1:]
+    n, shape, missing = len(source), arrays["image"].shape[1:], {}
 
     def decode(start: int) -> int:
         stop = min(start + _CHUNK, n)
         for index in range(start, stop):
-            example = read(source, index, shape)
+            try:
+                example = read(source, index, shape)
+            except Unreadable as error:
+                missing[index] = error.text
+                for field, array in arrays.items():
+                    array[index] = source.labels[index] if field == "label" else 0
+                continue
             for field, array in arrays.items():
                 if np.shape(example.get(field)) != array.shape[1:]:
                     raise ValueError(
@@ -109,8 +135,9 @@ def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, pr
 
     starts = range(0, n, _CHUNK)
     with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
-        for done in map_ahead(decode, starts, threads=threads, ahead=len(starts), name="decode"):
+        for done in map_ahead(decode, starts, threads=threads, ahead=len(starts), name="decode", check=check):
             bar.update(done)
+    return dict(sorted(missing.items()))
 
 
 class MemoryLoader:
@@ -127,6 +154,7 @@ class MemoryLoader:
         process_index: int = 0,
         process_count: int = 1,
         threads: int = 2,
+        check: Check = interrupt.check,
     ):
         """Decode `source`; see `create_loader` for the arguments."""
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
@@ -138,17 +166,26 @@ class MemoryLoader:
         }
         self._seed = seed
         batch_indices(seed, 0, **self._order)  # invalid arguments fail before the decoding
-        self.source = load_in_memory(source, objects=False, threads=threads)
+        self.source = load_in_memory(source, objects=False, threads=threads, check=check)
+        missing = np.zeros(len(source), bool)
+        missing[list(self.source.missing)] = True
+        self._replaced = next_readable(missing) if missing.any() else None
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Return this process's part of the batch at `step`: `image`, `label`, `position`."""
         indices, positions = batch_indices(self._seed, step, **self._order)
+        indices = indices if self._replaced is None else self._replaced[indices]
         return {"image": self.source.images[indices], "label": self.source.labels[indices], "position": positions}
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches of `start_step`, `start_step + 1`, … without end."""
         check_range("start_step", start_step, 0)
         return (self.batch(step) for step in itertools.count(start_step))
+
+    @property
+    def left_out(self) -> int:
+        """Number of examples that could not be read, and were replaced by others."""
+        return len(self.source.missing)
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

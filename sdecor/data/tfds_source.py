@@ -5,13 +5,14 @@ palette images and four channels for CMYK images. `segmentation_mask` and `bbox`
 it is no box of the whole object.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,20 +52,57 @@ class Prepared:
     has_mask: bool
     has_box: bool
 
-    def records(self, split: str) -> Any:
-        """Return the serialised records of a stored split: indexed, picklable, safe to read from several threads.
+    def records(self, split: str, *, skips: bool = False) -> "Records":
+        """Return the serialised records of a stored split.
 
         Raises:
-          ValueError: when a data file is missing; the error names it.
+          ValueError: when a data file is missing, unless `skips`; the error names it.
         """
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(self.directory)
-        for path in builder.info.splits[split].filepaths:
+        stored = builder.info.splits[split]
+        for path in () if skips else stored.filepaths:
             if not path.exists():
                 raise ValueError(f"{path}: the data file is missing; copy the prepared directory anew, whole")
         method = tfds.decode.DeserializeMethod.RAW_BYTES
-        return builder.as_data_source(split, deserialize_method=method, file_format="array_record").data_source
+        source = builder.as_data_source(split, deserialize_method=method, file_format="array_record")
+        return Records(source.data_source, tuple(map(os.fspath, stored.filepaths)), np.cumsum(stored.shard_lengths))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """Serialised records by index: picklable, and safe to read from several threads.
+
+    Attributes:
+      source: the records.
+      files: the data files, in the order of their records.
+      ends: number of records in all files up to each, int `[files]`.
+    """
+
+    source: Any
+    files: tuple[str, ...]
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> bytes:
+        reason, cause = "the record is missing, because the data file is damaged or cut off", None
+        try:
+            record = self.source[index]
+            if record:  # array_record returns empty records of a file that was cut off
+                return record
+        except Exception as error:
+            reason, cause = f"the data file cannot be read ({error})", error
+        raise ValueError(f"{self.file(index)}: {reason}; copy this file anew") from cause
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[bytes]:
+        return self.source.__getitems__(indices)
+
+    def file(self, index: int) -> str:
+        """Return the data file of a record."""
+        return self.files[int(np.searchsorted(self.ends, index, side="right"))]
 
 
 def find(
@@ -88,6 +126,7 @@ def find(
     """
     from etils import epath
 
+    files.check_location(*(("data.data_dir", data_dir or "") if path is None else ("data.path", path)))
     if path is not None:
         directory = epath.Path(path).expanduser()
         if not (directory / "dataset_info.json").exists():
@@ -205,15 +244,17 @@ class TfdsSource:
       split: the name of the stored split.
       decoder: decoder of the images.
       mask_encoding: encoding of `segmentation_mask`, "binary" or "trimap".
+      skips: whether a missing or damaged data file is no error before its records are read; their labels are −1.
     """
 
     prepared: Prepared
     split: str
     decoder: Decoder
     mask_encoding: str = "binary"
+    skips: bool = False
 
     def __post_init__(self) -> None:
-        self._records = self.prepared.records(self.split)
+        self._records = self.prepared.records(self.split, skips=self.skips)
         self._labels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -232,10 +273,16 @@ class TfdsSource:
 
     def name(self, index: int) -> str:
         """Return the data set, split and index of an example, and its file name or id if it has one."""
-        return self._name(index, self._features(index))
+        try:
+            return self._name(index, self._features(index))
+        except Exception:  # the record cannot be read
+            return self._place(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features = self._features(index)
+        try:
+            features = self._features(index)
+        except Exception as error:
+            raise ValueError(f"{self._place(index)}: {error}") from error
         name = self._name(index, features)
         mask = box = None
         if self.prepared.has_mask:
@@ -257,12 +304,15 @@ class TfdsSource:
         return tf_example_pb2.Example.FromString(self._records[int(index)]).features.feature
 
     def _name(self, index: int, features: Any) -> str:
-        place = f"{self.prepared.name} {self.split}[{index}]"
+        place = self._place(index)
         for key in NAME_FEATURES:
             # Indexing a protobuf map with a missing key would add the key.
             if key in features and features[key].bytes_list.value:
                 return f"{place} ({features[key].bytes_list.value[0].decode(errors='replace')})"
         return place
+
+    def _place(self, index: int) -> str:
+        return f"{self.prepared.name} {self.split}[{index}]"
 
     def _read_labels(self) -> np.ndarray:
         kept = self.prepared.directory / f"labels-{self.split}.npy"
@@ -272,7 +322,7 @@ class TfdsSource:
             if labels.shape == (len(self),):
                 return labels.astype(np.int32)
         labels = self._scan_labels()
-        if len(self) >= LARGE:
+        if len(self) >= LARGE and not self._left_out:
             _keep(kept, labels)
         return labels
 
@@ -280,14 +330,29 @@ class TfdsSource:
         from tensorflow_datasets.proto import tf_example_pb2
         from tqdm import tqdm
 
-        labels = np.empty(len(self), np.int32)
+        labels, self._left_out = np.full(len(self), -1, np.int32), 0
         starts = range(0, len(self), SCAN)
         for start in tqdm(starts, f"Labels of {self.prepared.name} {self.split}", disable=len(self) < LARGE):
             indices = range(start, min(start + SCAN, len(self)))
-            for index, record in zip(indices, self._records.__getitems__(indices), strict=True):
+            for index, record in self._read_some(indices):
                 feature = tf_example_pb2.Example.FromString(record).features.feature["label"]
                 labels[index] = feature.int64_list.value[0]
         return labels
+
+    def _read_some(self, indices: range) -> Iterator[tuple[int, bytes]]:
+        """Yield the records of `indices` that can be read, each with its index."""
+        with contextlib.suppress(Exception):  # then they are read one by one, to find the damaged ones
+            records = self._records.__getitems__(indices)
+            if all(records):
+                yield from zip(indices, records, strict=True)
+                return
+        for index in indices:
+            try:
+                yield index, self._records[index]
+            except ValueError as error:
+                if not self.skips:
+                    raise ValueError(f"{self._place(index)}: {error}") from error
+                self._left_out += 1
 
 
 def image_size(data: bytes, *, name: str) -> tuple[int, int]:

@@ -64,7 +64,9 @@ def measure(
     explain = explain or _explaining(subject, method, key)
     programs, sets = _programs(subject, method, groups, images), [each for each in groups if each.needs == "set"]
     keep = max(pictures, *(images[each.name] for each in sets), 0)
-    targets, kept = predicted.examples["target"], []
+    there = predicted.examples["index"]  # fewer than the source has, if it leaves some out
+    targets, kept = np.zeros(len(subject.source), np.int32), []
+    targets[there] = predicted.examples["target"]
 
     def step(item: Item) -> Any:
         start, batch = item
@@ -82,6 +84,7 @@ def measure(
         return gathered(outputs), {}
 
     order = nested_order(len(subject.source), {pictures, *images.values()})
+    order = order[np.isin(order, there)]
     found = collect(step, batches(subject, subject.source, order))
     for each in sets:
         found = _of_set(each, found, _first(kept, order[: images[each.name]]), predicted)
@@ -128,7 +131,7 @@ def _first(kept: Sequence[Mapping[str, np.ndarray]], chosen: np.ndarray) -> dict
 def _of_set(group: Group, found: Results, arrays: Mapping[str, np.ndarray], predicted: Results) -> Results:
     """Add the values of a group that compares many maps with one another."""
     index = arrays["index"]
-    predictions = predicted.examples["prediction"][index]
+    predictions = predicted.examples["prediction"][np.searchsorted(predicted.examples["index"], index)]
     values = np.full(found.examples["index"].size, np.nan, np.float32)
     (name,) = group.gives
     values[np.searchsorted(found.examples["index"], index)] = group.function(
@@ -225,7 +228,8 @@ def _members(predicted: Results, size: int, count: int, seed: int) -> np.ndarray
     labels, confidence, accuracy = (predicted.examples[name] for name in ("label", "confidence", "accuracy"))
     for fewer in range(count, 0, -1):
         try:
-            return metrics.choose_mosaics(labels, confidence, accuracy > 0, size=size, count=fewer, seed=seed)
+            chosen = metrics.choose_mosaics(labels, confidence, accuracy > 0, size=size, count=fewer, seed=seed)
+            return predicted.examples["index"][chosen]
         except ValueError:  # too few images are classified correctly
             continue
     return np.empty((0, size**2), np.int64)

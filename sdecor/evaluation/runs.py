@@ -14,6 +14,7 @@ from sdecor import evaluation
 from sdecor.core import files, parallel
 from sdecor.core.checks import check_choice
 from sdecor.data.batches import identity, object_mask
+from sdecor.data.reading import first_readable
 from sdecor.evaluation import Plan, Setup, Subject, stored
 from sdecor.training import build, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
@@ -206,7 +207,7 @@ def plan_of(
         chunk_size=chunk_size,
         **{field: settings[field] for field in ("target", "saliency_of", "reduction")},
     )
-    example = source[0]
+    example = first_readable(source)
     batch = {"image": example["image"], "label": np.int32(0), "index": np.int32(0), "weight": np.float32(1)}
     mask = object_mask(example)
     batch |= {} if mask is None else {"object": mask}

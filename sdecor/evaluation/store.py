@@ -97,7 +97,7 @@ class Store:
             stored = {} if self.results is None else self.results.examples
             self.results = Results(stored | found.examples, found.moments)
             if maps is not None:  # with tied logits, predictions may differ between devices
-                self.results.examples["target"] = np.asarray(maps.targets, np.int32)
+                self.results.examples["target"] = np.asarray(maps.targets, np.int32)[found.examples["index"]]
             self.versions[PREDICTIONS] = self._now
             self._save()
         for method in plan.methods.values():

@@ -9,10 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from etils import epath
 
 from sdecor.core import parallel, processes
 from sdecor.core.interrupt import Interrupt
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
+from sdecor.data.reading import Record, Skipping
 from sdecor.training import members, steps
 from sdecor.training.state import TrainState
 
@@ -26,6 +29,19 @@ def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[An
         if loaders[-1].kind == "memory":
             source = loaders[-1].source
     return loaders
+
+
+def record_left_out(dataset: Any, folder: epath.PathLike) -> None:
+    """List the examples of train and val that cannot be read and are left out in `unreadable.jsonl` of the folder.
+
+    Each process reads its own examples, so that process N > 0 writes `unreadable-N.jsonl`.
+    """
+    number = f"-{jax.process_index()}" if jax.process_index() else ""
+    record = Record(epath.Path(folder) / f"unreadable{number}.jsonl")
+    for split in ("train", "val"):
+        source = dataset.source(split)
+        if isinstance(source, Skipping):
+            source.keep_with(record.add)
 
 
 def validation_source(source: Any, loader: Any) -> Any:
@@ -48,9 +64,18 @@ def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 
 def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
     """Yield all members' `step_batches` of each step; those of R replicas are joined to `[devices, R, …]`."""
     with contextlib.ExitStack() as files:
+        files.callback(_say_left_out, loaders[0])
         each = [files.enter_context(contextlib.closing(step_batches(loader, start, **sizes))) for loader in loaders]
         for batches in zip(*each, strict=True):
             yield members.join(batches, replicas, axis=1)
+
+
+def _say_left_out(loader: Any) -> None:
+    left_out = getattr(loader, "left_out", 0)  # a loader of your own may leave out none
+    if left_out:
+        logging.warning(
+            "%d training examples could not be read and were replaced: unreadable.jsonl lists them", left_out
+        )
 
 
 def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size: int, accumulate: int = 1) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import getitem
 from typing import Any
@@ -24,6 +24,7 @@ from sdecor.core import parallel, rng
 from sdecor.core.checks import check_choice, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
 from sdecor.data.loader import KINDS
+from sdecor.data.reading import ON_ERROR
 from sdecor.training import replicas
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
@@ -141,6 +142,7 @@ def _check_input(config: ConfigDict) -> None:
     data, options = config.data, config.augment
     check_choice("config.data.loader", data.loader, KINDS)
     check_range("config.data.workers", data.workers, 0)
+    check_choice("config.data.on_error", data.get("on_error", "stop"), ON_ERROR)
     check_range("config.augment.crop_padding", options.crop_padding, 0)
     _check_if_set("config.augment.size", options.size, 1)
 
@@ -168,8 +170,13 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
     )
 
 
-def create_data(config: ConfigDict) -> Any:
+def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> Any:
     """Open the config's data set (`sdecor.data.Dataset`).
+
+    Args:
+      config: config of the run.
+      known: facts of the data set that the run recorded. With data.on_error = "skip" its mean and std are used instead
+        of measured ones, because they change when an image cannot be read any more.
 
     Raises:
       ValueError: for a data set of one class, or one that `create_dataset` refuses.
@@ -179,8 +186,12 @@ def create_data(config: ConfigDict) -> Any:
     data = config.data
     fields = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
     fields += ("mean", "std", "limit")
+    on_error = data.get("on_error", "stop")  # configs of earlier versions lack it
+    values = {field: data[field] for field in fields}
+    if known is not None and on_error == "skip":
+        values |= {field: known[field] for field in ("mean", "std") if values[field] is None}
     try:
-        dataset = create_dataset(data.name, **{field: data[field] for field in fields})
+        dataset = create_dataset(data.name, **values, on_error=on_error)
     except ValueError as error:
         prefix = "config." if str(error).startswith("data.") else ""  # the library knows no config
         raise ValueError(f"{prefix}{error}") from error

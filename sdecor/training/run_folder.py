@@ -14,6 +14,7 @@ from sdecor.core.files import differing_fields, list_differences, plain, version
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps",
+    "data.on_error",  # a run that stopped at a bad file may leave it out from then on
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
@@ -84,6 +85,13 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         )
 
 
+def known_dataset(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Return the facts of the data set that a run with a checkpoint recorded, or None without one."""
+    checkpoints, stored = epath.Path(workdir) / "checkpoints", epath.Path(workdir) / "config.json"
+    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return read(workdir)["dataset"] if started and stored.exists() else None
+
+
 def title(config: Mapping[str, Any]) -> str:
     """Return the name of a run in tables: its training method, and its form unless that is the paper's.
 
@@ -103,6 +111,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: if there is no run in `workdir`.
     """
+    files.check_location("--workdir", workdir)
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")

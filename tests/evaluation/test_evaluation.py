@@ -9,6 +9,7 @@ from evaluated import CLASSES, COUNT, IMAGES_OF, LABELS, OBJECTS, QUICK, SIDE, s
 
 from sdecor import metrics
 from sdecor.core.rng import example_keys
+from sdecor.data import Skipping
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import (
     GROUPS,
@@ -43,6 +44,31 @@ def predicted() -> Results:
 @pytest.fixture(scope="module")
 def reference(predicted) -> Results:
     return evaluated.measured(subject(), predicted, names=NAMES)[0]
+
+
+def test_examples_that_are_left_out_change_no_others(reference):
+    class Damaged(evaluated.Source):
+        def __getitem__(self, index):
+            if index in (3, 8):
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    one = subject()._replace(source=Skipping(Damaged(), split="test"))
+    predicted = predict(one)
+    kept = np.setdiff1d(np.arange(COUNT), [3, 8])
+    np.testing.assert_array_equal(predicted.examples["index"], kept)
+    np.testing.assert_array_equal(predicted.examples["label"], LABELS[kept])
+    found = evaluated.measured(one, predicted, names=("gini", "insertion"))[0].examples
+    np.testing.assert_array_equal(found["index"], kept)
+    for name, least in (("gini", kept.size), ("insertion", 8)):
+        expected = reference.examples[name][kept]
+        both = np.isfinite(found[name]) & np.isfinite(expected)
+        assert both.sum() >= least
+        np.testing.assert_allclose(found[name][both], expected[both], rtol=2e-4, atol=1e-5, err_msg=name)
+    ((gradient, _),) = choose_methods(["gradient"]).values()
+    right = Results(predicted.examples | {"accuracy": np.ones(kept.size)}, {})
+    mosaics = grid_pointing_game(one, gradient, size=2, resize=True, images=12, predicted=right)
+    assert mosaics.examples["index"].size and set(mosaics.examples["index"]) <= set(kept)
 
 
 def one_batch() -> dict:

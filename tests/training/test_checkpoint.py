@@ -1,6 +1,7 @@
 """Tests of checkpoints: verification, rotation, and damaged ones, which are skipped or named."""
 
 import gc
+import importlib.util
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 from sdecor.core import files, parallel
+from sdecor.training import run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.state import TrainState
 
@@ -179,9 +181,19 @@ def test_a_remote_folder_stays_remote(monkeypatch):
     monkeypatch.chdir("/")
     assert os.fspath(files.absolute("gs://bucket/runs/a")) == "gs://bucket/runs/a"
     assert os.fspath(files.absolute("runs/a")) == "/runs/a"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package == "gcsfs" or None)
     files.check_checkpoints("--workdir", "gs://bucket/runs/a")
     with pytest.raises(ValueError, match=r"--workdir = 'gs://bucket/lr\[1\]'.*because of the \["):
         files.check_checkpoints("--workdir", "gs://bucket/lr[1]")
+
+
+@pytest.mark.parametrize(("path", "package"), [("gs://bucket/runs/a", "gcsfs"), ("s3://bucket/a", "s3fs")])
+def test_a_missing_package_for_a_remote_folder_is_named(monkeypatch, path, package):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=f"--workdir = '{path}' needs the package {package}: pip install {package}"):
+        files.check_checkpoints("--workdir", path)
+    with pytest.raises(ValueError, match=package):
+        run_folder.read(path)
 
 
 def test_missing_step_lists_those_there_are(tmp_path):
