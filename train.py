@@ -36,6 +36,7 @@ from sdecor.training.batches import (
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
+from sdecor.training.pace import Pace
 from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
@@ -199,6 +200,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
         enabled=config.log.progress and parallel.is_main_process(),
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
+    pace = Pace(config.train.checkpoint_every_minutes, start)
     with bar, contextlib.closing(run.batches(start)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
@@ -208,7 +210,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
             previous = (step, terms)
             validate = schedule.is_due(step, schedule.eval_every)
             stopping = stop(step)
-            if validate or stopping or schedule.is_due(step, schedule.checkpoint_every):
+            if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
                 concluded = conclude(run, state, step, writers, interrupt, validate=validate and not stopping)
@@ -247,7 +249,7 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
     """Return whether to stop after `step`; the answer is the same in all processes."""
     if jax.process_count() == 1:
         return bool(interrupt)
-    preempted = checkpoints.manager.reached_preemption(step)
+    preempted = checkpoints.reached_preemption(step)
     return preempted or (step % poll_every == 0 and parallel.any_process(bool(interrupt)))
 
 

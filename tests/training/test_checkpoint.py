@@ -32,7 +32,7 @@ TX = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
 def save(checkpoints, step, accuracy=None):
     metrics = None if accuracy is None else {"accuracy": accuracy, "cross_entropy": 1.0}
     checkpoints.save(state_at(step), position={"step": step, "seed": 0}, metrics=metrics)
-    checkpoints.manager.wait_until_finished()
+    checkpoints.wait()
 
 
 def equal(a, b):
@@ -53,7 +53,7 @@ def test_state_without_average_or_statistics(tmp_path):
     state = state_at(3, ema=False).replace(batch_stats={})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, position={"step": 3, "seed": 0})
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
         restored, _ = checkpoints.restore(state)
     assert equal(restored, state) and restored.ema_params is None
 
@@ -208,7 +208,7 @@ def test_saving_is_not_disturbed_by_donation(tmp_path):
         checkpoints.save(state, position={"step": 9, "seed": 0})
         for _ in range(20):
             state = overwrite(state)
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
         restored, _ = checkpoints.restore(state_at(0))
     assert checksums(restored.params) == expected
 
