@@ -8,6 +8,7 @@ folder is read back at once by all processes, so that training does not start on
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import logging as python_logging
 import os
@@ -60,17 +61,14 @@ class Checkpoints:
         self._reason = "see the main process"  # why the last one could not
         self._damaged: dict[int, str] = {}  # step → why its checkpoint cannot be read
         self._proven = False  # whether a checkpoint of this folder was read back
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(_raised_only())
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        with self._stack:
-            self.wait()
-            if self._manager is not None:
-                self._manager.close()
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Return the steps that have a finished checkpoint, ascending."""
@@ -203,6 +201,7 @@ class Checkpoints:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
+        python_logging.getLogger("absl").addFilter(_raised_only)  # for good: threads of a failed save live on
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
@@ -217,7 +216,7 @@ class Checkpoints:
         )
         # Orbax would copy NumPy arrays once more; these are copies already.
         kinds = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+            (np.ndarray, _ArrayHandler(deepcopy_host_arrays=False)),
             (jax.Array, ocp.type_handlers.ArrayHandler()),  # unused; orbax warns without it
         )
         state = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds, multiprocessing_options=alone)
@@ -334,6 +333,20 @@ class _Manager(ocp.CheckpointManager):
         return self._metrics_of(step)
 
 
+class _ArrayHandler(ocp.type_handlers.NumpyHandler):
+    """Write NumPy arrays, all of them to the end even if one fails.
+
+    Otherwise each unfinished write prints its own traceback, "Event loop is closed", after the error that matters.
+    """
+
+    async def _background_serialize(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super()._background_serialize(*arguments, **options)
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*others, return_exceptions=True)
+
+
 class _RecordHandler(ocp.AsyncCheckpointHandler):
     """Write the record of a checkpoint in the background; its checksums are computed there."""
 
@@ -446,27 +459,22 @@ def _is_of_storage(error: BaseException | None) -> bool:
     return False
 
 
+_SYSTEM = re.compile("|".join(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)))
+
+
 def _reason(error: Exception) -> str:
-    """Return an error's first line, without the storage library's settings after it."""
+    """Return what the system says of an error of the storage; else the first line, without TensorStore's settings."""
+    if found := _SYSTEM.search(str(error)):
+        return found[0]
     text = (str(error) or type(error).__name__).splitlines()[0]
     for details in (" [tensorstore_spec", " See full TensorStore details"):
         text = text.partition(details)[0]
     return text
 
 
-@contextlib.contextmanager
-def _raised_only() -> Iterator[None]:
-    """Keep orbax's tracebacks out of absl's log: it raises the same errors, which are reported in one line."""
-    log = python_logging.getLogger("absl")
-
-    def keep(entry: python_logging.LogRecord) -> bool:
-        return entry.levelno < python_logging.ERROR or f"{os.sep}orbax{os.sep}" not in entry.pathname
-
-    log.addFilter(keep)
-    try:
-        yield
-    finally:
-        log.removeFilter(keep)
+def _raised_only(entry: python_logging.LogRecord) -> bool:
+    """Keep orbax's tracebacks out of the log: it raises the same errors, which are reported in one line."""
+    return entry.levelno < python_logging.ERROR or f"{os.sep}orbax{os.sep}" not in entry.pathname
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

@@ -51,11 +51,13 @@ def read(directory: epath.PathLike, step: int) -> dict[str, Any]:
 
 
 def read_metrics(directory: epath.PathLike, step: int) -> dict[str, float] | None:
-    """Read the validation result of the checkpoint of `step`; None without validation.
+    """Read the validation result of the checkpoint of `step`; None without validation or checkpoint.
 
     Raises:
       ValueError: if the file with the result is damaged; the text names the file.
     """
+    if not (epath.Path(directory) / str(step)).exists():
+        return None
     content = read(directory, step)
     if "metrics" in content:
         return content["metrics"]
