@@ -182,8 +182,7 @@ class Checkpoints:
             raise error
         step, self._writing, self._manager = self._writing, None, None  # orbax's manager is of no use after an error
         self._missed, self._reason = self._missed + 1, _reason(error)
-        with contextlib.suppress(OSError):
-            self._remove_unfinished()
+        self._remove_unfinished()
         logging.warning(
             "the checkpoint of step %s could not be saved: %s. Training continues; the next checkpoint tries again",
             step,
@@ -192,8 +191,9 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         """Remove what killed or failed saves left: unfinished checkpoints, which take space and are never read."""
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            path.rmtree()
+        with contextlib.suppress(OSError):  # a thread of a failed save may still write there; the next save tries again
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                path.rmtree()
 
     def _open(self) -> None:
         """Create orbax's manager, of this process alone."""
