@@ -184,9 +184,11 @@ class Checkpoints:
         self._missed, self._reason = self._missed + 1, _reason(error)
         self._remove_unfinished()
         logging.warning(
-            "the checkpoint of step %s could not be saved: %s. Training continues; the next checkpoint tries again",
+            "the checkpoint of step %d could not be saved: %s. The next one is tried (%d in a row; the run ends at %d)",
             step,
             self._reason,
+            self._missed,
+            TRIES,
         )
 
     def _remove_unfinished(self) -> None:
