@@ -94,16 +94,14 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate the runs of --workdir, or export the maps of one run, or measure exported maps."""
-    try:
-        if FLAGS.output is not None:
-            files.check_output("--output", FLAGS.output)
-        if FLAGS.export is not None:
-            return export_maps(FLAGS.workdir)
-        if FLAGS.from_export is not None:
-            return measure_export(FLAGS.workdir)
+    if FLAGS.output is not None:
+        files.check_output("--output", FLAGS.output)
+    if FLAGS.export is not None:
+        export_maps(FLAGS.workdir)
+    elif FLAGS.from_export is not None:
+        measure_export(FLAGS.workdir)
+    else:
         evaluate(FLAGS.workdir)
-    except KeyboardInterrupt:
-        raise SystemExit("evaluate.py: stopped. Finished methods are kept: run the same command to continue.") from None
 
 
 def evaluate(folders: list[str]) -> None:
@@ -235,4 +233,4 @@ def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]
 
 if __name__ == "__main__":
     define_flags()
-    launch.run(main)
+    launch.run(main, kept="Finished methods are kept: run the same command to continue.")

@@ -5,19 +5,18 @@ are trials that differ only in numbers. Each of these trials is then evaluated b
 """
 
 import contextlib
-import ctypes
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.core import files, locks
+from sdecor.core import children, files, locks
 from sdecor.core.commands import INTERRUPTED, PARTLY
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
@@ -115,8 +114,6 @@ def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
 
 
 STOPPED = "stopped"
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass
@@ -230,16 +227,15 @@ def _start_stage(job: Job) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[held.descriptor for held in job.held],
-            preexec_fn=_prepare,
+            preexec_fn=functools.partial(_prepare, os.getpid()),
         )
 
 
-def _prepare() -> None:
+def _prepare(parent: int) -> None:
     """Set the child's signals: SIGTERM when the sweep dies, and Ctrl-C accepted even where the sweep ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm may send its warning here too; slurm.py answers it
-    if _LIBC is not None:
-        _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)
+    children.end_with_parent(parent)
 
 
 def _end_stage(job: Job, status: int) -> None:

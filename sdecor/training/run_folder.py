@@ -6,13 +6,13 @@ missing or damaged.
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from sdecor.core import files
+from sdecor.core import files, leases
 from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 from sdecor.training import record
@@ -23,6 +23,37 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
+LOCK, LEASE = ".lock", ".lease.json"
+PREDECESSOR_SECONDS = 10.0  # for a job that was just asked to stop, and whose successor starts already
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
+    """Make a run's folder and lock it for this job, if `hold` is set: in the main process alone.
+
+    The lock dies with its holder. A folder that stays empty is removed again.
+
+    Raises:
+      ValueError: if another job holds the folder, or the folder cannot be made or written.
+      TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
+    """
+    if not hold:
+        yield
+        return
+    files.check_checkpoints("--workdir", workdir)
+    folder = files.make_folder("--workdir", workdir)
+    wait = {"busy": "is being trained", "wait": PREDECESSOR_SECONDS}
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(leases.hold(folder, lock=LOCK, lease=LEASE, **wait))
+            except OSError as error:
+                raise _unwritable(workdir, error) from error
+            yield
+    finally:
+        with contextlib.suppress(Exception):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
@@ -65,12 +96,17 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
             content = {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
             write_json(workdir / "config.json", content)
     except (OSError, ValueError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        text = f"--workdir = {str(workdir)!r} cannot be written: {getattr(cause, 'strerror', None) or error}"
-        passing = isinstance(cause, OSError) and files.may_pass(cause)
-        failure = (TemporaryFailure if passing else ValueError)(text)
+        failure = _unwritable(workdir, error)
     if parallel.any_process(failure is not None):
         raise failure or ValueError(f"--workdir = {str(workdir)!r} cannot be written by the main process")
+
+
+def _unwritable(workdir: epath.PathLike, error: Exception) -> Exception:
+    """Return the error to raise for a folder that cannot be made or written."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    text = f"--workdir = {str(workdir)!r} cannot be written: {getattr(cause, 'strerror', None) or error}"
+    passing = isinstance(cause, OSError) and files.may_pass(cause)
+    return (TemporaryFailure if passing else ValueError)(text)
 
 
 def _stored(workdir: epath.Path) -> dict[str, Any] | None:
