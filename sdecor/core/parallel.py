@@ -202,27 +202,6 @@ def unshard(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
 
 
-def to_global(tree: Any) -> Any:
-    """View arrays that are replicated on the local devices as replicated over all processes, without a copy.
-
-    The step's output is on the process's own mesh, which the checkpoint writer rejects for several processes.
-    """
-    if jax.process_count() == 1:
-        return tree
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
-
-    def view(array: jax.Array) -> jax.Array:
-        parts = [part.data for part in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
-
-    return jax.tree.map(view, tree)
-
-
-def to_local(tree: Any) -> Any:
-    """Undo `to_global`: put the arrays where the compiled step of this process expects them."""
-    return replicate(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree))
-
-
 def gather(tree: Any) -> Any:
     """Concatenate every process's NumPy arrays `[n, …]` along their first axis, in the order of processes."""
     if jax.process_count() == 1:

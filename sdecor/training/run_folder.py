@@ -103,8 +103,9 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
 
 def _unwritable(workdir: epath.PathLike, error: Exception) -> Exception:
     """Return the error to raise for a folder that cannot be made or written."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    text = f"--workdir = {str(workdir)!r} cannot be written: {getattr(cause, 'strerror', None) or error}"
+    cause, text = error.__cause__, str(error)  # of `files.make_folder`
+    if isinstance(error, OSError):
+        cause, text = error, f"--workdir = {str(workdir)!r} cannot be written: {error.strerror or error}"
     passing = isinstance(cause, OSError) and files.may_pass(cause)
     return (TemporaryFailure if passing else ValueError)(text)
 

@@ -92,7 +92,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, code
     else:
         monkeypatch.setattr(files.epath.Path, "mkdir", fails)
         monkeypatch.setattr(type(files.epath.Path(tmp_path)), "mkdir", fails)
-    with pytest.raises(kind, match=rf"--workdir = .*/run' cannot be written: {os.strerror(code)}$"):
+    done = "written" if where == "write_json" else "made"
+    with pytest.raises(kind, match=rf"--workdir = .*/run' cannot be {done}: {os.strerror(code)}$"):
         run_folder.claim(tmp_path / "run", default.get_config(), DATASET)
 
 
