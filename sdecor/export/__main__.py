@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sdecor.core.commands import as_one_line
-from sdecor.core.files import check_output, check_text
+from sdecor.core import interrupt
+from sdecor.core.commands import INTERRUPTED, as_one_line
+from sdecor.core.files import check_output, check_text, check_writable
 from sdecor.export import convert, reader
 from sdecor.export.convert import to_hdf5, to_npz
 from sdecor.export.overlays import overlays
@@ -21,8 +22,11 @@ from sdecor.export.overlays import overlays
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an expected error prints its text and exits with status 1."""
     flags = _parser().parse_args(arguments)
-    with as_one_line("sdecor.export", (ValueError, OSError)):
-        status = run(flags)
+    try:
+        with as_one_line("sdecor.export", (ValueError, OSError)):
+            status = run(flags)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     sys.exit(status)
 
 
@@ -70,9 +74,11 @@ def validate_targets(flags: argparse.Namespace) -> None:
     """Raise `ValueError` if a flag names a path that cannot be written."""
     if flags.npz:
         check_text("--npz", flags.npz)
+        check_writable("--npz", os.path.dirname(flags.npz) or os.curdir)
     for name in ("hdf5", "png"):
         if getattr(flags, name):
             check_output(f"--{name}", getattr(flags, name))
+            check_writable(f"--{name}", getattr(flags, name))
 
 
 def describe(export: reader.Export) -> str:
@@ -128,4 +134,5 @@ def _number(word: str) -> int:
 
 
 if __name__ == "__main__":
+    interrupt.install()
     main()

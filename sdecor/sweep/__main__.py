@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from sdecor.core import files
+from sdecor.core import files, interrupt
 from sdecor.core.checks import check_count
 from sdecor.core.commands import INTERRUPTED, as_one_line
 from sdecor.sweep import check, commands, job, local, plan, slurm, trial_folder
@@ -74,9 +74,12 @@ def start(
     """Validate the sweep, then run it here or submit it; return the exit status."""
     away = flags.slurm is not None
     files.check_checkpoints("--workdir", folder)
+    files.check_writable("--workdir", folder)
     # The machine that submits need not have the accelerators.
     configs = check.check(sweep, trials, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
     plan.write(folder, sweep)
+    for trial in trials:
+        trial_folder.put_damaged_aside(folder / trial.key)
     if away:
         _submit(trials, folder, flags)
         return 0
@@ -155,4 +158,5 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    interrupt.install()
     main()

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sdecor.core import children, files, locks
-from sdecor.core.commands import INTERRUPTED, PARTLY
+from sdecor.core.commands import INTERRUPTED, PARTLY, RETRY
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
 from sdecor.sweep.trial_folder import FAILED, FINISHED
@@ -114,6 +114,7 @@ def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
 
 
 STOPPED = "stopped"
+RETRIES = 3  # of a job whose processes end by faults of the surroundings
 
 
 @dataclasses.dataclass
@@ -131,6 +132,7 @@ class Job:
       stopping: whether the job was asked to stop.
       began: start time of the process.
       log_start: where the lines of the process begin in the log.
+      retries: number of stages that were started again after a fault of the surroundings.
     """
 
     group: Group
@@ -143,6 +145,7 @@ class Job:
     stopping: bool = False
     began: float = 0.0
     log_start: int = 0
+    retries: int = 0
 
     @property
     def folder(self) -> pathlib.Path:
@@ -240,7 +243,12 @@ def _prepare(parent: int) -> None:
 
 def _end_stage(job: Job, status: int) -> None:
     stage, seconds = job.stages[0], (time.monotonic() - job.began) / len(job.group.trials)
-    stopped = job.stopping or (stage == "train" and status == INTERRUPTED)
+    stopped = job.stopping or status == INTERRUPTED
+    if status == RETRY and not stopped and job.retries < RETRIES:
+        job.retries += 1
+        trial_folder.add_time(job.folder, stage, seconds)
+        _start_stage(job)
+        return
     failed = [] if status == 0 or stopped else _failed_trials(job, status)
     for trial in job.group.trials:
         folder = job.root / trial.key
