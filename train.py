@@ -37,6 +37,7 @@ from sdecor.training.batches import (
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
+from sdecor.training.pace import Pace
 from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
@@ -202,6 +203,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
         enabled=config.log.progress and parallel.is_main_process(),
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
+    pace = Pace(config.train.checkpoint_every_minutes, start)
     with bar, contextlib.closing(run.batches(start)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
@@ -212,7 +214,7 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
             previous = (step, terms)
             validate = schedule.is_due(step, schedule.eval_every)
             stopping = processes.agree_to_stop(bool(interrupt))
-            if validate or stopping or schedule.is_due(step, schedule.checkpoint_every):
+            if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
                 concluded = conclude(run, state, step, writers, interrupt, validate=validate and not stopping)

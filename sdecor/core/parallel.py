@@ -182,30 +182,24 @@ def _local(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def copy_to_host(tree: Any) -> Any:
+    """Copy arrays from this process's devices to memory of the host that no later step overwrites.
+
+    NumPy arrays are returned as they are.
+    """
+    fetch_ahead([leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)])
+
+    def copy(array: Any) -> np.ndarray:
+        host = _local(array)
+        on_host = isinstance(array, jax.Array) and any(device.platform == "cpu" for device in array.devices())
+        return np.array(host) if on_host else host  # on a CPU, `host` is a view of the device's memory
+
+    return jax.tree.map(copy, tree)
+
+
 def unshard(tree: Any) -> Any:
     """Undo `shard` on fetched outputs: `[devices, n, …]` becomes `[devices · n, …]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
-
-
-def to_global(tree: Any) -> Any:
-    """View arrays that are replicated on the local devices as replicated over all processes, without a copy.
-
-    The step's output is on the process's own mesh, which the checkpoint writer rejects for several processes.
-    """
-    if jax.process_count() == 1:
-        return tree
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
-
-    def view(array: jax.Array) -> jax.Array:
-        parts = [part.data for part in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
-
-    return jax.tree.map(view, tree)
-
-
-def to_local(tree: Any) -> Any:
-    """Undo `to_global`: put the arrays where the compiled step of this process expects them."""
-    return replicate(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree))
 
 
 def gather(tree: Any) -> Any:

@@ -1,4 +1,8 @@
-"""The folder of a run and its config.json: the config, package versions and data set."""
+"""The folder of a run and its config.json: the config, package versions and data set.
+
+Each checkpoint stores the config and the data set too, so that a run cannot continue with others where config.json is
+missing or damaged.
+"""
 
 import contextlib
 import json
@@ -9,11 +13,13 @@ from absl import logging
 from etils import epath
 
 from sdecor.core import files, leases
+from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
+from sdecor.training import record
 
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
-    "train.checkpoint_every_steps",
+    "train.checkpoint_every_steps", "train.checkpoint_every_minutes",
     "data.on_error",  # a run that stopped at a bad file may leave it out from then on
 )  # fmt: skip
 
@@ -29,7 +35,8 @@ def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
     The lock dies with its holder. A folder that stays empty is removed again.
 
     Raises:
-      ValueError: if another job holds the folder, or the folder cannot be made.
+      ValueError: if another job holds the folder, or the folder cannot be made or written.
+      TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
     """
     if not hold:
         yield
@@ -38,7 +45,11 @@ def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
     folder = files.make_folder("--workdir", workdir)
     wait = {"busy": "is being trained", "wait": PREDECESSOR_SECONDS}
     try:
-        with leases.hold(folder, lock=LOCK, lease=LEASE, **wait):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(leases.hold(folder, lock=LOCK, lease=LEASE, **wait))
+            except OSError as error:
+                raise _unwritable(workdir, error) from error
             yield
     finally:
         with contextlib.suppress(Exception):
@@ -49,7 +60,7 @@ def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
     """Make `workdir` the folder of this run: compare its config with the stored one, and write config.json.
 
-    A folder without a checkpoint may be claimed with any config.
+    A folder without a checkpoint may be claimed with any config. All processes call this together.
 
     Args:
       workdir: local or remote folder, created if missing.
@@ -59,15 +70,16 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
 
     Raises:
       ValueError: if the folder holds another run, with each differing field in the message (fields in `FREE` may
-        differ), or if the folder cannot be made.
+        differ), if nothing tells which run it holds, or if the folder cannot be written.
+      TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
     """
+    from sdecor.core import parallel  # needs JAX, without which a sweep starts
+
     workdir = epath.Path(workdir)
-    checkpoints = workdir / "checkpoints"
-    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-    if started and (workdir / "config.json").exists():
-        found = read(workdir)
+    found = _stored(workdir)
+    if found is not None:
         differences = {
-            **differing_fields(found["config"], plain(config), ignore=FREE),
+            **differing_fields(lasting(found["config"]), lasting(plain(config))),
             **differing_fields(found["dataset"], plain(dataset), prefix="dataset."),
         }
         if differences:
@@ -75,21 +87,72 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
                 f"{workdir} holds a run of another config:\n{list_differences(differences)}\n"
                 "Use another --workdir, or the same config to continue that run."
             )
-        changed = differing_fields(found["versions"], versions())
+        changed = differing_fields(found.get("versions", versions()), versions())
         if changed:
             logging.warning("package versions differ from those at the run's start:\n%s", list_differences(changed))
-    if write:
-        files.make_folder("--workdir", workdir)
-        write_json(
-            workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
-        )
+    failure = None
+    try:
+        if write:
+            files.make_folder("--workdir", workdir)
+            content = {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
+            write_json(workdir / "config.json", content)
+    except (OSError, ValueError) as error:
+        failure = _unwritable(workdir, error)
+    if parallel.any_process(failure is not None):
+        raise failure or ValueError(f"--workdir = {str(workdir)!r} cannot be written by the main process")
+
+
+def _unwritable(workdir: epath.PathLike, error: Exception) -> Exception:
+    """Return the error to raise for a folder that cannot be made or written."""
+    cause, text = error.__cause__, str(error)  # of `files.make_folder`
+    if isinstance(error, OSError):
+        cause, text = error, f"--workdir = {str(workdir)!r} cannot be written: {error.strerror or error}"
+    passing = isinstance(cause, OSError) and files.may_pass(cause)
+    return (TemporaryFailure if passing else ValueError)(text)
+
+
+def _stored(workdir: epath.Path) -> dict[str, Any] | None:
+    """Return the config and data set of the run in a folder; None if it holds no checkpoint.
+
+    They are those of config.json, or of the latest checkpoint that has them if config.json is missing or damaged.
+
+    Raises:
+      ValueError: if neither can be read.
+    """
+    checkpoints = workdir / "checkpoints"
+    steps = record.steps(checkpoints)
+    if not steps:
+        return None
+    try:
+        return read(workdir)
+    except ValueError as error:
+        for step in reversed(steps):
+            with contextlib.suppress(ValueError):
+                content = record.read(checkpoints, step)
+                if "config" in content:
+                    logging.warning("%s; the config of the checkpoint of step %d is used", error, step)
+                    return content
+        path = workdir / "config.json"
+        damage = "damaged" if path.exists() else "missing"
+        raise ValueError(
+            f"{path} is {damage}, and no checkpoint in {checkpoints} says with which config it was trained: put the "
+            "file back from a copy, or use another --workdir"
+        ) from error
+
+
+def facts(workdir: epath.PathLike) -> dict[str, Any]:
+    """Return what a checkpoint stores of its run, from config.json: the config's lasting fields and the data set."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        return {}
+    content = read(workdir)
+    return {"config": lasting(content["config"]), "dataset": content["dataset"]}
 
 
 def known_dataset(workdir: epath.PathLike) -> dict[str, Any] | None:
     """Return the facts of the data set that a run with a checkpoint recorded, or None without one."""
-    checkpoints, stored = epath.Path(workdir) / "checkpoints", epath.Path(workdir) / "config.json"
-    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-    return read(workdir)["dataset"] if started and stored.exists() else None
+    stored = _stored(epath.Path(workdir))
+    return None if stored is None else stored["dataset"]
 
 
 def title(config: Mapping[str, Any]) -> str:
@@ -109,13 +172,23 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     """Return config.json's `config`, `dataset` and `versions` as plain dicts.
 
     Raises:
-      ValueError: if there is no run in `workdir`.
+      ValueError: if there is no run in `workdir`, or its config.json is damaged.
     """
     files.check_location("--workdir", workdir)
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+        if all(isinstance(content[name], dict) for name in ("config", "dataset", "versions")):
+            return content
+        reason = "not all of its parts are objects"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{error}"
+    raise ValueError(
+        f"{path} is damaged ({reason}): put it back from a copy, or start train.py again with the config of this run, "
+        "which writes the file anew"
+    )
 
 
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
