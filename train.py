@@ -8,6 +8,11 @@ the previous step's metrics, then, when due, validation and a checkpoint. Replic
 and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
 """
 
+from sdecor.core.interrupt import Interrupt, end_while_importing
+
+if __name__ == "__main__":
+    end_while_importing()  # the imports take seconds
+
 import contextlib
 import dataclasses
 import sys
@@ -22,7 +27,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sdecor.core import commands, files, launch, parallel, processes
-from sdecor.core.interrupt import Interrupt
 from sdecor.data.batches import steps_per_epoch
 from sdecor.training import build, logbook, members, replicas, run_folder, steps
 from sdecor.training.batches import (

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM, from the first line of a program to its end.
 
-A program calls `install` first. While it has something to save, it holds an `Interrupt`: a signal then sets a flag,
-which the loop polls between two steps. At any other moment a signal ends the program at once, also while the main
-thread compiles or waits in native code. This file needs no JAX.
+A program calls `end_while_importing` before imports that take seconds, then `install`. While it has something to save,
+it holds an `Interrupt`: a signal then sets a flag, which the loop polls between two steps. At any other moment a signal
+ends the program at once, also while the main thread compiles or waits in native code. This file needs no JAX.
 """
 
 import contextlib
@@ -74,6 +74,12 @@ class Interrupt:
             signal.signal(number, handler)
 
 
+def end_while_importing() -> None:
+    """End the program with one line at a signal, until `install` takes over; nothing is begun yet."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: _leave(number))
+
+
 def install() -> None:
     """Handle Ctrl-C and SIGTERM from now on; a program calls this first, in its main thread."""
     if not _program.installed:
@@ -139,11 +145,16 @@ def _follow(reader: int) -> None:
             continue
         time.sleep(LEAVE_SECONDS)
         if not _program.holders:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-            name = os.path.basename(sys.argv[0])
-            print(f"{name}: stopped by {signal.Signals(received[0]).name}", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED)
+            _leave(received[0])
+
+
+def _leave(number: int) -> None:
+    """End the process at once, with one line."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 def _forget_in_child() -> None:

@@ -107,6 +107,19 @@ except KeyboardInterrupt:
     assert program.end() == (INTERRUPTED, "ended\n", "")
 
 
+@pytest.mark.parametrize("program, number", [("train.py", signal.SIGTERM), ("evaluate.py", signal.SIGINT)])
+def test_a_signal_during_the_imports_of_a_program_ends_it_with_one_line(program, number, tmp_path):
+    """JAX is replaced by a module that takes long to import."""
+    (tmp_path / "jax.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)\n")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, tiny_runs.ROOT / program], cwd=tmp_path, env=env, **options)
+    assert process.stdout.readline() == "imports\n", process.communicate(timeout=30)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", f"{program}: stopped by {signal.Signals(number).name}\n")
+    assert process.returncode == INTERRUPTED
+
+
 # Something to save
 
 HELD = """
