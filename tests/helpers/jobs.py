@@ -12,9 +12,17 @@ SECONDS = 100  # after which a process is killed, so that a hang is a failure
 
 
 class Job:
-    """A started job; the outputs of its processes are in files of `folder`."""
+    """A started job; the outputs of its processes are in files of `folder`. A program that is `alone` joins no job."""
 
-    def __init__(self, commands: Sequence[Sequence[str]], folder: pathlib.Path, *, devices: int = 1, **env: str):
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        folder: pathlib.Path,
+        *,
+        devices: int = 1,
+        alone: bool = False,
+        **env: str,
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -28,7 +36,7 @@ class Job:
             place = [f"--coordinator=localhost:{port}", f"--processes={len(commands)}", f"--process={i}"]
             with log.open("w") as output:
                 started = subprocess.Popen(
-                    [*command, *place], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+                    [*command, *([] if alone else place)], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
                 )
             self.processes.append(started)
 
