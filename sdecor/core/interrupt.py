@@ -36,6 +36,7 @@ class _Program:
         self.at = 0.0  # time of the last signal
         self.holders = 0  # number of `Interrupt`s that are held
         self.forward: Callable[[], None] | None = None  # tells the other processes of a job
+        self.end: Callable[[int, str], None] = lambda status, text: None  # ends the other processes of a job
 
 
 _program = _Program()
@@ -101,9 +102,14 @@ def check() -> None:
         raise Stopped
 
 
-def join_job(announce: Callable[[], None]) -> None:
-    """Let every signal call `announce`, which tells the other processes of the job."""
-    _program.forward = announce
+def join_job(announce: Callable[[], None], end: Callable[[int, str], None]) -> None:
+    """Let every signal call `announce`, which tells the other processes of the job.
+
+    Args:
+      announce: function without arguments.
+      end: function of an exit status and a text, which ends the other processes when this one ends without them.
+    """
+    _program.forward, _program.end = announce, end
 
 
 def native_handler(number: signal.Signals) -> Callable[[], None] | None:
@@ -152,8 +158,9 @@ def _leave(number: int) -> None:
     """End the process at once, with one line."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    name = os.path.basename(sys.argv[0])
-    print(f"{name}: stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    text = f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}"
+    print(text, file=sys.stderr, flush=True)
+    _program.end(INTERRUPTED, text)
     os._exit(INTERRUPTED)
 
 

@@ -174,7 +174,7 @@ with interrupt.Interrupt() as flag:
         interrupt.check()
     except interrupt.Stopped as error:
         say(isinstance(error, KeyboardInterrupt))
-    interrupt.join_job(lambda: None)
+    interrupt.join_job(lambda: None, print)
     interrupt.check()
 """)
     program.expect("ready")
@@ -184,7 +184,7 @@ with interrupt.Interrupt() as flag:
 
 def test_every_signal_is_announced_to_the_job_also_from_native_code():
     program = Program("""
-interrupt.join_job(lambda: say("announced"))
+interrupt.join_job(lambda: say("announced"), print)
 with interrupt.Interrupt():
     wait_for_ever()
 """)
@@ -198,7 +198,7 @@ with interrupt.Interrupt():
 def test_a_forked_child_has_its_own_signals():
     program = Program("""
 told = []
-interrupt.join_job(lambda: told.append(1))
+interrupt.join_job(lambda: told.append(1), print)
 with interrupt.Interrupt() as flag:
     reader, writer = os.pipe()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,33 +13,29 @@ from sdecor.core import interrupt, launch, parallel, processes
 from sdecor.core.commands import INTERRUPTED, TemporaryFailure
 
 _DO = flags.DEFINE_list("do", [], "What each process does: a name of `ACTIONS`.")
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "Time of a report.")
-LONG = 10**6  # steps
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "Time of a report or a save.")
 
 
-def train(pause: float = 0.01) -> None:
-    """Make steps, each with a collective, until all processes agree to stop."""
+def loop(pause: float, *, together: bool, saving: float = 0.0) -> None:
+    """Make steps until all processes agree to stop, then save.
+
+    Args:
+      pause: seconds of a step.
+      together: whether each step has a collective; without one, the processes drift apart.
+      saving: seconds of a save.
+    """
     with interrupt.Interrupt() as flag:
-        for step in range(LONG):
+        for step in range(10**6):
             processes.note(f"step {step}")
-            parallel.any_process(False)
+            if together:
+                parallel.any_process(False)
             time.sleep(pause)
             if step == 3:
                 print("trains", flush=True)
             if processes.agree_to_stop(bool(flag)):
-                print(f"stopped at {step}", flush=True)
-                raise SystemExit(INTERRUPTED)
-
-
-def loose(pause: float) -> None:
-    """Make steps without a collective, so that the processes drift apart."""
-    with interrupt.Interrupt() as flag:
-        for step in range(LONG):
-            time.sleep(pause)
-            if step == 3:
-                print("trains", flush=True)
-            if processes.agree_to_stop(bool(flag)):
-                print(f"stopped at {step}", flush=True)
+                print(f"stops at {step}", flush=True)
+                time.sleep(saving)
+                print("saved", flush=True)
                 raise SystemExit(INTERRUPTED)
 
 
@@ -77,10 +73,10 @@ def report() -> None:
 
 
 ACTIONS = {
-    "train": train,
-    "slow": lambda: train(0.1),
-    "loose": lambda: loose(0.002),
-    "loose_slow": lambda: loose(0.02),
+    "train": lambda: loop(0.01, together=True),
+    "save": lambda: loop(0.01, together=True, saving=_SECONDS.value),
+    "loose": lambda: loop(0.005, together=False),
+    "loose_slow": lambda: loop(0.02, together=False),
     "waits": wait_for_others,
     "native": wait_natively,
     "request": lambda: fail(ValueError("data.path = 'a.png': this is no image")),
