@@ -17,7 +17,11 @@ from sdecor.training.members import run_key
 def environment() -> dict[str, str]:
     """Return the variables that let all starts of a program share their compiled programs."""
     cache = f"{jax.config.jax_compilation_cache_dir}-jobs"
-    return {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(tiny_runs.ROOT),
+    }
 
 
 def start(
