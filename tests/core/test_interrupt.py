@@ -44,7 +44,8 @@ class Program:
 
     def __init__(self, source: str):
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PRELUDE + source], cwd=tiny_runs.ROOT, **options)
+        command = [sys.executable, "-W", "ignore", "-c", PRELUDE + source]
+        self.process = subprocess.Popen(command, cwd=tiny_runs.ROOT, **options)
 
     def expect(self, line: str) -> None:
         assert self.process.stdout.readline() == f"{line}\n", self.process.communicate(timeout=30)[1]

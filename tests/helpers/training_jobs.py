@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,8 @@ from jobs import Job
 from sdecor.training import build, logbook
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.members import run_key
+
+SECONDS = 60  # from a signal to the end, on a machine that does other work
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +50,41 @@ def finish(command: Sequence[str], logs: pathlib.Path, processes: int = 1, devic
     statuses = job.wait()
     assert not any(statuses), (statuses, *map(job.output, range(processes)))
     return job
+
+
+def stop_at(
+    moment: str,
+    command: Sequence[str],
+    logs: pathlib.Path,
+    processes: int,
+    right: set[int],
+    *,
+    devices: int = 1,
+    times: int = 1,
+) -> None:
+    """Start a job, send SIGTERM to its last process at a moment, and check that all end with a right status.
+
+    Args:
+      moment: a moment of `at_moment`.
+      command: command line of each process.
+      logs: folder for the outputs of the processes.
+      processes: number of processes.
+      right: the right exit statuses.
+      devices: number of devices of each process.
+      times: number of signals.
+    """
+    mark = logs.with_suffix(".mark")
+    told = [str(tiny_runs.ROOT / "tests/helpers/at_moment.py"), moment, str(mark)]
+    job = start(command, logs, processes, devices, told=told)
+    job.wait_until(mark.exists, moment)
+    for _ in range(times):
+        job.processes[-1].terminate()
+        time.sleep(0.05)
+    begun = time.monotonic()
+    statuses = job.wait()
+    outputs = "\n".join(map(job.output, range(processes)))
+    assert len({*statuses}) == 1 and statuses[0] in right, (moment, statuses, outputs)
+    assert time.monotonic() - begun < SECONDS and "Traceback" not in outputs, (moment, outputs)
 
 
 def rows(folder: pathlib.Path) -> list[dict]:

@@ -50,9 +50,8 @@ def undisturbed(images, tmp_path_factory):
     def run(accumulate: int = 1) -> pathlib.Path:
         if accumulate not in made:
             folder = tmp_path_factory.mktemp("one") / "run"
-            changes = {"train.accumulate": accumulate} if accumulate > 1 else {}
-            changes |= {"train.batch_size": 8 * accumulate}
-            training_jobs.finish(command(images, folder, **changes), folder.parent / "logs", 1, 8)
+            line = command(images, folder, **changes_of(accumulate))
+            training_jobs.finish(line, folder.parent / "logs", 1, 8)
             made[accumulate] = folder
         return made[accumulate]
 
@@ -60,7 +59,9 @@ def undisturbed(images, tmp_path_factory):
 
 
 def changes_of(accumulate: int) -> dict[str, object]:
-    return fields(**{"train.batch_size": 8 * accumulate, "train.accumulate": accumulate})
+    """Return the fields of a run of `STEPS` steps, each of so many micro-batches of eight examples."""
+    more = {"train.batch_size": 8 * accumulate, "train.accumulate": accumulate}
+    return fields(**more | {"train.epochs": STEPS / (3 // accumulate)})  # an epoch has three micro-batches
 
 
 @pytest.mark.parametrize("processes, devices", [(2, 1), (4, 2)])
@@ -77,16 +78,12 @@ def test_a_run_continues_with_another_number_of_processes(images, undisturbed, t
     folder, expected_folder = tmp_path / "run", undisturbed(accumulate)
     line = command(images, folder, **changes_of(accumulate))
     stops = []
-    for number, (processes, devices) in enumerate([(1, 8), (2, 4), (4, 1), (1, 2)]):
-        job = training_jobs.start(line, tmp_path / f"logs{number}", processes, devices)
-        if number < 3:
-            reached = 6 * number + 2
-            job.wait_until(lambda: last_step(folder) >= reached, f"step {reached}")  # noqa: B023
-            job.processes[-1].terminate()
-        statuses = job.wait()
-        assert statuses == [INTERRUPTED if number < 3 else 0] * processes, (statuses, job.output(0))
+    for number, (processes, devices) in enumerate([(1, 8), (2, 4), (4, 1)]):
+        moment, logs = "fetching the terms of a step:4", tmp_path / f"logs{number}"
+        training_jobs.stop_at(moment, line, logs, processes, {INTERRUPTED}, devices=devices)
         stops.append(last_step(folder))
-    assert stops == sorted({*stops}) and stops[-1] == STEPS, stops
+    training_jobs.finish(line, tmp_path / "last", 1, 2)
+    assert stops == sorted({*stops}) and last_step(folder) == STEPS > stops[-1], stops
     assert_rows_close(training_jobs.rows(folder), training_jobs.rows(expected_folder))
     found, expected = (
         training_jobs.state(images, each, **changes_of(accumulate)) for each in (folder, expected_folder)

@@ -4,8 +4,6 @@ import contextlib
 import json
 import pathlib
 import shutil
-import time
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from sdecor.core.commands import INTERRUPTED
 
 pytestmark = pytest.mark.full
 
-SECONDS = 60  # from the signal to the end, on a machine that does other work
 TRAINING = (  # the second number: statuses that are right; a run whose last step is saved may be finished
     ("building", {INTERRUPTED}),
     ("compiling", {INTERRUPTED}),
@@ -37,24 +34,6 @@ def images(tmp_path_factory):
     return tiny_runs.draw_images(tmp_path_factory.mktemp("images") / "data")
 
 
-def stop_at(
-    moment: str, command: Sequence[str], logs: pathlib.Path, processes: int, right: set[int], *, times: int = 1
-) -> None:
-    """Start a job, send SIGTERM to its last process at a moment, and check that all end with a right status."""
-    mark = logs.with_suffix(".mark")
-    told = [str(tiny_runs.ROOT / "tests/helpers/at_moment.py"), moment, str(mark)]
-    job = training_jobs.start(command, logs, processes, told=told)
-    job.wait_until(mark.exists, moment)
-    for _ in range(times):
-        job.processes[-1].terminate()
-        time.sleep(0.05)
-    begun = time.monotonic()
-    statuses = job.wait()
-    outputs = "\n".join(map(job.output, range(processes)))
-    assert len({*statuses}) == 1 and statuses[0] in right, (moment, statuses, outputs)
-    assert time.monotonic() - begun < SECONDS and "Traceback" not in outputs, (moment, outputs)
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_stopped_at_each_moment_ends_as_undisturbed(images, tmp_path, processes):
     changes = {"train.epochs": 12.0}
@@ -62,7 +41,7 @@ def test_training_stopped_at_each_moment_ends_as_undisturbed(images, tmp_path, p
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     training_jobs.finish(command(whole), tmp_path / "logs", processes)
     for number, (moment, right) in enumerate(TRAINING):
-        stop_at(moment, command(broken), tmp_path / f"{number}", processes, right, times=1 + number % 2)
+        training_jobs.stop_at(moment, command(broken), tmp_path / f"{number}", processes, right, times=1 + number % 2)
     training_jobs.finish(command(broken), tmp_path / "last", processes)
     assert training_jobs.rows(broken) == training_jobs.rows(whole)
     found, expected = (training_jobs.state(images, folder, **changes) for folder in (broken, whole))
@@ -97,7 +76,9 @@ def test_an_evaluation_stopped_at_each_moment_ends_as_undisturbed(run, tmp_path,
     for number, moment in enumerate(EVALUATION):
         if moment == "reporting" and processes > 1:
             continue  # the last process does not report
-        stop_at(moment, command(broken), tmp_path / f"{number}", processes, {INTERRUPTED}, times=1 + number % 2)
+        training_jobs.stop_at(
+            moment, command(broken), tmp_path / f"{number}", processes, {INTERRUPTED}, times=1 + number % 2
+        )
     training_jobs.finish(command(broken), tmp_path / "last", processes)
     assert results(broken) == results(whole)
 
@@ -110,7 +91,9 @@ def test_an_export_stopped_at_each_moment_has_the_bytes_of_an_undisturbed_one(ru
     whole, broken = tmp_path / "whole.zarr", tmp_path / "broken.zarr"
     training_jobs.finish(command(whole), tmp_path / "logs", processes)
     for number, moment in enumerate(EXPORT):
-        stop_at(moment, command(broken), tmp_path / f"{number}", processes, {INTERRUPTED}, times=1 + number % 2)
+        training_jobs.stop_at(
+            moment, command(broken), tmp_path / f"{number}", processes, {INTERRUPTED}, times=1 + number % 2
+        )
     training_jobs.finish(command(broken), tmp_path / "last", processes)
     found, expected = (
         {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
