@@ -93,6 +93,12 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
+def ignore() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on, because nothing is left to stop."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check() -> None:
     """Raise `Stopped` after a signal; waits for input call this.
 

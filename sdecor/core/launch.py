@@ -64,7 +64,9 @@ def run(main: Callable[[], None], *, kept: str) -> None:
             status, text = _ending(error, kept)
             if not _is_agreed(error):
                 processes.end_together(status, text)  # does not return in a job of several processes
-        _guarded(processes.finish)
+        with interrupt.Interrupt():
+            _guarded(processes.finish)
+            interrupt.ignore()
         sys.exit(status)
 
     app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))

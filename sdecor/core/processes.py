@@ -152,18 +152,17 @@ def note(where: str) -> None:
 def finish() -> None:
     """Wait until all processes have finished, and leave the job. A single process returns.
 
-    Meanwhile a signal has no effect, because another process may still save.
+    Hold an `Interrupt` meanwhile, because another process may still save.
     """
     if not _joined():
         return
     client = _state().client
-    with interrupt.Interrupt():
-        client.wait_at_barrier("sdecor/finished", _DAY * 1000)
-        _job.ending = 0
-        with contextlib.suppress(Exception):  # another process was first
-            client.key_value_set(_END, json.dumps(None))
-        _job.listener.join()  # a thread in native code would crash the end of the interpreter
-        jax.distributed.shutdown()
+    client.wait_at_barrier("sdecor/finished", _DAY * 1000)
+    _job.ending = 0
+    with contextlib.suppress(Exception):  # another process was first
+        client.key_value_set(_END, json.dumps(None))
+    _job.listener.join()  # a thread in native code would crash the end of the interpreter
+    jax.distributed.shutdown()
     _set_native_handler(None)
 
 

@@ -24,6 +24,7 @@ TRAINING = (  # the second number: statuses that are right; a run whose last ste
     ("saving:2", {INTERRUPTED}),
     ("validating:2", {INTERRUPTED}),
     ("finishing", {INTERRUPTED, 0}),
+    ("leaving the job", {INTERRUPTED, 0}),
 )
 EVALUATION = ("restoring", "predicting", "compiling", "measuring:2", "reporting")
 EXPORT = ("restoring", "compiling", "reading an image:20")
