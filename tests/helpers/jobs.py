@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 100  # after which a process is killed, so that a hang is a failure
+SECONDS = 300  # after which a process is killed, so that a hang is a failure; machines may be busy
 
 
 class Job:
@@ -44,12 +44,16 @@ class Job:
         return self.logs[process].read_text()
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until `condition()`; fail if a process ends before it."""
+        """Wait until `condition()`; fail, and kill all processes, if one ends before it."""
         end = time.monotonic() + SECONDS
         while not condition():
             ended = [process.poll() for process in self.processes]
-            outputs = "\n".join(map(self.output, range(len(ended))))
-            assert time.monotonic() < end and not any(ended), f"{what}: {ended}\n{outputs}"
+            if time.monotonic() > end or None not in ended or any(ended):
+                for process in self.processes:
+                    process.kill()
+                    process.wait()
+                outputs = "\n".join(map(self.output, range(len(ended))))
+                raise AssertionError(f"{what}: {ended}\n{outputs}")
             time.sleep(0.02)
 
     def wait(self) -> list[int]:
