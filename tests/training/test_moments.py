@@ -27,7 +27,7 @@ TRAINING = (  # the second number: statuses that are right; a run whose last ste
     ("leaving the job", {INTERRUPTED, 0}),
 )
 EVALUATION = ("restoring", "predicting", "compiling", "measuring:2", "reporting")
-EXPORT = ("restoring", "compiling", "reading an image:20")
+EXPORT = ("restoring", "compiling", "reading an image:8")
 
 
 @pytest.fixture(scope="module")
