@@ -44,6 +44,11 @@ ALONE = {
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
     "core/launch.py": {"core.commands", "core.parallel"},
+    "core/watchdog.py": {"core.commands"},
+    "training/health.py": set(),
+    "training/clock.py": set(),
+    "training/profiling.py": {"core"},
+    "training/wandb_rows.py": {"core"},
     **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "interrupt", "jaxpr", "rng")},
 }
 READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep

@@ -34,6 +34,15 @@ def define_words(name: str, default: list[str], about: str, split: Callable[[str
     flags.DEFINE(_Words(split), name, default, about, serializer=flags.ListSerializer(","))
 
 
+def define_optional(name: str, default: str, about: str) -> flags.FlagHolder:
+    """Define a flag that is None if absent, `default` as `--name`, and VALUE as `--name=VALUE`."""
+    parser = flags.ArgumentParser()
+    flag = flags.Flag(parser, flags.ArgumentSerializer(), name, None, about)
+    flag.boolean = True  # absl then takes the flag without a value, as "true" (or as "false" with --noNAME)
+    parser.parse = lambda text: {"true": default, "false": None}.get(text, text)
+    return flags.DEFINE_flag(flag)
+
+
 def run(main: Callable[[], None]) -> None:
     """Parse flags, join the job and call `main`; `as_one_line` handles expected errors."""
 

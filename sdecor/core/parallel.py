@@ -194,6 +194,11 @@ def unshard(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
 
 
+def shapes(tree: Any) -> Any:
+    """Return the shapes, dtypes and shardings of arrays, which stay known after a step has overwritten the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def to_global(tree: Any) -> Any:
     """View arrays that are replicated on the local devices as replicated over all processes, without a copy.
 
@@ -203,7 +208,9 @@ def to_global(tree: Any) -> Any:
         return tree
     sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
 
-    def view(array: jax.Array) -> jax.Array:
+    def view(array: jax.Array | jax.ShapeDtypeStruct) -> Any:
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
         parts = [part.data for part in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
 

@@ -1,7 +1,7 @@
 """Loaders of training batches: from memory if the split fits, else streamed by Grain."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -24,6 +24,9 @@ class Loader(Protocol):
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches from `start_step` on, without end; `close()` on the iterator ends threads and workers."""
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed."""
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

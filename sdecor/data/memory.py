@@ -1,8 +1,9 @@
 """A split decoded once into uint8 arrays, and training batches taken from these arrays."""
 
+import copy
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -149,6 +150,12 @@ class MemoryLoader:
         """Yield the batches of `start_step`, `start_step + 1`, … without end."""
         check_range("start_step", start_step, 0)
         return (self.batch(step) for step in itertools.count(start_step))
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed; they are not decoded again."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

@@ -5,10 +5,11 @@ One element of the Grain pipeline is one whole batch, a function of its step. Th
 later step decodes nothing of the steps before it.
 """
 
+import copy
 import dataclasses
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -120,6 +121,12 @@ class GrainLoader:
             yield from batches
         finally:
             batches.close()
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed."""
+        other = copy.copy(self)
+        other._assemble = dataclasses.replace(self._assemble, seed=seed)
+        return other
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

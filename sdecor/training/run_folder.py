@@ -10,9 +10,9 @@ from etils import epath
 from sdecor.core import files
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 
-FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
+FREE = (  # fields that may change when a run is resumed: they change no parameter of the network, but after a NaN
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
-    "train.checkpoint_every_steps",
+    "train.checkpoint_every_steps", "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"

@@ -49,6 +49,14 @@ def tiny_config(images: pathlib.Path, method: str = "sdecor", **changes):
     return config
 
 
+def rows_without_times(folder: pathlib.Path) -> list[dict]:
+    """Return the rows of a run's log without what depends on the clock, in which no two runs agree."""
+    from sdecor.training import clock, logbook
+
+    rows = [row for row in logbook.read_rows(folder) if row["split"] != clock.SPLIT]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
 def command(images: pathlib.Path, workdir: pathlib.Path, *extra: str, method: str = "sdecor") -> list[str]:
     """Return the command line of the run of `tiny_config`."""
     fields = TINY | {"data.path": str(images)}

@@ -72,9 +72,7 @@ def final_state(images, folder):
         return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
 
 
-def rows_without_rate(folder):
-    rows = logbook.read_rows(folder)
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+rows_without_rate = tiny_runs.rows_without_times
 
 
 def test_run_writes_its_config_and_log(undisturbed):
