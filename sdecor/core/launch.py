@@ -34,13 +34,15 @@ def define_words(name: str, default: list[str], about: str, split: Callable[[str
     flags.DEFINE(_Words(split), name, default, about, serializer=flags.ListSerializer(","))
 
 
-def define_optional(name: str, default: str, about: str) -> flags.FlagHolder:
+def define_optional(
+    name: str, default: str, about: str, values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder[str | None]:
     """Define a flag that is None if absent, `default` as `--name`, and VALUE as `--name=VALUE`."""
     parser = flags.ArgumentParser()
     flag = flags.Flag(parser, flags.ArgumentSerializer(), name, None, about)
     flag.boolean = True  # absl then takes the flag without a value, as "true" (or as "false" with --noNAME)
     parser.parse = lambda text: {"true": default, "false": None}.get(text, text)
-    return flags.DEFINE_flag(flag)
+    return flags.DEFINE_flag(flag, values)
 
 
 def run(main: Callable[[], None]) -> None:

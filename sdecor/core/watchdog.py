@@ -54,6 +54,7 @@ class Watchdog:
     def __enter__(self) -> Self:
         self.beat("the start")
         if self._seconds:
+            self._arm()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         Watchdog._active = self
@@ -84,11 +85,14 @@ class Watchdog:
             waited = time.monotonic() - last.time
             if last.timed and waited > self._seconds:
                 return self._end(last.what, waited)
-            # Another beat may come before that: only this thread's own silence lets it happen.
             if last.timed:
-                faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=_file())
+                self._arm()
             else:
                 faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> None:
+        """Let a C thread end the process, unless this is called again: for a thread that holds the interpreter."""
+        faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=_file())
 
     def _end(self, what: str, waited: float) -> None:
         faulthandler.dump_traceback_later(GRACE, exit=True, file=_file())  # an output may block, too

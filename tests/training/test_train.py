@@ -250,6 +250,8 @@ WRONG = {
     "method": (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
     "value": (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
     "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
+    "profile": (["--config=configs/default.py", "--profile=0"], "--profile = '0' names no steps"),
+    "watchdog": (["--config=configs/default.py", "--watchdog=-1"], "--watchdog = -1"),
     "none": ([], "--config is missing"),
     "word": (["workdir"], "--name=value"),
 }
