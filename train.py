@@ -50,7 +50,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or rem
 _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
-_WATCHDOG = flags.DEFINE_float("watchdog", 1800.0, "End after so many seconds without progress; 0: never.")
 _PROFILE = flags.DEFINE_string("profile", None, "Steps to trace: how many, or FIRST:LAST.")
 _WANDB = launch.define_optional("wandb", "sdecor", "Send the log to Weights & Biases, to this project.")
 
@@ -86,8 +85,7 @@ def main() -> None:
         chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
         if _WANDB.value is not None:
             wandb_rows.check()
-        with watchdog.Watchdog(_WATCHDOG.value, "train.py"):
-            finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
+        finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
     except KeyboardInterrupt:
         raise SystemExit("train.py: stopped. Saved checkpoints are kept: run the same command to continue.") from None
     except replicas.PartlyFinished as error:
@@ -132,10 +130,8 @@ def train(
         parallel.say(_opening(run, state, folder))
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
-        sends = [None] * len(run.members)
-        if wandb is not None and parallel.is_main_process():
-            sender = stack.enter_context(wandb_rows.Sender(wandb, folder, files.plain(config)))
-            sends = [sender.to(member.name) for member in run.members]
+        names = [member.name for member in run.members]
+        sends = stack.enter_context(wandb_rows.senders(wandb, folder, files.plain(config), names))
         logbooks = [
             stack.enter_context(open_logbook(member.folder, send=send))
             for member, send in zip(run.members, sends, strict=True)
@@ -288,6 +284,7 @@ def conclude(
     run: Run, state: TrainState, step: int, writers: Sequence[Writer], interrupt: Interrupt, *, validate: bool
 ) -> bool:
     """Validate if `validate` is set, and save checkpoints; return False if interrupted during validation."""
+    watchdog.beat(f"the validation of step {step}")
     metrics = run.validate(state, interrupt) if validate else None
     watchdog.beat(f"the checkpoint of step {step}")
     members.save(writers, members.split(state, run.replicas), step, metrics)

@@ -43,7 +43,7 @@ ALONE = {
     "core/arrays.py": {"core.checks"},
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
-    "core/launch.py": {"core.commands", "core.parallel"},
+    "core/launch.py": {"core.commands", "core.parallel", "core.watchdog"},
     "core/watchdog.py": {"core.commands"},
     "training/health.py": set(),
     "training/clock.py": set(),

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from sdecor.core import parallel
+from sdecor.core import parallel, watchdog
 from sdecor.core.commands import as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator.")
+_WATCHDOG = flags.DEFINE_float("watchdog", 1800.0, "End after so many seconds without progress; 0: never.")
 
 EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in the request, not in the program
 
@@ -53,9 +54,14 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(f"{os.path.basename(sys.argv[0])}: unknown argument {argv[1]!r}; flags have the form --name=value")
         logging.set_verbosity(logging.WARNING)
         _guarded(_join)
-        _guarded(main)
+        _guarded(lambda: _watched(main))
 
     app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))
+
+
+def _watched(main: Callable[[], None]) -> None:
+    with watchdog.Watchdog(_WATCHDOG.value, os.path.basename(sys.argv[0])):
+        main()
 
 
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from sdecor.core import watchdog
 from sdecor.core.checks import check_range
 from sdecor.core.threads import map_ahead
 from sdecor.data.batches import batch_indices, read, steps_per_epoch
@@ -111,6 +112,7 @@ def _decode_into(arrays: dict[str, np.ndarray], source: Any, *, threads: int, pr
     starts = range(0, n, _CHUNK)
     with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
         for done in map_ahead(decode, starts, threads=threads, ahead=len(starts), name="decode"):
+            watchdog.beat("the decoding of images")
             bar.update(done)
 
 

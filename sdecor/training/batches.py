@@ -109,7 +109,7 @@ def create_validation(
         )
         sums: dict[str, np.ndarray] = {}
         for batch in batches:
-            watchdog.beat("validation")
+            watchdog.beat("a batch of the validation")
             batch = {name: batch[name] for name in ("image", "label", "weight")}
             outputs = parallel.to_host(compiled(state.variables, parallel.shard(batch), key))
             for name, value in outputs.items():

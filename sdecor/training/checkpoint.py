@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging as python_logging
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -42,9 +42,11 @@ class Checkpoints:
         if create:
             files.check_checkpoints("workdir", workdir)
         self.directory = files.absolute(workdir) / "checkpoints"
+        self._good = _Chosen()
         policies = [
             preservation_policy.LatestN(KEEP_LATEST),
             preservation_policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+            self._good,
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -115,6 +117,10 @@ class Checkpoints:
                 "train in another --workdir, on a file system that keeps what is written"
             ) from failure
 
+    def keep_good(self, step: int | None) -> None:
+        """Keep the checkpoint of `step` beside the latest and the best, until another one is named."""
+        self._good.step = step
+
     def drop_after(self, step: int) -> None:
         """Delete the checkpoints after `step`, which will be written again."""
         for later in [each for each in self.steps() if each > step]:
@@ -171,6 +177,15 @@ class Checkpoints:
         if wrong:
             raise ValueError(f"checksums differ for {len(wrong)} of {len(actual)} arrays, first {wrong[0]}")
         self._proven = True
+
+
+class _Chosen:
+    """A preservation policy of orbax that keeps one chosen step."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [each.step == self.step for each in checkpoints]
 
 
 def restore_together(

@@ -176,6 +176,8 @@ class Writer:
         if self.failure:
             return
         try:
+            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it.
+            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1))
             position = {"step": step, "seed": self.member.seed, "health": dataclasses.asdict(self.health)}
             self.checkpoints.save(state, position=position, metrics=metrics)
         except FloatingPointError as error:

@@ -6,7 +6,7 @@ import json
 import queue
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -81,6 +81,18 @@ class Sender:
             run.finish()
         except Exception as error:  # wandb and the network raise many kinds
             parallel.say(f"wandb: {type(error).__name__}: {error}; training continues, metrics.jsonl has all rows")
+
+
+@contextlib.contextmanager
+def senders(
+    project: str | None, folder: str, config: dict[str, Any], members: Sequence[str]
+) -> Iterator[list[Callable[[dict[str, Any]], None] | None]]:
+    """Yield for each member the function that sends its rows; None without a project, and beside the main process."""
+    if project is None or not parallel.is_main_process():
+        yield [None] * len(members)
+        return
+    with Sender(project, folder, config) as sender:
+        yield [sender.to(member) for member in members]
 
 
 def _stored_id(folder: str) -> str:

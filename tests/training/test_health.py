@@ -2,6 +2,11 @@
 
 import dataclasses
 import math
+import os
+import re
+import shutil
+import signal
+import time
 
 import jax
 import networks
@@ -10,9 +15,9 @@ import pytest
 import tiny_runs
 
 import train
-from sdecor.core import parallel
+from sdecor.core import commands, parallel
 from sdecor.data.batches import order_seed
-from sdecor.training import health, logbook, members, replicas
+from sdecor.training import health, logbook, members, profiling, replicas
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.health import Health
 from sdecor.training.state import create_optimizer, create_train_state
@@ -148,8 +153,15 @@ def result(folder):
 
 
 def interrupted_at(monkeypatch, step):
-    stop = train._should_stop
-    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
+    """Send Ctrl-C to this process during a step."""
+    take = profiling.Profiler.take
+
+    def taken(self, now, *arguments):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, now, *arguments)
+
+    monkeypatch.setattr(profiling.Profiler, "take", taken)
 
 
 def test_steps_are_skipped_and_recorded(images, poison, tmp_path, capsys):
@@ -172,7 +184,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_also_when_it_was_resumed(i
         interrupted_at(patch, 6)
         assert not train.train(chosen, str(tmp_path))
     for _ in range(2):
-        with pytest.raises(FloatingPointError, match="at step 7 .*2 skipped in a row; the last good .* step 2 in"):
+        with pytest.raises(FloatingPointError, match="at step 7 .*2 skipped in a row; the last good .* step 3 in"):
             train.train(chosen, str(tmp_path))
 
 
@@ -282,6 +294,39 @@ def test_after_a_learning_rate_of_a_million_no_checkpoint_is_called_good(images,
     for _ in range(2):  # the same command fails in the same way
         with pytest.raises(FloatingPointError, match="not finite (at|after) step .*there is no good checkpoint in"):
             train.train(chosen, str(tmp_path))
+
+
+@pytest.mark.full
+def test_files_that_never_answer_end_the_run_with_the_stacks_and_the_same_command_continues(images, tmp_path):
+    """The data become pipes that nobody writes to, while the run goes on."""
+    copy, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, copy)
+    extra = ("--config.data.loader=grain", "--config.train.epochs=40", "--watchdog=20")
+    command = tiny_runs.command(copy, run, *extra, method="ce")
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = tiny_runs.start(command, env)
+    while process.poll() is None and not (run / "checkpoints" / "4").exists():
+        time.sleep(0.02)
+    for path in copy.rglob("train/*/*.png"):
+        os.mkfifo(f"{path}.pipe")
+        os.replace(f"{path}.pipe", path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == commands.RETRY, output
+    *_, last = output.splitlines()
+    assert re.match(
+        r"train.py: no progress for \d+ s \(--watchdog=20\), during (the|a) (input|validation|batch) ", last
+    )
+    assert "Thread 0x" in output and "in advance" in output
+    for path in images.rglob("train/*/*.png"):
+        os.replace(shutil.copy(path, tmp_path / "one"), copy / path.relative_to(images))
+    process = tiny_runs.start([*command, "--config.train.epochs=40"], env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "continuing at step " in output and "Finished." in output, output
+    rows = [row for row in logbook.read_rows(run) if row["split"] == "time"]
+    started, last = rows[0]["started"], rows[-1]
+    assert [row["step"] for row in rows if "started" in row] == [0] and time.time() - started > 20
+    # The time of the hang is no time in steps.
+    assert 0 < last["productive_seconds"] == pytest.approx(last["goodput"] * (time.time() - started), rel=0.2)
 
 
 def test_a_policy_and_its_bounds_are_validated(images):
