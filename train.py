@@ -42,6 +42,7 @@ from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.clock import Clock
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
+from sdecor.training.pace import Pace
 from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
@@ -253,6 +254,7 @@ def advance(
         enabled=config.log.progress and parallel.is_main_process(),
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
+    pace = Pace(config.train.checkpoint_every_minutes, start)
     with bar, contextlib.closing(run.batches(start, writers[0].health.order)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
@@ -266,7 +268,7 @@ def advance(
             previous = (step, terms)
             validate = schedule.is_due(step, schedule.eval_every)
             stopping = stop(step)
-            if validate or stopping or schedule.is_due(step, schedule.checkpoint_every):
+            if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
                 clock.stepped()
@@ -312,7 +314,7 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
     """Return whether to stop after `step`; the answer is the same in all processes."""
     if jax.process_count() == 1:
         return bool(interrupt)
-    preempted = checkpoints.manager.reached_preemption(step)
+    preempted = checkpoints.reached_preemption(step)
     return preempted or (step % poll_every == 0 and parallel.any_process(bool(interrupt)))
 
 

@@ -4,6 +4,7 @@ Paths are checked before any long work. Names are written as text that every fil
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -87,6 +88,14 @@ def make_folder(field: str, path: epath.PathLike) -> epath.Path:
     except OSError as error:
         raise ValueError(f"{field} = {os.fspath(path)!r} cannot be made: {error.strerror or error}") from error
     return folder
+
+
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether an error of the file system may pass without a change of the command, such as a full disk."""
+    return error.errno in _PASSING
 
 
 def _kind(path: str) -> str:

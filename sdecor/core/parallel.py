@@ -189,6 +189,21 @@ def _local(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def copy_to_host(tree: Any) -> Any:
+    """Copy arrays from this process's devices to memory of the host that no later step overwrites.
+
+    NumPy arrays are returned as they are.
+    """
+    fetch_ahead([leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)])
+
+    def copy(array: Any) -> np.ndarray:
+        host = _local(array)
+        on_host = isinstance(array, jax.Array) and any(device.platform == "cpu" for device in array.devices())
+        return np.array(host) if on_host else host  # on a CPU, `host` is a view of the device's memory
+
+    return jax.tree.map(copy, tree)
+
+
 def unshard(tree: Any) -> Any:
     """Undo `shard` on fetched outputs: `[devices, n, …]` becomes `[devices · n, …]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))

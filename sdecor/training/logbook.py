@@ -1,11 +1,13 @@
 """The log of a run: metrics.jsonl, TensorBoard event files and the text of the progress bar."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from sdecor.core.files import write_file
@@ -13,6 +15,8 @@ from sdecor.core.files import write_file
 
 class Logbook:
     """The log of a run: rows of named numbers, one JSON object per line, ascending by step and without duplicates.
+
+    Rows that cannot be written, for example on a full disk, are kept and written later. This is reported once.
 
     Args:
       workdir: folder of the run, local or remote.
@@ -34,6 +38,7 @@ class Logbook:
         self._enabled = enabled
         self._events = None
         self._send = send
+        self.behind = ""  # why the file lacks rows; empty if it has them all
         if not enabled:
             return
         workdir = epath.Path(workdir)
@@ -54,14 +59,15 @@ class Logbook:
     ) -> None:
         self.flush()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Add the row `{"step": …, "split": …, **values}`, unless it exists; values that are not finite become null."""
         if not self._enabled or (step, split) in self._written:
             return
         self._written.add((step, split))
-        values = self._append(step, split, values)
+        values = self._add(step, split, values)
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
@@ -73,14 +79,15 @@ class Logbook:
         """
         if self._enabled and json.dumps(_row(step, split, values)) not in self._rows:
             self._written.add((step, split))
-            self._append(step, split, values)
+            self._add(step, split, values)
 
-    def _append(self, step: int, split: str, values: dict[str, Any]) -> dict[str, float | None]:
+    def _add(self, step: int, split: str, values: dict[str, Any]) -> dict[str, float | None]:
         row = _row(step, split, values)
         self._rows.append(json.dumps(row))
-        if self._appends:
-            with self.path.open("a") as file:
-                file.write(self._rows[-1] + "\n")
+        if self.behind:
+            self._write_all()
+        elif self._appends:
+            self._attempt(self._append)
         if self._send is not None:
             self._send(row)
         return {name: row[name] for name in values}
@@ -94,41 +101,91 @@ class Logbook:
         self._written = {(row["step"], row["split"]) for row in rows}
         self._write_all()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
             self._events = _open_events(self.path.parent, step)
 
     def flush(self) -> None:
         """Make the rows so far durable; on object stores, which cannot append, write the whole file."""
         if not self._enabled:
             return
-        if not self._appends:
+        if self.behind or not self._appends:
             self._write_all()
         if self._events is not None:
-            self._events.flush()
+            with contextlib.suppress(OSError):
+                self._events.flush()
+
+    def _append(self) -> None:
+        with self.path.open("a") as file:
+            file.write(self._rows[-1] + "\n")
 
     def _write_all(self) -> None:
-        write_file(self.path, "".join(row + "\n" for row in self._rows))
+        self._attempt(lambda: write_file(self.path, "".join(row + "\n" for row in self._rows)))
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self.behind = ""
+        except OSError as error:
+            if not self.behind:
+                logging.warning("%s cannot be written: %s. Its rows are kept and written later", self.path, error)
+            self.behind = error.strerror or str(error)
+
+
+def _keep_going(writer: Any) -> None:
+    """Let TensorBoard's writer drop what it cannot write.
+
+    An error would end its thread, and the training would then wait for that thread for ever.
+    """
+    with contextlib.suppress(AttributeError):  # a version of tensorboardX with other names inside
+        events = writer.file_writer.event_writer._ev_writer
+        for name in ("write_event", "flush"):
+            setattr(events, name, _dropping(getattr(events, name)))
+
+
+def _dropping(write: Callable[..., Any]) -> Callable[..., Any]:
+    def attempt(*arguments: Any) -> Any:
+        with contextlib.suppress(OSError):
+            return write(*arguments)
+
+    return attempt
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut off."""
+    """Return the rows of a run's metrics.jsonl, without damaged lines.
+
+    A warning names the damaged lines. A last line that a kill cut off is left out silently.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    found = [_parse(line) for line in lines]
+    # The last line ends with a newline, so that the part after it is empty; otherwise a kill cut it off.
+    damaged = [number for number, row in enumerate(found[:-1], 1) if row is None and lines[number - 1].strip()]
+    if damaged:
+        listed = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        logging.warning("%s: %d damaged lines are left out: %s", path, len(damaged), listed)
+    return [row for row in found if row is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the row in a line; None if it is damaged."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) and isinstance(row["split"], str) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _open_events(workdir: epath.Path, step: int) -> Any:
     """Open TensorBoard's event files; it forgets the values after `step`."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    _keep_going(events)
+    return events
 
 
 def _row(step: int, split: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.core import files, parallel, rng
+from sdecor.core.commands import TemporaryFailure
 from sdecor.training import clock, health, run_folder
 from sdecor.training.checkpoint import BEST_BY, Checkpoints, restore_together
 from sdecor.training.health import Health, NotFinite, Policy
@@ -98,15 +99,15 @@ def join_states(states: Sequence[TrainState], replicas: int | None) -> TrainStat
 
 
 def split(state: TrainState, replicas: int | None) -> Iterator[TrainState]:
-    """Yield each member's state, on the devices; the joint state is first copied to the host."""
+    """Yield each member's state: that of a single run as it is, those of replicas as copies on the host."""
     if replicas is None:
         yield state
         return
-    host = jax.tree.map(np.array, state)  # a copy: the next step overwrites the memory of a view
+    host = parallel.copy_to_host(state)
     arrays, structure = jax.tree.flatten(host.replace(step=None))
     for own in zip(*arrays, strict=True):
         # Iteration yields NumPy numbers, which checkpoints do not accept; they need arrays.
-        yield parallel.replicate(structure.unflatten(map(np.asarray, own)).replace(step=host.step))
+        yield structure.unflatten(map(np.asarray, own)).replace(step=host.step)
 
 
 def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]:
@@ -217,9 +218,20 @@ class Writer:
 
 
 def finish(writers: Sequence[Writer], finished: bool) -> None:
-    """Wait until all checkpoints are written, and print how each run without failure ended."""
+    """Wait until all checkpoints are written, and print how each run without failure ended.
+
+    Raises:
+      commands.TemporaryFailure: if a last checkpoint or a log could not be written.
+    """
     for writer in writers:
-        writer.checkpoints.manager.wait_until_finished()
+        writer.checkpoints.finish()
+        writer.logbook.flush()
+        if parallel.any_process(bool(writer.logbook.behind)):
+            reason = writer.logbook.behind or "see the main process"
+            raise TemporaryFailure(
+                f"{writer.member.folder}/metrics.jsonl lacks its last rows ({reason}). Free the storage and run the "
+                "same command again"
+            )
     for writer in writers:
         if not writer.failure:
             parallel.say(writer.closing(finished))
@@ -245,9 +257,10 @@ def roll_back(writers: Sequence[Writer], like: TrainState, failure: NotFinite, p
         raise NotFinite(f"{failure}. {ADVICE}", failure.step) from None
     if policy.on_nonfinite != "rollback":
         raise failure
-    writer.checkpoints.manager.wait_until_finished()
-    good = writer.health.good(writer.checkpoints.steps(), failed=failure.step + 1)
-    if good is None or order > policy.max_rollbacks:
+    writer.checkpoints.wait()
+    found = writer.health.good(writer.checkpoints.steps(), failed=failure.step + 1)
+    good = int(parallel.gather(np.array([found or 0]))[0])  # as the main process, which has written them, says
+    if not good or order > policy.max_rollbacks:
         done = f"{order - 1} rollback{'s' if order > 2 else ''}" if order > 1 else "no rollback was possible"
         raise NotFinite(f"{failure}; {done}", failure.step) from None
     state, position = writer.checkpoints.restore(like, good)
@@ -304,8 +317,6 @@ def save(
             writer.logbook.write(step, "val", own)
         writer.logbook.flush()
     for writer in writers:  # after a kill, no replica may be more than one checkpoint behind another
-        writer.checkpoints.manager.wait_until_finished()
+        writer.checkpoints.wait()
     for writer, own in zip(writers, metrics, strict=True):
-        writer.save(next(states), step, own)  # not bound to a name, so that only one state is on the devices
-        if jax.process_count() > 1:  # orbax's barriers do not distinguish the replicas' checkpoints
-            writer.checkpoints.manager.wait_until_finished()
+        writer.save(next(states), step, own)

@@ -1,5 +1,10 @@
-"""The folder of a run and its config.json: the config, package versions and data set."""
+"""The folder of a run and its config.json: the config, package versions and data set.
 
+Each checkpoint stores the config and the data set too, so that a run cannot continue with others where config.json is
+missing or damaged.
+"""
+
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +12,15 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from sdecor.core import files
+from sdecor.core import files, parallel
+from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
+from sdecor.training import record
 
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network, but after a NaN
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
-    "train.checkpoint_every_steps", "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
+    "train.checkpoint_every_steps", "train.checkpoint_every_minutes",
+    "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
@@ -21,7 +29,7 @@ PAPERS_FORM = "covariance"
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:
     """Make `workdir` the folder of this run: compare its config with the stored one, and write config.json.
 
-    A folder without a checkpoint may be claimed with any config.
+    A folder without a checkpoint may be claimed with any config. All processes call this together.
 
     Args:
       workdir: local or remote folder, created if missing.
@@ -31,15 +39,14 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
 
     Raises:
       ValueError: if the folder holds another run, with each differing field in the message (fields in `FREE` may
-        differ), or if the folder cannot be made.
+        differ), if nothing tells which run it holds, or if the folder cannot be written.
+      TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
     """
     workdir = epath.Path(workdir)
-    checkpoints = workdir / "checkpoints"
-    started = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-    if started and (workdir / "config.json").exists():
-        found = read(workdir)
+    found = _stored(workdir)
+    if found is not None:
         differences = {
-            **differing_fields(found["config"], plain(config), ignore=FREE),
+            **differing_fields(lasting(found["config"]), lasting(plain(config))),
             **differing_fields(found["dataset"], plain(dataset), prefix="dataset."),
         }
         if differences:
@@ -47,14 +54,60 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
                 f"{workdir} holds a run of another config:\n{list_differences(differences)}\n"
                 "Use another --workdir, or the same config to continue that run."
             )
-        changed = differing_fields(found["versions"], versions())
+        changed = differing_fields(found.get("versions", versions()), versions())
         if changed:
             logging.warning("package versions differ from those at the run's start:\n%s", list_differences(changed))
-    if write:
-        files.make_folder("--workdir", workdir)
-        write_json(
-            workdir / "config.json", {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
-        )
+    failure = None
+    try:
+        if write:
+            files.make_folder("--workdir", workdir)
+            content = {"config": plain(config), "dataset": plain(dataset), "versions": versions()}
+            write_json(workdir / "config.json", content)
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        text = f"--workdir = {str(workdir)!r} cannot be written: {getattr(cause, 'strerror', None) or error}"
+        passing = isinstance(cause, OSError) and files.may_pass(cause)
+        failure = (TemporaryFailure if passing else ValueError)(text)
+    if parallel.any_process(failure is not None):
+        raise failure or ValueError(f"--workdir = {str(workdir)!r} cannot be written by the main process")
+
+
+def _stored(workdir: epath.Path) -> dict[str, Any] | None:
+    """Return the config and data set of the run in a folder; None if it holds no checkpoint.
+
+    They are those of config.json, or of the latest checkpoint that has them if config.json is missing or damaged.
+
+    Raises:
+      ValueError: if neither can be read.
+    """
+    checkpoints = workdir / "checkpoints"
+    steps = record.steps(checkpoints)
+    if not steps:
+        return None
+    try:
+        return read(workdir)
+    except ValueError as error:
+        for step in reversed(steps):
+            with contextlib.suppress(ValueError):
+                content = record.read(checkpoints, step)
+                if "config" in content:
+                    logging.warning("%s; the config of the checkpoint of step %d is used", error, step)
+                    return content
+        path = workdir / "config.json"
+        damage = "damaged" if path.exists() else "missing"
+        raise ValueError(
+            f"{path} is {damage}, and no checkpoint in {checkpoints} says with which config it was trained: put the "
+            "file back from a copy, or use another --workdir"
+        ) from error
+
+
+def facts(workdir: epath.PathLike) -> dict[str, Any]:
+    """Return what a checkpoint stores of its run, from config.json: the config's lasting fields and the data set."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        return {}
+    content = read(workdir)
+    return {"config": lasting(content["config"]), "dataset": content["dataset"]}
 
 
 def title(config: Mapping[str, Any]) -> str:
@@ -74,12 +127,22 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     """Return config.json's `config`, `dataset` and `versions` as plain dicts.
 
     Raises:
-      ValueError: if there is no run in `workdir`.
+      ValueError: if there is no run in `workdir`, or its config.json is damaged.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+        if all(isinstance(content[name], dict) for name in ("config", "dataset", "versions")):
+            return content
+        reason = "not all of its parts are objects"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{error}"
+    raise ValueError(
+        f"{path} is damaged ({reason}): put it back from a copy, or start train.py again with the config of this run, "
+        "which writes the file anew"
+    )
 
 
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

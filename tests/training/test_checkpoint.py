@@ -1,10 +1,14 @@
-"""Tests of checkpoints: verification, rotation, and damaged ones, which are skipped or named."""
+"""Tests of checkpoints: verification, rotation, full disks, and damaged ones, which are skipped or named."""
 
+import errno
 import gc
 import logging
 import os
+import pathlib
 import shutil
+import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,9 @@ import optax
 import pytest
 
 from sdecor.core import files, parallel
-from sdecor.training.checkpoint import Checkpoints, checksums
+from sdecor.core.commands import TemporaryFailure
+from sdecor.training import record
+from sdecor.training.checkpoint import TRIES, Checkpoints, checksums
 from sdecor.training.state import TrainState
 
 
@@ -32,7 +38,7 @@ TX = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
 def save(checkpoints, step, accuracy=None):
     metrics = None if accuracy is None else {"accuracy": accuracy, "cross_entropy": 1.0}
     checkpoints.save(state_at(step), position={"step": step, "seed": 0}, metrics=metrics)
-    checkpoints.manager.wait_until_finished()
+    checkpoints.wait()
 
 
 def equal(a, b):
@@ -53,7 +59,7 @@ def test_state_without_average_or_statistics(tmp_path):
     state = state_at(3, ema=False).replace(batch_stats={})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, position={"step": 3, "seed": 0})
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
         restored, _ = checkpoints.restore(state)
     assert equal(restored, state) and restored.ema_params is None
 
@@ -90,6 +96,191 @@ def damage(tmp_path, step, how):
         path.unlink()
 
 
+DAMAGES = ("flipped", "truncated", "emptied", "deleted")
+
+
+def damage_file(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "deleted":
+        path.unlink()
+    elif how == "flipped":
+        content[len(content) // 2] ^= 0x01
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "truncated" else b"")
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """Return a folder with the checkpoints of two steps, both with a validation result."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    with Checkpoints(folder) as checkpoints:
+        save(checkpoints, 1, 0.5)
+        save(checkpoints, 2, 0.75)
+    return folder
+
+
+def names_of_files(folder):
+    """Return the files of the checkpoint of step 2, by path below its folder."""
+    top = folder / "checkpoints" / "2"
+    return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
+
+
+def check_each_damage(folder, tmp_path, names, damages):
+    """Damage one file at a time: what is restored is whole, and a checkpoint that is passed over is named and kept."""
+    seen = set()
+    for name in names:
+        for how in damages:
+            run = tmp_path / f"{name}-{how}".replace("/", "-")
+            shutil.copytree(folder, run)
+            damage_file(run / "checkpoints" / "2" / name, how)
+            with Checkpoints(run) as checkpoints:
+                state, position = checkpoints.restore(state_at(0))
+                step = int(state.step)
+                seen.add(step)
+                assert equal(state, state_at(step)) and position == {"step": step, "seed": 0}, (name, how)
+                assert checkpoints.steps() == list(range(1, step + 1)), (name, how)
+                assert (run / "checkpoints" / "damaged-2").exists() == (step == 1), (name, how)
+                assert checkpoints.best_step() == step, (name, how)
+                save(checkpoints, 3, 1.0)
+                assert checkpoints.best_step() == 3 and equal(checkpoints.restore(state_at(0))[0], state_at(3))
+            shutil.rmtree(run)
+    return seen
+
+
+def test_damaged_side_files_are_passed_over_or_harmless(two_steps, tmp_path):
+    names = ["meta/metadata", "state/_METADATA"]
+    assert check_each_damage(two_steps, tmp_path, names, ("flipped", "emptied")) == {1}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_file_damaged_in_turn(two_steps, tmp_path, how):
+    names = names_of_files(two_steps)
+    assert len(names) >= 8 and check_each_damage(two_steps, tmp_path, names, [how]) >= {1}
+
+
+def test_a_damaged_byte_of_a_record_is_seen(two_steps, tmp_path):
+    path = tmp_path / "2" / "meta" / "metadata"
+    path.parent.mkdir(parents=True)
+    whole = (two_steps / "checkpoints" / "2" / "meta" / "metadata").read_bytes()
+    path.write_bytes(whole)
+    content = record.read(tmp_path, 2)
+    assert content["metrics"] == {"accuracy": 0.75, "cross_entropy": 1.0}
+    for place in range(0, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="metadata is damaged"):
+            record.read(tmp_path, 2)
+        path.write_bytes(whole[:place])
+        with pytest.raises(ValueError, match="metadata is damaged"):
+            record.read(tmp_path, 2)
+
+
+FORMER = pathlib.Path(__file__).parents[1] / "former" / "run" / "checkpoints"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"accuracy": 0.', b"\xff" * 30, b"[1]", b'{"accuracy": "x"}'])
+def test_a_damaged_validation_result_of_an_earlier_version_is_left_out(tmp_path, content, caplog):
+    shutil.copytree(FORMER, tmp_path / "checkpoints")
+    with Checkpoints(tmp_path, create=False) as checkpoints:
+        assert checkpoints.has_metrics(6) and checkpoints.best_step() == 6
+    (tmp_path / "checkpoints/6/metrics/metrics").write_bytes(content)
+    with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING):
+        assert not checkpoints.has_metrics(6) and checkpoints.best_step() is None
+        assert caplog.text.count("metrics/metrics is damaged") == 1
+        save(checkpoints, 6, 0.5)  # validated anew
+        assert checkpoints.has_metrics(6) and checkpoints.best_step() == 6
+
+
+def fail_to_write(monkeypatch, error):
+    """Let the background part of each save raise an error."""
+
+    def fails(content):
+        raise error
+
+    monkeypatch.setattr(record, "sealed", fails)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_ends_the_run_only_if_it_stays(tmp_path, monkeypatch, caplog, code):
+    caplog.set_level(logging.WARNING)
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        with monkeypatch.context() as patch:
+            fail_to_write(patch, OSError(code, os.strerror(code)))
+            for step in range(2, 1 + TRIES):
+                save(checkpoints, step)
+            assert checkpoints.steps() == [1]
+        save(checkpoints, 5)
+        assert checkpoints.steps() == [1, 5]
+        checkpoints.finish()
+        fail_to_write(monkeypatch, OSError(code, os.strerror(code)))
+        for step in range(6, 6 + TRIES):
+            save(checkpoints, step)
+        with pytest.raises(TemporaryFailure, match="the last checkpoint could not be saved .*that of step 5 is kept"):
+            checkpoints.finish()
+        with pytest.raises(TemporaryFailure, match=f"{TRIES} checkpoints in a row .*{os.strerror(code)}"):
+            save(checkpoints, 9)
+    told = [entry.getMessage() for entry in caplog.records if entry.name == "absl"]
+    assert all("could not be saved" in text and "\n" not in text for text in told) and len(told) == 2 * TRIES
+    with Checkpoints(tmp_path) as checkpoints:
+        assert equal(checkpoints.restore(state_at(0))[0], state_at(5))
+
+
+def test_an_error_that_is_not_of_the_storage_is_raised(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        fail_to_write(monkeypatch, TypeError("a mistake of the program"))
+        with pytest.raises(TypeError, match="a mistake"):
+            save(checkpoints, 2)
+
+
+def test_saving_waits_neither_for_the_checksums_nor_for_the_write(tmp_path, monkeypatch):
+    proceed, threads, crc32 = threading.Event(), [], record.crc32
+
+    def slow(arrays):
+        threads.append(threading.current_thread())
+        assert proceed.wait(60)
+        return crc32(arrays)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        monkeypatch.setattr(record, "crc32", slow)
+        checkpoints.save(state_at(2), position={"step": 2, "seed": 0})
+        assert checkpoints.steps() == [1]
+        proceed.set()
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2] and threading.main_thread() not in threads
+
+
+@pytest.mark.full
+def test_a_really_full_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system can only be mounted by root")
+    large = {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}
+    state = parallel.replicate(TrainState.create(apply_fn=None, params=large, tx=TX, batch_stats={}))
+
+    def save(checkpoints, step):
+        checkpoints.save(state.replace(step=jnp.int32(step)), position={"step": step, "seed": 0})
+        checkpoints.wait()
+
+    try:
+        with Checkpoints(folder) as checkpoints:
+            save(checkpoints, 1)
+            space = os.statvfs(folder)
+            (folder / "ballast").write_bytes(bytes(space.f_bavail * space.f_bsize - 100_000))
+            save(checkpoints, 2)
+            assert checkpoints.steps() == [1]
+            (folder / "ballast").unlink()
+            save(checkpoints, 3)
+            assert checkpoints.steps() == [1, 3] and int(checkpoints.restore(state)[0].step) == 3
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
 def test_damaged_checkpoint_is_passed_over(tmp_path, how):
     with Checkpoints(tmp_path) as checkpoints:
@@ -123,8 +314,8 @@ def test_a_damaged_checkpoint_is_one_line_in_the_log(tmp_path, monkeypatch, capl
             restored, _ = checkpoints.restore(state)
             gc.collect()
     assert int(restored.step) == 1 and not problems
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 3 and all("checkpoint of step 2 is damaged" in text for text in told), told
+    told = [entry.getMessage() for entry in caplog.records]
+    assert len(told) == 2 and "checkpoint of step 2 is damaged" in told[0] and "kept as" in told[1], told
     assert all("\n" not in text and "tensorstore_spec" not in text for text in told)
 
 
@@ -191,9 +382,10 @@ def test_missing_step_lists_those_there_are(tmp_path):
             checkpoints.restore(state_at(0), step=4)
 
 
-def test_checksums_see_values_types_and_shapes():
+@pytest.mark.parametrize("checksums", [checksums, record.crc32])
+def test_checksums_see_values_types_and_shapes(checksums):
     one = checksums({"a": np.zeros(4, np.float32)})
-    assert one == checksums({"a": jnp.zeros(4)})
+    assert one == checksums({"a": np.asarray(jnp.zeros(4))})
     assert one != checksums({"a": np.zeros((2, 2), np.float32)})
     assert one != checksums({"a": np.zeros(4, np.int32)})
     assert one != checksums({"a": np.array([0, 0, 0, 1e-45], np.float32)})
@@ -208,7 +400,7 @@ def test_saving_is_not_disturbed_by_donation(tmp_path):
         checkpoints.save(state, position={"step": 9, "seed": 0})
         for _ in range(20):
             state = overwrite(state)
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
         restored, _ = checkpoints.restore(state_at(0))
     assert checksums(restored.params) == expected
 

@@ -17,7 +17,7 @@ import tiny_runs
 import train
 from sdecor.core import commands, parallel
 from sdecor.data.batches import order_seed
-from sdecor.training import health, logbook, members, profiling, replicas
+from sdecor.training import health, logbook, members, profiling, record, replicas
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.health import Health
 from sdecor.training.state import create_optimizer, create_train_state
@@ -147,7 +147,7 @@ def events(folder, split):
 def result(folder):
     """Return everything of a finished run that the clock does not change."""
     with Checkpoints(folder, create=False) as checkpoints:
-        metas = [checkpoints.manager.restore(step).meta for step in checkpoints.steps()]
+        metas = [record.read(checkpoints.directory, step) for step in checkpoints.steps()]
     assert metas[-1]["step"] == 12
     return metas, tiny_runs.rows_without_times(folder)
 

@@ -142,7 +142,7 @@ def test_one_trace_a_run_whatever_changes(key, tmp_path):
     fresh = parallel.replicate(initial)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, position={"epoch": 0})
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
         restored, _ = checkpoints.restore(fresh)
     for part in ("step", "params", "opt_state", "ema_params", "batch_stats"):
         leaves_close(getattr(restored, part), getattr(state, part), rtol=0, atol=0)
