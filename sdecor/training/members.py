@@ -190,6 +190,7 @@ class Writer:
         Raises:
           NotFinite: for a single run.
         """
+        self.checkpoints.wait()
         good = self.health.good(self.checkpoints.steps(), failed=step + 1)
         where = "there is no good checkpoint" if good is None else f"the last good checkpoint is of step {good}"
         failure = f"{why}; {where} in {self.member.folder}"

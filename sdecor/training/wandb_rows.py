@@ -44,6 +44,8 @@ class Sender:
             "config": config,
             "resume": "allow",
         }
+        if "://" not in folder:
+            self._options["dir"] = str(files.absolute(folder))  # its own files
         self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._patience = patience

@@ -1,6 +1,7 @@
 """Tests of a run's health: losses that are not finite under each policy, spikes, and which checkpoint is good."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import jax
 import networks
 import numpy as np
+import poisoned
 import pytest
 import tiny_runs
 
@@ -104,33 +106,15 @@ def images(tmp_path_factory):
     return tiny_runs.draw_images(tmp_path_factory.mktemp("images") / "data")
 
 
-class Poisoned:
-    """A loader whose batches have a label that is no class at some steps of some orders, by the order's seed."""
-
-    def __init__(self, loader, seed, steps):
-        self.loader, self.seed, self.steps, self.kind, self.source = loader, seed, steps, loader.kind, loader.source
-
-    def iterate(self, start):
-        for step, batch in enumerate(self.loader.iterate(start), start + 1):
-            bad = step in self.steps.get(self.seed, ())
-            yield batch | {"label": np.full_like(batch["label"], -1)} if bad else batch
-
-    def reordered(self, seed):
-        return Poisoned(self.loader.reordered(seed), seed, self.steps)
-
-
 @pytest.fixture
 def poison(monkeypatch):
     """Return a function that chooses the bad steps (from 1), by the number of the order."""
-    create, steps = train.create_loaders, {}
-
-    def loaders(source, seeds, **options):
-        return [Poisoned(each, seed, steps) for each, seed in zip(create(source, seeds, **options), seeds, strict=True)]
+    steps = {}
 
     def choose(*orders, seed=0):
         steps.update({order_seed(seed, order): bad for order, bad in enumerate(orders)})
 
-    monkeypatch.setattr(train, "create_loaders", loaders)
+    monkeypatch.setattr(train, "create_loaders", poisoned.poisoning(train.create_loaders, steps))
     return choose
 
 
@@ -327,6 +311,30 @@ def test_files_that_never_answer_end_the_run_with_the_stacks_and_the_same_comman
     assert [row["step"] for row in rows if "started" in row] == [0] and time.time() - started > 20
     # The time of the hang is no time in steps.
     assert 0 < last["productive_seconds"] == pytest.approx(last["goodput"] * (time.time() - started), rel=0.2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_two_processes_decide_as_one(images, tmp_path, policy):
+    """Two processes with four devices each skip or roll back as one process with eight."""
+    fields = (f"--config.train.on_nonfinite={policy}", "--config.model.norm=none", "--config.log.tensorboard=False")
+    bad = json.dumps([[8], [11]])
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny_runs.ROOT)}
+
+    def start(name, devices, *extra):
+        python, _, *arguments = tiny_runs.command(images, tmp_path / name, *fields, *extra, method="ce")
+        return tiny_runs.start([python, poisoned.__file__, bad, *arguments], env | {"JAX_NUM_CPU_DEVICES": devices})
+
+    job = f"--coordinator=127.0.0.1:{20000 + os.getpid() % 20000}"
+    jobs = [start("two", "4", job, "--processes=2", f"--process={i}") for i in range(2)] + [start("one", "8")]
+    outputs = [process.communicate(timeout=400)[0] for process in jobs]
+    assert [process.returncode for process in jobs] == [0, 0, 0], outputs
+    one, two = (tiny_runs.rows_without_times(tmp_path / name) for name in ("one", "two"))
+    assert [(row["step"], row["split"]) for row in one] == [(row["step"], row["split"]) for row in two]
+    for ours, theirs in zip(one, two, strict=True):
+        if ours.get("loss") is not None:
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert [row["step"] for row in events(tmp_path / "two", policy)] == {"skip": [8], "rollback": [6, 9]}[policy]
 
 
 def test_a_policy_and_its_bounds_are_validated(images):
