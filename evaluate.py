@@ -31,7 +31,7 @@ from etils import epath
 
 from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
-from sdecor.core import commands, files, launch, parallel, watchdog
+from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Store, stored
 from sdecor.evaluation.runs import (
@@ -50,6 +50,10 @@ from sdecor.evaluation.runs import (
 from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_report
 
 FLAGS = flags.FLAGS
+SHARED = (  # flags that all processes of a job must share; the runs' settings hold the others
+    "workdir", "output", "methods", "metrics", "images", "chunk_size", "force", "all_stored", "export", "dtype",
+    "reduce", "clip_percentile", "on_error", "from_export",
+)  # fmt: skip
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that are not part of file names
 EXPORT_SIZES = {
     "device_batch": "Images per device and batch in an export.",
@@ -94,16 +98,14 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate the runs of --workdir, or export the maps of one run, or measure exported maps."""
-    try:
-        if FLAGS.output is not None:
-            files.check_output("--output", FLAGS.output)
-        if FLAGS.export is not None:
-            return export_maps(FLAGS.workdir)
-        if FLAGS.from_export is not None:
-            return measure_export(FLAGS.workdir)
+    if FLAGS.output is not None:
+        files.check_output("--output", FLAGS.output)
+    if FLAGS.export is not None:
+        export_maps(FLAGS.workdir)
+    elif FLAGS.from_export is not None:
+        measure_export(FLAGS.workdir)
+    else:
         evaluate(FLAGS.workdir)
-    except KeyboardInterrupt:
-        raise SystemExit("evaluate.py: stopped. Finished methods are kept: run the same command to continue.") from None
 
 
 def evaluate(folders: list[str]) -> None:
@@ -184,7 +186,10 @@ def restore_runs(folders: list[str]) -> list[Run]:
     changed = {name: FLAGS[name].value for name in ("batch_size", "curve_steps", *IMAGES)}
     chosen = {name: FLAGS[name].value for name in ("checkpoint", "split", "target")}
     named = zip(folders, run_names(folders), strict=True)
-    return [restore(folder, name=name, data=data, evaluation=changed, **chosen) for folder, name in named]
+    runs = [restore(folder, name=name, data=data, evaluation=changed, **chosen) for folder, name in named]
+    given = {name: FLAGS[name].value for name in SHARED} | {"versions": files.versions()}
+    processes.compare("the evaluation", lambda: given | {run.name: run.settings for run in runs})
+    return runs
 
 
 def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], maps: stored.Maps | None = None) -> Plan:
@@ -240,4 +245,4 @@ def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]
 
 if __name__ == "__main__":
     define_flags()
-    launch.run(main)
+    launch.run(main, kept="Finished methods are kept: run the same command to continue.")

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor.core import commands, files, launch, parallel, watchdog
+from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.core.interrupt import Interrupt
 from sdecor.data.batches import steps_per_epoch
 from sdecor.training import build, health, logbook, members, profiling, replicas, run_folder, steps, wandb_rows
@@ -87,8 +87,6 @@ def main() -> None:
         if _WANDB.value is not None:
             wandb_rows.check()
         finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
-    except KeyboardInterrupt:
-        raise SystemExit("train.py: stopped. Saved checkpoints are kept: run the same command to continue.") from None
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(commands.PARTLY) from None
@@ -124,10 +122,13 @@ def train(
     failures = members.former_failures(everyone, configs)
     if all(failures.values()):
         raise FloatingPointError(replicas.list_failures(failures))
-    run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
-    with Interrupt(processes=jax.process_count()) as interrupt, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        for member in everyone:
+            stack.enter_context(run_folder.lock(member.folder, hold=parallel.is_main_process()))
+        run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)
+        processes.compare("the restored state", partial(members.fingerprint, state))
         parallel.say(_opening(run, state, folder))
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
@@ -140,6 +141,7 @@ def train(
         writers = list(map(Writer, run.members, checkpoints, logbooks, healths))
         profiler = profiling.Profiler(profile, folder, start=int(state.step), total=run.schedule.total)
         stack.callback(profiler.close)
+        interrupt = stack.enter_context(Interrupt())  # from here to the end of the last save, signals wait
         finished = loop(run, state, writers, interrupt, profiler)
         members.finish(writers, finished)
     failures |= {writer.member.name: writer.failure for writer in writers}
@@ -153,8 +155,6 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     configs = build.create_replicas(config, chosen)
     seeds = [own.seed for own in configs]
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
-    for member in group:
-        files.check_checkpoints("--workdir", member.folder)
     dataset = build.create_data(config)
     canvas = tuple(dataset.image_shape)
     image_shape = build.image_size(config, canvas)
@@ -169,7 +169,9 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
-    parallel.wait_for_all("config")
+    given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
+    replicas_given = {each.name: dict(each.overrides) for each in chosen}
+    processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     step = partial(
         steps.train_step,
         objective=build.create_objective(configs[0]),
@@ -240,7 +242,6 @@ def advance(
     """
     config, schedule, start = run.config, run.schedule, int(state.step)
     members.begin_times(writers, clock)
-    stop = partial(_should_stop, writers[0].checkpoints, interrupt, config.log.every_steps)
     validated = all(writer.checkpoints.has_metrics(start) for writer in writers)
     if schedule.is_due(start, schedule.eval_every) and not validated:
         # The run was stopped before or during this validation.
@@ -258,6 +259,7 @@ def advance(
     with bar, contextlib.closing(run.batches(start, writers[0].health.order)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
+            processes.note(f"step {step}")
             watchdog.beat(f"the input of step {step}")
             with clock.input():
                 batch = next(batches)
@@ -267,7 +269,7 @@ def advance(
                 note(*previous)  # while the device works on this step
             previous = (step, terms)
             validate = schedule.is_due(step, schedule.eval_every)
-            stopping = stop(step)
+            stopping = processes.agree_to_stop(bool(interrupt))
             if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
@@ -310,14 +312,6 @@ def _note(
             writer.logbook.write(step, "train", own | {"images_per_second": rate})
 
 
-def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int, step: int) -> bool:
-    """Return whether to stop after `step`; the answer is the same in all processes."""
-    if jax.process_count() == 1:
-        return bool(interrupt)
-    preempted = checkpoints.reached_preemption(step)
-    return preempted or (step % poll_every == 0 and parallel.any_process(bool(interrupt)))
-
-
 def _title(run: Run) -> str:
     title, count = run_folder.title(run.config), len(run.members)
     return title if count == 1 else f"{title} × {count}"
@@ -334,4 +328,4 @@ def _opening(run: Run, state: TrainState, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, kept="Saved checkpoints are kept: run the same command to continue.")

@@ -1,39 +1,158 @@
-"""Signals as a flag, so that a loop stops between two steps instead of within one."""
+"""Ctrl-C and SIGTERM, from the first line of a program to its end.
 
+A program calls `install` first. While it has something to save, it holds an `Interrupt`: a signal then sets a flag,
+which the loop polls between two steps. At any other moment a signal ends the program at once, also while the main
+thread compiles or waits in native code. This file needs no JAX.
+"""
+
+import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from sdecor.core.commands import INTERRUPTED
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECONDS = 1.0  # a terminal or a scheduler may send one signal twice
+LEAVE_SECONDS = 5.0  # time for the main thread to leave by itself
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised by `check`, where a wait for input ends because of a signal."""
+
+
+class _Program:
+    """The signals of this process."""
+
+    def __init__(self) -> None:
+        self.installed = False
+        self.received: signal.Signals | None = None
+        self.at = 0.0  # time of the last signal
+        self.holders = 0  # number of `Interrupt`s that are held
+        self.forward: Callable[[], None] | None = None  # tells the other processes of a job
+
+
+_program = _Program()
+
 
 class Interrupt:
-    """A flag for loops to poll, set by Ctrl-C or SIGTERM; a second signal stops the process at once.
+    """A flag for loops to poll, set by Ctrl-C or SIGTERM while it is held (a `with` block).
 
-    In a job of several processes JAX's preemption service handles SIGTERM, so only Ctrl-C sets the flag.
+    A second Ctrl-C ends the process at once. A repeated SIGTERM is the same request.
     """
 
-    def __init__(self, *, processes: int = 1):
-        self.signal: signal.Signals | None = None
-        self._signals = (signal.SIGINT, signal.SIGTERM) if processes == 1 else (signal.SIGINT,)
-        self._previous = {}
+    def __init__(self) -> None:
+        self._previous: dict[int, object] = {}
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return _program.received is not None
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that set the flag."""
+        return _program.received
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+        if not _program.installed and threading.current_thread() is threading.main_thread():
+            if not _program.holders:
+                _program.received = None  # a program of the user may go on after an earlier signal
+            self._previous = {number: signal.signal(number, _handle) for number in SIGNALS}
+        _program.holders += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _program.holders -= 1
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+
+def install() -> None:
+    """Handle Ctrl-C and SIGTERM from now on; a program calls this first, in its main thread."""
+    if not _program.installed:
+        _program.installed = True
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written by the native handler, without delay
+        threading.Thread(target=_follow, args=(reader,), name="signals", daemon=True).start()
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+
+
+def check() -> None:
+    """Raise `Stopped` after a signal; waits for input call this.
+
+    In a job of several processes it does nothing, because only all processes together can save.
+    """
+    if _program.received is not None and _program.forward is None:
+        raise Stopped
+
+
+def join_job(announce: Callable[[], None]) -> None:
+    """Let every signal call `announce`, which tells the other processes of the job."""
+    _program.forward = announce
+
+
+def native_handler(number: signal.Signals) -> Callable[[], None] | None:
+    """Remove the native handler of a signal, and return a function that calls it; None if there is none.
+
+    A library in C++ takes a signal for itself when it starts, and Python cannot see its handler.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    address = library.signal(number, None)
+    if address in (None, 0, 1, ctypes.c_void_p(-1).value):  # default, ignored, or an error
+        return None
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+    return lambda: call(int(number))
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    now, again = time.monotonic(), _program.received is not None
+    repeated = again and (number == signal.SIGTERM or now - _program.at < REPEAT_SECONDS)
+    _program.at = now
+    if repeated:
+        return
+    if again:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    _program.received = signal.Signals(number)
+    if not _program.holders:
+        raise KeyboardInterrupt
+
+
+def _follow(reader: int) -> None:
+    """Announce each signal to the job; end the process if nothing is to be saved and the main thread does not leave."""
+    while received := os.read(reader, 1):
+        if received[0] not in SIGNALS:
+            continue
+        if _program.forward is not None:
+            _program.forward()
+        if _program.holders:
+            continue
+        time.sleep(LEAVE_SECONDS)
+        if not _program.holders:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            name = os.path.basename(sys.argv[0])
+            print(f"{name}: stopped by {signal.Signals(received[0]).name}", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+
+
+def _forget_in_child() -> None:
+    """Leave the signals of a forked child to the child; its pipe is that of its parent."""
+    if _program.installed:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal = signal.Signals(number)
+        _program.installed = False
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -2,17 +2,24 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from sdecor.core import parallel, watchdog
-from sdecor.core.commands import as_one_line, config_error
+from sdecor.core import interrupt, processes, watchdog
+from sdecor.core.commands import FAILED, INTERRUPTED, TemporaryFailure, as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat", processes.HEARTBEAT_SECONDS, "Seconds until a dead process ends the job.", lower_bound=1
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", processes.START_SECONDS, "Seconds to wait for all processes at the start.", lower_bound=1
+)
 _WATCHDOG = flags.DEFINE_float("watchdog", 1800.0, "End after so many seconds without progress; 0: never.")
 
 EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in the request, not in the program
@@ -46,27 +53,66 @@ def define_optional(
     return flags.DEFINE_flag(flag, values)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse flags, join the job and call `main`; `as_one_line` handles expected errors."""
+def run(main: Callable[[], None], *, kept: str) -> None:
+    """Parse flags, join the job, call `main` and end with the exit status of `sdecor.core.commands`.
+
+    Errors of the request are shown on one line. In a job of several processes, all end together.
+
+    Args:
+      main: the program.
+      kept: sentence about what a stopped program keeps.
+    """
+    interrupt.install()
 
     def started(argv: list[str]) -> None:
         if len(argv) > 1:
-            sys.exit(f"{os.path.basename(sys.argv[0])}: unknown argument {argv[1]!r}; flags have the form --name=value")
+            sys.exit(f"{_program()}: unknown argument {argv[1]!r}; flags have the form --name=value")
         logging.set_verbosity(logging.WARNING)
-        _guarded(_join)
-        _guarded(lambda: _watched(main))
+        try:
+            _guarded(_join)
+            _guarded(lambda: _watched(main))
+        except BaseException as error:
+            status, text = _ending(error, kept)
+            processes.end_together(status, text)  # does not return in a job of several processes
+            sys.exit(status)
+        processes.finish()
 
     app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))
 
 
 def _watched(main: Callable[[], None]) -> None:
-    with watchdog.Watchdog(_WATCHDOG.value, os.path.basename(sys.argv[0])):
+    with watchdog.Watchdog(_WATCHDOG.value, _program()):
         main()
 
 
+def _ending(error: BaseException, kept: str) -> tuple[int, str]:
+    """Print an error that ends the program; return its exit status and its text."""
+    if isinstance(error, KeyboardInterrupt):
+        status, text = INTERRUPTED, f"{_program()}: stopped. {kept}"
+    elif isinstance(error, SystemExit):
+        status, text = (FAILED, error.code) if isinstance(error.code, str) else (error.code or 0, "")
+        if not text and error.__context__ is not None:  # printed already
+            return status, str(error.__context__)
+    else:
+        traceback.print_exception(error)
+        status, text = FAILED, ""
+    if text:
+        print(text, file=sys.stderr, flush=True)
+    return status, text or f"status {status}"
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0])
+
+
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
-    with as_one_line(os.path.basename(sys.argv[0]), (*EXPECTED, *extra, flags.Error), config_error):
-        return action()
+    with as_one_line(_program(), (*EXPECTED, *extra, flags.Error), config_error):
+        try:
+            return action()
+        except Exception as error:
+            if not processes.is_lost_process(error):
+                raise
+            raise TemporaryFailure(processes.LOST) from error
 
 
 def _join() -> None:
@@ -74,4 +120,4 @@ def _join() -> None:
     if any(value is not None for value in named) and None in named:
         raise ValueError("--coordinator, --processes and --process belong together: give all three, or --distributed")
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        parallel.initialize(*named)
+        processes.join(*named, heartbeat=_HEARTBEAT.value, start_timeout=_START_TIMEOUT.value)

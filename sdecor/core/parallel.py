@@ -74,13 +74,6 @@ def _placed(result: jax.Array, *, examples: jax.Array | None, mesh: Any) -> jax.
     return reshard(result, NamedSharding(mesh, spec))
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Join the processes of a job; the cluster (Slurm, TPU, Kubernetes, MPI) provides missing arguments."""
-    if jax.config.jax_platforms == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, process)
-
-
 def is_main_process() -> bool:
     """Return whether this process is the one that prints and writes."""
     return jax.process_index() == 0

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sdecor.core.commands import as_one_line
+from sdecor.core import interrupt
+from sdecor.core.commands import INTERRUPTED, as_one_line
 from sdecor.core.files import check_output, check_text
 from sdecor.export import convert, reader
 from sdecor.export.convert import to_hdf5, to_npz
@@ -21,8 +22,11 @@ from sdecor.export.overlays import overlays
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an expected error prints its text and exits with status 1."""
     flags = _parser().parse_args(arguments)
-    with as_one_line("sdecor.export", (ValueError, OSError)):
-        status = run(flags)
+    try:
+        with as_one_line("sdecor.export", (ValueError, OSError)):
+            status = run(flags)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     sys.exit(status)
 
 
@@ -128,4 +132,5 @@ def _number(word: str) -> int:
 
 
 if __name__ == "__main__":
+    interrupt.install()
     main()

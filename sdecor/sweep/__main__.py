@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from sdecor.core import files
+from sdecor.core import files, interrupt
 from sdecor.core.checks import check_count
 from sdecor.core.commands import INTERRUPTED, as_one_line
 from sdecor.sweep import check, commands, job, local, plan, slurm, trial_folder
@@ -155,4 +155,5 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    interrupt.install()
     main()

@@ -5,20 +5,19 @@ are trials that differ only in numbers. Each of these trials is then evaluated b
 """
 
 import contextlib
-import ctypes
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdecor.core import files, locks
-from sdecor.core.commands import INTERRUPTED, PARTLY
+from sdecor.core import children, files, locks
+from sdecor.core.commands import INTERRUPTED, PARTLY, RETRY
 from sdecor.sweep import commands, trial_folder
 from sdecor.sweep.plan import ROOT, Trial
 from sdecor.sweep.trial_folder import FAILED, FINISHED
@@ -115,8 +114,7 @@ def group_command(group: Group, stage: str, folder: pathlib.Path) -> list[str]:
 
 
 STOPPED = "stopped"
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+RETRIES = 3  # of a job whose processes end by faults of the surroundings
 
 
 @dataclasses.dataclass
@@ -134,6 +132,7 @@ class Job:
       stopping: whether the job was asked to stop.
       began: start time of the process.
       log_start: where the lines of the process begin in the log.
+      retries: number of stages that were started again after a fault of the surroundings.
     """
 
     group: Group
@@ -146,6 +145,7 @@ class Job:
     stopping: bool = False
     began: float = 0.0
     log_start: int = 0
+    retries: int = 0
 
     @property
     def folder(self) -> pathlib.Path:
@@ -230,21 +230,25 @@ def _start_stage(job: Job) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[held.descriptor for held in job.held],
-            preexec_fn=_prepare,
+            preexec_fn=functools.partial(_prepare, os.getpid()),
         )
 
 
-def _prepare() -> None:
+def _prepare(parent: int) -> None:
     """Set the child's signals: SIGTERM when the sweep dies, and Ctrl-C accepted even where the sweep ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm may send its warning here too; slurm.py answers it
-    if _LIBC is not None:
-        _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)
+    children.end_with_parent(parent)
 
 
 def _end_stage(job: Job, status: int) -> None:
     stage, seconds = job.stages[0], (time.monotonic() - job.began) / len(job.group.trials)
-    stopped = job.stopping or (stage == "train" and status == INTERRUPTED)
+    stopped = job.stopping or status == INTERRUPTED
+    if status == RETRY and not stopped and job.retries < RETRIES:
+        job.retries += 1
+        trial_folder.add_time(job.folder, stage, seconds)
+        _start_stage(job)
+        return
     failed = [] if status == 0 or stopped else _failed_trials(job, status)
     for trial in job.group.trials:
         folder = job.root / trial.key

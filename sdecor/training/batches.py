@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdecor.core import parallel, watchdog
+from sdecor.core import parallel, processes, watchdog
 from sdecor.core.interrupt import Interrupt
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
 from sdecor.data.batches import order_seed
@@ -114,7 +114,7 @@ def create_validation(
             outputs = parallel.to_host(compiled(state.variables, parallel.shard(batch), key))
             for name, value in outputs.items():
                 sums[name] = sums.get(name, 0.0) + value.sum(axis=0, dtype=np.float64)
-            if interrupt and jax.process_count() == 1:
+            if processes.agree_to_stop(bool(interrupt)):
                 return None
         sums = {name: np.sum(parallel.gather(value[None]), axis=0) for name, value in sums.items()}
         count = sums.pop("count")

@@ -75,10 +75,6 @@ class Checkpoints:
         """Return the steps that have a finished checkpoint, ascending."""
         return record.steps(self.directory)
 
-    def reached_preemption(self, step: int) -> bool:
-        """Return whether JAX's preemption service asks all processes to stop after `step`."""
-        return ocp.multihost.reached_preemption(step)
-
     def has_metrics(self, step: int) -> bool:
         """Return whether the checkpoint of `step` holds a validation result that can be read."""
         return self._metrics(step) is not None
@@ -329,7 +325,10 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, with the validation results of our records instead of files of its own."""
+    """Orbax's manager, with the validation results of our records instead of files of its own.
+
+    It does not look for preemption itself: `core.processes` counts the looks for all.
+    """
 
     def __init__(self, *arguments: Any, metrics_of: Any, **options: Any):
         self._metrics_of = metrics_of
@@ -337,6 +336,9 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> dict[str, float] | None:
         return self._metrics_of(step)
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class _ArrayHandler(ocp.type_handlers.NumpyHandler):

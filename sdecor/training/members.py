@@ -5,8 +5,10 @@ Those of a single run have no such axis, and its step is compiled without `vmap`
 """
 
 import dataclasses
+import functools
 import math
 import shlex
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -136,6 +138,13 @@ def restore(
         if stored != expected:
             raise ValueError(f"{member.folder}: the checkpoint's input position is {stored}, this run's is {expected}")
     return join_states([own for own, _ in found], replicas), [Health.restore(position) for _, position in found]
+
+
+def fingerprint(state: TrainState) -> dict[str, Any]:
+    """Return the step and a checksum of the parameters, for a comparison between processes."""
+    arrays = jax.tree.leaves(parallel.to_host(state.params))
+    checksum = functools.reduce(lambda found, array: zlib.crc32(np.ascontiguousarray(array), found), arrays, 0)
+    return {"step": int(state.step), "parameters": f"{checksum:08x}"}
 
 
 @dataclasses.dataclass

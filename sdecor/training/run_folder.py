@@ -6,13 +6,13 @@ missing or damaged.
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from sdecor.core import files, parallel
+from sdecor.core import files, leases, parallel
 from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 from sdecor.training import record
@@ -24,6 +24,32 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
+LOCK, LEASE = ".lock", ".lease.json"
+PREDECESSOR_SECONDS = 10.0  # for a job that was just asked to stop, and whose successor starts already
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
+    """Make a run's folder and lock it for this job, if `hold` is set: in the main process alone.
+
+    The lock dies with its holder. A folder that stays empty is removed again.
+
+    Raises:
+      ValueError: if another job holds the folder, or the folder cannot be made.
+    """
+    if not hold:
+        yield
+        return
+    files.check_checkpoints("--workdir", workdir)
+    folder = files.make_folder("--workdir", workdir)
+    wait = {"busy": "is being trained", "wait": PREDECESSOR_SECONDS}
+    try:
+        with leases.hold(folder, lock=LOCK, lease=LEASE, **wait):
+            yield
+    finally:
+        with contextlib.suppress(Exception):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, write: bool = True) -> None:

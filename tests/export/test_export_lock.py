@@ -11,7 +11,8 @@ import time
 import pytest
 import tensorstore as ts
 
-from sdecor.export.lock import Lease, hold
+from sdecor.core.leases import Lease
+from sdecor.export.lock import hold
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLD = """
@@ -118,7 +119,7 @@ def test_a_dead_lease_is_taken_after_its_expiry(store):
         held.raise_if_lost()
         dead._heartbeat = 0
         dead._renew_until_ended()  # the holder that seemed dead returns
-        with pytest.raises(OSError, match="was lost .another export took it.: run the same command"):
+        with pytest.raises(OSError, match="was lost .another job took it.: run the same command"):
             dead.raise_if_lost()
         dead.__exit__(None, None, None)
         held.raise_if_lost()

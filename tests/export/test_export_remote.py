@@ -1,11 +1,14 @@
 """Tests of an export on an object store: same files, commits and lease as on a local disk."""
 
+import functools
+
 import pytest
 from object_server import Server
 from test_export_store import LAYOUTS, N, export, tree
 
+from sdecor.core.leases import Lease
 from sdecor.export import verify
-from sdecor.export.lock import Lease, hold
+from sdecor.export.lock import hold
 from sdecor.export.resume import recorded
 from sdecor.export.store import StorageError
 
@@ -73,9 +76,9 @@ def test_damage_is_found_and_repaired(server):
 
 
 def test_the_second_export_is_refused_and_a_dead_one_is_not(server, monkeypatch):
-    monkeypatch.setattr("sdecor.export.lock.Lease", lambda *args: Lease(*args, heartbeat=0.1, expiry=0.5))
+    monkeypatch.setattr("sdecor.core.leases.Lease", functools.partial(Lease, heartbeat=0.1, expiry=0.5))
     with hold(URL) as held:
-        with pytest.raises(ValueError, match='export is being written by .*"process"'):
+        with pytest.raises(ValueError, match='is being exported to by .*"process"'):
             with hold(URL):
                 pass
         held.raise_if_lost()

@@ -134,6 +134,23 @@ def test_each_trial_is_done_once_and_a_failed_one_stops_no_other(tmp_path, monke
     assert "nothing is left" in capsys.readouterr().out
 
 
+def test_a_fault_of_the_surroundings_is_tried_again(tmp_path, monkeypatch):
+    program = "import pathlib, sys; tries = pathlib.Path(sys.argv[1]) / 'tries'; " \
+        "tries.write_text((tries.read_text() if tries.exists() else '') + 'x'); " \
+        "sys.exit(75 * (len(tries.read_text()) <= int(sys.argv[2])))"  # fmt: skip
+    faults = {"ce/seed0": 2, "sgt/seed0": 99}
+
+    def command(trial, stage, folder):
+        return [sys.executable, "-S", "-c", program, str(folder / trial.key), str(faults[trial.key])]
+
+    monkeypatch.setattr(commands, "command", command)
+    trials = plan.make(sweeps.content(seeds=1)).trials()
+    assert local.run_all(trials, tmp_path)
+    tries = {trial.key: len((tmp_path / trial.key / "tries").read_text()) for trial in trials}
+    assert tries == {"ce/seed0": 4, "sgt/seed0": 1 + job.RETRIES}  # the first is then trained and evaluated
+    assert trial_folder.read(tmp_path / "sgt/seed0")["failed"]["status"] == 75
+
+
 def test_trials_at_a_time_have_devices_of_their_own(tmp_path, monkeypatch):
     sweeps.stand_in(monkeypatch, seconds=0.5)
     trials = plan.make(sweeps.content(seeds=1)).trials()
