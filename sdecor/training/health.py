@@ -111,8 +111,10 @@ def spike_median(loss: float, losses: Sequence[float]) -> float | None:
     if len(losses) < LEAST:
         return None
     median = statistics.median(losses)
+    if loss <= median + DEVIATIONS * SMALLEST:  # as nearly always
+        return None
     deviation = 1.4826 * statistics.median(abs(each - median) for each in losses)
-    return median if loss > median + DEVIATIONS * max(deviation, SMALLEST) else None
+    return median if loss > median + DEVIATIONS * deviation else None
 
 
 def describe(rows: Iterable[Mapping[str, Any]]) -> str:
