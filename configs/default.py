@@ -98,7 +98,7 @@ def base() -> ConfigDict:
     train.accumulate = 1  # micro-batches per step; statistics are over batch_size / accumulate examples
     train.epochs = 8.0
     train.eval_every_epochs = 1.0  # validation, each time followed by a checkpoint
-    train.checkpoint_every_minutes = 10.0  # about the longest time without a checkpoint; None => no bound
+    train.checkpoint_every_minutes = 10.0  # about the longest time without a checkpoint; 0 => no bound
     train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => none
     train.label_smoothing = 0.0
     # When the loss or its gradient is not finite: stop; skip the step; or rollback to the last good checkpoint and

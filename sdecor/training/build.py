@@ -91,7 +91,7 @@ def _check_training(config: ConfigDict) -> None:
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
     _check_if_set("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
-    _check_if_set("config.train.checkpoint_every_minutes", train.checkpoint_every_minutes, 0, low_open=True)
+    check_range("config.train.checkpoint_every_minutes", train.checkpoint_every_minutes, 0)
     check_choice("config.train.on_nonfinite", train.on_nonfinite, POLICIES)
     check_count("config.train.max_skips", train.max_skips, 1)
     check_count("config.train.max_rollbacks", train.max_rollbacks, 1)

@@ -181,9 +181,11 @@ class Checkpoints:
         self._missed, self._reason = self._missed + 1, _reason(error)
         self._remove_unfinished()
         logging.warning(
-            "the checkpoint of step %s could not be saved: %s. Training continues; the next checkpoint tries again",
+            "the checkpoint of step %d could not be saved: %s. The next one is tried (%d in a row; the run ends at %d)",
             step,
             self._reason,
+            self._missed,
+            TRIES,
         )
 
     def _remove_unfinished(self) -> None:
@@ -246,6 +248,7 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Delete the checkpoints after `step`, which will be written again; damaged ones are set aside instead."""
+        self.wait()
         self._set_aside(after=step)
         later = [each for each in self.steps() if each > step]
         if later and self._writes:
@@ -265,6 +268,8 @@ class Checkpoints:
                 (self.directory / str(step)).rename(aside)
                 del self._damaged[step]
                 logging.warning("the damaged checkpoint of step %d is kept as %s", step, aside)
+        if self._manager is not None:
+            self._manager.reload()
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
         """Read and verify a checkpoint; return its state and the input's position.
@@ -282,6 +287,7 @@ class Checkpoints:
         Raises:
           ValueError: if the checkpoint of `step` is damaged or missing, or if all checkpoints are damaged.
         """
+        self.wait()
         steps = self.steps()
         if step is not None and step not in steps:
             raise ValueError(f"no checkpoint of step {step} in {self.directory}; there are: {steps}")

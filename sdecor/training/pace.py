@@ -15,13 +15,13 @@ class Pace:
     question is a collective: first after 1, 3, 7, … steps, then about four times in an interval.
 
     Args:
-      minutes: longest time without a checkpoint, about; None for no bound.
+      minutes: longest time without a checkpoint, about; 0 for no bound.
       step: step at which the training starts or continues.
       clock: returns seconds.
     """
 
-    def __init__(self, minutes: float | None, step: int, clock: Callable[[], float] = time.monotonic):
-        self._interval = None if minutes is None else 60 * minutes
+    def __init__(self, minutes: float, step: int, clock: Callable[[], float] = time.monotonic):
+        self._interval = 60 * minutes  # seconds
         self._clock = clock
         self._gap = 1  # steps until the next question
         self._saved = clock()
@@ -36,7 +36,7 @@ class Pace:
             self._saved = self._clock()
             self._ask_after(step)
             return True
-        if self._interval is None or step < self._last + self._gap:
+        if not self._interval or step < self._last + self._gap:
             return False
         steps = int(parallel.gather(np.array([self._steps_left(step)]))[0])  # as the main process says
         if steps == 0:

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -91,6 +90,8 @@ def crc32(tree: Any) -> dict[str, str]:
 
     Random damage of an array is missed with a probability of 2⁻³².
     """
+    import jax  # a sweep, which reads run folders, starts without it
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): f"{_crc32(leaf):08x}" for path, leaf in leaves}
 

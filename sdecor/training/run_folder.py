@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from sdecor.core import files, leases, parallel
+from sdecor.core import files, leases
 from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 from sdecor.training import record
@@ -68,6 +68,8 @@ def claim(workdir: epath.PathLike, config: Any, dataset: dict[str, Any], *, writ
         differ), if nothing tells which run it holds, or if the folder cannot be written.
       TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
     """
+    from sdecor.core import parallel  # needs JAX, without which a sweep starts
+
     workdir = epath.Path(workdir)
     found = _stored(workdir)
     if found is not None:

@@ -49,7 +49,7 @@ def test_other_saves_count(monkeypatch):
 
 
 def test_no_bound(monkeypatch):
-    assert times_of_saving(monkeypatch, seconds=[1.0] * 2000, minutes=None, otherwise={7}) == ([(7.0, 7)], 0)
+    assert times_of_saving(monkeypatch, seconds=[1.0] * 2000, minutes=0.0, otherwise={7}) == ([(7.0, 7)], 0)
 
 
 def test_processes_with_other_clocks_save_at_the_same_steps(monkeypatch):

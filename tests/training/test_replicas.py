@@ -16,7 +16,7 @@ import tiny_runs
 import train
 from sdecor import masking
 from sdecor.core import parallel
-from sdecor.training import build, logbook, members, replicas, run_folder
+from sdecor.training import build, logbook, members, record, replicas, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.state import create_optimizer, create_train_state
 from sdecor.training.terms import METHODS
@@ -172,10 +172,10 @@ def final(folder):
     """Return each replica's last step, position, checksums and rows of the log."""
     found = {}
     for name in "abc":
-        with Checkpoints(folder / name, create=False) as checkpoints:
-            meta = checkpoints.manager.restore(checkpoints.steps()[-1]).meta
+        directory = folder / name / "checkpoints"
+        about = record.read(directory, record.steps(directory)[-1])
         rows = tiny_runs.rows_without_times(folder / name)
-        found[name] = (meta["step"], meta["position"], meta["checksums"], rows)
+        found[name] = (about["step"], about["position"], about["crc32"], rows)
     return found
 
 
