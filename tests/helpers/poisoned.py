@@ -20,7 +20,10 @@ class Loader:
     """A loader whose batches have a label that is no class at some steps of some orders, by the order's seed."""
 
     def __init__(self, loader: Any, seed: int, steps: Mapping[int, Collection[int]]):
-        self.loader, self.seed, self.steps, self.kind, self.source = loader, seed, steps, loader.kind, loader.source
+        self.loader, self.seed, self.steps = loader, seed, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def iterate(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         for step, batch in enumerate(self.loader.iterate(start), start + 1):
