@@ -22,6 +22,8 @@ run's folder.
 
 import contextlib
 import dataclasses
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -101,11 +103,43 @@ def main() -> None:
     if FLAGS.output is not None:
         files.check_output("--output", FLAGS.output)
     if FLAGS.export is not None:
-        export_maps(FLAGS.workdir)
-    elif FLAGS.from_export is not None:
-        measure_export(FLAGS.workdir)
-    else:
-        evaluate(FLAGS.workdir)
+        files.check_output("--export", FLAGS.export)
+    try:
+        if parallel.is_main_process():
+            check_writable(FLAGS.workdir)
+        if FLAGS.export is not None:
+            export_maps(FLAGS.workdir)
+        elif FLAGS.from_export is not None:
+            measure_export(FLAGS.workdir)
+        else:
+            evaluate(FLAGS.workdir)
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> Exception:
+    """Return the error that ends the program for an error of a disk: a temporary one, unless a permission is missing.
+
+    The message of an export says what is finished and how to continue.
+    """
+    exported = isinstance(error, export.StorageError)
+    cause = error.__cause__ if exported and error.__cause__ is not None else error
+    if isinstance(cause, PermissionError | FileNotFoundError) or getattr(cause, "errno", None) == errno.EROFS:
+        return ValueError(str(error))
+    told = exported or error.errno is None  # errors of ours say what to do
+    kept = "" if told else ". Finished methods are kept: free space, or repair that, and run the same command again"
+    return commands.TemporaryFailure(f"{error}{kept}")
+
+
+def check_writable(folders: list[str]) -> None:
+    """Raise `ValueError` unless files can be written where the results go, before hours are spent on them."""
+    if FLAGS.export is not None:
+        return files.check_writable("--export", FLAGS.export)
+    if FLAGS.output is not None or len(folders) > 1:
+        files.check_writable("--output", FLAGS.output or epath.Path(folders[0]).parent)
+    if FLAGS.from_export is None or FLAGS.output is None:
+        for folder in folders:
+            files.check_writable("--workdir", folder)
 
 
 def evaluate(folders: list[str]) -> None:
@@ -130,26 +164,22 @@ def export_maps(folders: list[str]) -> None:
         raise ValueError("--export takes one --workdir: export the runs one by one, each to a path of its own")
     if FLAGS["metrics"].present:
         raise ValueError("--export measures nothing: leave --metrics out")
-    files.check_output("--export", FLAGS.export)
     (run,) = restore_runs(folders)
     plan = planned(run, evaluation.choose_methods(FLAGS.methods), {})
     sizes = {name: FLAGS[name].value for name in ("chunk_size", *EXPORT_SIZES)}
-    try:
-        done = export.export_split(
-            plan.setup,
-            plan.explained().values(),
-            run.variables,
-            source_of(run),
-            FLAGS.export,
-            dtype=FLAGS.dtype,
-            reduce=None if FLAGS.reduce == "none" else FLAGS.reduce,
-            clip_percentile=FLAGS.clip_percentile,
-            on_error=FLAGS.on_error,
-            provenance=provenance_of(run),
-            options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
-        )
-    except OSError as error:  # a disk error; its message says what is finished and how to continue
-        raise ValueError(str(error)) from error
+    done = export.export_split(
+        plan.setup,
+        plan.explained().values(),
+        run.variables,
+        source_of(run),
+        FLAGS.export,
+        dtype=FLAGS.dtype,
+        reduce=None if FLAGS.reduce == "none" else FLAGS.reduce,
+        clip_percentile=FLAGS.clip_percentile,
+        on_error=FLAGS.on_error,
+        provenance=provenance_of(run),
+        options=export.Options(**sizes, seed=run.settings["seed"], check=FLAGS.check, progress=FLAGS.progress),
+    )
     if parallel.is_main_process():
         print(done)
     if not done.complete:
@@ -170,7 +200,7 @@ def measure_export(folders: list[str]) -> None:
     reduction = maps.reduction or run.settings["reduction"]
     run = dataclasses.replace(run, settings=run.settings | {"reduction": reduction, "from_export": about})
     plan = planned(run, methods, evaluation.choose_metrics(FLAGS.metrics), maps)
-    beside = epath.Path(run.folder) / "from_export" / epath.Path(held.path).stem
+    beside = epath.Path(run.folder) / "from_export" / epath.Path(os.path.abspath(held.path)).stem
     output = files.make_folder("--output", FLAGS.output or beside)
     store = complete(run, plan, output, maps)
     if not parallel.is_main_process():
@@ -206,6 +236,7 @@ def complete(
     """Evaluate the parts of a plan that `folder` does not hold yet, and store them there."""
     now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
     store = Store(folder, depends_of(run), name=name, images=images, **now)
+    processes.compare(f"the results that are stored in {folder}", store.held)
     store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
     return store
 

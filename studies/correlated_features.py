@@ -7,7 +7,6 @@ the summary networks.md, and the figures of docs/theory.md. Takes about ten minu
 """
 
 import argparse
-import csv
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.core.files import csv_text, write_file
 from sdecor.evaluation.statistics import mean_interval, paired_test
 from sdecor.metrics import energy_inside, gini
 from studies import figures
@@ -216,11 +216,8 @@ def _entry(value: Any) -> str:
 
 def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Write rows as CSV, floats to six digits."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    short = [[f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+    write_file(path, csv_text(list(rows[0]), short))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ Paths are checked before any long work. Names are written as text that every fil
 """
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,25 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING
 
 
+def check_writable(field: str, path: epath.PathLike) -> None:
+    """Raise `ValueError` unless files can be written below `path`, or below its nearest parent that exists.
+
+    An empty file is written there and deleted. Nothing else is created.
+    """
+    folder = absolute(path) if "://" in os.fspath(path) else absolute(os.path.expanduser(path))
+    while "://" not in os.fspath(folder) and not folder.exists():
+        folder = folder.parent
+    probe = folder / f".writable.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{field} = {os.fspath(path)!r}: no file can be written in {os.fspath(folder)} "
+            f"({error.strerror or error}): give a folder that you may write to"
+        ) from error
+
+
 def _kind(path: str) -> str:
     return "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "a file"
 
@@ -157,6 +178,58 @@ def write_file(path: epath.PathLike, content: str | bytes) -> None:
 def write_json(path: epath.PathLike, content: Any) -> None:
     """Write `content` as a JSON file; see `write_file`."""
     write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.PathLike, *, remedy: str = "restore it from a copy, or delete it") -> dict[str, Any]:
+    """Read a JSON object from a file, local or remote.
+
+    Args:
+      path: path of the file.
+      remedy: what to do about a damaged file, the end of the message.
+
+    Raises:
+      ValueError: when the file holds no JSON object, because it is empty, cut or overwritten.
+      FileNotFoundError: when there is no file.
+    """
+    content = epath.Path(path).read_bytes()
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):  # also bytes that are no text
+        found = None
+    if not isinstance(found, dict):
+        fault = "is damaged: it holds no whole JSON object" if content.strip() else "is empty"
+        raise ValueError(f"{os.fspath(path)} {fault}; {remedy}")
+    return found
+
+
+FORMULA = tuple("=+-@\t\r\n")  # first characters of a cell that a spreadsheet may run as a formula
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV: None is empty, floats are exact, and no cell is a formula for a spreadsheet.
+
+    A text that begins with one of `FORMULA` gets an apostrophe before it, unless it is a number. A carriage return
+    becomes a space, because spreadsheets take it for the end of a row.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([[_cell(value) for value in row] for row in (header, *rows)])
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")
+    if not value.startswith(FORMULA):
+        return text
+    try:
+        float(text)
+        return text
+    except ValueError:
+        return f"'{text}"
 
 
 def plain(tree: Any) -> Any:

@@ -113,7 +113,9 @@ def this_process() -> dict[str, Any]:
 
 def _read(opened: int) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
-        return json.loads(os.pread(opened, 1000, 0))
+        found = json.loads(os.pread(opened, 1000, 0))
+        if isinstance(found, dict) and NOBODY.keys() <= found.keys():
+            return found
     return NOBODY
 
 

@@ -2,14 +2,18 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from sdecor import metrics
 from sdecor.core.files import write_file
+
+MOMENTS = "moments/"  # prefix of the moments' names in a file
 
 
 class Results(NamedTuple):
@@ -133,7 +137,7 @@ def save(
       versions: part → package versions that it was made with.
     """
     buffer = io.BytesIO()
-    moments = {f"moments/{name}": value for name, value in results.moments.items()}
+    moments = {f"{MOMENTS}{name}": value for name, value in results.moments.items()}
     settings = json.dumps({"run": run, "parts": parts, "versions": versions or {}})
     np.savez(buffer, settings=settings, **results.examples, **moments)
     write_file(path, buffer.getvalue())
@@ -145,14 +149,44 @@ def load(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, A
 
 
 def load_with_versions(path: Any, run: Mapping[str, Any]) -> tuple[Results | None, dict[str, Any], dict[str, Any]]:
-    """Read results, the settings of their parts, and the package versions of each part."""
+    """Read results, the settings of their parts, and the package versions of each part.
+
+    A damaged file counts as missing, with a warning: what it held is evaluated again.
+    """
     path = epath.Path(path)
     if not path.exists():
         return None, {}, {}
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-        settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
-        if settings.get("run") != run:
-            return None, {}, {}
-        values = {name: arrays[name] for name in arrays if name != "settings"}
-    moments = {name.removeprefix("moments/"): values.pop(name) for name in list(values) if name.startswith("moments/")}
-    return Results(values, moments), settings["parts"], settings.get("versions", {})
+    content = path.read_bytes()
+    try:
+        settings, arrays = _read_archive(content)
+    except Exception as error:  # a damaged archive raises errors of many kinds: of zipfile, zlib, NumPy and JSON
+        reason = str(error) or type(error).__name__
+        logging.warning("%s is damaged (%s): what it held is evaluated again", path, reason)
+        return None, {}, {}
+    if settings["run"] != run:
+        return None, {}, {}
+    moments = {name: arrays.pop(name) for name in list(arrays) if name.startswith(MOMENTS)}
+    moments = {name.removeprefix(MOMENTS): values for name, values in moments.items()}
+    return Results(arrays, moments), settings["parts"], settings["versions"]
+
+
+def _read_archive(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the settings and the arrays of an `.npz` file; raise an error of any kind if it is damaged."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} has another checksum")
+    with np.load(io.BytesIO(content)) as stored:
+        arrays = {name: stored[name] for name in stored}
+    settings = {"run": None, "parts": {}, "versions": {}}  # of files without settings
+    settings |= json.loads(str(arrays.pop("settings", "{}")))
+    for field in ("parts", "versions"):
+        if not isinstance(settings[field], dict):
+            raise ValueError(f"{field} = {settings[field]!r} is no JSON object")
+    index = arrays["index"]
+    if index.ndim != 1 or index.dtype.kind != "i" or (np.diff(index) <= 0).any():
+        raise ValueError("index is not ascending")
+    for name, values in arrays.items():
+        if values.dtype.kind not in "biuf" or (not name.startswith(MOMENTS) and values.shape[:1] != index.shape):
+            raise ValueError(f"{name} is {values.dtype} {values.shape}, of {index.size} examples")
+    return settings, arrays

@@ -64,6 +64,10 @@ class Store:
         self.results, self.parts, self.versions = load_with_versions(self._files[0], self._depends)
         self.attributions, self._explained = load(self._files[1], self._of_images)
 
+    def held(self) -> dict[str, Any]:
+        """Return what is stored, for a comparison between processes: all must leave out the same work."""
+        return {"predictions": self.results is not None, "parts": self.parts, "explained": self._explained}
+
     def shown(self, plan: Plan) -> Results:
         """Return the stored attributions for the methods of a plan, without methods that have none."""
         methods, stored = plan.explained(), self.attributions.examples

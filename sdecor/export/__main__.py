@@ -13,7 +13,7 @@ from typing import Any
 
 from sdecor.core import interrupt
 from sdecor.core.commands import INTERRUPTED, as_one_line
-from sdecor.core.files import check_output, check_text
+from sdecor.core.files import check_output, check_text, check_writable
 from sdecor.export import convert, reader
 from sdecor.export.convert import to_hdf5, to_npz
 from sdecor.export.overlays import overlays
@@ -74,9 +74,11 @@ def validate_targets(flags: argparse.Namespace) -> None:
     """Raise `ValueError` if a flag names a path that cannot be written."""
     if flags.npz:
         check_text("--npz", flags.npz)
+        check_writable("--npz", os.path.dirname(flags.npz) or os.curdir)
     for name in ("hdf5", "png"):
         if getattr(flags, name):
             check_output(f"--{name}", getattr(flags, name))
+            check_writable(f"--{name}", getattr(flags, name))
 
 
 def describe(export: reader.Export) -> str:

@@ -8,10 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from sdecor.core.checks import check_range
+from sdecor.core.checks import check_choice, check_count
 
 FORMAT = {"format": "sdecor export", "format_version": 1}
 METADATA = "zarr.json"
+DTYPES = (
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
 EXAMPLE = "example"  # name of every array's first axis
 LARGEST_CHUNK = 2**31 - 2**10  # bytes, the compression's limit
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -61,7 +68,9 @@ class Layout(NamedTuple):
 
 def validate_layout(layout: Layout) -> None:
     """Raise `ValueError` for a layout that cannot be stored."""
-    check_range("chunk_rows", layout.chunk_rows, 1)
+    for field in ("chunk_rows", "shard_rows"):
+        if getattr(layout, field) is not None or field == "chunk_rows":
+            check_count(field, getattr(layout, field))
     if layout.shard_rows is not None and (layout.shard_rows < 1 or layout.shard_rows % layout.chunk_rows):
         right = max(round(layout.shard_rows / layout.chunk_rows), 1) * layout.chunk_rows
         raise ValueError(
@@ -73,6 +82,9 @@ def validate_layout(layout: Layout) -> None:
             raise ValueError(
                 f"name = {spec.name!r} of an array: use different names of letters, digits, '_', '-' and '.'"
             )
+        check_choice(f"type of array {spec.name!r}", spec.dtype, DTYPES)
+        for size in spec.tail:
+            check_count(f"size of array {spec.name!r}", size, 0)
         if len(spec.dims) != len(spec.tail):
             raise ValueError(f"dims = {spec.dims} of array {spec.name!r}: one name for each axis of {spec.tail}")
         row = math.prod(spec.tail) * np.dtype(spec.dtype).itemsize

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sdecor.core import commands, files, parallel
+from sdecor.core import commands, files, parallel, processes
 from sdecor.core.interrupt import Interrupt
 from sdecor.export import lock, programs
 from sdecor.export.encode import COUNTS
@@ -265,6 +265,7 @@ def _open(
                 error = problem
         if parallel.any_process(error is not None):
             raise error or ValueError(f"another process of this job could not open {path}: its message says why")
+    processes.compare(f"what is finished of {path}", lambda: {"complete": store.complete, "finished": store.finished})
     return held, store
 
 

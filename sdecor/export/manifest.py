@@ -23,6 +23,7 @@ from sdecor.export.layout import (
     chunk_key,
     group_metadata,
     metadata_bytes,
+    validate_layout,
 )
 
 PRIVATE = ".sdecor"  # our folder in the group, which Zarr readers ignore
@@ -59,12 +60,18 @@ def read_record(files: Files, start: int) -> Record | None:
         return None
     try:
         record = json.loads(content)["record"]
-        whole = content == _content(record) and record["start"] == start
-    except (ValueError, KeyError, TypeError):
+        whole = content == _content(record) and record["start"] == start and _is_record(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"{files.name(record_key(start))} is damaged")
     return record
+
+
+def _is_record(record: Record) -> bool:
+    """Tell whether a commit record has the types of one; another program may have written it."""
+    lists = all(isinstance(record.get(name) or [], list) for name in ("names", "ids", "skipped"))
+    return isinstance(record["stop"], int) and isinstance(record.get("files", {}), dict) and lists
 
 
 def read_records(files: Files) -> Iterator[Record]:
@@ -111,12 +118,20 @@ def read_group(files: Files) -> dict[str, Any] | None:
     """Return an export's zarr.json, or our copy if zarr.json is missing or damaged; None if there is neither.
 
     The copy says what is exported, not whether the export is complete.
+
+    Raises:
+      ValueError: when the arrays' names cannot be names of folders, or their types cannot be stored.
     """
     content, copy = files.read(METADATA), _read_copy(files)
     group = None if content is None else _parsed(content)
     if copy is not None and (group is None or _identity(group) != _identity(copy)):
         logging.warning("%s is %s", files.name(METADATA), "missing" if content is None else "damaged")
-        return copy
+        group = copy
+    if group is not None:
+        try:
+            validate_layout(layout_of(group))
+        except ValueError as error:
+            raise ValueError(f"{files.name(METADATA)} is of no export that can be read: {error}") from error
     return group
 
 
@@ -170,7 +185,7 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
         group = json.loads(content)
         layout_of(group)
         return group if {name: group["attributes"].get(name) for name in FORMAT} == FORMAT else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -179,7 +194,7 @@ def _read_copy(files: Files) -> dict[str, Any] | None:
     try:
         group = json.loads(files.read(COPY) or b"{}")["group"]
         return group if files.read(COPY) == copy_bytes(layout_of(group)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

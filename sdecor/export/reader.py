@@ -1,35 +1,40 @@
 """Reader of an export: float32 maps, predictions and targets; and a check that it is of a given run and data."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from sdecor.core.checks import check_choice
+from sdecor.core.checks import check_choice, check_count
 from sdecor.core.files import check_text, differing_fields, list_differences, plain_settings
 from sdecor.evaluation import Method, choose_methods
 from sdecor.evaluation.stored import Maps
 from sdecor.export import verify
-from sdecor.export.encode import decode
+from sdecor.export.encode import DTYPES, decode
 from sdecor.export.feed import reader_of
 from sdecor.export.files import open_files
-from sdecor.export.manifest import IDS, SKIPPED, layout_of, names_of, read_group, read_records
+from sdecor.export.layout import METADATA, ArraySpec
+from sdecor.export.manifest import IDS, SKIPPED, Record, layout_of, names_of, read_group, read_records
 from sdecor.export.resume import fill_unread, list_shortly
 
+REPAIR = (
+    "run the export's command again, it computes damaged parts again; `python -m sdecor.export PATH --check` lists them"
+)
 _CACHE_BYTES = 1 << 26  # memory for decoded chunks, so that random reads decode a chunk once
 
 
 class Arrays:
     """The stored arrays under `path`, a folder or URL; each is opened at its first read."""
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, specs: Mapping[str, ArraySpec]):
+        self._path, self._specs = path, specs
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._opened: dict[str, ts.TensorStore] = {}
 
@@ -38,17 +43,85 @@ class Arrays:
         if name not in self._opened:
             self._opened[name] = self._open(name)
         if places.ndim == 0:
-            return self._opened[name][int(places)].read().result()
+            return self._read(name, int(places))
         run = places.size and np.array_equal(places, np.arange(places[0], places[0] + places.size))
-        chosen = slice(int(places[0]), int(places[0]) + places.size) if run else places
-        return self._opened[name][chosen].read().result()
+        return self._read(name, slice(int(places[0]), int(places[0]) + places.size) if run else places)
+
+    def _read(self, name: str, chosen: Any) -> np.ndarray:
+        try:
+            return self._opened[name][chosen].read().result()
+        except ValueError as error:
+            raise ValueError(f"array {name!r} of {self._path} is damaged: {REPAIR} ({_first(error)})") from error
 
     def _open(self, name: str) -> ts.TensorStore:
         folder: Any = f"{self._path.rstrip('/')}/{name}/"
         if "://" not in folder:
             folder = {"driver": "file", "path": os.path.abspath(os.path.expanduser(folder)) + "/"}
         spec = {"driver": "zarr3", "kvstore": folder, "recheck_cached_data": "open"}
-        return ts.open(spec, read=True, open=True, context=self._context).result()
+        try:
+            found = ts.open(spec, read=True, open=True, context=self._context).result()
+        except ValueError as error:
+            raise ValueError(f"array {name!r} of {self._path} is damaged: {REPAIR} ({_first(error)})") from error
+        wanted = self._specs[name]
+        if (found.dtype.name, found.shape[1:]) != (wanted.dtype, wanted.tail):
+            raise ValueError(
+                f"array {name!r} of {self._path} is {found.dtype.name} {found.shape[1:]} in its own {METADATA}, and "
+                f"{wanted.dtype} {wanted.tail} in the group's: {REPAIR}"
+            )
+        return found
+
+
+def _first(error: Exception) -> str:
+    """Return TensorStore's text of an error without its description of the array."""
+    return str(error).partition(" [")[0]
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Put the name of a file before an error in its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file} is of no export that can be read: {error}") from error
+
+
+def _validate_attributes(attributes: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for attributes of an export that are missing or of another type."""
+    count, shape = attributes.get("num_examples", ""), attributes.get("image_shape")
+    if count is not None or attributes.get("complete"):
+        check_count("num_examples", count, 0)
+    check_count("num_classes", attributes.get("num_classes"))
+    if not isinstance(shape, list) or len(shape) != 3:
+        raise ValueError(f"image_shape = {shape!r} is no shape: give height, width and channels")
+    for size in shape:
+        check_count("image_shape", size)
+    for field in ("provenance", "totals"):
+        if not isinstance(attributes.get(field) or {}, dict):
+            raise ValueError(f"{field} = {attributes[field]!r} is no JSON object")
+
+
+def _validate_methods(arrays: Mapping[str, ArraySpec]) -> None:
+    """Raise `ValueError` unless the methods' keys are different texts of one line, and their arrays can be decoded."""
+    without = [name for name, spec in arrays.items() if not isinstance(spec.attributes, dict)]
+    if without:
+        raise ValueError(f"attributes of array {without[0]!r} are no JSON object")
+    keys = [spec.attributes["method"] for spec in arrays.values() if "method" in spec.attributes]
+    for name, spec in arrays.items():
+        if "method" not in spec.attributes:
+            continue
+        key, encoding = spec.attributes["method"], spec.attributes.get("encoding")
+        if not isinstance(key, str) or not key.isprintable() or keys.count(key) > 1:
+            raise ValueError(f"method = {key!r} of array {name!r} is no key of its own, of printable characters")
+        if not isinstance(encoding, dict) or not isinstance(spec.attributes.get("settings"), dict):
+            raise ValueError(f"array {name!r} lacks the encoding or the settings of its method")
+        check_choice(f"encoding.dtype of array {name!r}", encoding.get("dtype"), DTYPES)
+        check_count(f"encoding.zero_point of array {name!r}", encoding.get("zero_point"), 0)
+        others = {"encoding.scale": encoding.get("scale")}
+        others["completeness_error"] = spec.attributes.get("completeness_error")
+        for field, other in others.items():
+            check_choice(f"{field} of array {name!r}", other, (None, *arrays))
+        if encoding["dtype"] != spec.dtype or (spec.dtype != "float32") != (encoding.get("scale") is not None):
+            raise ValueError(f"encoding of array {name!r} is not of its type {spec.dtype}")
 
 
 Index = int | slice | np.ndarray | list[int]
@@ -86,20 +159,29 @@ class Export:
             )
         self.attributes: dict[str, Any] = group["attributes"]
         self.arrays = {spec.name: spec for spec in layout_of(group).arrays}
+        with _named(self._files.name(METADATA)):
+            _validate_attributes(self.attributes)
+            _validate_methods(self.arrays)
         self.methods = {s.attributes["method"]: s.attributes for s in self.arrays.values() if "method" in s.attributes}
         self._name_of = {s.attributes["method"]: s.name for s in self.arrays.values() if "method" in s.attributes}
         self.complete = bool(self.attributes.get("complete"))
         self.ranges = self._ranges()
-        self._arrays = Arrays(self.path)
+        self._arrays = Arrays(self.path, self.arrays)
 
     def _ranges(self) -> tuple[tuple[int, int], ...]:
         if self.complete:
             return ((0, self.attributes["num_examples"]),)
         found: list[tuple[int, int]] = []
-        for record in read_records(self._files):
+        for record in self._records():
             touches = found and found[-1][1] == record["start"]
             found.append((found.pop()[0] if touches else record["start"], record["stop"]))
         return tuple(found)
+
+    def _records(self) -> Iterator[Record]:
+        try:
+            yield from read_records(self._files)
+        except ValueError as error:
+            raise ValueError(f"{error}: {REPAIR}") from error
 
     def __len__(self) -> int:
         known = self.attributes["num_examples"]
@@ -211,23 +293,32 @@ class Export:
     def names(self) -> dict[int, str]:
         """The examples' names in the data, by place; only those stored if the export is not finished."""
         if self.complete:
-            return {each["example_id"]: each["name"] for each in self._lines(IDS)}
-        return dict(each for record in read_records(self._files) for each in names_of(record))
+            return {each["example_id"]: each["name"] for each in self._lines(IDS, ("example_id", "name"))}
+        return dict(each for record in self._records() for each in names_of(record))
 
     @functools.cached_property
     def skipped(self) -> list[dict[str, Any]]:
         """The examples that could not be read and were skipped: `index` (place), `name` and `error` of each."""
         if self.complete:
-            return self._lines(SKIPPED)
-        return [each for record in read_records(self._files) for each in record.get("skipped", ())]
+            return self._lines(SKIPPED, ("index", "name", "error"))
+        return [each for record in self._records() for each in record.get("skipped", ())]
 
-    def _lines(self, key: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self._files.read(key) or b"").splitlines()]
+    def _lines(self, key: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the lines of a list, each with the fields; only the list of skipped examples may be missing."""
+        content = self._files.read(key)
+        try:
+            found = [json.loads(line) for line in (content or b"").splitlines()]
+            whole = all(isinstance(each, dict) and {*fields} <= each.keys() for each in found)
+        except (ValueError, RecursionError):
+            whole = False
+        if not whole or (key == IDS and len(found) != len(self)):
+            raise ValueError(f"{self._files.name(key)} is {'missing' if content is None else 'damaged'}: {REPAIR}")
+        return found
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the checksums of all stored files: equal for equal exports."""
-        content = [[record["start"], record["files"]] for record in read_records(self._files)]
+        content = [[record["start"], record["files"]] for record in self._records()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> list[str]:

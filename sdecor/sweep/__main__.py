@@ -74,9 +74,12 @@ def start(
     """Validate the sweep, then run it here or submit it; return the exit status."""
     away = flags.slurm is not None
     files.check_checkpoints("--workdir", folder)
+    files.check_writable("--workdir", folder)
     # The machine that submits need not have the accelerators.
     configs = check.check(sweep, trials, folder, os.environ | ({"JAX_PLATFORMS": "cpu"} if away else {}))
     plan.write(folder, sweep)
+    for trial in trials:
+        trial_folder.put_damaged_aside(folder / trial.key)
     if away:
         _submit(trials, folder, flags)
         return 0

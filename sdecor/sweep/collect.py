@@ -1,12 +1,12 @@
 """Read the results of all trials, and compare cells over seeds."""
 
-import csv
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from absl import logging
 
 from sdecor.core import files
 from sdecor.evaluation.statistics import Difference, Mean, holm, mean_interval, paired_test
@@ -16,7 +16,7 @@ from sdecor.sweep.plan import Sweep, Trial
 from sdecor.training import run_folder
 
 TIME = "training_seconds"
-OTHERWISE = "evaluated otherwise"
+OTHERWISE, DAMAGED = "evaluated otherwise", "damaged results"
 NOT_RUN = {
     trial_folder.LEFT: "not run", trial_folder.STARTED: "not finished",
     trial_folder.RUNNING: "still running", trial_folder.FAILED: "failed",
@@ -29,7 +29,8 @@ class Result(NamedTuple):
 
     Attributes:
       trial: the trial.
-      state: "finished", `OTHERWISE`, or a value of `NOT_RUN`. All other fields are empty unless it is "finished".
+      state: "finished", `OTHERWISE`, `DAMAGED`, or a value of `NOT_RUN`. All other fields are empty unless it is
+        "finished".
       step: the evaluated training step.
       values: measure → value.
       counts: measure → number of examples.
@@ -51,12 +52,13 @@ class Result(NamedTuple):
 def collect(sweep: Sweep, folder: pathlib.Path) -> list[Result]:
     """Return the results of the sweep's trials, then those of trials that a former sweep file had.
 
-    Trials in the folder are never dropped.
+    Trials in the folder are never dropped, except those whose state file is damaged, with a warning.
     """
     trials = {trial.key: trial for trial in sweep.trials()}
     for path in sorted(folder.glob(f"*/seed*/{trial_folder.STATE_FILE}")):
         former = _former(path, sweep)
-        trials.setdefault(former.key, former)
+        if former is not None:
+            trials.setdefault(former.key, former)
     return [_result(trial, folder / key) for key, trial in trials.items()]
 
 
@@ -149,22 +151,16 @@ def results_csv(results: Sequence[Result]) -> str:
         if result.state != trial_folder.FINISHED:
             rows.append([*start, f"({result.state})", None, None])
         rows += [[*start, measure, value, result.counts.get(measure)] for measure, value in result.values.items()]
-    return to_csv(RESULTS, rows)
+    return files.csv_text(RESULTS, rows)
 
 
-def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as CSV: None is empty, floats are exact."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
-    return buffer.getvalue()
-
-
-def _former(path: pathlib.Path, sweep: Sweep) -> Trial:
-    """Return the trial of a state file, with the sweep's settings of the evaluation."""
-    stored = json.loads(path.read_text())
-    return Trial(stored["cell"], stored["seed"], stored["config"], stored["overrides"], sweep.evaluate)
+def _former(path: pathlib.Path, sweep: Sweep) -> Trial | None:
+    """Return the trial of a state file, with the sweep's settings of the evaluation; None if the file is damaged."""
+    stored = trial_folder.read(path.parent)
+    fields = ("cell", "seed", "config", "overrides")
+    if not {*fields} <= stored.keys():
+        return None
+    return Trial(*(stored[field] for field in fields), sweep.evaluate)
 
 
 def _result(trial: Trial, folder: pathlib.Path) -> Result:
@@ -172,19 +168,40 @@ def _result(trial: Trial, folder: pathlib.Path) -> Result:
     if state != trial_folder.FINISHED:
         done = trial_folder.read(folder).get("done", {})
         return Result(trial, OTHERWISE if state == trial_folder.STARTED and "evaluate" in done else NOT_RUN[state])
-    found = json.loads((folder / "evaluation.json").read_text())
-    entries, settings = found["metrics"], found["settings"]
+    try:
+        entries, settings = _evaluation(folder / trial_folder.EVALUATION)
+    except ValueError as error:
+        logging.warning(str(error))
+        return Result(trial, DAMAGED)
     seconds = trial_folder.training_seconds(folder)
     return Result(
         trial,
         state,
         settings.get("step"),
-        {key: entry["mean"] for key, entry in entries.items()} | ({} if seconds is None else {TIME: seconds}),
-        {key: entry["n"] for key, entry in entries.items()},
+        {key: entry.get("mean") for key, entry in entries.items()} | ({} if seconds is None else {TIME: seconds}),
+        {key: entry.get("n") for key, entry in entries.items()},
         {key: entry["chance"] for key, entry in entries.items() if "chance" in entry},
         {name: value for name, value in settings.items() if name not in ("step", "parameters")},
         files.flat(run_folder.read(folder)["config"]),
     )
+
+
+def _evaluation(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the entries of the metrics and the settings in an evaluation.json.
+
+    Raises:
+      ValueError: when the file is damaged, or an entry is no number.
+    """
+    remedy = "run the sweep's command again, it evaluates the trial again"
+    found = files.read_json(path, remedy=remedy)
+    entries, settings = found.get("metrics"), found.get("settings")
+    if not isinstance(entries, dict) or not isinstance(settings, dict):
+        raise ValueError(f"{path} has no metrics and settings: delete it and {remedy}")
+    for name, entry in entries.items():
+        numbers = [entry.get(field) for field in ("mean", "n", "chance")] if isinstance(entry, dict) else [entry]
+        if not all(value is None or type(value) in (int, float) for value in numbers):
+            raise ValueError(f"{path} has {name!r} = {entry!r}, which is no number: delete it and {remedy}")
+    return entries, settings
 
 
 PLANNED, EXPLORATORY = "preregistered", "exploratory"

@@ -15,7 +15,6 @@ string: {"method": "sgt", "runlocal": True} is FILE:method=sgt,runlocal.
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 import re
 import sys
@@ -215,13 +214,17 @@ def read(folder: pathlib.Path) -> Sweep:
     """Return the sweep that was last started in `folder`.
 
     Raises:
-      ValueError: when `folder` holds no sweep.
+      ValueError: when `folder` holds no sweep, or its file is damaged.
     """
     if not (folder / PLAN).is_file():
         raise ValueError(f"{folder} holds no sweep: {folder / PLAN} is missing. Start one with --config and --workdir")
-    stored = json.loads((folder / PLAN).read_text())
-    tests = tuple(tuple(test) for test in stored.pop("tests"))
-    return Sweep(**stored | {"seeds": tuple(stored["seeds"]), "tests": tests})
+    remedy = "run the sweep's command again, with --config: it writes the file anew"
+    stored = files.read_json(folder / PLAN, remedy=remedy)
+    try:
+        tests = tuple(tuple(test) for test in stored.pop("tests"))
+        return Sweep(**stored | {"seeds": tuple(stored["seeds"]), "tests": tests})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / PLAN} is of another version, or damaged ({error!r}): {remedy}") from error
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from sdecor.core.files import write_file
+from sdecor.core.files import check_writable, csv_text, write_file
 from sdecor.evaluation.statistics import Mean
 from sdecor.report.style import save_figure
 from sdecor.sweep import collect, figures, plan, tables, trial_folder
@@ -19,9 +19,10 @@ def write(folder: pathlib.Path) -> str:
     """Write the report of the sweep in `folder`; return a summary for the terminal.
 
     Raises:
-      ValueError: when `folder` holds no sweep.
+      ValueError: when `folder` holds no sweep, or no file can be written in it.
     """
     sweep = plan.read(folder)
+    check_writable("--report", folder)
     results = collect.collect(sweep, folder)
     output = folder / plan.REPORT
     output.mkdir(exist_ok=True)
@@ -58,8 +59,8 @@ def csv_files(sweep: Sweep, results: Sequence[Result]) -> dict[str, str]:
     differences = [comparison.row() for comparison in collect.compare(sweep, results)]
     return {
         "results.csv": collect.results_csv(results),
-        "means.csv": collect.to_csv(MEANS, means),
-        "differences.csv": collect.to_csv(collect.HEADER, differences),
+        "means.csv": csv_text(MEANS, means),
+        "differences.csv": csv_text(collect.HEADER, differences),
     }
 
 

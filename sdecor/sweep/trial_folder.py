@@ -8,10 +8,12 @@ The process that holds the lock writes sweep.json. It holds the fields of the tr
 """
 
 import contextlib
-import json
+import functools
 import pathlib
 import time
 from typing import Any
+
+from absl import logging
 
 from sdecor.core import files, locks
 from sdecor.sweep import commands
@@ -45,15 +47,41 @@ def holder(folder: pathlib.Path) -> dict[str, Any] | None:
     return locks.holder(folder / LOCK)
 
 
-STATE_FILE, LOG = "sweep.json", "sweep.log"
+STATE_FILE, LOG, EVALUATION = "sweep.json", "sweep.log", "evaluation.json"
 FINISHED, RUNNING, FAILED, STARTED, LEFT = "finished", "running", "failed", "started", "left"
 STATES = (FINISHED, RUNNING, FAILED, STARTED, LEFT)  # started: stopped or killed before its end
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the content of a trial's sweep.json; empty where the file is missing."""
+    """Return the content of a trial's sweep.json; empty where the file is missing, or damaged, with a warning.
+
+    A trial without a state is started again, and each stage continues from what it stored itself.
+    """
     path = folder / STATE_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = files.read_json(path, remedy="the trial counts as not run, and its stages are started again")
+    except ValueError as error:
+        _warn_once(str(error))
+        return {}
+    return found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logging.warning(text)
+
+
+def put_damaged_aside(folder: pathlib.Path) -> None:
+    """Rename a trial's evaluation.json if it is damaged, with a warning, so that the trial is evaluated again."""
+    path = folder / EVALUATION
+    try:
+        if path.is_file():
+            files.read_json(path, remedy=f"it is renamed {path.name}.damaged, and the trial is evaluated again")
+    except ValueError as error:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+        logging.warning(str(error))
 
 
 def add_start(folder: pathlib.Path, trial: Trial) -> None:
@@ -91,7 +119,7 @@ def is_done(folder: pathlib.Path, trial: Trial, stage: str) -> bool:
     done = read(folder).get("done", {}).get(stage)
     if stage == "train" or done is None:
         return done is not None
-    return done["arguments"] == commands.arguments(trial, stage) and (folder / "evaluation.json").is_file()
+    return done["arguments"] == commands.arguments(trial, stage) and (folder / EVALUATION).is_file()
 
 
 def missing_stages(folder: pathlib.Path, trial: Trial) -> list[str]:

@@ -1,6 +1,8 @@
 """Tests of whole-file writes: a reader sees the old or the new file, even after an error."""
 
+import csv
 import functools
+import io
 import json
 import math
 
@@ -46,3 +48,39 @@ def test_settings_hold_objects_by_name():
     bound = functools.partial(math.pow, 2.0, mod=None)  # its text would hold an address, another in each process
     assert files.plain_settings({"a": bound}) == {"a": {"function": "pow", "arguments": [2.0], "mod": None}}
     assert files.plain({"a": (np.float64(0.5), np.arange(2))}) == {"a": [0.5, [0, 1]]}
+
+
+@pytest.mark.parametrize(
+    "content, fault",
+    [(b"", "is empty"), (b'{"a": 1', "no whole JSON"), (b"\xff\x00", "no whole JSON"), (b"[1]", "no whole JSON"),
+     (b"[" * 100_000, "no whole JSON")],
+)  # fmt: skip
+def test_a_json_file_that_is_damaged_is_named(tmp_path, content, fault):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json .*{fault}.*; write it again"):
+        files.read_json(path, remedy="write it again")
+    files.write_json(path, {"ä": 1})
+    assert files.read_json(path) == {"ä": 1}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "b.json")
+
+
+def test_no_cell_is_a_formula_unless_it_is_a_number():
+    marks = ["=1+1", "+a", "-a", "@a", "\tx", "\rx", "\nx", "=", "-", "=1\r=2"]
+    numbers = ["-1.5", "+2e3", "-inf", -1.5, -3, 0.1, np.float32(-0.5)]
+    text = files.csv_text(["=head", "b"], [*([mark, None] for mark in marks), *([each, "a=b"] for each in numbers)])
+    header, *found = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["'=head", "b"]
+    assert found[: len(marks)] == [["'" + mark.replace("\r", " "), ""] for mark in marks]
+    assert found[len(marks) :] == [[str(each), "a=b"] for each in numbers]
+
+
+def test_a_folder_that_takes_no_file_is_refused_and_another_left_as_it_was(tmp_path):
+    files.check_writable("--output", tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    files.check_writable("--output", f"{tmp_path}")
+    assert names(tmp_path) == []
+    for folder in ("/proc", "/proc/a/b"):  # takes no file, even from root
+        with pytest.raises(ValueError, match=f"--output = '{folder}': no file can be written in /proc .*may write to"):
+            files.check_writable("--output", folder)

@@ -46,3 +46,11 @@ def test_a_file_system_without_locks_warns(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(locks.fcntl, "flock", unknown)
     locks.acquire(tmp_path / "lock").release()
     assert f"{tmp_path} cannot be locked" in caplog.text and locks.holder(tmp_path / "lock") is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"process": 1}', "null"])
+def test_a_holder_whose_description_is_damaged_is_nobody_known(tmp_path, content):
+    lock = locks.acquire(tmp_path / "lock")
+    (tmp_path / "lock").write_text(content)
+    assert locks.holder(tmp_path / "lock") == locks.NOBODY
+    lock.release()

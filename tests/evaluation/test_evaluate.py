@@ -1,5 +1,6 @@
 """Tests of evaluate.py as a command: one run, several runs, any number of devices, reuse of results, errors."""
 
+import errno
 import json
 import os
 import types
@@ -11,8 +12,11 @@ import pytest
 import tiny_runs
 from ml_collections import ConfigDict
 
+import evaluate
 import sdecor
 import train
+from sdecor import export
+from sdecor.core.commands import TemporaryFailure
 from sdecor.evaluation import runs
 from sdecor.evaluation.runs import check_comparable, run_names
 
@@ -112,6 +116,9 @@ WRONG = {
     "brackets": ("--methods=occlusion:window=(4", "brackets of 'occlusion:window=(4' do not match"),
     "method": ("--methods=smothgrad", "did you mean 'smoothgrad'"),
     "metric": ("--metrics=roc_auc", "neither object masks nor boxes"),
+    "output": ("--output=/proc/page", "--output = '/proc/page': no file can be written in /proc"),
+    "export": ("--export=/proc/out.zarr", "--export = '/proc/out.zarr': no file can be written in /proc"),
+    "read-only": ("--workdir=/proc", "--workdir = '/proc': no file can be written in /proc"),
 }
 
 
@@ -127,6 +134,18 @@ def refused(folders):
 def test_what_cannot_be_evaluated_is_one_clear_line(refused, wrong):
     status, output = refused[wrong]
     assert status == 1 and WRONG[wrong][1] in output and "Traceback" not in output
+
+
+def test_a_fault_of_the_disk_can_be_tried_again_and_a_missing_permission_not(tmp_path):
+    for number, kind in ((errno.ENOSPC, TemporaryFailure), (errno.EIO, TemporaryFailure), (errno.EACCES, ValueError),
+                         (errno.EROFS, ValueError), (errno.ENOENT, ValueError)):  # fmt: skip
+        error = OSError(number, os.strerror(number), "out")
+        found = evaluate.disk_error(error)
+        assert type(found) is kind and os.strerror(number) in str(found)
+        exported = export.StorageError("4 of 11 examples are finished")
+        exported.__cause__ = error
+        found = evaluate.disk_error(exported)
+        assert type(found) is kind and str(found) == str(exported)
 
 
 def evaluated(**changes):

@@ -1,6 +1,7 @@
 """Tests of stored results: they are kept part by part, and only missing parts are evaluated."""
 
 import contextlib
+import io
 
 import evaluated
 import numpy as np
@@ -14,8 +15,10 @@ from sdecor.evaluation import (
     explained,
     make_plan,
     programs,
+    results,
     store as store_module,
 )
+from sdecor.evaluation.results import Results
 
 SETTINGS = {"split": "test", "step": 7}
 
@@ -188,3 +191,73 @@ def test_stored_parts_that_this_version_does_not_know_are_left_alone(tmp_path):
     store = complete(tmp_path, plan)
     unknown = {"magic/gini": store.parts["gradient/gini"], "gradient/magic": store.parts["gradient/gini"]}
     assert plan.with_stored(store.parts | unknown, {}).all_parts() == plan.all_parts()
+
+
+def archive(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+DAMAGED = {
+    "empty": lambda whole: b"",
+    "cut at the start": lambda whole: whole[:10],
+    "cut in the middle": lambda whole: whole[: len(whole) // 2],
+    "cut at the end": lambda whole: whole[:-1],
+    "overwritten": lambda whole: b"{}" * 100,
+    "a single array": lambda whole: whole[whole.index(b"\x93NUMPY") :],
+    "flipped": lambda whole: whole[:300] + bytes([whole[300] ^ 1]) + whole[301:],
+    "no index": lambda whole: archive(settings="{}"),
+    "settings of another type": lambda whole: archive(settings="[1]", index=np.arange(3)),
+    "parts of another type": lambda whole: archive(settings='{"run": 1, "parts": []}', index=np.arange(3)),
+    "settings are no JSON": lambda whole: archive(settings='{"run', index=np.arange(3)),
+    "objects": lambda whole: archive(settings="{}", index=np.array([{}])),
+    "texts": lambda whole: archive(settings="{}", index=np.arange(3), gini=np.array(["=1", "b", "c"])),
+    "other lengths": lambda whole: archive(settings="{}", index=np.arange(3), gini=np.zeros(2)),
+    "a scalar": lambda whole: archive(settings="{}", index=np.arange(3), gini=np.zeros(())),
+    "indices twice": lambda whole: archive(settings="{}", index=np.array([0, 0, 1])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_named_and_counts_as_missing(tmp_path, caplog, damage):
+    path, whole = tmp_path / "evaluation.npz", Results({"index": np.arange(9), "gini": np.linspace(0, 1, 9)}, {})
+    results.save(path, whole, SETTINGS, {"gradient/gini": {}})
+    assert results.load(path, SETTINGS)[1] == {"gradient/gini": {}} and not caplog.messages
+    path.write_bytes(damage(path.read_bytes()))
+    assert results.load_with_versions(path, SETTINGS) == (None, {}, {})
+    (message,) = caplog.messages
+    assert f"{path} is damaged (" in message and "evaluated again" in message
+
+
+def test_no_flipped_or_missing_byte_changes_a_number(tmp_path):
+    path, values = tmp_path / "evaluation.npz", np.linspace(0, 1, 5)
+    results.save(path, Results({"index": np.arange(5), "gini": values}, {"count": np.ones(1)}), SETTINGS, {"a": 1})
+    whole = path.read_bytes()
+    seen = 0
+    for place in range(0, len(whole), 3):
+        for content in (whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :], whole[:place]):
+            path.write_bytes(content)
+            found, parts = results.load(path, SETTINGS)
+            seen += found is None
+            assert found is None or (parts == {"a": 1} and (found.examples["gini"] == values).all())
+    assert seen > len(whole) // 3  # every cut, and most flips
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["evaluation.npz", "attributions.npz"])
+def test_what_a_damaged_file_held_is_evaluated_again(tmp_path, done, name, fresh):
+    plan = plan_of(["quick"], ["gini"])
+    first = complete(tmp_path, plan)
+    done.clear()
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:100])
+    again = complete(tmp_path, plan, fresh=fresh)
+    of_results = name == "evaluation.npz" or fresh
+    pictures = 4 if name == "attributions.npz" or fresh else 0
+    assert done == (["predictions"] if of_results else []) + [("gradient", {"gini"} if of_results else set(), pictures)]
+    np.testing.assert_array_equal(again.results.examples["gradient/gini"], first.results.examples["gradient/gini"])
+    maps = (store.attributions.examples["gradient"] for store in (again, first))
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-6)  # the batches have other sizes
+    done.clear()
+    complete(tmp_path, plan)
+    assert done == []

@@ -189,6 +189,8 @@ def test_the_command_line_describes_checks_and_converts(tmp_path, capsys, monkey
         (["--npz=x.npz", "--methods=gradent"], "did you mean 'gradient'"),
         (["--npz=x.npz", "--examples=0,first"], "--examples has 'first'"),
         (["--npz=x.npz", "--examples=99"], "examples 0…10"),
+        (["--npz=/proc/x.npz"], "--npz = '/proc': no file can be written in /proc"),
+        (["--hdf5=/proc/x"], "--hdf5 = '/proc/x': no file can be written in /proc"),
     ],
 )
 def test_what_cannot_be_converted_is_one_clear_line(tmp_path, capsys, monkeypatch, flags, message):

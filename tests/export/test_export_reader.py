@@ -7,7 +7,7 @@ import pytest
 import stored_export
 from stored_export import METHODS, N
 
-from sdecor.export import reader
+from sdecor.export import reader, resume, verify
 
 LOST = {"float32": 0, "float16": 2**-11, "uint8": 0.5 / 127}  # largest error, relative to a map's largest value
 
@@ -122,3 +122,93 @@ def test_damage_is_found(maps, tmp_path):
     assert str(chunk) in problem
     with pytest.raises(ValueError, match=chunk.name):  # TensorStore's error names the file
         reader.open(tmp_path / "a.zarr").attribution("gradient", slice(0, 4))
+
+
+def change(path, edit) -> None:
+    """Rewrite an export's zarr.json as a foreign program might, without our copy."""
+    (path / ".sdecor" / "group.json").unlink(missing_ok=True)
+    group = json.loads((path / "zarr.json").read_text())
+    edit(group)
+    (path / "zarr.json").write_text(json.dumps(group))
+
+
+def rename(new):
+    def edit(group):
+        arrays = group["consolidated_metadata"]["metadata"]
+        arrays[new] = arrays.pop("gradient")
+
+    return edit
+
+
+def of_gradient(**changes):
+    return lambda group: group["consolidated_metadata"]["metadata"]["gradient"]["attributes"].update(changes)
+
+
+def of_export(**changes):
+    return lambda group: group["attributes"].update(changes)
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", "", "a\\b", "a\n", "C:x", ".sdecor"])
+def test_a_name_that_would_lead_out_of_a_folder_is_refused_when_read(maps, tmp_path, name):
+    path = tmp_path / "a.zarr"
+    stored_export.write(path, {"gradient": maps["gradient"]})
+    change(path, rename(name))
+    for read in (reader.open, verify.problems, resume.recorded):
+        with pytest.raises(ValueError, match=r"a\.zarr/zarr\.json .*name = ") as error:
+            read(path)
+        assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (of_gradient(method="a\nb"), "method = 'a\\\\nb'"),
+        (of_gradient(method=["gradient"]), r"method = \['gradient'\]"),
+        (of_gradient(encoding=None), "lacks the encoding"),
+        (of_gradient(encoding={"dtype": "float32", "scale": "../x", "zero_point": 0}), "encoding.scale .* '../x'"),
+        (of_gradient(encoding={"dtype": "uint8", "scale": "label", "zero_point": 0}), "not of its type"),
+        (of_gradient(completeness_error="../x"), "completeness_error .* '../x'"),
+        (lambda group: group["consolidated_metadata"]["metadata"]["label"].update(attributes=None), "array 'label'"),
+        (lambda group: group["attributes"].pop("num_examples"), "num_examples = ''"),
+        (of_export(num_examples="many"), "num_examples = 'many'"),
+        (of_export(image_shape=[6, 7]), "image_shape"),
+        (of_export(num_classes=None), "num_classes = None"),
+        (of_export(provenance=[1]), "provenance"),
+    ],
+)
+def test_foreign_attributes_are_refused_when_read(maps, tmp_path, edit, message):
+    path = tmp_path / "a.zarr"
+    stored_export.write(path, {"gradient": maps["gradient"]})
+    change(path, edit)
+    with pytest.raises(ValueError, match=rf"a\.zarr/zarr\.json .*{message}"):
+        reader.open(path)
+
+
+def test_an_array_that_is_another_than_the_group_says_is_refused(maps, tmp_path):
+    path = tmp_path / "a.zarr"
+    stored_export.write(path, {"gradient": maps["gradient"]})
+    own = json.loads((path / "label" / "zarr.json").read_text())
+    (path / "label" / "zarr.json").write_text(json.dumps(own | {"data_type": "uint32", "fill_value": 0}))
+    with pytest.raises(ValueError, match="array 'label' .* is uint32 .*run the export's command again"):
+        assert reader.open(path).label is None
+
+
+@pytest.mark.parametrize("content", ["", '{"example_id": 0', "[]\n", None])
+def test_a_list_that_is_damaged_is_named(maps, tmp_path, content):
+    path = tmp_path / "a.zarr"
+    stored_export.write(path, {"gradient": maps["gradient"]}, skipped=(1,))
+    for name, read in (("ids.jsonl", lambda export: export.names), ("skipped.jsonl", lambda export: export.skipped)):
+        (path / name).unlink() if content is None else (path / name).write_text(content)
+        if name == "skipped.jsonl" and not content:  # an export without skipped examples has no such list
+            continue
+        with pytest.raises(ValueError, match=rf"{name} is (damaged|missing): run the export's command again"):
+            read(reader.open(path))
+
+
+def test_a_commit_record_that_is_damaged_says_what_to_do(maps, tmp_path):
+    path = tmp_path / "a.zarr"
+    stored_export.write(path, {"gradient": maps["gradient"]}, ranges=(0, 1))
+    record = next((path / ".sdecor" / "ranges").glob("*4.json"))
+    record.write_text("")
+    with pytest.raises(ValueError, match=rf"{record.name} is damaged: run the export's command again"):
+        reader.open(path)

@@ -39,7 +39,7 @@ def main(program: str) -> None:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 sys.argv = [f"{program}.py", *arguments]
-                return command.launch.run(command.main)
+                return command.launch.run(command.main, kept="")
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             output.seek(0)
             found.append((status, output.read()))

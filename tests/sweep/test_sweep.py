@@ -328,6 +328,7 @@ def test_command_line_lists_and_refuses(tmp_path, capsys, monkeypatch):
         (["--config=none.py", f"--workdir={tmp_path}"], "is no file"),
         ([*arguments, "--only=cee"], "did you mean 'ce'"),
         (["--config=configs/sweeps/smoke.py", "--workdir=gs://b/x"], "remote"),
+        ([arguments[0], "--workdir=/proc/sweep"], "--workdir = '/proc/sweep': no file can be written in /proc"),
         ([*arguments, "--jobs=0"], "--jobs = 0"),
         ([*arguments, "--gpus=0,1", "--jobs=3"], "more than the devices"),
     ):

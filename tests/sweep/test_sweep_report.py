@@ -1,6 +1,7 @@
 """Tests of the report of a sweep whose trials have known numbers."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import sweeps
 from scipy import stats
 
 from sdecor.evaluation.statistics import Mean
-from sdecor.sweep import collect, figures, plan, report, tables, trial_folder
+from sdecor.sweep import __main__ as command, collect, figures, plan, report, tables, trial_folder
 
 GINI = "gradient/gini"
 CE = {0: 0.40, 1: 0.42, 2: 0.41, 3: 0.43}
@@ -201,3 +202,65 @@ def test_tables_name_the_form_where_it_is_not_the_papers(tmp_path):
         assert row in text
     assert "sdecor (density) − ce" in text and "plain − sdecor (density)" in text
     assert "(density)" not in (tmp_path / "report" / "results.csv").read_text()
+
+
+def tables_of(folder):
+    """Return the CSV files of a sweep's report, without drawing figures."""
+    sweep = plan.read(folder)
+    return report.csv_files(sweep, collect.collect(sweep, folder))
+
+
+def foreign(folder, **entries):
+    path = folder / "ce" / "seed0" / "evaluation.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"metrics": content["metrics"] | entries}))
+    return path
+
+
+def test_names_of_a_foreign_evaluation_reach_no_table_as_formulas(folder):
+    foreign(folder, **{'=HYPERLINK("x")/gini': {"mean": -0.5, "n": 100}, "@x": {"mean": 1, "n": 2}})
+    for name, text in tables_of(folder).items():
+        cells = {cell for row in csv.DictReader(io.StringIO(text)) for cell in row.values()}
+        assert {'\'=HYPERLINK("x")/gini', "'@x"} <= cells
+        assert not any(cell.startswith(("=", "@")) for cell in cells)
+        assert name == "differences.csv" or "-0.5" in cells
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"metrics": {', "[]", '{"metrics": []}', '{"metrics": {"a": {"mean": "=1"}}, "settings": {}}']
+)
+def test_damaged_results_are_named_and_the_others_reported(folder, caplog, content):
+    path = folder / "ce" / "seed0" / "evaluation.json"
+    path.write_text(content)
+    found = csv.DictReader(io.StringIO(tables_of(folder)["results.csv"]))
+    states = [row["measure"] for row in found if row["cell"] == "ce"]
+    (message,) = caplog.messages
+    assert str(path) in message and "run the sweep's command again" in message
+    assert "(damaged results)" in states and states.count(GINI) == 3
+
+
+def test_damaged_states_of_trials_are_named_and_the_others_reported(folder, caplog):
+    for cell in ("ce", "old"):  # a trial of the sweep file, and one that only its state file knows
+        (folder / cell / "seed0" / "sweep.json").write_text("{")
+    results = collect.collect(plan.read(folder), folder)
+    assert [result.state for result in results].count(trial_folder.FINISHED) == 6 and len(results) == 16
+    assert len(caplog.messages) == 2
+    assert all("seed0/sweep.json is damaged" in message and "started again" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"tests": 3}'])
+def test_a_damaged_sweep_file_is_one_clear_line(folder, content):
+    (folder / "sweep.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"sdecor\.sweep: .*sweep\.json is .*run the sweep's command again"):
+        command.main(["--report", str(folder)])
+
+
+def test_damaged_results_are_put_aside_when_the_sweep_starts(folder, caplog):
+    (trial,) = plan.read(folder).trials(["ce"], [0])
+    place = folder / trial.key
+    trial_folder.put_damaged_aside(place)
+    assert trial_folder.state(folder / trial.key, trial) == trial_folder.FINISHED and not caplog.messages
+    (place / "evaluation.json").write_text("")
+    trial_folder.put_damaged_aside(place)
+    assert trial_folder.missing_stages(place, trial) == ["evaluate"]
+    assert (place / "evaluation.json.damaged").exists() and "evaluation.json is empty" in caplog.messages[0]
