@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import time
 
 import jax
@@ -19,7 +18,7 @@ import tiny_runs
 import train
 from sdecor.core import commands, parallel
 from sdecor.data.batches import order_seed
-from sdecor.training import health, logbook, members, profiling, record, replicas
+from sdecor.training import health, logbook, members, record, replicas
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.health import Health
 from sdecor.training.state import create_optimizer, create_train_state
@@ -136,18 +135,6 @@ def result(folder):
     return metas, tiny_runs.rows_without_times(folder)
 
 
-def interrupted_at(monkeypatch, step):
-    """Send Ctrl-C to this process during a step."""
-    take = profiling.Profiler.take
-
-    def taken(self, now, *arguments):
-        if now == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return take(self, now, *arguments)
-
-    monkeypatch.setattr(profiling.Profiler, "take", taken)
-
-
 def test_steps_are_skipped_and_recorded(images, poison, tmp_path, capsys):
     poison({5, 6, 9})
     assert train.train(config(images, "skip", **{"train.max_skips": 2}), str(tmp_path))
@@ -165,7 +152,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_also_when_it_was_resumed(i
     poison({5, 6, 7})
     chosen = config(images, "skip", **{"train.max_skips": 2})
     with monkeypatch.context() as patch:
-        interrupted_at(patch, 6)
+        tiny_runs.interrupt_at(patch, 6)
         assert not train.train(chosen, str(tmp_path))
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="at step 7 .*2 skipped in a row; the last good .* step 3 in"):
@@ -212,7 +199,7 @@ def test_a_spike_in_a_run_is_told_and_recorded_once_also_when_resumed(images, tm
 
     monkeypatch.setattr(Health, "observe", louder)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, 7)
+        tiny_runs.interrupt_at(patch, 7)
         assert not train.train(config(images, "stop"), str(tmp_path))
     assert train.train(config(images, "stop"), str(tmp_path))
     (spike,) = events(tmp_path, "spike")
@@ -228,7 +215,7 @@ def test_a_run_with_rollbacks_repeats_exactly_also_when_stopped(images, poison, 
     assert train.train(config(images, "rollback"), str(tmp_path / "whole"))
     if stop is not None:
         with monkeypatch.context() as patch:
-            interrupted_at(patch, stop)
+            tiny_runs.interrupt_at(patch, stop)
             assert not train.train(config(images, "rollback"), str(tmp_path / "again"))
     assert train.train(config(images, "rollback"), str(tmp_path / "again"))
     assert result(tmp_path / "again") == result(tmp_path / "whole")

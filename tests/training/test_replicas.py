@@ -240,15 +240,10 @@ def test_restored_as_evaluation_restores(undisturbed):
     assert checksums(found["a"].variables) != checksums(found["b"].variables)
 
 
-def stop_at(monkeypatch, step):
-    stop = train._should_stop
-    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
-
-
 @pytest.mark.parametrize("step", [5, pytest.param(6, marks=pytest.mark.full)])
 def test_interrupted_replicas_continue_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
-        stop_at(patch, step)
+        tiny_runs.interrupt_at(patch, step)
         assert not train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
     assert train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
     assert f"continuing at step {step} of 12" in capsys.readouterr().out
