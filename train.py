@@ -6,6 +6,10 @@
 The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
 the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
 and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
+
+    --watchdog=SECONDS   end with status 75 after so long without progress (default 1800; 0: never)
+    --profile=10         trace ten steps, or --profile=100:110, for TensorBoard or Perfetto
+    --wandb[=PROJECT]    send the log to Weights & Biases, if it is installed
 """
 
 import contextlib
@@ -21,10 +25,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor.core import commands, files, launch, parallel, processes
-from sdecor.core.interrupt import Interrupt
+from sdecor.core import commands, files, launch, parallel, processes, watchdog
+from sdecor.core.interrupt import Interrupt, Stopped
 from sdecor.data.batches import steps_per_epoch
-from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.training import build, health, logbook, members, profiling, replicas, run_folder, steps, wandb_rows
 from sdecor.training.batches import (
     Validate,
     batch_shapes,
@@ -32,9 +36,11 @@ from sdecor.training.batches import (
     create_validation,
     member_batches,
     record_left_out,
+    reordered,
     validation_source,
 )
 from sdecor.training.checkpoint import Checkpoints
+from sdecor.training.clock import Clock
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
 from sdecor.training.pace import Pace
@@ -46,6 +52,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or rem
 _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace: how many, or FIRST:LAST.")
+_WANDB = launch.define_optional("wandb", "sdecor", "Send the log to Weights & Biases, to this project.")
 
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
@@ -62,8 +70,9 @@ class Run:
     replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    batches: Callable[[int], Iterator[Any]]  # yields the device batches, from the given step on
+    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
     validate: Validate
+    policy: health.Policy  # for a loss that is not finite
 
 
 def main() -> None:
@@ -75,7 +84,10 @@ def main() -> None:
     except OSError as error:  # raised when the config is first read
         raise ValueError(f"--config: {error}") from error
     try:
-        finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
+        chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
+        if _WANDB.value is not None:
+            wandb_rows.check()
+        finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(commands.PARTLY) from None
@@ -83,13 +95,22 @@ def main() -> None:
         raise SystemExit(commands.INTERRUPTED)
 
 
-def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> bool:
+def train(
+    config: ConfigDict,
+    folder: str,
+    chosen: Sequence[replicas.Replica] = (),
+    *,
+    profile: profiling.Steps | None = None,
+    wandb: str | None = None,
+) -> bool:
     """Train the run of `config` in `folder` from its last checkpoint; return False if it was interrupted.
 
     Args:
       config: config of the run, or the config that the replicas share.
       folder: folder of the run, or the parent of the replicas' folders.
       chosen: the replicas; empty for a single run.
+      profile: steps to trace; None for no trace.
+      wandb: project of Weights & Biases that gets the log; None for none.
 
     Raises:
       ValueError: for an invalid config, or a folder that holds another run.
@@ -107,15 +128,22 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
             stack.enter_context(run_folder.lock(member.folder, hold=parallel.is_main_process()))
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
-        state = members.restore(run.members, checkpoints, state, run.replicas)
+        state, healths = members.restore(run.members, checkpoints, state, run.replicas)
         processes.compare("the restored state", partial(members.fingerprint, state))
         parallel.say(_opening(run, state, folder))
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
-        logbooks = [stack.enter_context(open_logbook(member.folder)) for member in run.members]
-        writers = list(map(Writer, run.members, checkpoints, logbooks))
+        names = [member.name for member in run.members]
+        sends = stack.enter_context(wandb_rows.senders(wandb, folder, files.plain(config), names))
+        logbooks = [
+            stack.enter_context(open_logbook(member.folder, send=send))
+            for member, send in zip(run.members, sends, strict=True)
+        ]
+        writers = list(map(Writer, run.members, checkpoints, logbooks, healths))
+        profiler = profiling.Profiler(profile, folder, start=int(state.step), total=run.schedule.total)
+        stack.callback(profiler.close)
         interrupt = stack.enter_context(Interrupt())  # from here to the end of the last save, signals wait
-        finished = loop(run, state, writers, interrupt)
+        finished = loop(run, state, writers, interrupt, profiler)
         members.finish(writers, finished)
     failures |= {writer.member.name: writer.failure for writer in writers}
     if finished and any(failures.values()):
@@ -153,6 +181,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         schedule=learning_rate,
         ema_decay=config.optim.ema_decay,
         accumulate=config.train.accumulate,
+        skip_nonfinite=config.train.on_nonfinite == "skip",
         axis_name=parallel.AXIS,
     )
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
@@ -175,7 +204,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         replicas=count,
         schedule=schedule,
         train_step=lambda state, batch: compiled(state, batch, hyper, key),
-        batches=partial(member_batches, loaders, **sizes),
+        batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
         validate=create_validation(
             model.apply,
             prepare_evaluation,
@@ -183,13 +212,38 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
             batch_size=config.evaluation.batch_size,
             replicas=count,
         ),
+        policy=build.create_policy(config),
     )
     return run, state
 
 
-def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt) -> bool:
+def loop(
+    run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt, profiler: profiling.Profiler
+) -> bool:
     """Train from `state` to the last step; return False if interrupted, after saving everything."""
+    shapes, clock = parallel.shapes(state), Clock()
+    while True:
+        try:
+            return advance(run, state, writers, interrupt, profiler, clock)
+        except health.NotFinite as failure:
+            state = members.roll_back(writers, shapes, failure, run.policy)
+
+
+def advance(
+    run: Run,
+    state: TrainState,
+    writers: Sequence[Writer],
+    interrupt: Interrupt,
+    profiler: profiling.Profiler,
+    clock: Clock,
+) -> bool:
+    """Train as `loop` does, up to a loss that is not finite.
+
+    Raises:
+      health.NotFinite: for a single run, unless the policy is to skip such steps.
+    """
     config, schedule, start = run.config, run.schedule, int(state.step)
+    members.begin_times(writers, clock)
     validated = all(writer.checkpoints.has_metrics(start) for writer in writers)
     if schedule.is_due(start, schedule.eval_every) and not validated:
         # The run was stopped before or during this validation.
@@ -204,11 +258,20 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
     pace = Pace(config.train.checkpoint_every_minutes, start)
-    with bar, contextlib.closing(run.batches(start)) as batches:
+    with bar, contextlib.closing(run.batches(start, writers[0].health.order)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
-            processes.note(f"step {step}")
-            state, terms = run.train_step(state, next(batches))
+            watchdog.beat(f"the input of step {step}")
+            try:
+                with clock.input():
+                    batch = next(batches)
+            except Stopped:  # a signal, while the input does not answer
+                if step - 1 > start:
+                    note(*previous) if previous else None
+                    conclude(run, state, step - 1, writers, interrupt, validate=False)
+                return False
+            watchdog.beat(f"step {step}", timed=step > start + 1)  # the first one compiles
+            state, terms = profiler.take(step, run.train_step, state, batch)
             if previous is not None:
                 note(*previous)  # while the device works on this step
             previous = (step, terms)
@@ -217,9 +280,14 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
             if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
+                clock.stepped()
+                members.write_times(writers, step, clock.row(images))
                 concluded = conclude(run, state, step, writers, interrupt, validate=validate and not stopping)
                 if stopping or not concluded:
                     return False
+                clock.rest()
+            else:
+                clock.stepped()
     return True
 
 
@@ -227,7 +295,9 @@ def conclude(
     run: Run, state: TrainState, step: int, writers: Sequence[Writer], interrupt: Interrupt, *, validate: bool
 ) -> bool:
     """Validate if `validate` is set, and save checkpoints; return False if interrupted during validation."""
+    watchdog.beat(f"the validation of step {step}")
     metrics = run.validate(state, interrupt) if validate else None
+    watchdog.beat(f"the checkpoint of step {step}")
     members.save(writers, members.split(state, run.replicas), step, metrics)
     return metrics is not None or not validate
 
@@ -235,8 +305,8 @@ def conclude(
 def _note(
     run: Run, writers: Sequence[Writer], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, fail the members whose loss or gradient is not finite, and log the others when due."""
-    going = members.require_finite(writers, step, members.rows(terms, run.replicas))
+    """Fetch a step's terms, observe the members' health, and log those that have not failed when due."""
+    going = members.observe(writers, step, members.rows(terms, run.replicas), run.policy)
     images = run.config.train.batch_size * len(writers)
     bar.update(images)
     _, first = going[0]

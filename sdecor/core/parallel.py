@@ -202,6 +202,11 @@ def unshard(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
 
 
+def shapes(tree: Any) -> Any:
+    """Return the shapes, dtypes and shardings of arrays, which stay known after a step has overwritten the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def gather(tree: Any) -> Any:
     """Concatenate every process's NumPy arrays `[n, …]` along their first axis, in the order of processes."""
     if jax.process_count() == 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from sdecor.core import interrupt, parallel
+from sdecor.core import interrupt, parallel, watchdog
 from sdecor.core.commands import RETRY, TemporaryFailure
 from sdecor.core.files import differing_fields, plain_settings
 
@@ -31,7 +31,6 @@ class _Job:
     """The job that this process has joined."""
 
     def __init__(self) -> None:
-        self.where = ""  # how far the program is
         self.polls = 0
         self.comparisons = 0
         self.ending: int | None = None  # exit status, once this process has begun to end
@@ -140,11 +139,6 @@ def compare(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
     client.wait_at_barrier(f"{key}/all", _DAY * 1000)
 
 
-def note(where: str) -> None:
-    """Note how far the program is, for the line that tells why it ended."""
-    _job.where = where
-
-
 def finish() -> None:
     """Wait until all processes have finished, and leave the job."""
     if jax.process_count() > 1:
@@ -225,7 +219,8 @@ def _say(text: str) -> None:
 
 
 def _located(text: str) -> str:
-    return f"{text} · at {_job.where}" if _job.where else text
+    where = watchdog.last()
+    return f"{text} · during {where}" if where else text
 
 
 def _end_at_abort() -> None:

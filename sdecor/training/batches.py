@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sdecor.core import parallel, processes
+from sdecor.core import parallel, processes, watchdog
 from sdecor.core.interrupt import Interrupt
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
+from sdecor.data.batches import order_seed
 from sdecor.data.reading import Record, Skipping
 from sdecor.training import members, steps
 from sdecor.training.state import TrainState
@@ -59,6 +60,13 @@ def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 
                 # Positions count through all micro-batches of a step, so that no two examples share random draws.
                 batch["position"] = batch["position"] + np.int32(i * size)
             yield parallel.shard_micro_batches(micro)
+
+
+def reordered(loaders: Sequence[Any], seeds: Sequence[int], order: int) -> Sequence[Any]:
+    """Return the loaders with the order of data after `order` rollbacks."""
+    if order == 0:
+        return loaders
+    return [loader.reordered(order_seed(seed, order)) for loader, seed in zip(loaders, seeds, strict=True)]
 
 
 def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
@@ -126,6 +134,7 @@ def create_validation(
         )
         sums: dict[str, np.ndarray] = {}
         for batch in batches:
+            watchdog.beat("a batch of the validation")
             batch = {name: batch[name] for name in ("image", "label", "weight")}
             outputs = parallel.to_host(compiled(state.variables, parallel.shard(batch), key))
             for name, value in outputs.items():

@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 
 from sdecor import attribution, losses, masking, models
 from sdecor.core import parallel, rng
-from sdecor.core.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
 from sdecor.data.loader import KINDS
 from sdecor.data.reading import ON_ERROR
 from sdecor.training import replicas
+from sdecor.training.health import POLICIES, Policy
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
 from sdecor.training.steps import Hyper
@@ -92,6 +93,10 @@ def _check_training(config: ConfigDict) -> None:
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
     _check_if_set("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
     check_range("config.train.checkpoint_every_minutes", train.checkpoint_every_minutes, 0)
+    check_choice("config.train.on_nonfinite", train.on_nonfinite, POLICIES)
+    check_count("config.train.max_skips", train.max_skips, 1)
+    check_count("config.train.max_rollbacks", train.max_rollbacks, 1)
+    _check_if_set("config.train.loss_limit", train.loss_limit, 0, low_open=True)
 
 
 def _check_method(config: ConfigDict) -> None:
@@ -169,6 +174,12 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
         eval_every=max(round(train.eval_every_epochs * steps_per_epoch), 1),
         checkpoint_every=train.checkpoint_every_steps,
     )
+
+
+def create_policy(config: ConfigDict) -> Policy:
+    """Return what the config chooses for a loss or gradient that is not finite."""
+    fields = ("on_nonfinite", "max_skips", "max_rollbacks", "loss_limit")
+    return Policy(**{field: config.train[field] for field in fields})
 
 
 def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> Any:
@@ -272,6 +283,11 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
     """
     if not chosen:
         return [config]
+    if config.train.on_nonfinite == "rollback":
+        raise ValueError(
+            "config.train.on_nonfinite = 'rollback' is for a single run, because replicas take their steps together: "
+            "choose 'stop' or 'skip', or train each by a command of its own"
+        )
     configs = []
     for replica in chosen:
         own = config.copy_and_resolve_references()

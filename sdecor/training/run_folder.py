@@ -17,10 +17,11 @@ from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 from sdecor.training import record
 
-FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
+FREE = (  # fields that may change when a run is resumed: they change no parameter of the network, but after a NaN
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps", "train.checkpoint_every_minutes",
     "data.on_error",  # a run that stopped at a bad file may leave it out from then on
+    "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
