@@ -2,6 +2,7 @@
 
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10 [--config.optim.lr=0.1 …]
     python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
+    python train.py --config=… --compile_only [--topology=v5e:4x8] [--classes=1000]
 
 The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
 the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
@@ -19,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from sdecor.core import commands, files, launch, parallel
 from sdecor.core.interrupt import Interrupt
-from sdecor.data.batches import steps_per_epoch
-from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.training import build, compiled, logbook, members, replicas, run_folder
 from sdecor.training.batches import (
     Validate,
     batch_shapes,
@@ -40,10 +41,23 @@ from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run: FILE or FILE:CHOICES.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.")
 _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs for later starts; '' for none. Default: compilation_cache in a local workdir.",
+)
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step, print what it takes, and stop.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, as v5e:4x8; default: the devices here.")
+_METHODS = flags.DEFINE_list("compile_methods", [], "Training methods to compare, such as ce,sgt,decor,sdecor.")
+_JSON = flags.DEFINE_string("json", None, "File of the numbers of --compile_only.")
+_CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, to compile without the data set.")
+_EXAMPLES = flags.DEFINE_integer("examples", None, "Number of training examples, with --classes.")
+_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the stored images, with --classes.")
 
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
@@ -59,6 +73,7 @@ class Run:
     members: Sequence[Member]
     replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
+    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     batches: Callable[[int], Iterator[Any]]  # yields the device batches, from the given step on
     validate: Validate
@@ -72,6 +87,11 @@ def main() -> None:
         _ = _CONFIG.value.method
     except OSError as error:  # raised when the config is first read
         raise ValueError(f"--config: {error}") from error
+    if _COMPILE_ONLY.value:
+        return compile_only(_CONFIG.value, replicas.parse(_REPLICA.value))
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir is missing: name the folder of the run")
+    compiled.use_cache(_CACHE.value, _WORKDIR.value)
     try:
         finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
     except KeyboardInterrupt:
@@ -107,6 +127,7 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state = members.restore(run.members, checkpoints, state, run.replicas)
         parallel.say(_opening(run, state, folder))
+        compile_step(run, state)
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
         logbooks = [stack.enter_context(open_logbook(member.folder)) for member in run.members]
@@ -127,39 +148,26 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     for member in group:
         files.check_checkpoints("--workdir", member.folder)
     dataset = build.create_data(config)
-    canvas = tuple(dataset.image_shape)
-    image_shape = build.image_size(config, canvas)
-    model = build.create_model(config, dataset.num_classes, image_shape)
-    prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
-    build.check_preparation(prepare, canvas)
-    examples, micro_batch = dataset.source("train"), config.train.batch_size // config.train.accumulate
-    schedule = build.create_schedule(config, steps_per_epoch(len(examples), micro_batch))
-    learning_rate = build.create_learning_rate(config, schedule)
-    state = build.create_state(config, model, image_shape, members.run_key(seeds, 0, count))
-    build.warn_small_batch(config, model, image_shape)
+    facts = build.read_facts(dataset)
+    program = build.create_program(configs[0], facts)
+    schedule = program.schedule
+    state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
+    build.warn_small_batch(config, program.model, program.image_shape)
     # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
     parallel.wait_for_all("config")
-    step = partial(
-        steps.train_step,
-        objective=build.create_objective(configs[0]),
-        prepare=prepare,
-        schedule=learning_rate,
-        ema_decay=config.optim.ema_decay,
-        accumulate=config.train.accumulate,
-        axis_name=parallel.AXIS,
-    )
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))
-    compiled = parallel.pmap_step(members.lift(step, count))
+    step = parallel.pmap_step(members.lift(program.step, count))
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    jax.eval_shape(compiled, state, batch_shapes(canvas, **sizes), hyper, key)  # fails before images are decoded
+    shapes = batch_shapes(facts.image_shape, **sizes)
+    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
     loaders = create_loaders(
-        examples,
+        dataset.source("train"),
         seeds,
-        batch_size=micro_batch,
+        batch_size=config.train.batch_size // config.train.accumulate,
         kind=config.data.loader,
         memory_limit_mb=config.data.memory_limit_mb,
         num_workers=config.data.workers,
@@ -169,17 +177,87 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         members=group,
         replicas=count,
         schedule=schedule,
-        train_step=lambda state, batch: compiled(state, batch, hyper, key),
+        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
+        train_step=lambda state, batch: step(state, batch, hyper, key),
         batches=partial(member_batches, loaders, **sizes),
         validate=create_validation(
-            model.apply,
-            prepare_evaluation,
+            program.model.apply,
+            program.prepare_evaluation,
             validation_source(dataset.source("val"), loaders[0]),
             batch_size=config.evaluation.batch_size,
             replicas=count,
         ),
     )
     return run, state
+
+
+def compile_step(run: Run, state: TrainState) -> None:
+    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
+    config, count = run.config, len(run.members)
+    job = compiled.Plan(_title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
+    for line in compiled.describe_plan(job)[1:]:
+        parallel.say(line)
+    parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
+    if int(state.step) < run.schedule.total:
+        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
+
+
+def compile_only(config: ConfigDict, chosen: Sequence[replicas.Replica] = ()) -> None:
+    """Compile the step of `config` for the chosen topology, without data; print and write what it takes."""
+    if _TOPOLOGY.value and jax.process_count() > 1:
+        raise ValueError("--topology compiles for the whole slice: start one process, without --distributed")
+    devices = parallel.topology_devices(_TOPOLOGY.value) if _TOPOLOGY.value else jax.devices()
+    compiled.use_cache(_CACHE.value, _WORKDIR.value)
+    build.check_config(config, len(devices))
+    given = (_EXAMPLES.value, _IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)))
+    if _CLASSES.value is None:
+        if any(given):
+            raise ValueError("--examples and --image_shape go with --classes: they replace a data set that is not here")
+        facts = build.read_facts(build.create_data(config))
+    else:
+        facts = build.assume_facts(config, _CLASSES.value, *given)
+    methods = _METHODS.value or [config.method]
+    if chosen and methods != [config.method]:
+        raise ValueError("--compile_methods compares single runs: leave out --replica")
+    configs = {
+        method: build.create_replicas(build.change_method(config, method), chosen, len(devices)) for method in methods
+    }
+
+    def lower(method: str, batch_size: int) -> jax.stages.Lowered:
+        for own in configs[method]:
+            own.train.batch_size = batch_size
+        return lower_shapes(configs[method], facts, len(chosen) or None, devices if _TOPOLOGY.value else None)
+
+    plan = compiled.Plan(
+        title=_title_of(config, len(chosen) or 1),
+        devices=devices,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        replicas=len(chosen) or 1,
+    )
+    report = compiled.report(plan, methods, lower, say=parallel.say)
+    parallel.say(compiled.describe(report))
+    path = _JSON.value or (_WORKDIR.value and f"{_WORKDIR.value}/compiled.json")
+    if path and parallel.is_main_process():
+        files.make_folder("--json" if _JSON.value else "--workdir", epath.Path(path).parent)
+        files.write_json(epath.Path(path), report)
+        parallel.say(f"numbers: {path}")
+
+
+def lower_shapes(
+    configs: Sequence[ConfigDict], facts: build.DataFacts, count: int | None, devices: Sequence[jax.Device] | None
+) -> jax.stages.Lowered:
+    """Lower the step of one config, or of `count` replicas, for devices of a topology; None for those here."""
+    config, program = configs[0], build.create_program(configs[0], facts)
+    seeds = [own.seed for own in configs]
+    key = members.run_key(seeds, 0, count)
+    state = build.state_shapes(config, program.model, program.image_shape, key)
+    hypers = [build.create_hyper(own, program.schedule.steps_per_epoch) for own in configs]
+    hyper = jax.eval_shape(lambda: members.join(hypers, count))
+    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
+    batch = batch_shapes(facts.image_shape, devices=devices and len(devices), **sizes)
+    step = parallel.pmap_step(members.lift(program.step, count), devices)
+    return parallel.lower_step(step, state, batch, hyper, jax.eval_shape(lambda: key))
 
 
 def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt) -> bool:
@@ -252,7 +330,11 @@ def _should_stop(checkpoints: Checkpoints, interrupt: Interrupt, poll_every: int
 
 
 def _title(run: Run) -> str:
-    title, count = run_folder.title(run.config), len(run.members)
+    return _title_of(run.config, len(run.members))
+
+
+def _title_of(config: ConfigDict, count: int) -> str:
+    title = run_folder.title(config)
     return title if count == 1 else f"{title} × {count}"
 
 
