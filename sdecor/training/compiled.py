@@ -130,20 +130,19 @@ def _bytes(shape: str) -> int:
 def measure_memory(compiled: Any) -> dict[str, int] | None:
     """Return the bytes that a compiled program takes, by part, and their `peak`; None if the backend does not say.
 
-    The state is donated: `aliased` bytes of the results lie in the memory of the arguments. `peak` is an upper bound:
-    arguments, results that have memory of their own, temporary values, and the program itself.
+    The state is donated: the new state lies in the memory of the old one. `own_results` are those beside it. `peak` is
+    the sum, an upper bound.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
     parts = {
         "arguments": analysis.argument_size_in_bytes,
-        "results": analysis.output_size_in_bytes,
-        "aliased": analysis.alias_size_in_bytes,
+        "own_results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
         "program": analysis.generated_code_size_in_bytes,
     }
-    return parts | {"peak": sum(parts.values()) - 2 * parts["aliased"]}
+    return parts | {"peak": sum(parts.values())}
 
 
 def count_operations(compiled: Any) -> dict[str, float | None]:
@@ -193,7 +192,9 @@ def memory_of_device(device: jax.Device) -> float | None:
         return None
 
 
-_NEEDED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+# "Ran out of memory on HBM, the total memory required for HLO temporaries (23.63G) exceeds available HBM (15.75G)." and
+# "Ran out of memory in memory space hbm. Used 20.15G of 15.75G hbm."
+_NEEDED = re.compile(r"([\d.]+)([KMGT]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT]?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -524,9 +525,7 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "fits": _fits,
     "peak, at most": _part("peak"),
     "· arguments": _part("arguments"),
-    "· results beside the state": lambda each: show_bytes(
-        each["memory"]["results"] - each["memory"]["aliased"] if each.get("memory") else None
-    ),
+    "· results beside the state": _part("own_results"),
     "· temporaries": _part("temporaries"),
     "· program": _part("program"),
     "memory of a device": lambda each: show_bytes(each["memory_limit"]),
