@@ -452,3 +452,19 @@ def test_wrong_arguments_are_named():
         losses.decorrelation(h[:, 0])
     with pytest.raises(ValueError, match="form"):
         losses.white_floor(8, 4, form="none")
+
+
+@pytest.mark.parametrize(("width", "collective"), [(8, "reduce_scatter"), (6, "reduce_scatter"), (5, "psum")])
+@pytest.mark.parametrize("form", ["covariance", "correlation"])
+def test_members_share_the_matrix_of_features(form, width, collective):
+    """Each of four members sums whole rows of the matrix (8), or parts of rows (6), or all of it (5)."""
+    h = correlated(24, width)
+    alone, own_gradient = value_and_grad(h, form=form, gram=False)
+    run = partial(losses.decorrelation, form=form, axis_name="batch", gram=False)
+    each = jax.vmap(jax.value_and_grad(run), axis_name="batch")
+    values, gradients = jax.jit(each)(h.reshape(4, 6, width))
+    np.testing.assert_allclose(values, np.full(4, alone), rtol=1e-5)
+    together = np.asarray(gradients).reshape(24, width) / 4  # the mean over members of what each adds to the loss
+    np.testing.assert_allclose(together, own_gradient, rtol=1e-3, atol=1e-5 * np.abs(own_gradient).max())
+    lowered = jax.pmap(run, axis_name="batch", devices=jax.devices()[:4]).lower(h.reshape(4, 6, width)).as_text()
+    assert ("reduce_scatter" in lowered) == (collective == "reduce_scatter")
