@@ -142,7 +142,7 @@ def compile_one(path: pathlib.Path, model: str, method: str, topology: str, imag
     step = compiled.compile_timed(train.lower_shapes([config], facts, None, devices))
     found = compiled.analyse(step, images=images, device=devices[0], devices=len(devices))
     names = {"model": model, "method": method, "topology": topology, "images": images, "devices": len(devices)}
-    files.write_json(path, names | found | {"versions": files.versions()})
+    files.write_json(path, names | found | {"versions": compiled.versions()})
 
 
 def print_compiled(folder: pathlib.Path, sizes: dict[str, Sizes]) -> None:

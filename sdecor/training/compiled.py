@@ -4,6 +4,7 @@ All numbers are those of one device. They come from the compiler, not from a run
 """
 
 import functools
+import importlib.metadata
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -394,10 +395,18 @@ def report(plan: Plan, methods: Sequence[str], lower: Lower, say: Callable[[str]
         "accumulate": plan.accumulate,
         "replicas": plan.replicas,
         "methods": found,
-        "versions": files.versions(),
+        "versions": versions(),
         "about": describe_plan(plan),
         "remarks": _remarks(plan, found),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages, with that of the TPU compiler if it is here."""
+    try:
+        return files.versions() | {"libtpu": importlib.metadata.version("libtpu")}
+    except importlib.metadata.PackageNotFoundError:
+        return files.versions()
 
 
 def _hosts(plan: Plan) -> int:
