@@ -28,7 +28,12 @@ from sdecor.training import build, compiled
 EXAMPLES = 1_268_355  # of ImageNet, without the validation part
 V5E, V5P = compiled.CHIPS["TPU v5 lite"], compiled.CHIPS["TPU v5p"]
 SLICES = ((8, V5E), (16, V5E), (64, V5E), (256, V5E), (1024, V5P), (4096, V5P))  # a v5e slice ends at 256 chips
-PASSES = {"ce": 2, "sdecor": 5}  # forwards and pull-backs, each of which combines BatchNorm's moments
+PASSES = {
+    "ce": 2,
+    "decor": 2,
+    "sgt": 5,
+    "sdecor": 5,
+}  # forwards and pull-backs, each of which combines BatchNorm's moments
 TOPOLOGIES = "2x4,4x4,8x8,16x16"
 
 
@@ -190,7 +195,7 @@ def print_compiled(folder: pathlib.Path, sizes: dict[str, Sizes]) -> None:
 
 def paper_data(sizes: Sizes, each: dict[str, Any], *, watched: bool) -> float:
     """Return the data of a step's collectives on paper, as `compiled.count_collectives` counts them."""
-    data = 4 * (sizes.parameters + 2 * sizes.channels) + 4 * 2 * sizes.channels * PASSES.get(each["method"], 0)
+    data = 4 * (sizes.parameters + 2 * sizes.channels) + 4 * 2 * sizes.channels * PASSES[each["method"]]
     if each["method"] == "ce":
         return data
     samples, width = each["images"] * each["devices"], sizes.width
