@@ -2,6 +2,7 @@
 
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10 [--config.optim.lr=0.1 …]
     python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
+    python train.py --config=… --compile_only [--topology=v5e:4x8] [--classes=1000]
 
 The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
 the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
@@ -27,8 +28,18 @@ from ml_collections import ConfigDict, config_flags
 
 from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.core.interrupt import Interrupt, Stopped
-from sdecor.data.batches import steps_per_epoch
-from sdecor.training import build, health, logbook, members, profiling, replicas, run_folder, steps, wandb_rows
+from sdecor.training import (
+    build,
+    compiled,
+    health,
+    logbook,
+    members,
+    preview,
+    profiling,
+    replicas,
+    run_folder,
+    wandb_rows,
+)
 from sdecor.training.batches import (
     Validate,
     batch_shapes,
@@ -48,12 +59,25 @@ from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run: FILE or FILE:CHOICES.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.")
 _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
 _PROFILE = flags.DEFINE_string("profile", None, "Steps to trace: how many, or FIRST:LAST.")
 _WANDB = launch.define_optional("wandb", "sdecor", "Send the log to Weights & Biases, to this project.")
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs for later starts; '' for none. Default: compilation_cache in a local workdir.",
+)
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step, print what it takes, and stop.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, as v5e:4x8; default: the devices here.")
+_METHODS = flags.DEFINE_list("compile_methods", [], "Training methods to compare, such as ce,sgt,decor,sdecor.")
+_JSON = flags.DEFINE_string("json", None, "File of the numbers of --compile_only.")
+_CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, to compile without the data set.")
+_EXAMPLES = flags.DEFINE_integer("examples", None, "Number of training examples, with --classes.")
+_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the stored images, with --classes.")
 
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
@@ -69,6 +93,7 @@ class Run:
     members: Sequence[Member]
     replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
+    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
     validate: Validate
@@ -83,6 +108,22 @@ def main() -> None:
         _ = _CONFIG.value.method
     except OSError as error:  # raised when the config is first read
         raise ValueError(f"--config: {error}") from error
+    if _COMPILE_ONLY.value:
+        return preview.compile_only(
+            _CONFIG.value,
+            replicas.parse(_REPLICA.value),
+            topology=_TOPOLOGY.value,
+            methods=_METHODS.value,
+            classes=_CLASSES.value,
+            examples=_EXAMPLES.value,
+            image_shape=_IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)),
+            cache=_CACHE.value,
+            folder=_WORKDIR.value,
+            numbers=_JSON.value,
+        )
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir is missing: name the folder of the run")
+    compiled.use_cache(_CACHE.value, _WORKDIR.value)
     try:
         chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
         if _WANDB.value is not None:
@@ -131,6 +172,7 @@ def train(
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)
         processes.compare("the restored state", partial(members.fingerprint, state))
         parallel.say(_opening(run, state, folder))
+        compile_step(run, state)
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
         names = [member.name for member in run.members]
@@ -157,16 +199,11 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     seeds = [own.seed for own in configs]
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
     dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
-    canvas = tuple(dataset.image_shape)
-    image_shape = build.image_size(config, canvas)
-    model = build.create_model(config, dataset.num_classes, image_shape)
-    prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
-    build.check_preparation(prepare, canvas)
-    examples, micro_batch = dataset.source("train"), config.train.batch_size // config.train.accumulate
-    schedule = build.create_schedule(config, steps_per_epoch(len(examples), micro_batch))
-    learning_rate = build.create_learning_rate(config, schedule)
-    state = build.create_state(config, model, image_shape, members.run_key(seeds, 0, count))
-    build.warn_small_batch(config, model, image_shape)
+    facts = build.read_facts(dataset)
+    program = build.create_program(configs[0], facts)
+    schedule = program.schedule
+    state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
+    build.warn_small_batch(config, program.model, program.image_shape)
     # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
@@ -174,26 +211,17 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     replicas_given = {each.name: dict(each.overrides) for each in chosen}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     record_left_out(dataset, folder)
-    step = partial(
-        steps.train_step,
-        objective=build.create_objective(configs[0]),
-        prepare=prepare,
-        schedule=learning_rate,
-        ema_decay=config.optim.ema_decay,
-        accumulate=config.train.accumulate,
-        skip_nonfinite=config.train.on_nonfinite == "skip",
-        axis_name=parallel.AXIS,
-    )
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))
-    compiled = parallel.pmap_step(members.lift(step, count))
+    step = parallel.pmap_step(members.lift(program.step, count))
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    jax.eval_shape(compiled, state, batch_shapes(canvas, **sizes), hyper, key)  # fails before images are decoded
+    shapes = batch_shapes(facts.image_shape, **sizes)
+    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
     loaders = create_loaders(
-        examples,
+        dataset.source("train"),
         seeds,
-        batch_size=micro_batch,
+        batch_size=config.train.batch_size // config.train.accumulate,
         kind=config.data.loader,
         memory_limit_mb=config.data.memory_limit_mb,
         num_workers=config.data.workers,
@@ -203,11 +231,12 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         members=group,
         replicas=count,
         schedule=schedule,
-        train_step=lambda state, batch: compiled(state, batch, hyper, key),
+        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
+        train_step=lambda state, batch: step(state, batch, hyper, key),
         batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
         validate=create_validation(
-            model.apply,
-            prepare_evaluation,
+            program.model.apply,
+            program.prepare_evaluation,
             validation_source(dataset.source("val"), loaders[0]),
             batch_size=config.evaluation.batch_size,
             replicas=count,
@@ -215,6 +244,17 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         policy=build.create_policy(config),
     )
     return run, state
+
+
+def compile_step(run: Run, state: TrainState) -> None:
+    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
+    config, count = run.config, len(run.members)
+    job = compiled.Plan(_title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
+    for line in compiled.describe_plan(job)[1:]:
+        parallel.say(line)
+    parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
+    if int(state.step) < run.schedule.total:
+        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
 
 
 def loop(
@@ -320,8 +360,7 @@ def _note(
 
 
 def _title(run: Run) -> str:
-    title, count = run_folder.title(run.config), len(run.members)
-    return title if count == 1 else f"{title} × {count}"
+    return run_folder.title_of_members(run.config, len(run.members))
 
 
 def _opening(run: Run, state: TrainState, folder: str) -> str:

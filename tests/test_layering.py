@@ -53,7 +53,7 @@ ALONE = {
     "training/wandb_rows.py": {"core"},
     **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "jaxpr", "rng")},
 }
-READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep
+READS_CONFIGS = {"training/build.py", "training/preview.py", "evaluation/runs.py"}  # and the programs and sweep
 
 
 def imports(path: pathlib.Path) -> set[str]:

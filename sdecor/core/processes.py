@@ -92,8 +92,9 @@ def join(
     finally:
         timer.cancel()
     announce = interrupt.native_handler(signal.SIGTERM)  # of JAX's preemption service
+    alone = jax.process_count() == 1  # this starts the devices, and their libraries may take signals too
     interrupt.install()
-    if jax.process_count() == 1:
+    if alone:
         return
     interrupt.join_job(announce or (lambda: None))
     threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True).start()

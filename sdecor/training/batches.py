@@ -86,9 +86,20 @@ def _say_left_out(loader: Any) -> None:
         )
 
 
-def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size: int, accumulate: int = 1) -> Any:
-    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`."""
-    examples = batch_size // accumulate // jax.process_count()
+def batch_shapes(
+    image_shape: Sequence[int],
+    *,
+    replicas: int | None,
+    batch_size: int,
+    accumulate: int = 1,
+    devices: int | None = None,
+) -> Any:
+    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`.
+
+    `devices` is the number of devices to compile for; by default the shapes are those of this process.
+    """
+    local = jax.local_device_count()
+    examples = batch_size // accumulate * local // (devices or jax.device_count())
     blank = np.zeros(examples, np.int32)
     # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
     batch = {"image": blank.astype(np.uint8), "label": blank, "position": blank}
@@ -98,7 +109,8 @@ def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size
         found = next(batches)
     behind = {"image": tuple(image_shape)}
     return {
-        name: jax.ShapeDtypeStruct(array.shape + behind.get(name, ()), array.dtype) for name, array in found.items()
+        name: jax.ShapeDtypeStruct((devices or local, *array.shape[1:], *behind.get(name, ())), array.dtype)
+        for name, array in found.items()
     }
 
 

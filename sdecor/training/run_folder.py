@@ -164,6 +164,11 @@ def title(config: Mapping[str, Any]) -> str:
     return config["method"] + form_suffix(config["decorrelation"]["form"], config["decorrelation"]["weight"])
 
 
+def title_of_members(config: Mapping[str, Any], count: int) -> str:
+    """Return the title of a single run or, with their number, of replicas."""
+    return title(config) if count == 1 else f"{title(config)} × {count}"
+
+
 def form_suffix(form: str | None, weight: float | None) -> str:
     """Return the form for a name, such as " (density)"; "" for the paper's form, or without decorrelation."""
     return f" ({form})" if weight and form != PAPERS_FORM else ""
