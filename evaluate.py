@@ -38,7 +38,7 @@ from etils import epath
 
 from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
-from sdecor.core import commands, files, launch, parallel, processes
+from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.data.batches import evaluation_indices
 from sdecor.evaluation import Plan, Store, stored
 from sdecor.evaluation.runs import (
@@ -271,7 +271,12 @@ def progress(run: str, what: str, total: int) -> Iterator[Callable[[int], None]]
     """Show a progress bar and yield the function that advances it by a number of examples."""
     shown = FLAGS.progress and parallel.is_main_process()
     with commands.progress_bar(total=total, initial=0, description=f"{run}: {what}", enabled=shown) as bar:
-        yield lambda count: bar.update(min(count, total - bar.n))
+
+        def advance(count: int) -> None:
+            watchdog.beat(f"{run}: {what}")
+            bar.update(min(count, total - bar.n))
+
+        yield advance
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
     python train.py --config=configs/cifar10.py:method=sdecor --workdir=runs/cifar10 [--config.optim.lr=0.1 …]
     python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
+    python train.py --config=… --compile_only [--topology=v5e:4x8] [--classes=1000]
 
 The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
 the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
 and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
+
+    --watchdog=SECONDS   end with status 75 after so long without progress (default 1800; 0: never)
+    --profile=10         trace ten steps, or --profile=100:110, for TensorBoard or Perfetto
+    --wandb[=PROJECT]    send the log to Weights & Biases, if it is installed
 """
 
-from sdecor.core.interrupt import Interrupt, end_while_importing
+from sdecor.core.interrupt import Interrupt, Stopped, end_while_importing
 
 if __name__ == "__main__":
     end_while_importing()  # the imports take seconds
@@ -26,9 +31,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor.core import commands, files, launch, parallel, processes
-from sdecor.data.batches import steps_per_epoch
-from sdecor.training import build, logbook, members, replicas, run_folder, steps
+from sdecor.core import commands, files, launch, parallel, processes, watchdog
+from sdecor.training import (
+    build,
+    compiled,
+    health,
+    logbook,
+    members,
+    preview,
+    profiling,
+    replicas,
+    run_folder,
+    wandb_rows,
+)
 from sdecor.training.batches import (
     Validate,
     batch_shapes,
@@ -36,9 +51,11 @@ from sdecor.training.batches import (
     create_validation,
     member_batches,
     record_left_out,
+    reordered,
     validation_source,
 )
 from sdecor.training.checkpoint import Checkpoints
+from sdecor.training.clock import Clock
 from sdecor.training.logbook import Logbook
 from sdecor.training.members import Member, Writer
 from sdecor.training.pace import Pace
@@ -46,10 +63,25 @@ from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run: FILE or FILE:CHOICES.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or remote.")
 _REPLICA = flags.DEFINE_multi_string(
     "replica", [], "A replica: [NAME:]FIELD=NUMBER,…. Repeat the flag to train several at once."
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace: how many, or FIRST:LAST.")
+_WANDB = launch.define_optional("wandb", "sdecor", "Send the log to Weights & Biases, to this project.")
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs for later starts; '' for none. Default: compilation_cache in a local workdir.",
+)
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step, print what it takes, and stop.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, as v5e:4x8; default: the devices here.")
+_METHODS = flags.DEFINE_list("compile_methods", [], "Training methods to compare, such as ce,sgt,decor,sdecor.")
+_JSON = flags.DEFINE_string("json", None, "File of the numbers of --compile_only.")
+_CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, to compile without the data set.")
+_EXAMPLES = flags.DEFINE_integer("examples", None, "Number of training examples, with --classes.")
+_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the stored images, with --classes.")
 
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
@@ -65,9 +97,11 @@ class Run:
     members: Sequence[Member]
     replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
+    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    batches: Callable[[int], Iterator[Any]]  # yields the device batches, from the given step on
+    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
     validate: Validate
+    policy: health.Policy  # for a loss that is not finite
 
 
 def main() -> None:
@@ -78,8 +112,27 @@ def main() -> None:
         _ = _CONFIG.value.method
     except OSError as error:  # raised when the config is first read
         raise ValueError(f"--config: {error}") from error
+    if _COMPILE_ONLY.value:
+        return preview.compile_only(
+            _CONFIG.value,
+            replicas.parse(_REPLICA.value),
+            topology=_TOPOLOGY.value,
+            methods=_METHODS.value,
+            classes=_CLASSES.value,
+            examples=_EXAMPLES.value,
+            image_shape=_IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)),
+            cache=_CACHE.value,
+            folder=_WORKDIR.value,
+            numbers=_JSON.value,
+        )
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir is missing: name the folder of the run")
+    compiled.use_cache(_CACHE.value, _WORKDIR.value)
     try:
-        finished = train(_CONFIG.value, _WORKDIR.value, replicas.parse(_REPLICA.value))
+        chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
+        if _WANDB.value is not None:
+            wandb_rows.check()
+        finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(commands.PARTLY) from None
@@ -87,13 +140,22 @@ def main() -> None:
         raise SystemExit(commands.INTERRUPTED)
 
 
-def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> bool:
+def train(
+    config: ConfigDict,
+    folder: str,
+    chosen: Sequence[replicas.Replica] = (),
+    *,
+    profile: profiling.Steps | None = None,
+    wandb: str | None = None,
+) -> bool:
     """Train the run of `config` in `folder` from its last checkpoint; return False if it was interrupted.
 
     Args:
       config: config of the run, or the config that the replicas share.
       folder: folder of the run, or the parent of the replicas' folders.
       chosen: the replicas; empty for a single run.
+      profile: steps to trace; None for no trace.
+      wandb: project of Weights & Biases that gets the log; None for none.
 
     Raises:
       ValueError: for an invalid config, or a folder that holds another run.
@@ -111,15 +173,23 @@ def train(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = 
             stack.enter_context(run_folder.lock(member.folder, hold=parallel.is_main_process()))
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
-        state = members.restore(run.members, checkpoints, state, run.replicas)
+        state, healths = members.restore(run.members, checkpoints, state, run.replicas)
         processes.compare("the restored state", partial(members.fingerprint, state))
         parallel.say(_opening(run, state, folder))
+        compile_step(run, state)
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
-        logbooks = [stack.enter_context(open_logbook(member.folder)) for member in run.members]
-        writers = list(map(Writer, run.members, checkpoints, logbooks))
+        names = [member.name for member in run.members]
+        sends = stack.enter_context(wandb_rows.senders(wandb, folder, files.plain(config), names))
+        logbooks = [
+            stack.enter_context(open_logbook(member.folder, send=send))
+            for member, send in zip(run.members, sends, strict=True)
+        ]
+        writers = list(map(Writer, run.members, checkpoints, logbooks, healths))
+        profiler = profiling.Profiler(profile, folder, start=int(state.step), total=run.schedule.total)
+        stack.callback(profiler.close)
         interrupt = stack.enter_context(Interrupt())  # from here to the end of the last save, signals wait
-        finished = loop(run, state, writers, interrupt)
+        finished = loop(run, state, writers, interrupt, profiler)
         members.finish(writers, finished)
     failures |= {writer.member.name: writer.failure for writer in writers}
     if finished and any(failures.values()):
@@ -133,16 +203,11 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     seeds = [own.seed for own in configs]
     group, count = members.create(folder, chosen, seeds), len(chosen) or None
     dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
-    canvas = tuple(dataset.image_shape)
-    image_shape = build.image_size(config, canvas)
-    model = build.create_model(config, dataset.num_classes, image_shape)
-    prepare, prepare_evaluation = build.create_preparation(config, dataset.mean, dataset.std)
-    build.check_preparation(prepare, canvas)
-    examples, micro_batch = dataset.source("train"), config.train.batch_size // config.train.accumulate
-    schedule = build.create_schedule(config, steps_per_epoch(len(examples), micro_batch))
-    learning_rate = build.create_learning_rate(config, schedule)
-    state = build.create_state(config, model, image_shape, members.run_key(seeds, 0, count))
-    build.warn_small_batch(config, model, image_shape)
+    facts = build.read_facts(dataset)
+    program = build.create_program(configs[0], facts)
+    schedule = program.schedule
+    state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
+    build.warn_small_batch(config, program.model, program.image_shape)
     # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
@@ -150,25 +215,17 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     replicas_given = {each.name: dict(each.overrides) for each in chosen}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     record_left_out(dataset, folder)
-    step = partial(
-        steps.train_step,
-        objective=build.create_objective(configs[0]),
-        prepare=prepare,
-        schedule=learning_rate,
-        ema_decay=config.optim.ema_decay,
-        accumulate=config.train.accumulate,
-        axis_name=parallel.AXIS,
-    )
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))
-    compiled = parallel.pmap_step(members.lift(step, count))
+    step = parallel.pmap_step(members.lift(program.step, count))
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    jax.eval_shape(compiled, state, batch_shapes(canvas, **sizes), hyper, key)  # fails before images are decoded
+    shapes = batch_shapes(facts.image_shape, **sizes)
+    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
     loaders = create_loaders(
-        examples,
+        dataset.source("train"),
         seeds,
-        batch_size=micro_batch,
+        batch_size=config.train.batch_size // config.train.accumulate,
         kind=config.data.loader,
         memory_limit_mb=config.data.memory_limit_mb,
         num_workers=config.data.workers,
@@ -178,22 +235,59 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         members=group,
         replicas=count,
         schedule=schedule,
-        train_step=lambda state, batch: compiled(state, batch, hyper, key),
-        batches=partial(member_batches, loaders, **sizes),
+        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
+        train_step=lambda state, batch: step(state, batch, hyper, key),
+        batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
         validate=create_validation(
-            model.apply,
-            prepare_evaluation,
+            program.model.apply,
+            program.prepare_evaluation,
             validation_source(dataset.source("val"), loaders[0]),
             batch_size=config.evaluation.batch_size,
             replicas=count,
         ),
+        policy=build.create_policy(config),
     )
     return run, state
 
 
-def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt) -> bool:
+def compile_step(run: Run, state: TrainState) -> None:
+    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
+    config, count = run.config, len(run.members)
+    job = compiled.Plan(_title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
+    for line in compiled.describe_plan(job)[1:]:
+        parallel.say(line)
+    parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
+    if int(state.step) < run.schedule.total:
+        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
+
+
+def loop(
+    run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Interrupt, profiler: profiling.Profiler
+) -> bool:
     """Train from `state` to the last step; return False if interrupted, after saving everything."""
+    shapes, clock = parallel.shapes(state), Clock()
+    while True:
+        try:
+            return advance(run, state, writers, interrupt, profiler, clock)
+        except health.NotFinite as failure:
+            state = members.roll_back(writers, shapes, failure, run.policy)
+
+
+def advance(
+    run: Run,
+    state: TrainState,
+    writers: Sequence[Writer],
+    interrupt: Interrupt,
+    profiler: profiling.Profiler,
+    clock: Clock,
+) -> bool:
+    """Train as `loop` does, up to a loss that is not finite.
+
+    Raises:
+      health.NotFinite: for a single run, unless the policy is to skip such steps.
+    """
     config, schedule, start = run.config, run.schedule, int(state.step)
+    members.begin_times(writers, clock)
     validated = all(writer.checkpoints.has_metrics(start) for writer in writers)
     if schedule.is_due(start, schedule.eval_every) and not validated:
         # The run was stopped before or during this validation.
@@ -208,11 +302,20 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
     pace = Pace(config.train.checkpoint_every_minutes, start)
-    with bar, contextlib.closing(run.batches(start)) as batches:
+    with bar, contextlib.closing(run.batches(start, writers[0].health.order)) as batches:
         previous = None
         for step in range(start + 1, schedule.total + 1):
-            processes.note(f"step {step}")
-            state, terms = run.train_step(state, next(batches))
+            watchdog.beat(f"the input of step {step}")
+            try:
+                with clock.input():
+                    batch = next(batches)
+            except Stopped:  # a signal, while the input does not answer
+                if step - 1 > start:
+                    note(*previous) if previous else None
+                    conclude(run, state, step - 1, writers, interrupt, validate=False)
+                return False
+            watchdog.beat(f"step {step}", timed=step > start + 1)  # the first one compiles
+            state, terms = profiler.take(step, run.train_step, state, batch)
             if previous is not None:
                 note(*previous)  # while the device works on this step
             previous = (step, terms)
@@ -221,9 +324,14 @@ def loop(run: Run, state: TrainState, writers: Sequence[Writer], interrupt: Inte
             if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
+                clock.stepped()
+                members.write_times(writers, step, clock.row(images))
                 concluded = conclude(run, state, step, writers, interrupt, validate=validate and not stopping)
                 if stopping or not concluded:
                     return False
+                clock.rest()
+            else:
+                clock.stepped()
     return True
 
 
@@ -231,7 +339,9 @@ def conclude(
     run: Run, state: TrainState, step: int, writers: Sequence[Writer], interrupt: Interrupt, *, validate: bool
 ) -> bool:
     """Validate if `validate` is set, and save checkpoints; return False if interrupted during validation."""
+    watchdog.beat(f"the validation of step {step}")
     metrics = run.validate(state, interrupt) if validate else None
+    watchdog.beat(f"the checkpoint of step {step}")
     members.save(writers, members.split(state, run.replicas), step, metrics)
     return metrics is not None or not validate
 
@@ -239,8 +349,8 @@ def conclude(
 def _note(
     run: Run, writers: Sequence[Writer], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, fail the members whose loss or gradient is not finite, and log the others when due."""
-    going = members.require_finite(writers, step, members.rows(terms, run.replicas))
+    """Fetch a step's terms, observe the members' health, and log those that have not failed when due."""
+    going = members.observe(writers, step, members.rows(terms, run.replicas), run.policy)
     images = run.config.train.batch_size * len(writers)
     bar.update(images)
     _, first = going[0]
@@ -254,8 +364,7 @@ def _note(
 
 
 def _title(run: Run) -> str:
-    title, count = run_folder.title(run.config), len(run.members)
-    return title if count == 1 else f"{title} × {count}"
+    return run_folder.title_of_members(run.config, len(run.members))
 
 
 def _opening(run: Run, state: TrainState, folder: str) -> str:

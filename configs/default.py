@@ -102,6 +102,13 @@ def base() -> ConfigDict:
     train.checkpoint_every_minutes = 10.0  # about the longest time without a checkpoint; 0 => no bound
     train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => none
     train.label_smoothing = 0.0
+    # When the loss or its gradient is not finite: stop; skip the step; or rollback to the last good checkpoint and
+    # continue with another order of the data (not for replicas). All of it is in metrics.jsonl.
+    train.on_nonfinite = "stop"
+    train.max_skips = 10  # steps skipped in a row, after which the run stops
+    train.max_rollbacks = 3  # rollbacks of a run, after which it stops
+    # A checkpoint is good if the loss after it is at most this; None => 100 times the loss of the first step, or 100.
+    train.loss_limit = config_dict.placeholder(float)
 
     config.consistency = consistency = ConfigDict()
     # Weight of KL(p(x) ‖ p(masked x)), SGT's λ. Weight and ramp were chosen on validation data of scenes, together with

@@ -44,11 +44,16 @@ ALONE = {
     "core/arrays.py": {"core.checks"},
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
-    "core/launch.py": {"core.commands", "core.interrupt", "core.processes"},
+    "core/launch.py": {"core.commands", "core.interrupt", "core.processes", "core.watchdog"},
     "core/interrupt.py": {"core.commands"},
+    "core/watchdog.py": {"core.commands"},
+    "training/health.py": set(),
+    "training/clock.py": set(),
+    "training/profiling.py": {"core"},
+    "training/wandb_rows.py": {"core"},
     **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "jaxpr", "rng")},
 }
-READS_CONFIGS = {"training/build.py", "evaluation/runs.py"}  # and train.py, evaluate.py and sweep
+READS_CONFIGS = {"training/build.py", "training/preview.py", "evaluation/runs.py"}  # and the programs and sweep
 
 
 def imports(path: pathlib.Path) -> set[str]:

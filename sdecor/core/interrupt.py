@@ -60,10 +60,12 @@ class Interrupt:
         return _program.received
 
     def __enter__(self) -> Self:
-        if not _program.installed and threading.current_thread() is threading.main_thread():
-            if not _program.holders:
-                _program.received = None  # a program of the user may go on after an earlier signal
-            self._previous = {number: signal.signal(number, _handle) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            previous = {number: signal.signal(number, _handle) for number in SIGNALS}
+            if not _program.installed:
+                self._previous = previous
+                if not _program.holders:
+                    _program.received = None  # a program of the user may go on after an earlier signal
         _program.holders += 1
         return self
 

@@ -4,10 +4,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
-from sdecor.core import interrupt, processes
+from sdecor.core import interrupt, processes, watchdog
 from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
@@ -20,6 +21,7 @@ _HEARTBEAT = flags.DEFINE_integer(
 _START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout", processes.START_SECONDS, "Seconds to wait for all processes at the start.", lower_bound=1
 )
+_WATCHDOG = flags.DEFINE_float("watchdog", 1800.0, "End after so many seconds without progress; 0: never.")
 
 EXPECTED = (ValueError, FileNotFoundError, FloatingPointError)  # errors in the request, not in the program
 
@@ -41,6 +43,17 @@ def define_words(name: str, default: list[str], about: str, split: Callable[[str
     flags.DEFINE(_Words(split), name, default, about, serializer=flags.ListSerializer(","))
 
 
+def define_optional(
+    name: str, default: str, about: str, values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder[str | None]:
+    """Define a flag that is None if absent, `default` as `--name`, and VALUE as `--name=VALUE`."""
+    parser = flags.ArgumentParser()
+    flag = flags.Flag(parser, flags.ArgumentSerializer(), name, None, about)
+    flag.boolean = True  # absl then takes the flag without a value, as "true" (or as "false" with --noNAME)
+    parser.parse = lambda text: {"true": default, "false": None}.get(text, text)
+    return flags.DEFINE_flag(flag, values)
+
+
 def run(main: Callable[[], None], *, kept: str) -> None:
     """Parse flags, join the job, call `main` and end with the exit status of `sdecor.core.commands`.
 
@@ -59,7 +72,7 @@ def run(main: Callable[[], None], *, kept: str) -> None:
         status = 0
         try:
             _guarded(_join)
-            _guarded(main)
+            _guarded(lambda: _watched(main))
         except BaseException as error:
             status, text = _ending(error, kept)
             if not _is_agreed(error):
@@ -70,6 +83,16 @@ def run(main: Callable[[], None], *, kept: str) -> None:
         sys.exit(status)
 
     app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))
+
+
+def _watched(main: Callable[[], None]) -> None:
+    with watchdog.Watchdog(_WATCHDOG.value, _program(), leave=_leave):
+        main()
+
+
+def _leave(status: int) -> NoReturn:
+    processes.end_together(status, f"{_program()} makes no progress")
+    os._exit(status)
 
 
 def _is_agreed(error: BaseException) -> bool:

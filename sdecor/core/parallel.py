@@ -5,13 +5,15 @@ maintenance and advises `jax.shard_map` for new code; a replacement of pmap chan
 """
 
 import functools
+import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard, use_abstract_mesh
 
 from sdecor.core.checks import check_range
@@ -85,14 +87,15 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def check_batch_size(field: str, batch_size: int, accumulate: int = 1) -> None:
-    """Raise `ValueError` unless every device of every process gets the same whole number of examples."""
+def check_batch_size(field: str, batch_size: int, accumulate: int = 1, devices: int | None = None) -> None:
+    """Raise `ValueError` unless each device gets the same whole number of examples; by default of all processes."""
     check_range(field, batch_size, 1)
-    parts = jax.device_count() * accumulate
+    devices = devices or jax.device_count()
+    parts = devices * accumulate
     if batch_size % parts:
         right = max(round(batch_size / parts), 1) * parts
         raise ValueError(
-            f"{field} = {batch_size} does not divide over {jax.device_count()} devices × {accumulate} micro-batches: "
+            f"{field} = {batch_size} does not divide over {devices} devices × {accumulate} micro-batches: "
             f"use a multiple of {parts}, for example {right}"
         )
 
@@ -133,6 +136,62 @@ def pmap_step(step: Callable, devices: list[jax.Device] | None = None) -> Callab
     return jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0, devices=devices
     )
+
+
+def lower_step(step: Callable, state: Any, batch: Any, hyper: Any, key: Any) -> jax.stages.Lowered:
+    """Lower a step of `pmap_step` for arguments of these shapes, which may be arrays or `ShapeDtypeStruct`s.
+
+    The batch has the shapes of this process, as in a call. After `.compile()` of the result, a call of the step with
+    such arguments runs that executable: it neither traces nor compiles again.
+    """
+    if jax.process_count() == 1:
+        return step.lower(state, batch, hyper, key)
+    # Among several processes, pmap converts the arrays of a call to global ones, but does not convert shapes.
+    count = jax.process_count()
+    devices = [device for process in range(count) for device in jax.local_devices(process)]  # the order of pmap
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    def everywhere(tree: Any, spec: PartitionSpec, times: int = 1) -> Any:
+        def shape(x: Any) -> Any:
+            sizes = (x.shape[0] * times, *x.shape[1:]) if x.shape else ()
+            return jax.typeof(jax.ShapeDtypeStruct(sizes, x.dtype, sharding=NamedSharding(mesh, spec)))
+
+        return jax.tree.map(shape, tree)
+
+    batch = everywhere(batch, PartitionSpec(AXIS), count)
+    return step.lower(everywhere(state, PartitionSpec()), batch, *everywhere((hyper, key), PartitionSpec()))
+
+
+# Without these, the TPU compiler asks the network for the TPU of this machine. The type and the hosts are those of any
+# slice: the topology's name decides. Loading it twice is safe, since no TPU is opened.
+_COMPILER_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Return the devices of a TPU topology such as "v5e:4x8", to compile for. No TPU is needed.
+
+    JAX then uses the CPU of this machine, unless JAX_PLATFORMS says otherwise.
+
+    Raises:
+      ValueError: if the TPU compiler, the package libtpu, is missing or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"--topology={name} needs the TPU compiler: pip install -r requirements-tpu.txt")
+    for variable, value in _COMPILER_ONLY.items():
+        os.environ.setdefault(variable, value)
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--topology={name}: {reason}; name one such as v5e:4x8, v5p:4x4x4 or v6e:8x8") from error
+    return sorted(devices, key=lambda device: device.process_index)
 
 
 def pmap_evaluation(step: Callable, devices: list[jax.Device] | None = None) -> Callable:
@@ -200,6 +259,11 @@ def copy_to_host(tree: Any) -> Any:
 def unshard(tree: Any) -> Any:
     """Undo `shard` on fetched outputs: `[devices, n, …]` becomes `[devices · n, …]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
+
+
+def shapes(tree: Any) -> Any:
+    """Return the shapes, dtypes and shardings of arrays, which stay known after a step has overwritten the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def gather(tree: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from sdecor.core import interrupt, parallel
+from sdecor.core import interrupt, parallel, watchdog
 from sdecor.core.commands import RETRY, TemporaryFailure
 from sdecor.core.files import differing_fields, plain_settings
 
@@ -33,7 +33,6 @@ class _Job:
     """The job that this process has joined."""
 
     def __init__(self) -> None:
-        self.where = ""  # how far the program is
         self.polls = 0
         self.comparisons = 0
         self.ending: int | None = None  # exit status, once this process has begun to end
@@ -96,8 +95,9 @@ def join(
     finally:
         timer.cancel()
     announce = interrupt.native_handler(signal.SIGTERM)  # of JAX's preemption service
+    alone = jax.process_count() == 1  # this starts the devices, and their libraries may take signals too
     interrupt.install()
-    if jax.process_count() == 1:
+    if alone:
         return
     interrupt.join_job(announce or (lambda: None), end_together)
     _job.listener = threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True)
@@ -142,11 +142,6 @@ def compare(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
         )
         raise ValueError(f"{what} differs in process {jax.process_index()}: {listed}. Start all with the same command")
     client.wait_at_barrier(f"{key}/all", _DAY * 1000)
-
-
-def note(where: str) -> None:
-    """Note how far the program is, for the line that tells why it ended."""
-    _job.where = where
 
 
 def finish() -> None:
@@ -251,7 +246,8 @@ def _say(text: str) -> None:
 
 
 def _located(text: str) -> str:
-    return f"{text} · at {_job.where}" if _job.where else text
+    where = watchdog.last()
+    return f"{text} · during {where}" if where else text
 
 
 def _end_at_abort() -> None:

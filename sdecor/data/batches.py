@@ -49,6 +49,11 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return _orders(int(seed), int(n))(int(epoch))
 
 
+def order_seed(seed: int, order: int) -> int:
+    """Return the seed of a run's order of data after `order` rollbacks: its own before the first."""
+    return seed if order == 0 else int(digest([f"{seed} {order}".encode()])[:16], 16)
+
+
 @functools.lru_cache(maxsize=128)
 def _orders(seed: int, n: int) -> Callable[[int], np.ndarray]:
     @functools.lru_cache(maxsize=2)

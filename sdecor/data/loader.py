@@ -1,7 +1,7 @@
 """Loaders of training batches: from memory if the split fits, else streamed by Grain."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -30,6 +30,9 @@ class Loader(Protocol):
     @property
     def left_out(self) -> int:
         """Number of examples that could not be read so far, and were replaced by others."""
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed."""
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

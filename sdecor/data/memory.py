@@ -1,13 +1,14 @@
 """A split decoded once into uint8 arrays, and training batches taken from these arrays."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from absl import logging
 
-from sdecor.core import interrupt
+from sdecor.core import interrupt, watchdog
 from sdecor.core.checks import check_range
 from sdecor.core.threads import Check, map_ahead
 from sdecor.data.batches import batch_indices, steps_per_epoch
@@ -136,6 +137,7 @@ def _decode_into(
     starts = range(0, n, _CHUNK)
     with tqdm(total=n, desc="decoding", unit="img", disable=not progress, leave=False) as bar:
         for done in map_ahead(decode, starts, threads=threads, ahead=len(starts), name="decode", check=check):
+            watchdog.beat("the decoding of images")
             bar.update(done)
     return dict(sorted(missing.items()))
 
@@ -186,6 +188,12 @@ class MemoryLoader:
     def left_out(self) -> int:
         """Number of examples that could not be read, and were replaced by others."""
         return len(self.source.missing)
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed; they are not decoded again."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

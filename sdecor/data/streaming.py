@@ -6,12 +6,13 @@ later step decodes nothing of the steps before it. So workers that were killed s
 """
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from absl import logging
@@ -224,6 +225,12 @@ class GrainLoader:
         """Number of examples that could not be read so far, and were replaced by others."""
         source = self._assemble.source
         return len(source.found) if isinstance(source, Skipping) else 0
+
+    def reordered(self, seed: int) -> Self:
+        """Return a loader of the same examples in the order of another seed."""
+        other = copy.copy(self)
+        other._assemble = dataclasses.replace(self._assemble, seed=seed)
+        return other
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""

@@ -77,10 +77,29 @@ def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> ja
         rows = jnp.matmul(columns, everyone.T, precision="highest")
         diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
         return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
-    products = total(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
+    return _energy(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _energy(products: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return `Σ_{i≠j} P_ij²` of the sum `P [D, D]` of all members' products."""
+    return jnp.sum(_off_diagonal_sum(products, axis_name) ** 2)
+
+
+@_energy.defjvp
+def _energy_jvp(
+    axis_name: str | None, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # Every member has all of P, so that scalars alone are summed here, and in the pull-back. Without this rule, the
+    # pull-back would sum a matrix over the members again.
+    everyone = _off_diagonal_sum(primals[0], axis_name)
+    return jnp.sum(everyone**2), 2.0 * total(jnp.sum(everyone * tangents[0]), axis_name)
+
+
+def _off_diagonal_sum(products: jax.Array, axis_name: str | None) -> jax.Array:
     # The diagonal is removed before squaring: subtracted from the sum, it would leave rounding errors. Multiplying by
     # 0, instead of replacing, keeps the NaN of a single feature.
-    return jnp.sum((products * (1 - jnp.eye(products.shape[0], dtype=products.dtype))) ** 2)
+    return total(products, axis_name) * (1 - jnp.eye(products.shape[0], dtype=products.dtype))
 
 
 def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 0.0) -> jax.Array:

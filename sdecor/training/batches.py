@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sdecor.core import parallel, processes
+from sdecor.core import parallel, processes, watchdog
 from sdecor.core.interrupt import Interrupt
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
+from sdecor.data.batches import order_seed
 from sdecor.data.reading import Record, Skipping
 from sdecor.training import members, steps
 from sdecor.training.state import TrainState
@@ -61,6 +62,13 @@ def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 
             yield parallel.shard_micro_batches(micro)
 
 
+def reordered(loaders: Sequence[Any], seeds: Sequence[int], order: int) -> Sequence[Any]:
+    """Return the loaders with the order of data after `order` rollbacks."""
+    if order == 0:
+        return loaders
+    return [loader.reordered(order_seed(seed, order)) for loader, seed in zip(loaders, seeds, strict=True)]
+
+
 def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
     """Yield all members' `step_batches` of each step; those of R replicas are joined to `[devices, R, …]`."""
     with contextlib.ExitStack() as files:
@@ -78,9 +86,20 @@ def _say_left_out(loader: Any) -> None:
         )
 
 
-def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size: int, accumulate: int = 1) -> Any:
-    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`."""
-    examples = batch_size // accumulate // jax.process_count()
+def batch_shapes(
+    image_shape: Sequence[int],
+    *,
+    replicas: int | None,
+    batch_size: int,
+    accumulate: int = 1,
+    devices: int | None = None,
+) -> Any:
+    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`.
+
+    `devices` is the number of devices to compile for; by default the shapes are those of this process.
+    """
+    local = jax.local_device_count()
+    examples = batch_size // accumulate * local // (devices or jax.device_count())
     blank = np.zeros(examples, np.int32)
     # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
     batch = {"image": blank.astype(np.uint8), "label": blank, "position": blank}
@@ -90,7 +109,8 @@ def batch_shapes(image_shape: Sequence[int], *, replicas: int | None, batch_size
         found = next(batches)
     behind = {"image": tuple(image_shape)}
     return {
-        name: jax.ShapeDtypeStruct(array.shape + behind.get(name, ()), array.dtype) for name, array in found.items()
+        name: jax.ShapeDtypeStruct((devices or local, *array.shape[1:], *behind.get(name, ())), array.dtype)
+        for name, array in found.items()
     }
 
 
@@ -126,6 +146,7 @@ def create_validation(
         )
         sums: dict[str, np.ndarray] = {}
         for batch in batches:
+            watchdog.beat("a batch of the validation")
             batch = {name: batch[name] for name in ("image", "label", "weight")}
             outputs = parallel.to_host(compiled(state.variables, parallel.shard(batch), key))
             for name, value in outputs.items():

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,13 @@ from ml_collections import ConfigDict
 
 from sdecor import attribution, losses, masking, models
 from sdecor.core import parallel, rng
-from sdecor.core.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.data.augment import augment, center_crop, normalise, to_float
+from sdecor.data.batches import steps_per_epoch
 from sdecor.data.loader import KINDS
 from sdecor.data.reading import ON_ERROR
-from sdecor.training import replicas
+from sdecor.training import replicas, steps
+from sdecor.training.health import POLICIES, Policy
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
 from sdecor.training.steps import Hyper
@@ -54,9 +56,12 @@ class Schedule:
         return f"{begin} ({self.steps_per_epoch} per epoch)"
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raise ValueError for an invalid value, before data is read or anything is compiled."""
-    _check_training(config)
+def check_config(config: ConfigDict, devices: int | None = None) -> None:
+    """Raise ValueError for an invalid value, before data is read or anything is compiled.
+
+    `devices` is the number of devices of the run; by default all that JAX sees.
+    """
+    _check_training(config, devices)
     _check_method(config)
     _check_terms(config)
     _check_input(config)
@@ -75,7 +80,7 @@ def _check_if_set(field: str, value: float | None, low: float, high: float | Non
         check_range(field, value, low, high, **options)
 
 
-def _check_training(config: ConfigDict) -> None:
+def _check_training(config: ConfigDict, devices: int | None) -> None:
     train, optimizer = config.train, config.optim
     check_choice("config.model.name", config.model.name, models.MODELS)
     check_choice("config.model.dtype", config.model.dtype, models.DTYPES)
@@ -86,12 +91,16 @@ def _check_training(config: ConfigDict) -> None:
     check_range("config.optim.warmup_epochs", optimizer.warmup_epochs, 0)
     _check_if_set("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
     check_range("config.train.accumulate", train.accumulate, 1)
-    parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate)
+    parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate, devices)
     check_range("config.train.epochs", train.epochs, 0, low_open=True)
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
     _check_if_set("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
     check_range("config.train.checkpoint_every_minutes", train.checkpoint_every_minutes, 0)
+    check_choice("config.train.on_nonfinite", train.on_nonfinite, POLICIES)
+    check_count("config.train.max_skips", train.max_skips, 1)
+    check_count("config.train.max_rollbacks", train.max_rollbacks, 1)
+    _check_if_set("config.train.loss_limit", train.loss_limit, 0, low_open=True)
 
 
 def _check_method(config: ConfigDict) -> None:
@@ -171,6 +180,12 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
     )
 
 
+def create_policy(config: ConfigDict) -> Policy:
+    """Return what the config chooses for a loss or gradient that is not finite."""
+    fields = ("on_nonfinite", "max_skips", "max_rollbacks", "loss_limit")
+    return Policy(**{field: config.train[field] for field in fields})
+
+
 def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> Any:
     """Open the config's data set (`sdecor.data.Dataset`).
 
@@ -203,6 +218,126 @@ def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> A
             "class is always right and learns nothing. Give at least two, such as a folder of images without the object"
         )
     return dataset
+
+
+class DataFacts(NamedTuple):
+    """The facts of a data set that enter the compiled step.
+
+    Attributes:
+      num_classes: K.
+      image_shape: `(H, W, C)` of the stored images.
+      mean, std: per channel, of pixel values in [0, 1].
+      examples: number of training examples.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    examples: int
+
+
+_UNKNOWN = ((0.5,), (0.25,))  # mean and standard deviation of images that are not at hand
+
+
+def read_facts(dataset: Any) -> DataFacts:
+    """Return the facts of a data set that `create_data` opened."""
+    shape, examples = tuple(dataset.image_shape), len(dataset.source("train"))
+    return DataFacts(dataset.num_classes, shape, dataset.mean, dataset.std, examples)
+
+
+def assume_facts(
+    config: ConfigDict, classes: int, examples: int | None = None, image_shape: Sequence[int] | None = None
+) -> DataFacts:
+    """Return the facts of a data set that is not at hand.
+
+    Args:
+      config: config of the run; it provides the canvas, and mean and standard deviation if it has them. Else these are
+        the published ones, or 0.5 and 0.25, which change no size and no time.
+      classes: number of classes.
+      examples: number of training examples; None for a thousand steps per epoch. Only the schedule depends on it.
+      image_shape: `(H, W)` of the stored images; None for the config's canvas.
+
+    Raises:
+      ValueError: if a number is out of range, or the size of the images is unknown.
+    """
+    from sdecor.data.dataset import PUBLISHED, resolve
+
+    data = config.data
+    check_range("--classes", classes, 2)
+    if examples is not None:
+        check_range("--examples", examples, 1)
+    size = image_shape or data.canvas
+    if not size:
+        raise ValueError("--image_shape is missing: config.data.canvas is None, so give the images' height and width")
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"--image_shape = {','.join(map(str, size))}: give a height and a width, such as 256,256")
+    found = PUBLISHED.get(data.name.partition(":")[0], _UNKNOWN)
+    mean, std = found if len(found[0]) in (1, data.channels) else _UNKNOWN
+    mean, std = resolve(data.name, data.mean or mean, data.std or std, channels=data.channels, train=list)
+    return DataFacts(classes, (*size, data.channels), mean, std, examples or 1000 * config.train.batch_size)
+
+
+class Program(NamedTuple):
+    """The training program of a config: its model, schedule and step, of which nothing is computed yet.
+
+    Attributes:
+      model: the network.
+      image_shape: `(H, W, C)` of the network's input.
+      prepare_evaluation: preparation of uint8 images for validation.
+      schedule: the lengths of the run.
+      step: `train_step` with all static choices bound.
+    """
+
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+    prepare_evaluation: Callable
+    schedule: Schedule
+    step: Callable
+
+
+def create_program(config: ConfigDict, facts: DataFacts) -> Program:
+    """Build the training program of a config for a data set.
+
+    Raises:
+      ValueError: for a config that does not fit the data set.
+    """
+    image_shape = image_size(config, facts.image_shape)
+    model = create_model(config, facts.num_classes, image_shape)
+    prepare, prepare_evaluation = create_preparation(config, facts.mean, facts.std)
+    check_preparation(prepare, facts.image_shape)
+    micro_batch = config.train.batch_size // config.train.accumulate
+    schedule = create_schedule(config, steps_per_epoch(facts.examples, micro_batch))
+    step = partial(
+        steps.train_step,
+        objective=create_objective(config),
+        prepare=prepare,
+        schedule=create_learning_rate(config, schedule),
+        ema_decay=config.optim.ema_decay,
+        accumulate=config.train.accumulate,
+        skip_nonfinite=config.train.on_nonfinite == "skip",
+        axis_name=parallel.AXIS,
+    )
+    return Program(model, image_shape, prepare_evaluation, schedule, step)
+
+
+def change_method(config: ConfigDict, method: str) -> ConfigDict:
+    """Return the config with another training method; a term that the config lacks gets the weight 1.
+
+    The weights are arguments of the compiled step: which positive values they have changes no program.
+    """
+    check_choice("training method", method, METHODS)
+    config = config.copy_and_resolve_references()
+    if method == config.method:
+        return config
+    config.method = method
+    for group in sorted({group for groups in METHODS.values() for group in groups}):
+        has_term = group in METHODS[method]
+        config[group].weight = (config[group].weight or 1.0) if has_term else 0.0
+    if "decorrelation" not in METHODS[method]:
+        config.decorrelation.variance_weight = 0.0
+    return config
 
 
 def create_model(
@@ -263,7 +398,9 @@ def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[in
             )  # fmt: skip
 
 
-def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> list[ConfigDict]:
+def create_replicas(
+    config: ConfigDict, chosen: Sequence[replicas.Replica], devices: int | None = None
+) -> list[ConfigDict]:
     """Return the validated config of each replica, as for a single run; without replicas, the run's own config.
 
     Raises:
@@ -272,12 +409,17 @@ def create_replicas(config: ConfigDict, chosen: Sequence[replicas.Replica]) -> l
     """
     if not chosen:
         return [config]
+    if config.train.on_nonfinite == "rollback":
+        raise ValueError(
+            "config.train.on_nonfinite = 'rollback' is for a single run, because replicas take their steps together: "
+            "choose 'stop' or 'skip', or train each by a command of its own"
+        )
     configs = []
     for replica in chosen:
         own = config.copy_and_resolve_references()
         own.update_from_flattened_dict(replica.overrides)
         try:
-            check_config(own)
+            check_config(own, devices)
         except ValueError as error:
             raise ValueError(f"replica {replica.name}: {error}") from error
         configs.append(own)
@@ -298,11 +440,21 @@ def create_state(
 
     The default key is derived from the config's seed.
     """
+    key = rng.run_key(config.seed, 0) if key is None else key
+    return parallel.replicate(_initial_state(config, model, image_shape, key))
+
+
+def state_shapes(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
+    """Return the shapes of `create_state`, without computing it."""
+    return jax.eval_shape(partial(_initial_state, config, model, image_shape), key)
+
+
+def _initial_state(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array
+) -> TrainState:
     optimizer = config.optim
     tx = create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
-    key = rng.run_key(config.seed, 0) if key is None else key
-    ema = optimizer.ema_decay is not None
-    return parallel.replicate(create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema))
+    return create_train_state(model, tx, key=key, image_shape=image_shape, ema=optimizer.ema_decay is not None)
 
 
 def create_objective(config: ConfigDict) -> Objective:

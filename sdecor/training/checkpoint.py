@@ -13,7 +13,7 @@ import hashlib
 import logging as python_logging
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -54,6 +54,7 @@ class Checkpoints:
         if create:
             files.check_checkpoints("workdir", workdir)
         self.directory = files.absolute(workdir) / "checkpoints"
+        self._good = _Chosen()
         self._writes = create and parallel.is_main_process()
         self._manager: ocp.CheckpointManager | None = None  # of the process that writes, from its first save on
         self._writing: int | None = None  # step whose checkpoint is being written
@@ -206,6 +207,7 @@ class Checkpoints:
         policies = [
             preservation_policy.LatestN(KEEP_LATEST),
             preservation_policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+            self._good,
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -239,6 +241,10 @@ class Checkpoints:
                 "train in another --workdir, on a file system that keeps what is written"
             ) from failure
         self._proven = True
+
+    def keep_good(self, step: int | None) -> None:
+        """Keep the checkpoint of `step` beside the latest and the best, until another one is named."""
+        self._good.step = step
 
     def drop_after(self, step: int) -> None:
         """Delete the checkpoints after `step`, which will be written again; damaged ones are set aside instead."""
@@ -383,6 +389,15 @@ class _RecordSave(ocp.args.CheckpointArgs):
 @dataclasses.dataclass
 class _RecordRestore(ocp.args.CheckpointArgs):
     """Unused; orbax wants both kinds of arguments."""
+
+
+class _Chosen:
+    """A preservation policy of orbax that keeps one chosen step."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [each.step == self.step for each in checkpoints]
 
 
 def restore_together(

@@ -23,11 +23,21 @@ class Logbook:
       step: step at which the run continues; later rows are removed, since they will be written again.
       tensorboard: whether to write event files beside metrics.jsonl (local folders only).
       enabled: whether this process writes.
+      send: function that is also given each new row; it returns at once.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, step: int = 0, tensorboard: bool = True, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        step: int = 0,
+        tensorboard: bool = True,
+        enabled: bool = True,
+        send: Callable[[dict[str, Any]], None] | None = None,
+    ):
         self._enabled = enabled
         self._events = None
+        self._send = send
         self.behind = ""  # why the file lacks rows; empty if it has them all
         if not enabled:
             return
@@ -39,10 +49,7 @@ class Logbook:
         self._write_all()
         self._appends = not _is_remote(workdir)
         if tensorboard and self._appends:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-            _keep_going(self._events)
+            self._events = _open_events(workdir, step)
 
     def __enter__(self) -> Self:
         return self
@@ -60,15 +67,43 @@ class Logbook:
         if not self._enabled or (step, split) in self._written:
             return
         self._written.add((step, split))
-        values = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
-        self._rows.append(json.dumps({"step": step, "split": split, **values}))
+        values = self._add(step, split, values)
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
+
+    def record(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Add a row about an event, such as a rollback, unless an equal one exists; a step may have several.
+
+        A run that is resumed and meets the same event again writes the same row.
+        """
+        if self._enabled and json.dumps(_row(step, split, values)) not in self._rows:
+            self._written.add((step, split))
+            self._add(step, split, values)
+
+    def _add(self, step: int, split: str, values: dict[str, Any]) -> dict[str, float | None]:
+        row = _row(step, split, values)
+        self._rows.append(json.dumps(row))
         if self.behind:
             self._write_all()
         elif self._appends:
             self._attempt(self._append)
+        if self._send is not None:
+            self._send(row)
+        return {name: row[name] for name in values}
+
+    def rewind(self, step: int) -> None:
+        """Remove the rows after `step`, because the steps after it will be taken again."""
+        if not self._enabled:
+            return
+        rows = [row for row in map(json.loads, self._rows) if row["step"] <= step]
+        self._rows = [json.dumps(row) for row in rows]
+        self._written = {(row["step"], row["split"]) for row in rows}
+        self._write_all()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = _open_events(self.path.parent, step)
 
     def flush(self) -> None:
         """Make the rows so far durable; on object stores, which cannot append, write the whole file."""
@@ -142,6 +177,20 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return row if isinstance(row["step"], int) and isinstance(row["split"], str) else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _open_events(workdir: epath.Path, step: int) -> Any:
+    """Open TensorBoard's event files; it forgets the values after `step`."""
+    from tensorboardX import SummaryWriter
+
+    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    _keep_going(events)
+    return events
+
+
+def _row(step: int, split: str, values: dict[str, Any]) -> dict[str, Any]:
+    values = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+    return {"step": step, "split": split, **values}
 
 
 def _is_remote(path: epath.Path) -> bool:

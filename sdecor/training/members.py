@@ -18,8 +18,9 @@ import numpy as np
 
 from sdecor.core import files, parallel, rng
 from sdecor.core.commands import TemporaryFailure
-from sdecor.training import run_folder
+from sdecor.training import clock, health, run_folder
 from sdecor.training.checkpoint import BEST_BY, Checkpoints, restore_together
+from sdecor.training.health import Health, NotFinite, Policy
 from sdecor.training.logbook import Logbook, read_rows
 from sdecor.training.replicas import FAILED, Replica, failed_at, list_failures
 from sdecor.training.state import TrainState
@@ -120,8 +121,8 @@ def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]
 
 def restore(
     members: Sequence[Member], checkpoints: Sequence[Checkpoints], state: TrainState, replicas: int | None
-) -> TrainState:
-    """Return the state of the last checkpoint that all members have, or `state` if there is none.
+) -> tuple[TrainState, list[Health]]:
+    """Return the state of the last checkpoint that all members have, or `state` if there is none, and their health.
 
     Raises:
       ValueError: if the stored input position is not that of the step and seed, or `restore_together` raises.
@@ -130,14 +131,13 @@ def restore(
     begun = [member.name for member in members if read_rows(member.folder)]
     found = restore_together(saved, next(split(state, replicas)), begun=begun)
     if None in found:
-        return state
+        return state, [Health() for _ in members]
     for (own, position), member in zip(found, members, strict=True):
+        stored = {name: value for name, value in position.items() if name != "health"}
         expected = {"step": int(own.step), "seed": member.seed}
-        if position != expected:
-            raise ValueError(
-                f"{member.folder}: the checkpoint's input position is {position}, this run's is {expected}"
-            )
-    return join_states([own for own, _ in found], replicas)
+        if stored != expected:
+            raise ValueError(f"{member.folder}: the checkpoint's input position is {stored}, this run's is {expected}")
+    return join_states([own for own, _ in found], replicas), [Health.restore(position) for _, position in found]
 
 
 def fingerprint(state: TrainState) -> dict[str, Any]:
@@ -149,27 +149,47 @@ def fingerprint(state: TrainState) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Writer:
-    """The log and checkpoints of a member; `failure` says why the member failed, and is "" if it did not."""
+    """The log, checkpoints and health of a member; `failure` says why it failed, and is "" if it did not."""
 
     member: Member
     checkpoints: Checkpoints
     logbook: Logbook
+    health: Health = dataclasses.field(default_factory=Health)
     failure: str = ""
 
-    def require_finite(self, step: int, terms: dict[str, float]) -> None:
-        """Call `fail` unless the member's loss and gradient are finite."""
-        if self.failure or (math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])):
+    def observe(self, step: int, terms: dict[str, float], policy: Policy) -> None:
+        """Record a spike or a skipped step, and call `fail` if the loss or its gradient is not finite."""
+        if self.failure:
+            return
+        finite = math.isfinite(terms["loss"]) and math.isfinite(terms["gradient_norm"])
+        median = self.health.observe(step, terms["loss"], finite=finite, limit=policy.loss_limit)
+        if median is not None:
+            self.logbook.record(step, "spike", {"loss": terms["loss"], "median": median})
+            self._say(f"loss spike at step {step}: {terms['loss']:.4g}, where the median was {median:.4g}")
+        self.health.skipped = 0 if finite else self.health.skipped + 1
+        if finite:
+            return
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        why = f"the loss or its gradient is not finite at step {step} ({listed})"
+        if policy.on_nonfinite == "skip" and self.health.skipped <= policy.max_skips:
+            self.logbook.record(step, "skip", {"in_a_row": self.health.skipped})
+            self._say(f"step {step} is skipped: {why}")
             return
         self.logbook.write(step, "train", terms)
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        self.fail(step, f"the loss or its gradient is not finite at step {step} ({listed})")
+        self.fail(step, why if policy.on_nonfinite != "skip" else f"{why}, after {policy.max_skips} skipped in a row")
+
+    def _say(self, text: str) -> None:
+        parallel.say(f"{self.member.name}: {text}" if self.member.name else text[0].upper() + text[1:])
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
         """Write a checkpoint, with its validation result if any, unless the member has failed."""
         if self.failure:
             return
         try:
-            self.checkpoints.save(state, position={"step": step, "seed": self.member.seed}, metrics=metrics)
+            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it.
+            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1))
+            position = {"step": step, "seed": self.member.seed, "health": dataclasses.asdict(self.health)}
+            self.checkpoints.save(state, position=position, metrics=metrics)
         except FloatingPointError as error:
             self.fail(step, str(error))
 
@@ -177,13 +197,15 @@ class Writer:
         """Raise an error for a single run; mark a replica as failed, so that the others continue without it.
 
         Raises:
-          FloatingPointError: for a single run.
+          NotFinite: for a single run.
         """
-        good = max((saved for saved in self.checkpoints.steps() if saved < step), default=None)
-        where = "there is no earlier checkpoint" if good is None else f"the last good checkpoint is of step {good}"
-        self.failure = f"{why}; {where} in {self.member.folder}"
+        self.checkpoints.wait()
+        good = self.health.good(self.checkpoints.steps(), failed=step + 1)
+        where = "there is no good checkpoint" if good is None else f"the last good checkpoint is of step {good}"
+        failure = f"{why}; {where} in {self.member.folder}"
         if not self.member.name:
-            raise FloatingPointError(self.failure)
+            raise NotFinite(failure, step)
+        self.failure = failure
         self.logbook.write(step, FAILED, {})
         self.logbook.flush()
         parallel.say(f"{self.member.name} failed, the others continue: {self.failure}")
@@ -193,15 +215,16 @@ class Writer:
         folder, best = self.member.folder, self.checkpoints.best_step()
         if not finished:
             return f"Interrupted; the state is saved in {folder}. Run the same command to continue."
-        rows = [row for row in read_rows(folder) if row["split"] == "val"]
-        scores = {row["step"]: row[BEST_BY] for row in rows}
+        rows = read_rows(folder)
+        scores = {row["step"]: row[BEST_BY] for row in rows if row["split"] == "val"}
         last = max(scores, default=None)
         named = {"best and last": last} if best == last else {"best": best, "last": last}
         shown = ", ".join(
             f"{scores[step]:.1%} at step {step} ({name})" for name, step in named.items() if step in scores
         )
         following = shlex.join(["python", "evaluate.py", f"--workdir={folder}"])
-        return f"Finished. Validation accuracy: {shown}. Next: {following}"
+        parts = (f"Validation accuracy: {shown}", health.describe(rows), clock.describe(rows))
+        return " ".join(["Finished.", *(f"{part}." for part in parts if part), f"Next: {following}"])
 
 
 def finish(writers: Sequence[Writer], finished: bool) -> None:
@@ -224,16 +247,70 @@ def finish(writers: Sequence[Writer], finished: bool) -> None:
             parallel.say(writer.closing(finished))
 
 
-def require_finite(
-    writers: Sequence[Writer], step: int, terms: Sequence[dict[str, float]]
+def roll_back(writers: Sequence[Writer], like: TrainState, failure: NotFinite, policy: Policy) -> TrainState:
+    """Return the last good state of a single run, whose data continue in another order.
+
+    The checkpoints and rows of the log after it are deleted. A run that is killed meanwhile meets the same failure
+    again, and decides in the same way.
+
+    Args:
+      writers: the single run's.
+      like: a state of the same structure; shapes suffice.
+      failure: the loss that is not finite.
+      policy: what the config chooses.
+
+    Raises:
+      NotFinite: `failure`, if the policy is another, no checkpoint is good, or all rollbacks are used.
+    """
+    (writer, *_), order = writers, writers[0].health.order + 1
+    if policy.on_nonfinite == "stop":
+        raise NotFinite(f"{failure}. {ADVICE}", failure.step) from None
+    if policy.on_nonfinite != "rollback":
+        raise failure
+    writer.checkpoints.wait()
+    found = writer.health.good(writer.checkpoints.steps(), failed=failure.step + 1)
+    good = int(parallel.gather(np.array([found or 0]))[0])  # as the main process, which has written them, says
+    if not good or order > policy.max_rollbacks:
+        done = f"{order - 1} rollback{'s' if order > 2 else ''}" if order > 1 else "no rollback was possible"
+        raise NotFinite(f"{failure}; {done}", failure.step) from None
+    state, position = writer.checkpoints.restore(like, good)
+    writer.checkpoints.drop_after(good)
+    writer.health = dataclasses.replace(Health.restore(position), order=order)
+    writer.logbook.rewind(good)
+    writer.logbook.record(good, "rollback", {"failed_step": failure.step, "order": order})
+    writer.logbook.flush()
+    parallel.say(f"Rollback {order} of at most {policy.max_rollbacks}, to step {good}, with another order: {failure}")
+    return state
+
+
+ADVICE = "Lower config.optim.lr, or continue with --config.train.on_nonfinite=rollback or =skip"
+
+
+def begin_times(writers: Sequence[Writer], times: clock.Clock) -> None:
+    """Start the clock from the first member's log, and log the time of the run's first start."""
+    started = times.begin(read_rows(writers[0].member.folder))
+    for writer in writers:
+        if started and not writer.failure:
+            writer.logbook.record(0, clock.SPLIT, started)
+
+
+def write_times(writers: Sequence[Writer], step: int, times: dict[str, float]) -> None:
+    """Log the program's times for all members that have not failed."""
+    for writer in writers:
+        if not writer.failure:
+            writer.logbook.write(step, clock.SPLIT, times)
+
+
+def observe(
+    writers: Sequence[Writer], step: int, terms: Sequence[dict[str, float]], policy: Policy
 ) -> list[tuple[Writer, dict[str, float]]]:
-    """Fail the members whose loss or gradient is not finite; return the other members' writers and terms.
+    """Observe the members' losses, fail those that are not finite; return the other members' writers and terms.
 
     Raises:
       FloatingPointError: if no member is left.
     """
     for writer, own in zip(writers, terms, strict=True):
-        writer.require_finite(step, own)
+        writer.observe(step, own, policy)
     going = [(writer, own) for writer, own in zip(writers, terms, strict=True) if not writer.failure]
     if not going:
         raise FloatingPointError(list_failures({writer.member.name: writer.failure for writer in writers}))

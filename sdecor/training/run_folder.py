@@ -17,10 +17,11 @@ from sdecor.core.commands import TemporaryFailure
 from sdecor.core.files import differing_fields, list_differences, plain, versions, write_json
 from sdecor.training import record
 
-FREE = (  # fields that may change when a run is resumed: they change no parameter of the network
+FREE = (  # fields that may change when a run is resumed: they change no parameter of the network, but after a NaN
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
     "train.checkpoint_every_steps", "train.checkpoint_every_minutes",
     "data.on_error",  # a run that stopped at a bad file may leave it out from then on
+    "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip
 
 PAPERS_FORM = "covariance"
@@ -161,6 +162,11 @@ def title(config: Mapping[str, Any]) -> str:
     The fields used are `config`'s "method" and "decorrelation". Examples: "sdecor", "sdecor (density)".
     """
     return config["method"] + form_suffix(config["decorrelation"]["form"], config["decorrelation"]["weight"])
+
+
+def title_of_members(config: Mapping[str, Any], count: int) -> str:
+    """Return the title of a single run or, with their number, of replicas."""
+    return title(config) if count == 1 else f"{title(config)} × {count}"
 
 
 def form_suffix(form: str | None, weight: float | None) -> str:

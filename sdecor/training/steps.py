@@ -53,6 +53,7 @@ def train_step(
     schedule: optax.Schedule,
     ema_decay: float | None = None,
     accumulate: int = 1,
+    skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Terms]:
     """Take one optimizer step on this device's part of the global batch.
@@ -68,6 +69,7 @@ def train_step(
       schedule: the learning rate's shape, with peak 1.
       ema_decay: decay of the averaged parameters; None for no average.
       accumulate: number of micro-batches whose gradients are averaged.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the state's step unchanged.
       axis_name: mapped axis of the devices.
 
     Returns:
@@ -87,7 +89,18 @@ def train_step(
     terms |= {f"{name}_weight": values.weights[name] for name in objective.terms}
     terms |= {} if objective.masking is None else {"mask_fraction": values.mask_fraction}
     opt_state = with_hyperparams(state.opt_state, learning_rate=learning_rate, weight_decay=hyper.weight_decay)
-    return apply_gradients(state.replace(opt_state=opt_state), grads, batch_stats, ema_decay), terms
+    after = apply_gradients(state.replace(opt_state=opt_state), grads, batch_stats, ema_decay)
+    if skip_nonfinite:
+        # Loss and gradient are means over all devices, so that all devices decide alike.
+        after = where(jnp.isfinite(terms["loss"]) & jnp.isfinite(terms["gradient_norm"]), after, state)
+    return after, terms
+
+
+def where(condition: jax.Array, after: TrainState, before: TrainState) -> TrainState:
+    """Return the state `after` a step if `condition` holds, else the state `before` it with the step counted."""
+    step = after.step  # replicas share it: it does not depend on the condition
+    after, before = after.replace(step=None), before.replace(step=None)
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), after, before).replace(step=step)
 
 
 def accumulated(gradients: Callable, state: TrainState, batch: Any, accumulate: int) -> tuple[Any, Any, Terms]:

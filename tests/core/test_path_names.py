@@ -135,7 +135,7 @@ def test_suggested_commands_are_quoted(tmp_path):
 def test_a_start_says_what_is_to_be_done(step, said):
     schedule = train.build.Schedule(62, 372, 0, 62, None)
     member = members.Member("", "runs/a", 0)
-    run = train.Run(tiny_runs.tiny_config("data", method="ce"), [member], None, schedule, None, None, None)
+    run = train.Run(tiny_runs.tiny_config("data", method="ce"), [member], None, schedule, *[None] * 5)
     state = argparse.Namespace(step=step, params={"kernel": np.zeros((30, 50))})
     assert train._opening(run, state, "runs/a") == (
         f"ce · folder · cnn (1,500 parameters) · 8 cpu devices · {said} · runs/a"

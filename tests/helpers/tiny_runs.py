@@ -1,10 +1,14 @@
 """Tiny training runs on an image folder drawn by the tests."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,6 +51,28 @@ def tiny_config(images: pathlib.Path, method: str = "sdecor", **changes):
     with config.ignore_type():
         config.update_from_flattened_dict(TINY | {"data.path": str(images)} | changes)
     return config
+
+
+def rows_without_times(folder: pathlib.Path) -> list[dict]:
+    """Return the rows of a run's log without what depends on the clock, in which no two runs agree."""
+    from sdecor.training import clock, logbook
+
+    rows = [row for row in logbook.read_rows(folder) if row["split"] != clock.SPLIT]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send Ctrl-C to this process during a training step."""
+    from sdecor.training import profiling
+
+    take = profiling.Profiler.take
+
+    def taken(self: profiling.Profiler, now: int, *arguments: Any) -> Any:
+        if now == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, now, *arguments)
+
+    monkeypatch.setattr(profiling.Profiler, "take", taken)
 
 
 def command(images: pathlib.Path, workdir: pathlib.Path, *extra: str, method: str = "sdecor") -> list[str]:

@@ -15,7 +15,6 @@ import tiny_runs
 import train
 from scripts import launch_local
 from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, RETRY
-from sdecor.training import logbook
 
 LAUNCH = [sys.executable, str(tiny_runs.ROOT / "scripts" / "launch_local.py")]
 # A program with the flags of a job; {process: what it does} is its first argument.
@@ -167,7 +166,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert train.train(tiny_runs.tiny_config(images, "ce", **fields), str(tmp_path / "one"))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    one, two = ([row for row in logbook.read_rows(tmp_path / name)] for name in ("one", "two"))
+    one, two = (tiny_runs.rows_without_times(tmp_path / name) for name in ("one", "two"))
     assert [(row["step"], row["split"]) for row in one] == [(row["step"], row["split"]) for row in two] and len(one) > 3
     for row, other in zip(one, two, strict=True):
         name = "loss" if row["split"] == "train" else "cross_entropy"

@@ -1,5 +1,6 @@
 """Tests of decorrelation: values, gradients, hard inputs, invariances, and equality on any number of devices."""
 
+import re
 from functools import partial
 
 import jax
@@ -452,3 +453,35 @@ def test_wrong_arguments_are_named():
         losses.decorrelation(h[:, 0])
     with pytest.raises(ValueError, match="form"):
         losses.white_floor(8, 4, form="none")
+
+
+@pytest.mark.parametrize("form", ["covariance", "correlation"])
+def test_the_matrix_of_features_is_summed_once(form):
+    """The pull-back sums scalars and means over the members, but no second matrix."""
+    h, width = correlated(24, 6), 6
+    alone, own_gradient = value_and_grad(h, form=form, gram=False)
+    run = jax.value_and_grad(partial(losses.decorrelation, form=form, axis_name="batch", gram=False))
+    values, gradients = jax.jit(jax.vmap(run, axis_name="batch"))(h.reshape(4, 6, width))
+    np.testing.assert_allclose(values, np.full(4, alone), rtol=1e-5)
+    together = np.asarray(gradients).reshape(24, width) / 4  # the mean over members of what each adds to the loss
+    np.testing.assert_allclose(together, own_gradient, rtol=1e-3, atol=1e-5 * np.abs(own_gradient).max())
+    program = jax.pmap(run, axis_name="batch", devices=jax.devices()[:4]).lower(h.reshape(4, 6, width)).as_text()
+    summed = re.findall(r"\}\) : \((tensor<[^>]*>)\) -> tensor", program)
+    assert summed.count(f"tensor<{width}x{width}xf32>") == 1, summed
+
+
+def test_second_derivatives_of_the_matrix_side():
+    """The rule of its derivative can itself be differentiated, forward and in reverse."""
+    h = correlated(8, 3)
+    direction = correlated(8, 3, seed=1)
+    plain = lambda x: jnp.sum(jnp.where(jnp.eye(3) > 0, 0.0, jnp.cov(x.T)) ** 2) / 3  # noqa: E731
+    ours = partial(losses.decorrelation, gram=False)
+    found = []
+    for of in (ours, plain):
+        slope = lambda x, of=of: jnp.vdot(jax.grad(of)(x), direction)  # noqa: E731
+        found += [
+            jax.jit(jax.grad(slope))(h),
+            jax.jit(lambda x, of=of: jax.jvp(jax.grad(of), (x,), (direction,))[1])(h),
+        ]
+    for each in found[1:]:
+        np.testing.assert_allclose(each, found[0], rtol=2e-3, atol=2e-4 * float(jnp.abs(found[0]).max()))

@@ -174,7 +174,7 @@ def final(folder):
     for name in "abc":
         directory = folder / name / "checkpoints"
         about = record.read(directory, record.steps(directory)[-1])
-        rows = [{n: v for n, v in row.items() if n != "images_per_second"} for row in logbook.read_rows(folder / name)]
+        rows = tiny_runs.rows_without_times(folder / name)
         found[name] = (about["step"], about["position"], about["crc32"], rows)
     return found
 
@@ -216,7 +216,7 @@ def test_each_is_its_single_run_in_whatever_way_it_trains(images, tmp_path, meth
     assert train.train(config, str(tmp_path), replicas.parse(texts))
     (single,) = build.create_replicas(config, replicas.parse(texts[1:]))
     assert train.train(single, str(tmp_path / "single"))
-    ours, theirs = (logbook.read_rows(tmp_path / name) for name in ("b", "single"))
+    ours, theirs = (tiny_runs.rows_without_times(tmp_path / name) for name in ("b", "single"))
     assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
     assert ours[0].keys() == theirs[0].keys()
     for row, other in zip(ours, theirs, strict=True):
@@ -240,15 +240,10 @@ def test_restored_as_evaluation_restores(undisturbed):
     assert checksums(found["a"].variables) != checksums(found["b"].variables)
 
 
-def stop_at(monkeypatch, step):
-    stop = train._should_stop
-    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
-
-
 @pytest.mark.parametrize("step", [5, pytest.param(6, marks=pytest.mark.full)])
 def test_interrupted_replicas_continue_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
-        stop_at(patch, step)
+        tiny_runs.interrupt_at(patch, step)
         assert not train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
     assert train.train(tiny(images), str(tmp_path), replicas.parse(TEXTS))
     assert f"continuing at step {step} of 12" in capsys.readouterr().out

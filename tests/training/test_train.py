@@ -72,9 +72,7 @@ def final_state(images, folder):
         return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
 
 
-def rows_without_rate(folder):
-    rows = logbook.read_rows(folder)
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+rows_without_rate = tiny_runs.rows_without_times
 
 
 def test_run_writes_its_config_and_log(undisturbed):
@@ -119,18 +117,12 @@ def test_gradient_penalty_trains_and_older_runs_are_restored(images, tmp_path):
     assert trained.restore(str(tmp_path)).settings == restored.settings
 
 
-def interrupt_at(monkeypatch, step):
-    """Make the loop see a Ctrl-C during `step`."""
-    stop = train._should_stop
-    monkeypatch.setattr(train, "_should_stop", lambda *arguments: arguments[-1] == step or stop(*arguments))
-
-
 @pytest.mark.parametrize(  # the first step, one with a validation, the last one
     "step", [pytest.param(1, marks=pytest.mark.full), 6, pytest.param(12, marks=pytest.mark.full)]
 )
 def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        tiny_runs.interrupt_at(patch, step)
         assert not train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert "Run the same command to continue" in capsys.readouterr().out
     assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
@@ -145,7 +137,7 @@ def test_validation_cut_off_by_a_signal_is_repeated(images, undisturbed, tmp_pat
         validate = original(*arguments, **options)
 
         def cut_off(state, interrupt):
-            interrupt.signal = signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
             return validate(state, interrupt)
 
         return cut_off
@@ -187,7 +179,7 @@ def test_non_finite_loss_stops_with_step_terms_and_last_checkpoint(images, tmp_p
 
 def test_damaged_last_checkpoint_costs_only_its_steps(images, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 9)
+        tiny_runs.interrupt_at(patch, 9)
         train.train(tiny_runs.tiny_config(images), str(tmp_path))
     for path in (tmp_path / "checkpoints" / "9" / "state").rglob("*"):
         if path.is_file() and "/d/" in str(path):
@@ -252,6 +244,8 @@ WRONG = {
     "method": (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
     "value": (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
     "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
+    "profile": (["--config=configs/default.py", "--profile=0"], "--profile = '0' names no steps"),
+    "watchdog": (["--config=configs/default.py", "--watchdog=-1"], "--watchdog = -1"),
     "none": ([], "--config is missing"),
     "word": (["workdir"], "--name=value"),
 }
