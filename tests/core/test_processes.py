@@ -70,7 +70,7 @@ def test_an_error_in_one_process_ends_all(tmp_path, action, other, status, text,
     assert statuses == [status, status] and seconds < PATIENCE, (seconds, job.output(0), job.output(1))
     assert text in job.output(who)
     line = last_line(job, 1 - who)
-    assert line.startswith(f"small_job.py: process {who} of the job ended: ") and "at step 5" in line, line
+    assert line.startswith(f"small_job.py: process {who} of the job ended: ") and "during step 5" in line, line
     if action != "bug":
         assert text in line and "Traceback" not in job.output(0) + job.output(1)
 
@@ -101,7 +101,7 @@ def test_a_killed_process_ends_the_other_in_bounded_time(tmp_path, killed, other
     assert line.startswith("small_job.py: another process of the job died"), job.output(left)
     assert "run the same command to continue" in line
     if other == "train":
-        assert "at step " in line
+        assert "during step " in line
         assert "Traceback" not in job.output(left)
 
 

@@ -9,7 +9,7 @@ import time
 import jax
 from absl import flags
 
-from sdecor.core import interrupt, launch, parallel, processes
+from sdecor.core import interrupt, launch, parallel, processes, watchdog
 from sdecor.core.commands import INTERRUPTED, TemporaryFailure
 
 _DO = flags.DEFINE_list("do", [], "What each process does: a name of `ACTIONS`.")
@@ -26,7 +26,7 @@ def loop(pause: float, *, together: bool, saving: float = 0.0) -> None:
     """
     with interrupt.Interrupt() as flag:
         for step in range(10**6):
-            processes.note(f"step {step}")
+            watchdog.beat(f"step {step}")
             if together:
                 parallel.any_process(False)
             time.sleep(pause)
@@ -41,7 +41,7 @@ def loop(pause: float, *, together: bool, saving: float = 0.0) -> None:
 
 def wait_for_others() -> None:
     """Wait in a collective that the others never enter."""
-    processes.note("step 7")
+    watchdog.beat("step 7")
     print("waits", flush=True)
     parallel.any_process(False)
 
@@ -55,7 +55,7 @@ def wait_natively() -> None:
 
 
 def fail(error: Exception) -> None:
-    processes.note("step 5")
+    watchdog.beat("step 5")
     time.sleep(1)
     raise error
 
