@@ -220,7 +220,7 @@ def _hear_of_the_end() -> None:
         if threading.Event().wait(0.5) or _job.ending is not None:
             return  # this process ends by itself, with its own message
         _job.ending = told["status"]
-        _say(f"process {told['process']} of the job ended: {told['text']}")
+        _say(f"process {told['process']} of the job ended: {told['text']}", where=False)
         _leave_together(told["status"])
 
 
@@ -241,8 +241,8 @@ def _leave(status: int, text: str = "") -> None:
     os._exit(status)
 
 
-def _say(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {_located(text)}", file=sys.stderr, flush=True)
+def _say(text: str, *, where: bool = True) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {_located(text) if where else text}", file=sys.stderr, flush=True)
 
 
 def _located(text: str) -> str:
