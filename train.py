@@ -79,6 +79,8 @@ _CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, to compile 
 _EXAMPLES = flags.DEFINE_integer("examples", None, "Number of training examples, with --classes.")
 _IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the stored images, with --classes.")
 
+_OF_COMPILE_ONLY = (_TOPOLOGY, _METHODS, _JSON, _CLASSES, _EXAMPLES, _IMAGE_SHAPE)
+
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
 
@@ -116,11 +118,13 @@ def main() -> None:
             methods=_METHODS.value,
             classes=_CLASSES.value,
             examples=_EXAMPLES.value,
-            image_shape=_IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)),
+            image_shape=preview.parse_shape(_IMAGE_SHAPE.value),
             cache=_CACHE.value,
             folder=_WORKDIR.value,
             numbers=_JSON.value,
         )
+    if alone := [flag.name for flag in _OF_COMPILE_ONLY if flag.present]:
+        raise ValueError(f"--{alone[0]} goes with --compile_only: add that to compile, or leave it out to train")
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing: name the folder of the run")
     compiled.use_cache(_CACHE.value, _WORKDIR.value)

@@ -246,6 +246,15 @@ WRONG = {
     "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
     "profile": (["--config=configs/default.py", "--profile=0"], "--profile = '0' names no steps"),
     "watchdog": (["--config=configs/default.py", "--watchdog=-1"], "--watchdog = -1"),
+    "topology": (["--config=configs/default.py", "--topology=v5e:2x2"], "--topology goes with --compile_only"),
+    "image_shape": (
+        ["--config=configs/default.py", "--compile_only", "--classes=2", "--image_shape=8,a"],
+        "= 8,a: give",
+    ),
+    "compilation_cache": (
+        ["--config=configs/default.py", "--compilation_cache=/dev/null/cache"],
+        "--compilation_cache = '/dev/null/cache' cannot be made",
+    ),
     "none": ([], "--config is missing"),
     "word": (["workdir"], "--name=value"),
 }
