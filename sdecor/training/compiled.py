@@ -248,7 +248,10 @@ def largest_batch(
     fits, fails = 0, -(-too_large // unit)  # in units
     known = {fails: needed} if needed else {}
     while fails - fits > 1 and tries > 0:
-        guess = min(max(_guess(known, limit, fits, fails), fits + 1), fails - 1)
+        aimed = _guess(known, limit, fits, fails)
+        if fits == 0 and tries <= 2:  # memory is not as linear as hoped: rather find a batch that fits than the largest
+            aimed = min(aimed, 3 * fails // 4)
+        guess = min(max(aimed, fits + 1), fails - 1)
         good, used = memory_of(guess * unit)
         fits, fails, tries = (guess, fails, tries - 1) if good else (fits, guess, tries - 1)
         if used:
@@ -456,7 +459,7 @@ def _remarks(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if "largest_batch" in each:
             size, exact = each["largest_batch"].values()
             fit = f"{size} is the largest that fits" if exact else f"{size} fits, and a larger one may"
-            none = "not even one image per device and micro-batch fits"
+            none = "not even one image per device and micro-batch fits" if exact else "nor do the smaller ones tried"
             does_not = f"{method}: a batch of {plan.batch_size} does not fit"
             remarks.append(f"{does_not}; {fit if size else none} (config.train.batch_size)")
         elif each["estimate"] not in ("unknown", _COMPILERS):

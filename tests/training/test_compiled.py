@@ -150,6 +150,20 @@ def test_a_search_that_ends_early_says_so():
     assert found == (960, False)
 
 
+def test_memory_that_is_not_linear_hides_no_batch_that_fits():
+    """Padding takes memory near the limit: the line through the known sizes leads to batches that do not fit."""
+    found = compiled.largest_batch(
+        lambda batch: (batch <= 600, 1001 if batch > 600 else batch), too_large=4000, needed=4000, limit=1000, unit=1
+    )
+    assert found == (561, False)
+
+
+@pytest.mark.parametrize(("exact", "text"), [(True, "not even one image"), (False, "nor do the smaller ones tried")])
+def test_a_search_that_finds_nothing_says_how_far_it_went(exact, text):
+    found = {"largest_batch": {"batch_size": 0, "exact": exact}, "fits": False}
+    assert text in compiled._remarks(compiled.Plan("ce", jax.devices(), 512, 1, 1), {"ce": found})[0]
+
+
 def test_the_cache_is_where_the_run_is_unless_the_user_chose_another(tmp_path):
     def chosen(folder, workdir, before=None):
         config = types.SimpleNamespace(jax_compilation_cache_dir=before)

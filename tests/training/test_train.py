@@ -241,6 +241,7 @@ def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
 WRONG = {
     "field": (["--config=configs/default.py", "--config.optim.lrr=1"], 'Did you mean "lr"'),
     "file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "file with a choice": (["--config=configs/nothing.py:method=ce"], "--config=configs/nothing.py: there is no"),
     "method": (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
     "value": (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
     "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
