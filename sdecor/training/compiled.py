@@ -232,7 +232,8 @@ def largest_batch(
 ) -> tuple[int, bool]:
     """Find the largest batch that fits, a multiple of `unit`, by few compilations.
 
-    Memory is taken as linear in the batch. Each guess is compiled, and each compilation corrects the line.
+    Memory is taken as linear in the batch. Each guess is compiled, and each compilation corrects the line. Where the
+    line leads from one batch that does not fit to its neighbour, the next guess halves what is left.
 
     Args:
       memory_of: `batch -> (fits, bytes)`, a compilation; bytes may be None.
@@ -246,13 +247,12 @@ def largest_batch(
       The largest batch that was compiled and fits, 0 if none did; and whether the next multiple is known not to fit.
     """
     fits, fails = 0, -(-too_large // unit)  # in units
-    known = {fails: needed} if needed else {}
+    known, stuck = {fails: needed} if needed else {}, False
     while fails - fits > 1 and tries > 0:
-        aimed = _guess(known, limit, fits, fails)
-        if fits == 0 and tries <= 2:  # memory is not as linear as hoped: rather find a batch that fits than the largest
-            aimed = min(aimed, 3 * fails // 4)
+        aimed = (fits + fails) // 2 if stuck else _guess(known, limit, fits, fails)
         guess = min(max(aimed, fits + 1), fails - 1)
         good, used = memory_of(guess * unit)
+        stuck = not good and fails - guess < 0.1 * (fails - fits)  # memory is not linear here: halve the bracket
         fits, fails, tries = (guess, fails, tries - 1) if good else (fits, guess, tries - 1)
         if used:
             known[guess] = used
