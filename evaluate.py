@@ -20,6 +20,11 @@ measures those stored maps instead of explaining again. The results are in from_
 run's folder.
 """
 
+from sdecor.core.interrupt import end_while_importing
+
+if __name__ == "__main__":
+    end_while_importing()  # the imports take seconds
+
 import contextlib
 import dataclasses
 import errno

@@ -14,6 +14,11 @@ and are trained together by one program (docs/sweeps.md). Each has its own run f
     --wandb[=PROJECT]    send the log to Weights & Biases, if it is installed
 """
 
+from sdecor.core.interrupt import Interrupt, Stopped, end_while_importing
+
+if __name__ == "__main__":
+    end_while_importing()  # the imports take seconds
+
 import contextlib
 import dataclasses
 import os
@@ -29,7 +34,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sdecor.core import commands, files, launch, parallel, processes, watchdog
-from sdecor.core.interrupt import Interrupt, Stopped
 from sdecor.training import (
     build,
     compiled,

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM, from the first line of a program to its end.
 
-A program calls `install` first. While it has something to save, it holds an `Interrupt`: a signal then sets a flag,
-which the loop polls between two steps. At any other moment a signal ends the program at once, also while the main
-thread compiles or waits in native code. This file needs no JAX.
+A program calls `end_while_importing` before imports that take seconds, then `install`. While it has something to save,
+it holds an `Interrupt`: a signal then sets a flag, which the loop polls between two steps. At any other moment a signal
+ends the program at once, also while the main thread compiles or waits in native code. This file needs no JAX.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ class _Program:
         self.at = 0.0  # time of the last signal
         self.holders = 0  # number of `Interrupt`s that are held
         self.forward: Callable[[], None] | None = None  # tells the other processes of a job
+        self.end: Callable[[int, str], None] = lambda status, text: None  # ends the other processes of a job
 
 
 _program = _Program()
@@ -76,6 +77,12 @@ class Interrupt:
             signal.signal(number, handler)
 
 
+def end_while_importing() -> None:
+    """End the program with one line at a signal, until `install` takes over; nothing is begun yet."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: _leave(number))
+
+
 def install() -> None:
     """Handle Ctrl-C and SIGTERM from now on; a program calls this first, in its main thread."""
     if not _program.installed:
@@ -88,6 +95,12 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
+def ignore() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on, because nothing is left to stop."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check() -> None:
     """Raise `Stopped` after a signal; waits for input call this.
 
@@ -97,9 +110,14 @@ def check() -> None:
         raise Stopped
 
 
-def join_job(announce: Callable[[], None]) -> None:
-    """Let every signal call `announce`, which tells the other processes of the job."""
-    _program.forward = announce
+def join_job(announce: Callable[[], None], end: Callable[[int, str], None]) -> None:
+    """Let every signal call `announce`, which tells the other processes of the job.
+
+    Args:
+      announce: function without arguments.
+      end: function of an exit status and a text, which ends the other processes when this one ends without them.
+    """
+    _program.forward, _program.end = announce, end
 
 
 def native_handler(number: signal.Signals) -> Callable[[], None] | None:
@@ -141,11 +159,17 @@ def _follow(reader: int) -> None:
             continue
         time.sleep(LEAVE_SECONDS)
         if not _program.holders:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-            name = os.path.basename(sys.argv[0])
-            print(f"{name}: stopped by {signal.Signals(received[0]).name}", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED)
+            _leave(received[0])
+
+
+def _leave(number: int) -> None:
+    """End the process at once, with one line."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    text = f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}"
+    print(text, file=sys.stderr, flush=True)
+    _program.end(INTERRUPTED, text)
+    os._exit(INTERRUPTED)
 
 
 def _forget_in_child() -> None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from sdecor.core import interrupt, processes, watchdog
-from sdecor.core.commands import FAILED, INTERRUPTED, TemporaryFailure, as_one_line, config_error
+from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, as_one_line, config_error
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
@@ -70,16 +70,20 @@ def run(main: Callable[[], None], *, kept: str) -> None:
         if len(argv) > 1:
             sys.exit(f"{_program()}: unknown argument {argv[1]!r}; flags have the form --name=value")
         logging.set_verbosity(logging.WARNING)
+        status = 0
         try:
             _guarded(_join)
             _guarded(lambda: _watched(main))
         except BaseException as error:
             status, text = _ending(error, kept)
-            processes.end_together(status, text)  # does not return in a job of several processes
+            if not _is_agreed(error):
+                processes.end_together(status, text)  # does not return in a job of several processes
             if isinstance(error, KeyboardInterrupt):
                 _leave_at_once(status)
-            sys.exit(status)
-        processes.finish()
+        with interrupt.Interrupt():
+            _guarded(processes.finish)
+            interrupt.ignore()
+        sys.exit(status)
 
     app.run(started, flags_parser=lambda argv: _guarded(lambda: flags.FLAGS(argv), extra=(AttributeError, OSError)))
 
@@ -100,6 +104,11 @@ def _leave_at_once(status: int) -> NoReturn:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(status)
+
+
+def _is_agreed(error: BaseException) -> bool:
+    """Return whether all processes end so, each when it has saved."""
+    return isinstance(error, SystemExit) and error.code in (INTERRUPTED, PARTLY)
 
 
 def _ending(error: BaseException, kept: str) -> tuple[int, str]:
@@ -127,9 +136,9 @@ def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> objec
         try:
             return action()
         except Exception as error:
-            if not processes.is_lost_process(error):
-                raise
-            raise TemporaryFailure(processes.LOST) from error
+            if processes.is_lost_process(error):
+                processes.end_alone()
+            raise
 
 
 def _join() -> None:

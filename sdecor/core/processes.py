@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from sdecor.core.files import differing_fields, plain_settings
 HEARTBEAT_SECONDS = 60  # default time within which a dead process ends the others
 START_SECONDS = 300  # default time within which all processes must have started
 _TOGETHER_SECONDS = 5  # that a process which ends waits for the others to hear of it
+_ABORT_SECONDS = 1  # within which the runtime aborts, if it does after an error
 _DAY = 86400
 _END = "sdecor/end"  # key of the coordination service
 
@@ -35,6 +37,7 @@ class _Job:
         self.comparisons = 0
         self.ending: int | None = None  # exit status, once this process has begun to end
         self.abort: Any = None  # keeps the native callback alive
+        self.listener: threading.Thread | None = None  # hears that another process ends
 
 
 _job = _Job()
@@ -96,8 +99,9 @@ def join(
     interrupt.install()
     if alone:
         return
-    interrupt.join_job(announce or (lambda: None))
-    threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True).start()
+    interrupt.join_job(announce or (lambda: None), end_together)
+    _job.listener = threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True)
+    _job.listener.start()
 
 
 def agree_to_stop(interrupted: bool) -> bool:
@@ -141,10 +145,20 @@ def compare(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def finish() -> None:
-    """Wait until all processes have finished, and leave the job."""
-    if jax.process_count() > 1:
-        _job.ending = 0
-        jax.distributed.shutdown()
+    """Wait until all processes have finished, and leave the job. A single process returns.
+
+    Hold an `Interrupt` meanwhile, because another process may still save.
+    """
+    if not _joined():
+        return
+    client = _state().client
+    client.wait_at_barrier("sdecor/finished", _DAY * 1000)
+    _job.ending = 0
+    with contextlib.suppress(Exception):  # another process was first
+        client.key_value_set(_END, json.dumps(None))
+    _job.listener.join()  # a thread in native code would crash the end of the interpreter
+    jax.distributed.shutdown()
+    _set_native_handler(None)
 
 
 def end_together(status: int, text: str) -> None:
@@ -165,6 +179,16 @@ def is_lost_process(error: BaseException) -> bool:
     """Return whether an error of the JAX runtime means that another process of the job is gone."""
     text = str(error)
     return _joined() and isinstance(error, ValueError | RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+def end_alone() -> None:
+    """End this process after `is_lost_process`, unless the abort of the runtime is faster."""
+    time.sleep(_ABORT_SECONDS)
+    if _job.ending is None:
+        _job.ending = RETRY
+        _leave(RETRY, LOST)
+    time.sleep(_TOGETHER_SECONDS)  # another thread ends the process
+    _leave(RETRY)
 
 
 LOST = "another process of the job died or lost its connection: run the same command to continue"
@@ -191,10 +215,12 @@ def _hear_of_the_end() -> None:
             if "DEADLINE" in str(error):
                 continue
             return  # the coordinator is gone; the abort of the runtime ends this process
+        if told is None:
+            return  # all have finished
         if threading.Event().wait(0.5) or _job.ending is not None:
             return  # this process ends by itself, with its own message
         _job.ending = told["status"]
-        _say(f"process {told['process']} of the job ended: {told['text']}")
+        _say(f"process {told['process']} of the job ended: {told['text']}", where=False)
         _leave_together(told["status"])
 
 
@@ -215,8 +241,8 @@ def _leave(status: int, text: str = "") -> None:
     os._exit(status)
 
 
-def _say(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {_located(text)}", file=sys.stderr, flush=True)
+def _say(text: str, *, where: bool = True) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {_located(text) if where else text}", file=sys.stderr, flush=True)
 
 
 def _located(text: str) -> str:
@@ -232,14 +258,20 @@ def _end_at_abort() -> None:
     """
 
     def aborted(number: int) -> None:
-        if _job.ending is None:
-            _say(LOST)
-        _leave(RETRY if _job.ending is None else _job.ending)
+        if _job.ending is not None:
+            _leave(_job.ending)
+        _job.ending = RETRY
+        _leave(RETRY, LOST)
 
     _job.abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    _set_native_handler(ctypes.cast(_job.abort, ctypes.c_void_p))
+
+
+def _set_native_handler(handler: ctypes.c_void_p | None) -> None:
+    """Set the native handler of an abort; None for the default."""
     library = ctypes.CDLL(None)
     library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    library.signal(signal.SIGABRT, ctypes.cast(_job.abort, ctypes.c_void_p))
+    library.signal(signal.SIGABRT, handler)
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,6 +42,7 @@ class Watchdog:
     """
 
     _active: Self | None = None
+    _left = ""  # what the program did when an error ended it
 
     def __init__(self, seconds: float, program: str, leave: Callable[[int], NoReturn] = os._exit):
         if not seconds >= 0:
@@ -63,7 +64,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        Watchdog._active = None
+        Watchdog._active, Watchdog._left = None, "" if error is None else self._beat.what
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -114,8 +115,8 @@ def beat(what: str, *, timed: bool = True) -> None:
 
 
 def last() -> str:
-    """Return what the program did at its last sign of progress; "" without a watchdog."""
-    return "" if Watchdog._active is None else Watchdog._active._beat.what
+    """Return what the program did at its last sign of progress, also after an error; "" without a watchdog."""
+    return Watchdog._left if Watchdog._active is None else Watchdog._active._beat.what
 
 
 def _file() -> int:

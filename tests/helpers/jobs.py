@@ -8,13 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 100  # after which a process is killed, so that a hang is a failure
+SECONDS = 300  # after which a process is killed, so that a hang is a failure; machines may be busy
 
 
 class Job:
-    """A started job; the outputs of its processes are in files of `folder`."""
+    """A started job; the outputs of its processes are in files of `folder`. A program that is `alone` joins no job."""
 
-    def __init__(self, commands: Sequence[Sequence[str]], folder: pathlib.Path, *, devices: int = 1, **env: str):
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        folder: pathlib.Path,
+        *,
+        devices: int = 1,
+        alone: bool = False,
+        **env: str,
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -28,7 +36,7 @@ class Job:
             place = [f"--coordinator=localhost:{port}", f"--processes={len(commands)}", f"--process={i}"]
             with log.open("w") as output:
                 started = subprocess.Popen(
-                    [*command, *place], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+                    [*command, *([] if alone else place)], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
                 )
             self.processes.append(started)
 
@@ -36,12 +44,16 @@ class Job:
         return self.logs[process].read_text()
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until `condition()`; fail if a process ends before it."""
+        """Wait until `condition()`; fail, and kill all processes, if one ends before it."""
         end = time.monotonic() + SECONDS
         while not condition():
             ended = [process.poll() for process in self.processes]
-            outputs = "\n".join(map(self.output, range(len(ended))))
-            assert time.monotonic() < end and not any(ended), f"{what}: {ended}\n{outputs}"
+            if time.monotonic() > end or None not in ended or any(ended):
+                for process in self.processes:
+                    process.kill()
+                    process.wait()
+                outputs = "\n".join(map(self.output, range(len(ended))))
+                raise AssertionError(f"{what}: {ended}\n{outputs}")
             time.sleep(0.02)
 
     def wait(self) -> list[int]:
