@@ -8,6 +8,7 @@ The same command continues a stopped run exactly at its last checkpoint. The ord
 the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
 and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
 
+    --distributed        join a job of several processes (docs/cluster.md; --helpfull has its other flags)
     --watchdog=SECONDS   end with status 75 after so long without progress (default 1800; 0: never)
     --profile=10         trace ten steps, or --profile=100:110, for TensorBoard or Perfetto
     --wandb[=PROJECT]    send the log to Weights & Biases, if it is installed
@@ -20,6 +21,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +85,8 @@ _CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, to compile 
 _EXAMPLES = flags.DEFINE_integer("examples", None, "Number of training examples, with --classes.")
 _IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the stored images, with --classes.")
 
+_OF_COMPILE_ONLY = (_TOPOLOGY, _METHODS, _JSON, _CLASSES, _EXAMPLES, _IMAGE_SHAPE)
+
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
 
 
@@ -111,6 +115,9 @@ def main() -> None:
     try:
         _ = _CONFIG.value.method
     except OSError as error:  # raised when the config is first read
+        name = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        if not os.path.exists(name):
+            raise ValueError(f"--config={name}: there is no such file") from error
         raise ValueError(f"--config: {error}") from error
     if _COMPILE_ONLY.value:
         return preview.compile_only(
@@ -120,11 +127,13 @@ def main() -> None:
             methods=_METHODS.value,
             classes=_CLASSES.value,
             examples=_EXAMPLES.value,
-            image_shape=_IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)),
+            image_shape=preview.parse_shape(_IMAGE_SHAPE.value),
             cache=_CACHE.value,
             folder=_WORKDIR.value,
             numbers=_JSON.value,
         )
+    if alone := [flag.name for flag in _OF_COMPILE_ONLY if flag.present]:
+        raise ValueError(f"--{alone[0]} goes with --compile_only: add that to compile, or leave it out to train")
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing: name the folder of the run")
     compiled.use_cache(_CACHE.value, _WORKDIR.value)
@@ -207,7 +216,8 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     program = build.create_program(configs[0], facts)
     schedule = program.schedule
     state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
-    build.warn_small_batch(config, program.model, program.image_shape)
+    if parallel.is_main_process():
+        build.warn_small_batch(config, program.model, program.image_shape)
     # Every process validates, so that all raise the same error; one process writes.
     for member, own in zip(group, configs, strict=True):
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())

@@ -5,6 +5,9 @@
 #   sbatch --nodes=4 --ntasks-per-node=1 --cpus-per-task=64 launchers/slurm.sh --config=… --workdir=…
 #   PROGRAM=evaluate.py sbatch --nodes=1 launchers/slurm.sh --workdir=/shared/runs/sdecor --export=/shared/maps.zarr
 #
+# Add what your cluster asks for, such as --partition=… and --account=…. Nodes of four GPUs: --gpus-per-node=4
+# --ntasks-per-node=4. Submit from the folder of the clone.
+#
 # The first form starts one process a GPU, the second one process a node. The run's folder, the data and this clone are
 # on a file system that all nodes share. Options of sbatch replace the lines below.
 # https://slurm.schedmd.com/sbatch.html, https://slurm.schedmd.com/srun.html
@@ -31,6 +34,7 @@ MOST_RESTARTS=${MOST_RESTARTS:-100} # how often this script puts the job back in
 WAIT=${WAIT:-180}                   # seconds that the others have once one process has ended; more than --heartbeat
 
 cd "${SLURM_SUBMIT_DIR:-.}" # the clone: Slurm runs a copy of this script elsewhere
+[[ -f launchers/job_status.sh ]] || { echo "slurm.sh: $PWD is not the clone: call sbatch there" >&2 && exit 1; }
 # shellcheck source=launchers/job_status.sh
 source launchers/job_status.sh
 # shellcheck disable=SC1091

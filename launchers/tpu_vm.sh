@@ -57,7 +57,11 @@ create() {
 
 # gcloud does not say how each worker ended, so each prints its status.
 program="cd sdecor && .venv/bin/python $(printf '%q ' "$@")--distributed; echo worker-status=\$?"
-install="test -d sdecor || git clone --depth=1 '$CLONE' sdecor; cd sdecor && python3 -m venv .venv"
+# The images of Ubuntu 22.04 have Python 3.10, and sdecor needs 3.11: there uv brings 3.12.
+enough="python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))'"
+brought="python3 -m pip install -q --user uv && python3 -m uv venv -q --seed --python=3.12 .venv"
+install="test -d sdecor || git clone --depth=1 '$CLONE' sdecor; cd sdecor"
+install+=" && { test -x .venv/bin/pip || if $enough; then python3 -m venv .venv; else $brought; fi; }"
 install+=" && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]' gcsfs"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

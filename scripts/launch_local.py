@@ -93,7 +93,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--grace", type=float, default=GRACE, help=f"seconds from a failure until the others are killed ({GRACE:.0f})"
     )
-    options = parser.parse_args(own)
+    options, unknown = parser.parse_known_args(own)
+    if unknown:
+        known = "--processes, --devices and --grace stand before --, the program and its flags after it"
+        parser.error(f"unknown argument {unknown[0]!r}: {known}")
     for name in ("processes", "devices"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} = {getattr(options, name)}: must be at least 1")

@@ -1,5 +1,6 @@
 """The start of train.py and evaluate.py: flags for lists of words, joining a job, and errors as one line."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -77,6 +78,8 @@ def run(main: Callable[[], None], *, kept: str) -> None:
             status, text = _ending(error, kept)
             if not _is_agreed(error):
                 processes.end_together(status, text)  # does not return in a job of several processes
+            if isinstance(error, KeyboardInterrupt):
+                _leave_at_once(status)
         with interrupt.Interrupt():
             _guarded(processes.finish)
             interrupt.ignore()
@@ -92,6 +95,14 @@ def _watched(main: Callable[[], None]) -> None:
 
 def _leave(status: int) -> NoReturn:
     processes.end_together(status, f"{_program()} makes no progress")
+    os._exit(status)
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """End the process without Python's shutdown, which may crash while a thread of XLA still compiles."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     os._exit(status)
 
 

@@ -232,7 +232,8 @@ def largest_batch(
 ) -> tuple[int, bool]:
     """Find the largest batch that fits, a multiple of `unit`, by few compilations.
 
-    Memory is taken as linear in the batch. Each guess is compiled, and each compilation corrects the line.
+    Memory is taken as linear in the batch. Each guess is compiled, and each compilation corrects the line. Where the
+    line leads from one batch that does not fit to its neighbour, the next guess halves what is left.
 
     Args:
       memory_of: `batch -> (fits, bytes)`, a compilation; bytes may be None.
@@ -246,10 +247,12 @@ def largest_batch(
       The largest batch that was compiled and fits, 0 if none did; and whether the next multiple is known not to fit.
     """
     fits, fails = 0, -(-too_large // unit)  # in units
-    known = {fails: needed} if needed else {}
+    known, stuck = {fails: needed} if needed else {}, False
     while fails - fits > 1 and tries > 0:
-        guess = min(max(_guess(known, limit, fits, fails), fits + 1), fails - 1)
+        aimed = (fits + fails) // 2 if stuck else _guess(known, limit, fits, fails)
+        guess = min(max(aimed, fits + 1), fails - 1)
         good, used = memory_of(guess * unit)
+        stuck = not good and fails - guess < 0.1 * (fails - fits)  # memory is not linear here: halve the bracket
         fits, fails, tries = (guess, fails, tries - 1) if good else (fits, guess, tries - 1)
         if used:
             known[guess] = used
@@ -275,9 +278,14 @@ def use_cache(folder: str | None, workdir: str | None) -> None:
     Args:
       folder: local or remote folder, "" for no cache; None for `compilation_cache` in the workdir, if that is local.
       workdir: folder of the run; None if there is none.
+
+    Raises:
+      ValueError: for a local folder that cannot be made.
     """
     if folder is None and workdir is not None and "://" not in workdir:
         folder = str(epath.Path(workdir) / "compilation_cache")
+    elif folder and "://" not in folder:
+        files.make_folder("--compilation_cache", folder)
     if folder and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", folder)
 
@@ -451,7 +459,7 @@ def _remarks(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if "largest_batch" in each:
             size, exact = each["largest_batch"].values()
             fit = f"{size} is the largest that fits" if exact else f"{size} fits, and a larger one may"
-            none = "not even one image per device and micro-batch fits"
+            none = "not even one image per device and micro-batch fits" if exact else "nor do the smaller ones tried"
             does_not = f"{method}: a batch of {plan.batch_size} does not fit"
             remarks.append(f"{does_not}; {fit if size else none} (config.train.batch_size)")
         elif each["estimate"] not in ("unknown", _COMPILERS):
@@ -460,7 +468,13 @@ def _remarks(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         remarks.append(f"{plan.devices[0].device_kind}: no figures of this device are known, so no time is estimated")
     if plan.accumulate > 1:
         remarks.append(f"a loop's body counts once: FLOPs, bytes and time are of one micro-batch of {plan.accumulate}")
-    return [*remarks, "times are estimates, nothing was run; FLOPs are those that the compiler counts"]
+    return [*remarks, *_ABOUT]
+
+
+_ABOUT = (
+    "all rows are of one step on one device, unless they say otherwise; docs/scaling.md explains them",
+    "times are estimates, nothing was run; FLOPs are those that the compiler counts",
+)
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -468,10 +482,10 @@ def describe_plan(plan: Plan) -> list[str]:
     count, hosts = len(plan.devices), _hosts(plan)
     micro = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
     several = f" for each of {plan.replicas} replicas" if plan.replicas > 1 else ""
-    share = plan.batch_size // count
+    share, own = plan.batch_size // count, count // hosts
     return [
         f"{plan.title}: the step on {count} × {plan.devices[0].device_kind}",
-        f"processes: {hosts}, each with {count // hosts} devices; mesh: {count} along the batch",
+        f"processes: {hosts}, each with {own} device{'s' if own > 1 else ''}; mesh: {count} along the batch",
         f"batch: {plan.batch_size} images{several}, {share} per device{micro}",
     ]
 
@@ -540,17 +554,17 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "memory of a device": lambda each: show_bytes(each["memory_limit"]),
     "GFLOPs": _number("flops", "{:,.4g}", 1e-9),
     "GB read and written": _number("bytes", "{:,.4g}", 1e-9),
-    "estimated ms": _number("estimated_seconds", "{:,.4g}", 1e3),
+    "estimated ms of a step": _number("estimated_seconds", "{:,.4g}", 1e3),
     "estimated images/s, all devices": _number("images_per_second", "{:,.0f}"),
-    "estimated FLOP utilisation": _number("flop_utilisation", "{:.0%}"),
-    "compiling, s": _number("compile_seconds", "{:,.1f}"),
+    "estimated FLOP utilisation": _number("flop_utilisation", "{:.1%}"),
+    "time of compiling, s": _number("compile_seconds", "{:,.1f}"),
 }
 _RATIOS = {"× FLOPs": "flops", "× bytes": "bytes", "× estimated time": "estimated_seconds"}
 
 
 def _collective(each: Mapping[str, Any], kind: str) -> str:
     found = each.get("collectives", {}).get(kind)
-    return f"{found['count']}, {show_bytes(found['bytes'])}" if found else "–"
+    return f"{found['count']} with {show_bytes(found['bytes'])}" if found else "–"
 
 
 def _ratio(each: Mapping[str, Any], first: Mapping[str, Any], key: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging as python_logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -166,7 +167,8 @@ def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
     damaged = [number for number, row in enumerate(found[:-1], 1) if row is None and lines[number - 1].strip()]
     if damaged:
         listed = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
-        logging.warning("%s: %d damaged lines are left out: %s", path, len(damaged), listed)
+        text = "1 damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
+        logging.warning("%s: %s left out: %s", path, text, listed)
     return [row for row in found if row is not None]
 
 
@@ -183,6 +185,7 @@ def _open_events(workdir: epath.Path, step: int) -> Any:
     """Open TensorBoard's event files; it forgets the values after `step`."""
     from tensorboardX import SummaryWriter
 
+    python_logging.getLogger("tensorboardX.x2num").setLevel("ERROR")  # the run itself says that a loss is not finite
     events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
     _keep_going(events)
     return events

@@ -272,7 +272,7 @@ def roll_back(writers: Sequence[Writer], like: TrainState, failure: NotFinite, p
     good = int(parallel.gather(np.array([found or 0]))[0])  # as the main process, which has written them, says
     if not good or order > policy.max_rollbacks:
         done = f"{order - 1} rollback{'s' if order > 2 else ''}" if order > 1 else "no rollback was possible"
-        raise NotFinite(f"{failure}; {done}", failure.step) from None
+        raise NotFinite(f"{failure}; {done}. Lower config.optim.lr, in a new folder", failure.step) from None
     state, position = writer.checkpoints.restore(like, good)
     writer.checkpoints.drop_after(good)
     writer.health = dataclasses.replace(Health.restore(position), order=order)
@@ -283,7 +283,7 @@ def roll_back(writers: Sequence[Writer], like: TrainState, failure: NotFinite, p
     return state
 
 
-ADVICE = "Lower config.optim.lr, or continue with --config.train.on_nonfinite=rollback or =skip"
+ADVICE = "Lower config.optim.lr, in a new folder, or continue with --config.train.on_nonfinite=rollback or =skip"
 
 
 def begin_times(writers: Sequence[Writer], times: clock.Clock) -> None:

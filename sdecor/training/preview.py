@@ -4,6 +4,7 @@ The step is the one that `train.py` runs; only shapes stand in place of the stat
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -52,7 +53,7 @@ def compile_only(
     if classes is None:
         if examples or image_shape:
             raise ValueError("--examples and --image_shape go with --classes: they replace a data set that is not here")
-        facts = build.read_facts(build.create_data(config))
+        facts = build.read_facts(_open_data(config))
     else:
         facts = build.assume_facts(config, classes, examples, image_shape)
     methods = methods or [config.method]
@@ -81,6 +82,27 @@ def compile_only(
         files.make_folder("--json" if numbers else "--workdir", epath.Path(path).parent)
         files.write_json(epath.Path(path), report)
         parallel.say(f"numbers: {path}")
+
+
+def parse_shape(words: Sequence[str] | None) -> tuple[int, int] | None:
+    """Return the height and width of `--image_shape`; None for none.
+
+    Raises:
+      ValueError: for words that are not two whole numbers above 0.
+    """
+    if not words:
+        return None
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"--image_shape = {','.join(words)}: give a height and a width, such as 256,256")
+    return int(words[0]), int(words[1])
+
+
+def _open_data(config: ConfigDict) -> Any:
+    try:
+        return build.create_data(config)
+    except (ValueError, FileNotFoundError) as error:
+        without = "Or name --classes, --examples and --image_shape: --compile_only then needs no data set."
+        raise type(error)(f"{error}\n{without}") from error
 
 
 def lower_shapes(

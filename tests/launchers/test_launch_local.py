@@ -146,6 +146,7 @@ def is_running(pid: int) -> bool:
     [
         (["--processes=0", "--", "train.py"], "--processes = 0"),
         (["--processes=2"], "name the program after --"),
+        (["train.py", "--workdir=a"], "unknown argument 'train.py'"),
         (["--", "trian.py"], "there is no program 'trian.py'"),
     ],
 )

@@ -150,6 +150,20 @@ def test_a_search_that_ends_early_says_so():
     assert found == (960, False)
 
 
+def test_memory_that_is_not_linear_hides_no_batch_that_fits():
+    """Padding takes memory near the limit: the line through the known sizes leads to batches that do not fit."""
+    found = compiled.largest_batch(
+        lambda batch: (batch <= 600, 1001 if batch > 600 else batch), too_large=4000, needed=4000, limit=1000, unit=1
+    )
+    assert found == (499, False)
+
+
+@pytest.mark.parametrize(("exact", "text"), [(True, "not even one image"), (False, "nor do the smaller ones tried")])
+def test_a_search_that_finds_nothing_says_how_far_it_went(exact, text):
+    found = {"largest_batch": {"batch_size": 0, "exact": exact}, "fits": False}
+    assert text in compiled._remarks(compiled.Plan("ce", jax.devices(), 512, 1, 1), {"ce": found})[0]
+
+
 def test_the_cache_is_where_the_run_is_unless_the_user_chose_another(tmp_path):
     def chosen(folder, workdir, before=None):
         config = types.SimpleNamespace(jax_compilation_cache_dir=before)
@@ -159,10 +173,11 @@ def test_the_cache_is_where_the_run_is_unless_the_user_chose_another(tmp_path):
         return config.jax_compilation_cache_dir
 
     assert chosen(None, "runs/a") == "runs/a/compilation_cache"
-    assert chosen("elsewhere", "runs/a") == "elsewhere"
+    elsewhere = str(tmp_path / "elsewhere")
+    assert chosen(elsewhere, "runs/a") == elsewhere
     assert chosen("", "runs/a") is None and chosen(None, None) is None
     assert chosen(None, "gs://bucket/run") is None and chosen("gs://bucket/cache", None) == "gs://bucket/cache"
-    assert chosen("elsewhere", "runs/a", before="theirs") == "theirs"
+    assert chosen(elsewhere, "runs/a", before="theirs") == "theirs"
 
 
 def test_a_second_start_reads_the_program_from_the_cache(tmp_path):
@@ -268,6 +283,7 @@ def test_compile_only_prints_and_writes_what_the_step_takes(images, tmp_path):
         [*base, "--compile_methods=best"],
         [*base, "--compile_methods=ce", "--replica=seed=0", "--replica=seed=1"],
         [*base[:-2], "--examples=100", "--config.data.name=none_such"],
+        [*base[:-2], "--config.data.name=cifar10", f"--config.data.data_dir={tmp_path}"],
         ["--config=configs/default.py"],
     ]
     env = {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
@@ -287,7 +303,7 @@ def test_compile_only_prints_and_writes_what_the_step_takes(images, tmp_path):
     assert json.loads((tmp_path / "run/compiled.json").read_text())["replicas"] == 2
     assert not (tmp_path / "run/config.json").exists()
     messages = ("config.train.batch_size = 9 does not divide", "training method", "leave out --replica",
-                "go with --classes", "--workdir is missing")  # fmt: skip
+                "go with --classes", "Or name --classes", "--workdir is missing")  # fmt: skip
     for (status, output), message in zip(wrong, messages, strict=True):
         assert status == 1 and message in output and "Traceback" not in output, output
 

@@ -250,7 +250,7 @@ def test_a_run_killed_in_a_rollback_repeats_exactly(images, poison, tmp_path, mo
 @pytest.mark.full
 def test_rollbacks_are_bounded_and_a_stopped_run_may_choose_one(images, poison, tmp_path):
     poison({8}, {8}, {8})
-    with pytest.raises(FloatingPointError, match="of step 6 in .* Lower config.optim.lr, or continue with --"):
+    with pytest.raises(FloatingPointError, match="of step 6 in .* Lower config.optim.lr, in a new folder, or continue"):
         train.train(config(images, "stop"), str(tmp_path))
     with pytest.raises(FloatingPointError, match="at step 8 .*; 2 rollbacks$"):
         train.train(config(images, "rollback", **{"train.max_rollbacks": 2}), str(tmp_path))

@@ -26,7 +26,7 @@ def test_a_damaged_line_is_told_and_left_out(tmp_path, damage, caplog):
     with caplog.at_level(logging.WARNING):
         assert [row["step"] for row in logbook.read_rows(tmp_path)] == [1, 2, 4, 5, 6]
     told = [entry.getMessage() for entry in caplog.records]
-    assert told == ([f"{path}: 1 damaged lines are left out: 3"] if damage else [])
+    assert told == ([f"{path}: 1 damaged line is left out: 3"] if damage else [])
     with logbook.Logbook(tmp_path, step=5, tensorboard=False) as book:
         book.write(6, "train", {"loss": 6})
     assert [row["step"] for row in logbook.read_rows(tmp_path)] == [1, 2, 4, 5, 6]

@@ -241,11 +241,21 @@ def test_folder_without_a_step_is_free_for_another_config(images, tmp_path):
 WRONG = {
     "field": (["--config=configs/default.py", "--config.optim.lrr=1"], 'Did you mean "lr"'),
     "file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "file with a choice": (["--config=configs/nothing.py:method=ce"], "--config=configs/nothing.py: there is no"),
     "method": (["--config=configs/default.py:method=sdcor"], "ce|sgt|decor|sdecor|gradpen"),
     "value": (["--config=configs/default.py", "--config.masking.fraction=1.0"], "[0, 1)"),
     "job": (["--config=configs/default.py", "--processes=2"], "--coordinator"),
     "profile": (["--config=configs/default.py", "--profile=0"], "--profile = '0' names no steps"),
     "watchdog": (["--config=configs/default.py", "--watchdog=-1"], "--watchdog = -1"),
+    "topology": (["--config=configs/default.py", "--topology=v5e:2x2"], "--topology goes with --compile_only"),
+    "image_shape": (
+        ["--config=configs/default.py", "--compile_only", "--classes=2", "--image_shape=8,a"],
+        "= 8,a: give",
+    ),
+    "compilation_cache": (
+        ["--config=configs/default.py", "--compilation_cache=/dev/null/cache"],
+        "--compilation_cache = '/dev/null/cache' cannot be made",
+    ),
     "none": ([], "--config is missing"),
     "word": (["workdir"], "--name=value"),
 }
