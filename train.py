@@ -116,7 +116,7 @@ def main() -> None:
             methods=_METHODS.value,
             classes=_CLASSES.value,
             examples=_EXAMPLES.value,
-            image_shape=_IMAGE_SHAPE.value and tuple(map(int, _IMAGE_SHAPE.value)),
+            image_shape=_IMAGE_SHAPE.value and tuple(map(commands.parse_value, _IMAGE_SHAPE.value)),
             cache=_CACHE.value,
             folder=_WORKDIR.value,
             numbers=_JSON.value,

@@ -199,8 +199,10 @@ class Writer:
             except OSError as error:
                 raise TemporaryFailure(str(error)) from error
         try:
-            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it.
-            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1))
+            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it. While
+            # the losses are good, it is the latest: no process needs to list the folder, which may be remote.
+            bad = self.health.bad_since is not None
+            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1) if bad else None)
             position = {"step": step, "seed": self.member.seed, "health": dataclasses.asdict(self.health)}
             self.checkpoints.save(state, position=position, metrics=metrics)
         except FloatingPointError as error:
