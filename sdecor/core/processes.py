@@ -178,7 +178,7 @@ def _state() -> Any:
 
 
 def _joined() -> bool:
-    return _state().client is not None and _state().num_processes > 1
+    return jax.distributed.is_initialized() and _state().num_processes > 1  # no private name outside of a job
 
 
 def _hear_of_the_end() -> None:
