@@ -95,6 +95,7 @@ def join(
     alone = jax.process_count() == 1  # this starts the devices, and their libraries may take signals too
     interrupt.install()
     if alone:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # no other process can be the reason of an abort
         return
     interrupt.join_job(announce or (lambda: None))
     threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True).start()
