@@ -178,8 +178,8 @@ def train(
     if all(failures.values()):
         raise FloatingPointError(replicas.list_failures(failures))
     with contextlib.ExitStack() as stack:
-        for member in everyone:
-            stack.enter_context(run_folder.lock(member.folder, hold=parallel.is_main_process()))
+        main = parallel.is_main_process()
+        locks = {each.name: stack.enter_context(run_folder.lock(each.folder, hold=main)) for each in everyone}
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)
@@ -194,7 +194,7 @@ def train(
             stack.enter_context(open_logbook(member.folder, send=send))
             for member, send in zip(run.members, sends, strict=True)
         ]
-        writers = list(map(Writer, run.members, checkpoints, logbooks, healths))
+        writers = list(map(Writer, run.members, checkpoints, logbooks, healths, [locks[name] for name in names]))
         profiler = profiling.Profiler(profile, folder, start=int(state.step), total=run.schedule.total)
         stack.callback(profiler.close)
         interrupt = stack.enter_context(Interrupt())  # from here to the end of the last save, signals wait
@@ -223,6 +223,9 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
     given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
     replicas_given = {each.name: dict(each.overrides) for each in chosen}
+    # A folder that one process does not see would let the processes read different checkpoints, and wait for ever.
+    folders = [member.folder for member in group]
+    given |= {f"checkpoints in the shared folder {each}": Checkpoints(each, create=False).steps() for each in folders}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     record_left_out(dataset, folder)
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
@@ -268,6 +271,7 @@ def compile_step(run: Run, state: TrainState) -> None:
         parallel.say(line)
     parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
     if int(state.step) < run.schedule.total:
+        watchdog.beat("the compilation of the step", timed=False)
         parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
 
 

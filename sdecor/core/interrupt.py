@@ -64,8 +64,8 @@ class Interrupt:
             previous = {number: signal.signal(number, _handle) for number in SIGNALS}
             if not _program.installed:
                 self._previous = previous
-                if not _program.holders:
-                    _program.received = None  # a program of the user may go on after an earlier signal
+        if not _program.installed and not _program.holders:
+            _program.received = None  # a program of the user may go on after an earlier signal
         _program.holders += 1
         return self
 
@@ -104,9 +104,11 @@ def ignore() -> None:
 def check() -> None:
     """Raise `Stopped` after a signal; waits for input call this.
 
-    In a job of several processes it does nothing, because only all processes together can save.
+    In a job of several processes it does nothing, because only all processes together can save. In a program of the
+    user, an earlier signal ends no later wait.
     """
-    if _program.received is not None and _program.forward is None:
+    ours = _program.installed or _program.holders
+    if ours and _program.received is not None and _program.forward is None:
         raise Stopped
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -151,7 +151,7 @@ def hold(folder: epath.PathLike, *, lock: str, lease: str, busy: str, wait: floa
       lock: path of the lock file in a local folder. Its own folder must exist.
       lease: key of the lease in a remote folder.
       busy: words for what the holder does, such as "is being trained".
-      wait: seconds to wait for the holder of a local lock, which may be about to end.
+      wait: seconds to wait for the holder, which may be about to end.
 
     Yields:
       The lock. Its `raise_if_lost()` raises `OSError` if a remote lock was lost.
@@ -159,16 +159,15 @@ def hold(folder: epath.PathLike, *, lock: str, lease: str, busy: str, wait: floa
     Raises:
       ValueError: when another job holds the lock; the error names that job.
     """
-    text = os.fspath(folder)
+    text, end = os.fspath(folder), time.monotonic() + wait
     if "://" in text:
         import tensorstore as ts  # only the library's remote parts need it
 
         store = ts.KvStore.open(text.rstrip("/") + "/").result()
-        with Lease(store, lease, locks.this_process(), busy=busy) as held:
+        with _leased(lambda: Lease(store, lease, locks.this_process(), busy=busy), end) as held:
             yield held
         return
     text = os.path.abspath(os.path.expanduser(text))
-    end = time.monotonic() + wait
     while True:
         try:
             held = locks.acquire(os.path.join(text, lock))
@@ -181,3 +180,18 @@ def hold(folder: epath.PathLike, *, lock: str, lease: str, busy: str, wait: floa
         yield Local()
     finally:
         held.release(remove=True)
+
+
+@contextlib.contextmanager
+def _leased(create: Callable[[], Lease], end: float) -> Iterator[Lease]:
+    """Take a lease; until the time `end`, try again when another job holds it."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                held = stack.enter_context(create())
+                break
+            except ValueError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.2)
+        yield held

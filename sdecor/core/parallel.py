@@ -278,9 +278,3 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-def wait_for_all(name: str) -> None:
-    """Wait until every process has called this with the same `name`."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -98,6 +98,7 @@ def join(
     alone = jax.process_count() == 1  # this starts the devices, and their libraries may take signals too
     interrupt.install()
     if alone:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # no other process can be the reason of an abort
         return
     interrupt.join_job(announce or (lambda: None), end_together)
     _job.listener = threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True)
@@ -202,7 +203,7 @@ def _state() -> Any:
 
 
 def _joined() -> bool:
-    return _state().client is not None and _state().num_processes > 1
+    return jax.distributed.is_initialized() and _state().num_processes > 1  # no private name outside of a job
 
 
 def _hear_of_the_end() -> None:

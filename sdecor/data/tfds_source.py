@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sdecor.core import files
+from sdecor.core import files, watchdog
 from sdecor.data.decode import Decoder, decode_mask
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
@@ -333,6 +333,7 @@ class TfdsSource:
         labels, self._left_out = np.full(len(self), -1, np.int32), 0
         starts = range(0, len(self), SCAN)
         for start in tqdm(starts, f"Labels of {self.prepared.name} {self.split}", disable=len(self) < LARGE):
+            watchdog.beat("the reading of labels")
             indices = range(start, min(start + SCAN, len(self)))
             for index, record in self._read_some(indices):
                 feature = tf_example_pb2.Example.FromString(record).features.feature["label"]

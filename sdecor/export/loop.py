@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from sdecor.core import commands, files, parallel, processes
-from sdecor.core.interrupt import Interrupt
+from sdecor.core import commands, files, parallel, processes, watchdog
+from sdecor.core.interrupt import Interrupt, Stopped
 from sdecor.export import lock, programs
 from sdecor.export.encode import COUNTS
 from sdecor.export.feed import Batch, DeviceBatch, Reader, validate_labels
@@ -280,15 +280,20 @@ def _compute(job: Job, variables: Any, key: jax.Array) -> tuple[int, int | None]
     computed, count, pending, failure = 0, job.reader.count, None, None
     with kept(job), contextlib.closing(feed) as batches:
         while not (stopped := job.stop()):
+            watchdog.beat("the input of the export")
             try:
                 if (batch := next(batches, None)) is None:
                     break
                 count = batch.total if count is None else count
                 validate_batch(job, batch, count)
+            except Stopped:  # a signal, while the input does not answer
+                stopped = job.stop()
+                break
             except Exception as error:
                 failure = error  # raised after the previous batch's results are in their ranges
                 break
             if batch.by_device:
+                watchdog.beat("a batch of the export", timed=pending is not None)  # the first one compiles
                 outputs = compiled(variables, parallel.put(batch.arrays), key)
                 parallel.fetch_ahead(outputs)
                 computed += _collect(job, *pending) if pending else 0
@@ -315,8 +320,12 @@ def _collect(job: Job, batch: Batch, outputs: Any) -> int:
 
 def _finish(job: Job, count: int) -> bool:
     """Wait for the other processes' ranges and finish the export; return False when asked to stop."""
-    while jax.process_count() > 1 and job.store.finished < count:
+    before = -1
+    while jax.process_count() > 1 and (finished := job.store.finished) < count:
         if job.stop():
             return False
+        if finished > before:
+            watchdog.beat("the wait for other processes of the export")
+        before = finished
         time.sleep(POLL_SECONDS)
     return job.store.wait_and_finish(count) or not parallel.is_main_process()

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from sdecor.core import watchdog
 from sdecor.core.checks import check_choice
 from sdecor.core.threads import map_ahead
 from sdecor.export.files import Files, open_files
@@ -65,7 +66,11 @@ def damaged_ranges(
 
     begins = list(begins)
     looked = map_ahead(look, begins, threads=READERS, ahead=4 * READERS, name="verify")
-    return {start: found for start, found in zip(begins, looked, strict=True) if found}
+    damaged = {}
+    for start, found in zip(begins, looked, strict=True):
+        watchdog.beat("the verification of the export")
+        damaged |= {start: found} if found else {}
+    return damaged
 
 
 def damaged_end(files: Files, group: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from sdecor.core import parallel, processes, watchdog
-from sdecor.core.interrupt import Interrupt
+from sdecor.core.interrupt import Interrupt, Stopped
 from sdecor.data import create_loader, evaluation_batches, load_in_memory
 from sdecor.data.batches import order_seed
 from sdecor.data.reading import Record, Skipping
@@ -138,6 +138,12 @@ def create_validation(
     key = parallel.replicate(jax.random.key(0))
 
     def validate(state: TrainState, interrupt: Interrupt) -> list[dict[str, float]] | None:
+        try:
+            return measure(state, interrupt)
+        except Stopped:  # a signal, while the input does not answer
+            return None
+
+    def measure(state: TrainState, interrupt: Interrupt) -> list[dict[str, float]] | None:
         batches = evaluation_batches(
             source,
             batch_size=parallel.round_up(batch_size),

@@ -271,7 +271,7 @@ def assume_facts(
     if not size:
         raise ValueError("--image_shape is missing: config.data.canvas is None, so give the images' height and width")
     size = (size, size) if isinstance(size, int) else tuple(size)
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or not all(isinstance(each, int) and each >= 1 for each in size):
         raise ValueError(f"--image_shape = {','.join(map(str, size))}: give a height and a width, such as 256,256")
     found = PUBLISHED.get(data.name.partition(":")[0], _UNKNOWN)
     mean, std = found if len(found[0]) in (1, data.channels) else _UNKNOWN

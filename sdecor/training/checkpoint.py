@@ -113,9 +113,7 @@ class Checkpoints:
                 found, problem = _NOT_FINITE, error
         found = int(parallel.gather(np.array([found])).max())
         if found == _NOT_FINITE:
-            raise problem or FloatingPointError(
-                f"a parameter is not finite after step {step}: no checkpoint was saved"
-            )
+            raise problem or FloatingPointError(f"a parameter is not finite after step {step}: no checkpoint was saved")
         if found == _TOO_OFTEN:
             raise self._failure(f"{TRIES} checkpoints in a row")
         if found == _WELL and not self._proven:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.core import files, parallel, rng
+from sdecor.core import files, leases, parallel, rng
 from sdecor.core.commands import TemporaryFailure
 from sdecor.training import clock, health, run_folder
 from sdecor.training.checkpoint import BEST_BY, Checkpoints, restore_together
@@ -149,12 +149,16 @@ def fingerprint(state: TrainState) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Writer:
-    """The log, checkpoints and health of a member; `failure` says why it failed, and is "" if it did not."""
+    """The log, checkpoints and health of a member; `failure` says why it failed, and is "" if it did not.
+
+    `lock` is that of the member's folder, in the main process.
+    """
 
     member: Member
     checkpoints: Checkpoints
     logbook: Logbook
     health: Health = dataclasses.field(default_factory=Health)
+    lock: leases.Local | leases.Lease | None = None
     failure: str = ""
 
     def observe(self, step: int, terms: dict[str, float], policy: Policy) -> None:
@@ -182,12 +186,23 @@ class Writer:
         parallel.say(f"{self.member.name}: {text}" if self.member.name else text[0].upper() + text[1:])
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
-        """Write a checkpoint, with its validation result if any, unless the member has failed."""
+        """Write a checkpoint, with its validation result if any, unless the member has failed.
+
+        Raises:
+          TemporaryFailure: if the lock of a remote folder was lost, because another job may write there.
+        """
         if self.failure:
             return
+        if self.lock is not None:
+            try:
+                self.lock.raise_if_lost()
+            except OSError as error:
+                raise TemporaryFailure(str(error)) from error
         try:
-            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it.
-            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1))
+            # Only the good checkpoint before a bad loss is worth a return, even if later ones would replace it. While
+            # the losses are good, it is the latest: no process needs to list the folder, which may be remote.
+            bad = self.health.bad_since is not None
+            self.checkpoints.keep_good(self.health.good(self.checkpoints.steps(), failed=step + 1) if bad else None)
             position = {"step": step, "seed": self.member.seed, "health": dataclasses.asdict(self.health)}
             self.checkpoints.save(state, position=position, metrics=metrics)
         except FloatingPointError as error:

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from sdecor.core import files, parallel
+from sdecor.core import files, parallel, watchdog
 from sdecor.training import build, compiled, members, replicas, run_folder
 from sdecor.training.batches import batch_shapes
 
@@ -68,6 +68,7 @@ def compile_only(
             own.train.batch_size = batch_size
         return lower_shapes(configs[method], facts, len(chosen) or None, devices if topology else None)
 
+    watchdog.beat("the compilation of the step", timed=False)
     plan = compiled.Plan(
         title=run_folder.title_of_members(config, len(chosen) or 1),
         devices=devices,

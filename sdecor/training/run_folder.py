@@ -30,7 +30,7 @@ PREDECESSOR_SECONDS = 10.0  # for a job that was just asked to stop, and whose s
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
+def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[leases.Local | leases.Lease | None]:
     """Make a run's folder and lock it for this job, if `hold` is set: in the main process alone.
 
     The lock dies with its holder. A folder that stays empty is removed again.
@@ -40,7 +40,7 @@ def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
       TemporaryFailure: if the folder cannot be written now, for example because the disk is full.
     """
     if not hold:
-        yield
+        yield None
         return
     files.check_checkpoints("--workdir", workdir)
     folder = files.make_folder("--workdir", workdir)
@@ -48,10 +48,10 @@ def lock(workdir: epath.PathLike, *, hold: bool = True) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(leases.hold(folder, lock=LOCK, lease=LEASE, **wait))
+                held = stack.enter_context(leases.hold(folder, lock=LOCK, lease=LEASE, **wait))
             except OSError as error:
                 raise _unwritable(workdir, error) from error
-            yield
+            yield held
     finally:
         with contextlib.suppress(Exception):
             if not any(folder.iterdir()):

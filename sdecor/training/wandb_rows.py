@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from absl import logging
 from etils import epath
 
 from sdecor.core import files, parallel
@@ -100,8 +101,11 @@ def senders(
 def _stored_id(folder: str) -> str:
     """Return the id in the folder's wandb.json; make one at the first start."""
     path = files.make_folder("--workdir", folder) / "wandb.json"
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return json.loads(epath.Path(path).read_text())["id"]
     found = uuid.uuid4().hex[:12]
-    files.write_json(path, {"id": found})
+    try:
+        files.write_json(path, {"id": found})
+    except OSError as error:  # the next start sends to another run
+        logging.warning("%s cannot be written: %s", path, error.strerror or error)
     return found

@@ -1,17 +1,22 @@
 """Tests of faults during an export: a full disk, damaged files, a second export into the path, broken images."""
 
 import contextlib
+import os
 import pathlib
 import re
 import resource
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import export_program
+import jax
 import numpy as np
 import pytest
 
 from sdecor import export
+from sdecor.data import load_in_memory
 from sdecor.export.manifest import read_all
 
 OPTIONS = export_program.OPTIONS | {"chunk_rows": 4}
@@ -166,3 +171,38 @@ def test_images_that_become_readable_or_unreadable_are_the_same_data(whole, tmp_
     changed.images = np.where(np.arange(COUNT)[:, None, None, None] > 60, changed.images + 1, changed.images)
     with pytest.raises(ValueError, match=r"data\.images\.\d+ and \d+ images more: "):
         export.export(export_program.network, changed, path, **OPTIONS)
+
+
+def test_a_signal_while_the_input_does_not_answer_gives_a_summary(whole, tmp_path):
+    class Blocked(Source):
+        def __getitem__(self, index: int) -> dict:
+            if index == 40:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            return super().__getitem__(index)
+
+    path = tmp_path / "out.zarr"
+    done = export.export(export_program.network, Blocked(), path, **OPTIONS)
+    assert not done.complete and done.finished == recorded_examples(path) >= 4
+    many = [{"image": np.zeros((2, 2, 3), np.uint8), "label": 0}] * 3
+    assert len(load_in_memory(Slow(many))) == 3  # the earlier signal ends no later wait
+    assert run(path).complete and tree(path) == whole
+
+
+class Slow(list):
+    labels = (0, 0, 0)
+
+    def __getitem__(self, index: int) -> dict:
+        time.sleep(0.3)
+        return super().__getitem__(index)
+
+
+def test_an_export_tells_the_watchdog_of_each_batch_and_range(tmp_path, monkeypatch):
+    beats = []
+    monkeypatch.setattr("sdecor.core.watchdog.beat", lambda what, *, timed=True: beats.append((what, timed)))
+    run(tmp_path / "out.zarr")
+    batches = [timed for what, timed in beats if what == "a batch of the export"]
+    assert len(batches) >= COUNT // OPTIONS["device_batch"] // jax.local_device_count() and batches[:2] == [False, True]
+    beats.clear()
+    run(tmp_path / "out.zarr")
+    assert beats.count(("the verification of the export", True)) >= COUNT // 4

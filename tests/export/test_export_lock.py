@@ -1,5 +1,6 @@
 """Tests of two exports into one path: the second is refused as long as the first is alive, and no longer."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -11,6 +12,7 @@ import time
 import pytest
 import tensorstore as ts
 
+from sdecor.core import leases
 from sdecor.core.leases import Lease
 from sdecor.export.lock import hold
 
@@ -174,3 +176,20 @@ def test_a_url_takes_a_lease(tmp_path):
     with hold(f"file://{tmp_path}/out") as held:
         assert isinstance(held, Lease) and (tmp_path / "out/.sdecor/lease.json").exists()
     assert not (tmp_path / "out/.sdecor/lease.json").exists()
+
+
+def test_a_url_is_waited_for_while_its_holder_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdecor.core.leases.Lease", functools.partial(Lease, **FAST))
+    options = {"lock": "lock", "lease": "lease.json", "busy": "is being trained"}
+    url = f"file://{tmp_path}/run"
+    with leases.hold(url, **options):
+        with pytest.raises(ValueError, match="is being trained by"):
+            with leases.hold(url, **options):
+                pass
+    first = leases.hold(url, **options)
+    first.__enter__()
+    ends = threading.Timer(0.3, first.__exit__, (None, None, None))
+    ends.start()
+    with leases.hold(url, **options, wait=20.0) as held:
+        held.raise_if_lost()
+    ends.join()

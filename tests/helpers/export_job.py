@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from sdecor import export
-from sdecor.core import parallel
 from sdecor.models import create_model
 
 COUNT, SIDE = 45, 12
@@ -46,7 +45,7 @@ class Source:
 
 def main(path: str, *job: str) -> None:
     if job:
-        parallel.initialize(job[0], int(job[1]), int(job[2]))
+        jax.distributed.initialize(job[0], int(job[1]), int(job[2]))  # as a program of the user does
     print(export.export(network(), Source(), path, **OPTIONS))
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor import export
-from sdecor.core import parallel
 
 COUNT, SIDE, STOPPED = 150, 6, 130
 LAYOUTS = {"plain": {"chunk_rows": 4}, "sharded": {"chunk_rows": 2, "shard_rows": 8}}
@@ -53,7 +52,7 @@ def run(path: str, layout: str, pause: float = 0.02, cache: str | None = None) -
 
 def main(path: str, layout: str, *job: str) -> None:
     if job:
-        parallel.initialize(job[0], int(job[1]), int(job[2]))
+        jax.distributed.initialize(job[0], int(job[1]), int(job[2]))  # as a program of the user does
     done = run(path, layout, float(os.environ.get("PAUSE", "0.02")))
     print(f"{done}\ncomputed: {done.computed}", flush=True)
     if not done.complete:

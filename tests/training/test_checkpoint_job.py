@@ -39,8 +39,11 @@ def images(tmp_path_factory):
     return tiny_runs.draw_images(tmp_path_factory.mktemp("images") / "data")
 
 
-def train(images, folder, fault="none"):
-    """Train in two processes; return their statuses and outputs. A process left by a killed one is killed too."""
+def train(images, folder, fault="none", places=(None, None)):
+    """Train in two processes; return their statuses and outputs. A process left by a killed one is killed too.
+
+    `places` are their working folders.
+    """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny_runs.ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,7 +53,8 @@ def train(images, folder, fault="none"):
     for i in range(2):
         job = (f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}")
         _, script, *arguments = tiny_runs.command(images, folder, *job)
-        pair.append(tiny_runs.start([sys.executable, "-c", program, script, *arguments], env))
+        place = places[i] or tiny_runs.ROOT
+        pair.append(tiny_runs.start([sys.executable, "-c", program, script, *arguments], env, place))
     if fault == "killed":
         pair[0].wait(timeout=400)
         time.sleep(0.5)
@@ -118,3 +122,12 @@ def test_damaged_checkpoints_are_passed_over_by_both_processes(images, undisturb
     assert all(f"checkpoint of step {last} is damaged" in output for output in outputs), outputs
     assert (folder / "checkpoints" / f"damaged-{last}").is_dir()
     assert final(folder) == final(undisturbed)
+
+
+def test_a_folder_that_one_process_does_not_see_is_refused(images, undisturbed, tmp_path):
+    places = [undisturbed.parent, tmp_path]  # the same relative path leads each process elsewhere
+    statuses, outputs = train(images, undisturbed.name, places=places)
+    assert statuses == [commands.FAILED] * 2, outputs
+    assert f"checkpoints in the shared folder {undisturbed.name} is [] here and [" in outputs[1], outputs
+    assert "process 1 of the job ended" in outputs[0]
+    assert record.steps(undisturbed / "checkpoints") and not (tmp_path / undisturbed.name / "checkpoints").exists()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import types
+from typing import NamedTuple
 from unittest import mock
 
 import command_lines
@@ -242,6 +243,8 @@ def test_facts_of_a_data_set_that_is_not_here():
         build.assume_facts(config, 1, image_shape=(8, 8))
     with pytest.raises(ValueError, match="--image_shape = 8: give a height and a width"):
         build.assume_facts(config, 10, image_shape=(8,))
+    with pytest.raises(ValueError, match="--image_shape = 8,wide: give a height and a width"):
+        build.assume_facts(config, 10, image_shape=(8, "wide"))
     facts = build.assume_facts(config, 10, 5000, (8, 9))
     assert facts.image_shape == (8, 9, 3) and facts.examples == 5000 and facts.mean[0] == 0.379278
     config.data.name, config.data.canvas = "unknown", 12
@@ -348,3 +351,21 @@ def test_the_step_is_compiled_for_a_tpu_slice(tmp_path):
     assert report["device"]["kind"] == "TPU v5 lite" and report["devices"] == 8 and found["fits"] is True
     assert found["collectives"]["all-reduce"]["count"] > 0 and found["estimated_seconds"] > 0
     assert wrong[0] == 1 and "--topology=v5e:3x5x7: " in wrong[1] and "Traceback" not in wrong[1]
+
+
+def test_compiling_the_step_has_no_time_limit(monkeypatch):
+    class State(NamedTuple):
+        step: np.ndarray
+        params: np.ndarray
+
+    beats = []
+    monkeypatch.setattr("sdecor.core.watchdog.beat", lambda what, *, timed=True: beats.append((what, timed)))
+
+    def lower(state):
+        assert beats == [("the compilation of the step", False)]
+        return jax.jit(lambda x: x + 1).lower(1.0)
+
+    schedule = types.SimpleNamespace(total=2)
+    run = types.SimpleNamespace(config=default.get_config(), members=[0], schedule=schedule, lower=lower)
+    train.compile_step(run, State(np.zeros((), np.int32), np.zeros(3, np.float32)))
+    assert beats

@@ -333,3 +333,14 @@ def test_a_policy_and_its_bounds_are_validated(images):
 def test_orders_differ_and_the_first_is_the_seeds_own():
     found = [order_seed(seed, order) for seed in range(3) for order in range(4)]
     assert len(set(found)) == 12 and found[::4] == [0, 1, 2] and max(found) < 2**64
+
+
+def test_nothing_is_saved_in_a_folder_whose_lock_is_lost(tmp_path):
+    class Lost:
+        def raise_if_lost(self):
+            raise OSError("the lease was lost")
+
+    writer = members.Writer(members.Member("", str(tmp_path), 0), Checkpoints(tmp_path), None, lock=Lost())
+    with pytest.raises(commands.TemporaryFailure, match="the lease was lost"):
+        writer.save(None, 1, None)
+    assert not list(tmp_path.iterdir())

@@ -151,6 +151,30 @@ def test_validation_cut_off_by_a_signal_is_repeated(images, undisturbed, tmp_pat
     assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
 
 
+def test_a_signal_while_validation_waits_for_images_saves_the_step(images, undisturbed, tmp_path, monkeypatch):
+    class Blocked:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, place):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+            return self.source[place]
+
+    original = train.validation_source
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validation_source", lambda *arguments: Blocked(original(*arguments)))
+        assert not train.train(tiny_runs.tiny_config(images, **{"train.checkpoint_every_steps": 100}), str(tmp_path))
+    (saved,) = Checkpoints(tmp_path, create=False).steps()
+    assert {row["step"] for row in logbook.read_rows(tmp_path)} == set(range(saved + 1))
+    assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
+    assert final_state(images, tmp_path) == final_state(images, undisturbed)
+    assert rows_without_rate(tmp_path) == rows_without_rate(undisturbed)
+
+
 def test_finished_run_is_left_as_it_is(images, undisturbed, capsys):
     before = (undisturbed / "metrics.jsonl").read_text()
     assert train.train(tiny_runs.tiny_config(images), str(undisturbed))

@@ -1,10 +1,13 @@
 """Tests of the rows for Weights & Biases, with a module in its place: no network, and training never waits."""
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 import threading
 import types
+from unittest import mock
 
 import pytest
 import tiny_runs
@@ -85,6 +88,15 @@ def test_a_damaged_id_is_replaced(module, tmp_path):
     with wandb_rows.Sender("p", str(tmp_path), {}):
         pass
     assert module.inits[0]["id"] == json.loads((tmp_path / "wandb.json").read_text())["id"]
+
+
+def test_an_id_that_cannot_be_stored_or_read_stops_nothing(module, tmp_path, monkeypatch, caplog):
+    (tmp_path / "wandb.json").write_text("[]")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(wandb_rows.files, "write_json", mock.Mock(side_effect=full))
+    with wandb_rows.Sender("p", str(tmp_path), {}):
+        pass
+    assert module.inits[0]["id"] and "wandb.json cannot be written: No space left on device" in caplog.text
 
 
 def test_without_the_package_the_flag_is_refused(monkeypatch):
