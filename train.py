@@ -136,12 +136,12 @@ def main() -> None:
         raise ValueError(f"--{alone[0]} goes with --compile_only: add that to compile, or leave it out to train")
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing: name the folder of the run")
-    compiled.use_cache(_CACHE.value, _WORKDIR.value)
     try:
         chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
         if _WANDB.value is not None:
             wandb_rows.check()
-        finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
+        options = {"profile": profile, "wandb": _WANDB.value, "cache": _CACHE.value}
+        finished = train(_CONFIG.value, _WORKDIR.value, chosen, **options)
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(commands.PARTLY) from None
@@ -156,6 +156,7 @@ def train(
     *,
     profile: profiling.Steps | None = None,
     wandb: str | None = None,
+    cache: str | None = "",
 ) -> bool:
     """Train the run of `config` in `folder` from its last checkpoint; return False if it was interrupted.
 
@@ -165,6 +166,7 @@ def train(
       chosen: the replicas; empty for a single run.
       profile: steps to trace; None for no trace.
       wandb: project of Weights & Biases that gets the log; None for none.
+      cache: folder of compiled programs; "" for none, None for one in a local `folder`.
 
     Raises:
       ValueError: for an invalid config, or a folder that holds another run.
@@ -180,6 +182,7 @@ def train(
     with contextlib.ExitStack() as stack:
         main = parallel.is_main_process()
         locks = {each.name: stack.enter_context(run_folder.lock(each.folder, hold=main)) for each in everyone}
+        compiled.use_cache(cache, folder)  # in a folder that this job holds, and before the first compilation
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)

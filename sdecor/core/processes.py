@@ -127,7 +127,7 @@ def compare(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
       values: function that returns nested dicts of settings; a single process does not call it.
 
     Raises:
-      ValueError: in each process whose values differ, with the names of the differing fields.
+      ValueError: in all processes if the values of one differ, with the names of its differing fields.
     """
     if jax.process_count() == 1:
         return
@@ -137,12 +137,24 @@ def compare(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
     if parallel.is_main_process():
         client.key_value_set(key, json.dumps(own))
     first = json.loads(client.blocking_key_value_get(key, _DAY * 1000))
+    text = ""
     if differences := differing_fields(first, own):
         listed = ", ".join(
             f"{name} is {here!r} here and {there!r} in process 0" for name, (there, here) in differences.items()
         )
-        raise ValueError(f"{what} differs in process {jax.process_index()}: {listed}. Start all with the same command")
+        text = f"{what} differs in process {jax.process_index()}: {listed}. Start all with the same command"
+        with contextlib.suppress(Exception):  # another process was first
+            client.key_value_set(f"{key}/differs", text)
     client.wait_at_barrier(f"{key}/all", _DAY * 1000)
+    if text := text or _found(client, f"{key}/differs"):
+        raise ValueError(text)
+
+
+def _found(client: Any, key: str) -> str:
+    try:
+        return client.key_value_try_get(key)
+    except Exception:  # JAX raises an error of its runtime where there is no such key
+        return ""
 
 
 def finish() -> None:
