@@ -304,7 +304,8 @@ def advance(
       health.NotFinite: for a single run, unless the policy is to skip such steps.
     """
     config, schedule, start = run.config, run.schedule, int(state.step)
-    members.begin_times(writers, clock)
+    if start < schedule.total:  # a finished run stays as it is
+        members.begin_times(writers, clock)
     validated = all(writer.checkpoints.has_metrics(start) for writer in writers)
     if schedule.is_due(start, schedule.eval_every) and not validated:
         # The run was stopped before or during this validation.

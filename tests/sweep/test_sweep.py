@@ -13,6 +13,7 @@ import pytest
 import sweeps
 import tiny_runs as trained
 
+from sdecor.core import children
 from sdecor.sweep import __main__ as command_line, check, commands, dry, job, local, plan, trial_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -219,7 +220,7 @@ def test_killed_sweep_is_continued(tmp_path):
 
 
 def test_orphan_keeps_its_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_LIBC", None)  # as on systems that cannot signal an orphan
+    monkeypatch.setattr(children, "_LIBC", None)  # as on systems that cannot signal an orphan
     sweeps.stand_in(monkeypatch, seconds=1.0)
     (trial, *_) = plan.make(sweeps.content()).trials()
     started = job.start(job.Group((trial,)), tmp_path)
@@ -261,7 +262,7 @@ def test_time_left_is_that_of_finished_trials(tmp_path):
     left = [trial for trial in trials if trial.key != "ce/seed0"]
     assert local.seconds_left(trials, left, tmp_path) == 3 * 120
     (tmp_path / "ce/seed1").mkdir()
-    (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
+    (tmp_path / "ce/seed1/metrics.jsonl").write_text(json.dumps({"step": 5, "split": "train"}) + "\n")
     assert local.seconds_left(trials, left, tmp_path) == 3 * 120 - 30  # half of its steps are done
     assert "3 left, about 3 min" in local.remaining(trials, tmp_path, jobs=2)
     assert local.remaining(left, tmp_path / "none") == "3 left; the time is known once one is finished"
