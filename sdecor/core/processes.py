@@ -241,6 +241,8 @@ def _leave_together(status: int) -> None:
     """End this process when all others have heard of the end, so that the coordinator is the last to go."""
     with contextlib.suppress(Exception):
         _state().client.wait_at_barrier("sdecor/left", _TOGETHER_SECONDS * 1000)
+        if _state().process_id == 0:
+            time.sleep(0.5)  # the others leave first: without the coordinator, their runtime would abort
     _leave(status)
 
 

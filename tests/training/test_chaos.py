@@ -17,13 +17,14 @@ from sdecor.core.commands import INTERRUPTED, RETRY
 STEPS = 60
 STOPS = {1: 20, 2: 12}  # number of processes → number of random kills and signals
 HEARTBEAT = 5
+START = 60  # seconds to wait for a process that was stopped before it had met the others
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGES = {"train.epochs": STEPS / 3, "model.widths": (4,), "train.checkpoint_every_steps": 2}
 
 
 def command(images: pathlib.Path, folder: pathlib.Path) -> list[str]:
     flags = [f"--config.{name}={value}" for name, value in CHANGES.items()]
-    return tiny_runs.command(images, folder, *flags, f"--heartbeat={HEARTBEAT}")
+    return tiny_runs.command(images, folder, *flags, f"--heartbeat={HEARTBEAT}", f"--start_timeout={START}")
 
 
 def outcome(images: pathlib.Path, folder: pathlib.Path) -> tuple[dict, list[dict]]:
@@ -51,6 +52,8 @@ def check_statuses(job: Job, statuses: list[int], process: int, number: signal.S
         assert {*others} <= {RETRY, 0}, (statuses, outputs)
         return
     allowed = {INTERRUPTED, 0}
+    if "started within" in outputs:  # the signal came before the processes had met
+        allowed |= {RETRY}
     if statuses[process] == -number:  # the signal came before the first line of the program
         assert not job.output(process), outputs
         allowed |= {-number, RETRY}
