@@ -20,11 +20,10 @@ if __name__ == "__main__":
     end_while_importing()  # the imports take seconds
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -46,21 +45,12 @@ from sdecor.training import (
     run_folder,
     wandb_rows,
 )
-from sdecor.training.batches import (
-    Validate,
-    batch_shapes,
-    create_loaders,
-    create_validation,
-    member_batches,
-    record_left_out,
-    reordered,
-    validation_source,
-)
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.clock import Clock
 from sdecor.training.logbook import Logbook
-from sdecor.training.members import Member, Writer
+from sdecor.training.members import Writer
 from sdecor.training.pace import Pace
+from sdecor.training.run import Run, build_run, compile_step, opening, title
 from sdecor.training.state import TrainState
 from sdecor.training.terms import TERMS
 
@@ -88,24 +78,6 @@ _IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height and width of the s
 _OF_COMPILE_ONLY = (_TOPOLOGY, _METHODS, _JSON, _CLASSES, _EXAMPLES, _IMAGE_SHAPE)
 
 SHOWN = ("loss", *TERMS, "accuracy")  # in the progress bar
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """All that the loop needs beside the state, built from the config.
-
-    One state, one batch and one dict of terms hold the arrays of all members (see `sdecor.training.members`).
-    """
-
-    config: ConfigDict  # the config without the replicas' own fields
-    members: Sequence[Member]
-    replicas: int | None  # number of replicas; None for a single run
-    schedule: build.Schedule
-    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
-    validate: Validate
-    policy: health.Policy  # for a loss that is not finite
 
 
 def main() -> None:
@@ -187,7 +159,7 @@ def train(
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)
         processes.compare("the restored state", partial(members.fingerprint, state))
-        parallel.say(_opening(run, state, folder))
+        parallel.say(opening(run, state, folder))
         compile_step(run, state)
         options = {"tensorboard": config.log.tensorboard, "enabled": parallel.is_main_process()}
         open_logbook = partial(Logbook, step=int(state.step), **options)
@@ -207,75 +179,6 @@ def train(
     if finished and any(failures.values()):
         raise replicas.PartlyFinished(replicas.list_failures(failures))
     return finished
-
-
-def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> tuple[Run, TrainState]:
-    """Build the run and its state before the first step: open the data, validate the config, claim the folders."""
-    configs = build.create_replicas(config, chosen)
-    seeds = [own.seed for own in configs]
-    group, count = members.create(folder, chosen, seeds), len(chosen) or None
-    dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
-    facts = build.read_facts(dataset)
-    program = build.create_program(configs[0], facts)
-    schedule = program.schedule
-    state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
-    if parallel.is_main_process():
-        build.warn_small_batch(config, program.model, program.image_shape)
-    # Every process validates, so that all raise the same error; one process writes.
-    for member, own in zip(group, configs, strict=True):
-        run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
-    given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
-    replicas_given = {each.name: dict(each.overrides) for each in chosen}
-    # A folder that one process does not see would let the processes read different checkpoints, and wait for ever.
-    folders = [member.folder for member in group]
-    given |= {f"checkpoints in the shared folder {each}": Checkpoints(each, create=False).steps() for each in folders}
-    processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
-    record_left_out(dataset, folder)
-    hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
-    hyper = parallel.replicate(members.join(hypers, count))
-    key = parallel.replicate(members.run_key(seeds, 1, count))
-    step = parallel.pmap_step(members.lift(program.step, count))
-    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    shapes = batch_shapes(facts.image_shape, **sizes)
-    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
-    loaders = create_loaders(
-        dataset.source("train"),
-        seeds,
-        batch_size=config.train.batch_size // config.train.accumulate,
-        kind=config.data.loader,
-        memory_limit_mb=config.data.memory_limit_mb,
-        num_workers=config.data.workers,
-    )
-    run = Run(
-        config=config,
-        members=group,
-        replicas=count,
-        schedule=schedule,
-        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
-        train_step=lambda state, batch: step(state, batch, hyper, key),
-        batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
-        validate=create_validation(
-            program.model.apply,
-            program.prepare_evaluation,
-            validation_source(dataset.source("val"), loaders[0]),
-            batch_size=config.evaluation.batch_size,
-            replicas=count,
-        ),
-        policy=build.create_policy(config),
-    )
-    return run, state
-
-
-def compile_step(run: Run, state: TrainState) -> None:
-    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
-    config, count = run.config, len(run.members)
-    job = compiled.Plan(_title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
-    for line in compiled.describe_plan(job)[1:]:
-        parallel.say(line)
-    parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
-    if int(state.step) < run.schedule.total:
-        watchdog.beat("the compilation of the step", timed=False)
-        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
 
 
 def loop(
@@ -315,7 +218,7 @@ def advance(
     bar = commands.progress_bar(
         total=schedule.total * images,
         initial=start * images,
-        description=_title(run),
+        description=title(run),
         enabled=config.log.progress and parallel.is_main_process(),
     )
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
@@ -379,20 +282,6 @@ def _note(
         rate = (step - start) * images / (time.perf_counter() - time_at_start)
         for writer, own in going:
             writer.logbook.write(step, "train", own | {"images_per_second": rate})
-
-
-def _title(run: Run) -> str:
-    return run_folder.title_of_members(run.config, len(run.members))
-
-
-def _opening(run: Run, state: TrainState, folder: str) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // len(run.members)
-    config, todo = run.config, run.schedule.left(int(state.step))
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} device{'s' if jax.device_count() > 1 else ''}"
-    return (
-        f"{_title(run)} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
-        f"{devices} · {todo} · {folder}"
-    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ ONLY_FROM = {
 }
 # Files that stay usable, or readable, alone: all that each imports of the package.
 ALONE = {
-    "core/children.py": set(),
     "training/specification.py": {"core", "losses", "masking"},
     "training/terms.py": {"core", "losses"},
     "training/objective.py": {"core", "losses", "masking", "models", "training.terms"},
@@ -51,9 +50,13 @@ ALONE = {
     "training/clock.py": set(),
     "training/profiling.py": {"core"},
     "training/wandb_rows.py": {"core"},
-    **{f"core/{leaf}.py": set() for leaf in ("checks", "classes", "commands", "files", "jaxpr", "rng")},
+    **{
+        f"core/{leaf}.py": set()
+        for leaf in ("checks", "children", "classes", "commands", "files", "jaxpr", "native", "rng")
+    },
 }
-READS_CONFIGS = {"training/build.py", "training/preview.py", "evaluation/runs.py"}  # and the programs and sweep
+# And the programs and sweep.
+READS_CONFIGS = {"training/build.py", "training/run.py", "training/preview.py", "evaluation/runs.py"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -5,13 +5,26 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 # Exit statuses of all programs; docs/cluster.md has the table.
 FAILED = 1  # an error in the request or in the program: the same command fails again
 PARTLY = 3  # some replicas of train.py failed, the others are finished
 RETRY = 75  # a fault of the surroundings, such as a full disk or a dead process: the same command continues
 INTERRUPTED = 130  # stopped by a signal, with everything saved: the same command continues
+
+
+def program_name() -> str:
+    """Return the name of the program for its messages, such as "train.py"."""
+    return os.path.basename(sys.argv[0])
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once, without Python's shutdown, which may wait for threads or crash beside them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
 
 
 class TemporaryFailure(Exception):

@@ -208,8 +208,8 @@ def read_json(path: epath.PathLike, *, remedy: str = "restore it from a copy, or
     except (ValueError, RecursionError):  # also bytes that are no text
         found = None
     if not isinstance(found, dict):
-        fault = "is damaged: it holds no whole JSON object" if content.strip() else "is empty"
-        raise ValueError(f"{os.fspath(path)} {fault}; {remedy}")
+        fault = "it holds no whole JSON object" if content.strip() else "it is empty"
+        raise ValueError(f"{os.fspath(path)} is damaged: {fault}; {remedy}")
     return found
 
 

@@ -6,7 +6,6 @@ ends the program at once, also while the main thread compiles or waits in native
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-from sdecor.core.commands import INTERRUPTED
+from sdecor.core.commands import INTERRUPTED, leave, program_name
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECONDS = 1.0  # a terminal or a scheduler may send one signal twice
@@ -122,20 +121,6 @@ def join_job(announce: Callable[[], None], end: Callable[[int, str], None]) -> N
     _program.forward, _program.end = announce, end
 
 
-def native_handler(number: signal.Signals) -> Callable[[], None] | None:
-    """Remove the native handler of a signal, and return a function that calls it; None if there is none.
-
-    A library in C++ takes a signal for itself when it starts, and Python cannot see its handler.
-    """
-    library = ctypes.CDLL(None)
-    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    address = library.signal(number, None)
-    if address in (None, 0, 1, ctypes.c_void_p(-1).value):  # default, ignored, or an error
-        return None
-    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
-    return lambda: call(int(number))
-
-
 def _handle(number: int, frame: FrameType | None) -> None:
     now, again = time.monotonic(), _program.received is not None
     repeated = again and (number == signal.SIGTERM or now - _program.at < REPEAT_SECONDS)
@@ -168,10 +153,10 @@ def _leave(number: int) -> None:
     """End the process at once, with one line."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    text = f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}"
+    text = f"{program_name()}: stopped by {signal.Signals(number).name}"
     print(text, file=sys.stderr, flush=True)
     _program.end(INTERRUPTED, text)
-    os._exit(INTERRUPTED)
+    leave(INTERRUPTED)
 
 
 def _forget_in_child() -> None:

@@ -1,7 +1,5 @@
 """The start of train.py and evaluate.py: flags for lists of words, joining a job, and errors as one line."""
 
-import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +8,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from sdecor.core import interrupt, processes, watchdog
-from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, as_one_line, config_error
+from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, as_one_line, config_error, leave, program_name
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
@@ -68,7 +66,7 @@ def run(main: Callable[[], None], *, kept: str) -> None:
 
     def started(argv: list[str]) -> None:
         if len(argv) > 1:
-            sys.exit(f"{_program()}: unknown argument {argv[1]!r}; flags have the form --name=value")
+            sys.exit(f"{program_name()}: unknown argument {argv[1]!r}; flags have the form --name=value")
         logging.set_verbosity(logging.WARNING)
         status = 0
         try:
@@ -79,7 +77,7 @@ def run(main: Callable[[], None], *, kept: str) -> None:
             if not _is_agreed(error):
                 processes.end_together(status, text)  # does not return in a job of several processes
             if isinstance(error, KeyboardInterrupt):
-                _leave_at_once(status)
+                leave(status)  # Python's shutdown may crash while a thread of XLA still compiles
         with interrupt.Interrupt():
             _guarded(processes.finish)
             interrupt.ignore()
@@ -89,21 +87,13 @@ def run(main: Callable[[], None], *, kept: str) -> None:
 
 
 def _watched(main: Callable[[], None]) -> None:
-    with watchdog.Watchdog(_WATCHDOG.value, _program(), leave=_leave):
+    with watchdog.Watchdog(_WATCHDOG.value, program_name(), leave=_leave):
         main()
 
 
 def _leave(status: int) -> NoReturn:
-    processes.end_together(status, f"{_program()} makes no progress")
-    os._exit(status)
-
-
-def _leave_at_once(status: int) -> NoReturn:
-    """End the process without Python's shutdown, which may crash while a thread of XLA still compiles."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(status)
+    processes.end_together(status, f"{program_name()} makes no progress")
+    leave(status)
 
 
 def _is_agreed(error: BaseException) -> bool:
@@ -114,7 +104,7 @@ def _is_agreed(error: BaseException) -> bool:
 def _ending(error: BaseException, kept: str) -> tuple[int, str]:
     """Print an error that ends the program; return its exit status and its text."""
     if isinstance(error, KeyboardInterrupt):
-        status, text = INTERRUPTED, f"{_program()}: stopped. {kept}"
+        status, text = INTERRUPTED, f"{program_name()}: stopped. {kept}"
     elif isinstance(error, SystemExit):
         status, text = (FAILED, error.code) if isinstance(error.code, str) else (error.code or 0, "")
         if not text and error.__context__ is not None:  # printed already
@@ -127,12 +117,8 @@ def _ending(error: BaseException, kept: str) -> tuple[int, str]:
     return status, text or f"status {status}"
 
 
-def _program() -> str:
-    return os.path.basename(sys.argv[0])
-
-
 def _guarded(action: Callable, extra: tuple[type[Exception], ...] = ()) -> object:
-    with as_one_line(_program(), (*EXPECTED, *extra, flags.Error), config_error):
+    with as_one_line(program_name(), (*EXPECTED, *extra, flags.Error), config_error):
         try:
             return action()
         except Exception as error:

@@ -5,9 +5,8 @@ this they would wait for it in a collective. The death of a process is found by 
 """
 
 import contextlib
-import ctypes
+import functools
 import json
-import os
 import signal
 import sys
 import threading
@@ -17,8 +16,8 @@ from typing import Any
 
 import jax
 
-from sdecor.core import interrupt, parallel, watchdog
-from sdecor.core.commands import RETRY, TemporaryFailure
+from sdecor.core import interrupt, native, parallel, watchdog
+from sdecor.core.commands import RETRY, TemporaryFailure, leave, program_name
 from sdecor.core.files import differing_fields, plain_settings
 
 HEARTBEAT_SECONDS = 60  # default time within which a dead process ends the others
@@ -94,13 +93,13 @@ def join(
         raise TemporaryFailure(f"{late}: {_first_line(error)}") from error
     finally:
         timer.cancel()
-    announce = interrupt.native_handler(signal.SIGTERM)  # of JAX's preemption service
+    announce = native.replace_handler(signal.SIGTERM, None)  # of JAX's preemption service
     alone = jax.process_count() == 1  # this starts the devices, and their libraries may take signals too
     interrupt.install()
     if alone:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)  # no other process can be the reason of an abort
         return
-    interrupt.join_job(announce or (lambda: None), end_together)
+    interrupt.join_job(functools.partial(announce, signal.SIGTERM) if announce else lambda: None, end_together)
     _job.listener = threading.Thread(target=_hear_of_the_end, name="end-of-job", daemon=True)
     _job.listener.start()
 
@@ -171,7 +170,7 @@ def finish() -> None:
         client.key_value_set(_END, json.dumps(None))
     _job.listener.join()  # a thread in native code would crash the end of the interpreter
     jax.distributed.shutdown()
-    _set_native_handler(None)
+    native.replace_handler(signal.SIGABRT, None)
 
 
 def end_together(status: int, text: str) -> None:
@@ -250,14 +249,11 @@ def _leave(status: int, text: str = "") -> None:
     """End the process at once, without the barrier at which JAX would wait for dead processes."""
     if text:
         _say(text)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(status)
+    leave(status)
 
 
 def _say(text: str, *, where: bool = True) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {_located(text) if where else text}", file=sys.stderr, flush=True)
+    print(f"{program_name()}: {_located(text) if where else text}", file=sys.stderr, flush=True)
 
 
 def _located(text: str) -> str:
@@ -278,15 +274,8 @@ def _end_at_abort() -> None:
         _job.ending = RETRY
         _leave(RETRY, LOST)
 
-    _job.abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-    _set_native_handler(ctypes.cast(_job.abort, ctypes.c_void_p))
-
-
-def _set_native_handler(handler: ctypes.c_void_p | None) -> None:
-    """Set the native handler of an abort; None for the default."""
-    library = ctypes.CDLL(None)
-    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    library.signal(signal.SIGABRT, handler)
+    _job.abort = native.CALLBACK(aborted)
+    native.replace_handler(signal.SIGABRT, _job.abort)
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,6 +62,7 @@ class Checkpoints:
         self._reason = "see the main process"  # why the last one could not
         self._damaged: dict[int, str] = {}  # step → why its checkpoint cannot be read
         self._proven = False  # whether a checkpoint of this folder was read back
+        self._facts: dict[str, Any] = {}  # config and data set of the run, from the opening on
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +134,7 @@ class Checkpoints:
                     return _WELL
                 self._manager.delete(step)
                 self._damaged.pop(step, None)
-            about = {"step": step, "position": position, "metrics": metrics, **run_folder.facts(self.directory.parent)}
+            about = {"step": step, "position": position, "metrics": metrics, **self._facts}
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=_RecordSave(about, arrays))
             self._manager.save(step, args=args, metrics=metrics, force=True)
         except Exception as error:  # orbax raises many kinds
@@ -197,6 +198,7 @@ class Checkpoints:
         if self._manager is not None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._facts = run_folder.facts(self.directory.parent)
         self._remove_unfinished()
         python_logging.getLogger("absl").addFilter(_raised_only)  # for good: threads of a failed save live on
         alone = ocp.options.MultiprocessingOptions(

@@ -28,7 +28,7 @@ class NotFinite(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What to do when the loss or its gradient is not finite; the fields are documented in configs/default.py."""
+    """Policy for a loss or a gradient that is not finite; the fields are documented in configs/default.py."""
 
     on_nonfinite: str = "stop"
     max_skips: int = 10
@@ -38,7 +38,7 @@ class Policy:
 
 @dataclasses.dataclass
 class Health:
-    """What is known of a run's health up to a step.
+    """Losses, skipped steps and rollbacks of a run, up to a step.
 
     Attributes:
       first: loss of the run's first step, before any update; None before it.

@@ -5,10 +5,8 @@ Those of a single run have no such axis, and its step is compiled without `vmap`
 """
 
 import dataclasses
-import functools
 import math
 import shlex
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from sdecor.core import files, leases, parallel, rng
 from sdecor.core.commands import TemporaryFailure
-from sdecor.training import clock, health, run_folder
+from sdecor.training import clock, health, record, run_folder
 from sdecor.training.checkpoint import BEST_BY, Checkpoints, restore_together
 from sdecor.training.health import Health, NotFinite, Policy
 from sdecor.training.logbook import Logbook, read_rows
@@ -141,10 +139,8 @@ def restore(
 
 
 def fingerprint(state: TrainState) -> dict[str, Any]:
-    """Return the step and a checksum of the parameters, for a comparison between processes."""
-    arrays = jax.tree.leaves(parallel.to_host(state.params))
-    checksum = functools.reduce(lambda found, array: zlib.crc32(np.ascontiguousarray(array), found), arrays, 0)
-    return {"step": int(state.step), "parameters": f"{checksum:08x}"}
+    """Return the step and the checksums of the parameters, for a comparison between processes."""
+    return {"step": int(state.step), "parameters": record.crc32(parallel.to_host(state.params))}
 
 
 @dataclasses.dataclass

@@ -41,7 +41,7 @@ def read(directory: epath.PathLike, step: int) -> dict[str, Any]:
       ValueError: if the record is missing or damaged; the text names the file.
     """
     path = epath.Path(directory) / str(step) / "meta" / "metadata"
-    content = _read_json(path)
+    content = _read(path)
     seal = content.pop(_SEAL, None)
     former = seal is None and "checksums" in content and "crc32" not in content
     if not former and seal != _seal(content):
@@ -63,22 +63,17 @@ def read_metrics(directory: epath.PathLike, step: int) -> dict[str, float] | Non
     path = epath.Path(directory) / str(step) / "metrics" / "metrics"  # as earlier versions stored it
     if not path.exists():
         return None
-    metrics = _read_json(path)
+    metrics = _read(path)
     if not all(isinstance(value, int | float) for value in metrics.values()):
         raise ValueError(f"{path} is damaged: not all values are numbers")
     return metrics
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _read(path: epath.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        return files.read_json(path, remedy="it belongs to a checkpoint")
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return content
 
 
 def _seal(content: Mapping[str, Any]) -> str:

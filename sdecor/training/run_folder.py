@@ -5,7 +5,6 @@ missing or damaged.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -184,17 +183,12 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"--workdir={workdir} holds no run: {path} is missing. Train one with train.py first")
-    try:
-        content = json.loads(path.read_text())
-        if all(isinstance(content[name], dict) for name in ("config", "dataset", "versions")):
-            return content
-        reason = "not all of its parts are objects"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{error}"
-    raise ValueError(
-        f"{path} is damaged ({reason}): put it back from a copy, or start train.py again with the config of this run, "
-        "which writes the file anew"
-    )
+    remedy = "put it back from a copy, or start train.py again with the config of this run, which writes the file anew"
+    content = files.read_json(path, remedy=remedy)
+    for name in ("config", "dataset", "versions"):
+        if not isinstance(content.get(name), dict):
+            raise ValueError(f"{path} is damaged: its {name!r} is no JSON object; {remedy}")
+    return content
 
 
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sdecor.core.commands import INTERRUPTED
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PRELUDE = """
 import ctypes, os, signal, sys, threading, time
-from sdecor.core import interrupt
+from sdecor.core import interrupt, native
 
 def say(text):
     print(text, flush=True)
@@ -147,22 +147,16 @@ def test_a_held_interrupt_is_a_flag_and_a_repeated_signal_the_same_request(numbe
     assert program.end() == (0, "saved\n", "")
 
 
-def test_a_later_ctrl_c_kills():
+@pytest.mark.parametrize(
+    "number, ending", [(signal.SIGINT, (-signal.SIGINT, "", "")), (signal.SIGTERM, (0, "saved\n", ""))]
+)
+def test_of_later_signals_only_ctrl_c_kills(number, ending):
     program = Program(HELD.format(repeat=0))
     program.expect("ready False None")
-    program.send(signal.SIGINT)
-    program.expect("SIGINT")
-    program.send(signal.SIGINT)
-    assert program.end() == (-signal.SIGINT, "", "")
-
-
-def test_a_later_sigterm_does_not_kill():
-    program = Program(HELD.format(repeat=0))
-    program.expect("ready False None")
-    program.send(signal.SIGTERM)
-    program.expect("SIGTERM")
-    program.send(signal.SIGTERM)
-    assert program.end() == (0, "saved\n", "")
+    program.send(number)
+    program.expect(signal.Signals(number).name)
+    program.send(number)
+    assert program.end() == ending
 
 
 def test_check_stops_a_single_process_and_leaves_a_job_alone():
@@ -225,11 +219,11 @@ library = ctypes.CDLL(None)
 library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
 handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: say(f"library: {number}"))
 library.signal(signal.SIGTERM, ctypes.cast(handler, ctypes.c_void_p))
-call = interrupt.native_handler(signal.SIGTERM)
-call()
-say(interrupt.native_handler(signal.SIGTERM))
+call = native.replace_handler(signal.SIGTERM, None)
+call(signal.SIGTERM)
+say(native.replace_handler(signal.SIGTERM, None))
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-say(interrupt.native_handler(signal.SIGTERM))
+say(native.replace_handler(signal.SIGTERM, None))
 os.kill(os.getpid(), signal.SIGTERM)  # the default now
 """)
     assert program.end() == (-signal.SIGTERM, f"library: {signal.SIGTERM}\nNone\nNone\n", "")

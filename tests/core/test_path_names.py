@@ -17,7 +17,8 @@ from sdecor.data import tfds_source
 from sdecor.evaluation.runs import restore
 from sdecor.export import __main__ as export_command
 from sdecor.sweep import __main__ as sweep_command
-from sdecor.training import checkpoint, members, run_folder
+from sdecor.training import build, checkpoint, members, run_folder
+from sdecor.training.run import Run, opening
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -133,13 +134,11 @@ def test_suggested_commands_are_quoted(tmp_path):
      (372, "all 372 steps are done")],
 )  # fmt: skip
 def test_a_start_says_what_is_to_be_done(step, said):
-    schedule = train.build.Schedule(62, 372, 0, 62, None)
+    schedule = build.Schedule(62, 372, 0, 62, None)
     member = members.Member("", "runs/a", 0)
-    run = train.Run(tiny_runs.tiny_config("data", method="ce"), [member], None, schedule, *[None] * 5)
+    run = Run(tiny_runs.tiny_config("data", method="ce"), [member], None, schedule, *[None] * 5)
     state = argparse.Namespace(step=step, params={"kernel": np.zeros((30, 50))})
-    assert train._opening(run, state, "runs/a") == (
-        f"ce · folder · cnn (1,500 parameters) · 8 cpu devices · {said} · runs/a"
-    )
+    assert opening(run, state, "runs/a") == (f"ce · folder · cnn (1,500 parameters) · 8 cpu devices · {said} · runs/a")
 
 
 def test_best_and_last_are_said_once(tmp_path):

@@ -14,12 +14,12 @@ import pytest
 import tiny_runs
 from jax.experimental.compilation_cache import compilation_cache
 
-import train
 from configs import default
 from sdecor.core import parallel
 from sdecor.training import build, compiled, members, preview
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.compiled import OutOfMemory
+from sdecor.training.run import build_run, compile_step
 
 PLAIN = """
 HloModule jit_step, is_scheduled=true, num_partitions=8
@@ -212,10 +212,10 @@ def test_a_run_compiles_its_step_once_ahead_and_after_a_restart(images, tmp_path
     jax.monitoring.register_event_duration_secs_listener(listen)
 
     def start():
-        run, state = train.build_run(config, folder)
+        run, state = build_run(config, folder)
         with Checkpoints(folder) as checkpoints:
             state, _ = members.restore(run.members, [checkpoints], state, None)
-        train.compile_step(run, state)
+        compile_step(run, state)
         batches = run.batches(int(state.step), 0)
         batch = next(batches)
         before = len(built)
@@ -254,7 +254,7 @@ def test_facts_of_a_data_set_that_is_not_here():
 
 def test_a_run_and_its_plan_have_the_same_program(images, tmp_path):
     config = tiny_runs.tiny_config(images)
-    run, state = train.build_run(config, str(tmp_path))
+    run, state = build_run(config, str(tmp_path))
     facts = build.read_facts(build.create_data(config))
     planned = preview.lower_shapes([config], facts, None, None)
     assert planned.as_text() == run.lower(state).as_text()
@@ -367,5 +367,5 @@ def test_compiling_the_step_has_no_time_limit(monkeypatch):
 
     schedule = types.SimpleNamespace(total=2)
     run = types.SimpleNamespace(config=default.get_config(), members=[0], schedule=schedule, lower=lower)
-    train.compile_step(run, State(np.zeros((), np.int32), np.zeros(3, np.float32)))
+    compile_step(run, State(np.zeros((), np.int32), np.zeros(3, np.float32)))
     assert beats

@@ -19,6 +19,7 @@ import train
 from sdecor.core import commands, parallel
 from sdecor.data.batches import order_seed
 from sdecor.training import health, logbook, members, record, replicas
+from sdecor.training.batches import create_loaders
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.health import Health
 from sdecor.training.state import create_optimizer, create_train_state
@@ -113,7 +114,7 @@ def poison(monkeypatch):
     def choose(*orders, seed=0):
         steps.update({order_seed(seed, order): bad for order, bad in enumerate(orders)})
 
-    monkeypatch.setattr(train, "create_loaders", poisoned.poisoning(train.create_loaders, steps))
+    monkeypatch.setattr("sdecor.training.run.create_loaders", poisoned.poisoning(create_loaders, steps))
     return choose
 
 

@@ -47,7 +47,7 @@ def without_config(tmp_path, origin, how):
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "other", "part"])
 def test_without_its_config_a_run_continues_with_the_same_config_only(started, tmp_path, how, caplog):
     folder = without_config(tmp_path, started, how)
-    told = "missing. Train one" if how == "missing" else "config.json is damaged .*put it back"
+    told = "missing. Train one" if how == "missing" else "config.json is damaged: .*put it back"
     with pytest.raises(ValueError, match=told):
         run_folder.read(folder)
     with pytest.raises(ValueError, match=r"holds a run of another config:\n  optim.lr: 0.002 there, 0.5 here"):

@@ -19,9 +19,10 @@ from configs import default
 from sdecor.core import files, parallel
 from sdecor.core.interrupt import Interrupt
 from sdecor.evaluation import runs as trained
-from sdecor.training import build, logbook, run_folder, steps
+from sdecor.training import build, logbook, run, run_folder, steps
 from sdecor.training.batches import batch_shapes, member_batches, step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
+from sdecor.training.run import build_run
 
 EVENTS = []  # events of the undisturbed run
 
@@ -35,10 +36,10 @@ def images(tmp_path_factory):
 def undisturbed(images, tmp_path_factory):
     """Return the folder of an uninterrupted run, with which others are compared."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    step, loaders = steps.train_step, train.create_loaders
+    step, loaders = steps.train_step, run.create_loaders
     trace = lambda *args, **given: EVENTS.append("trace") or step(*args, **given)  # noqa: E731
     read = lambda *args, **given: EVENTS.append("read") or loaders(*args, **given)  # noqa: E731
-    with mock.patch.object(steps, "train_step", trace), mock.patch.object(train, "create_loaders", read):
+    with mock.patch.object(steps, "train_step", trace), mock.patch.object(run, "create_loaders", read):
         assert train.train(tiny_runs.tiny_config(images), str(folder))
     return folder
 
@@ -66,7 +67,7 @@ def test_the_shapes_traced_are_those_of_the_batches(replicas, accumulate):
 
 
 def final_state(images, folder):
-    _, state = train.build_run(tiny_runs.tiny_config(images), str(folder))
+    _, state = build_run(tiny_runs.tiny_config(images), str(folder))
     with Checkpoints(folder, create=False) as checkpoints:
         state, position = checkpoints.restore(state)
         return checksums({"params": state.params, "opt": state.opt_state, "stats": state.batch_stats}), position
@@ -131,7 +132,7 @@ def test_interrupted_run_continues_exactly(images, undisturbed, tmp_path, monkey
 
 
 def test_validation_cut_off_by_a_signal_is_repeated(images, undisturbed, tmp_path, monkeypatch):
-    original = train.create_validation
+    original = run.create_validation
 
     def validation(*arguments, **options):
         validate = original(*arguments, **options)
@@ -143,7 +144,7 @@ def test_validation_cut_off_by_a_signal_is_repeated(images, undisturbed, tmp_pat
         return cut_off
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "create_validation", validation)
+        patch.setattr(run, "create_validation", validation)
         assert not train.train(tiny_runs.tiny_config(images), str(tmp_path))
     assert not [row for row in logbook.read_rows(tmp_path) if row["split"] == "val"]
     assert train.train(tiny_runs.tiny_config(images), str(tmp_path))
@@ -164,9 +165,9 @@ def test_a_signal_while_validation_waits_for_images_saves_the_step(images, undis
             time.sleep(1)
             return self.source[place]
 
-    original = train.validation_source
+    original = run.validation_source
     with monkeypatch.context() as patch:
-        patch.setattr(train, "validation_source", lambda *arguments: Blocked(original(*arguments)))
+        patch.setattr(run, "validation_source", lambda *arguments: Blocked(original(*arguments)))
         assert not train.train(tiny_runs.tiny_config(images, **{"train.checkpoint_every_steps": 100}), str(tmp_path))
     (saved,) = Checkpoints(tmp_path, create=False).steps()
     assert {row["step"] for row in logbook.read_rows(tmp_path)} == set(range(saved + 1))

@@ -1,0 +1,127 @@
+"""A run, built from its config: all that the loop of train.py needs beside the state."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from sdecor.core import files, parallel, processes, watchdog
+from sdecor.training import build, compiled, health, members, replicas, run_folder
+from sdecor.training.batches import (
+    Validate,
+    batch_shapes,
+    create_loaders,
+    create_validation,
+    member_batches,
+    record_left_out,
+    reordered,
+    validation_source,
+)
+from sdecor.training.checkpoint import Checkpoints
+from sdecor.training.members import Member
+from sdecor.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that the loop needs beside the state, built from the config.
+
+    One state, one batch and one dict of terms hold the arrays of all members (see `sdecor.training.members`).
+    """
+
+    config: ConfigDict  # the config without the replicas' own fields
+    members: Sequence[Member]
+    replicas: int | None  # number of replicas; None for a single run
+    schedule: build.Schedule
+    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
+    validate: Validate
+    policy: health.Policy  # for a loss that is not finite
+
+
+def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica] = ()) -> tuple[Run, TrainState]:
+    """Build the run and its state before the first step: open the data, validate the config, claim the folders."""
+    configs = build.create_replicas(config, chosen)
+    seeds = [own.seed for own in configs]
+    group, count = members.create(folder, chosen, seeds), len(chosen) or None
+    dataset = build.create_data(config, run_folder.known_dataset(group[0].folder))
+    facts = build.read_facts(dataset)
+    program = build.create_program(configs[0], facts)
+    schedule = program.schedule
+    state = build.create_state(config, program.model, program.image_shape, members.run_key(seeds, 0, count))
+    if parallel.is_main_process():
+        build.warn_small_batch(config, program.model, program.image_shape)
+    # Every process validates, so that all raise the same error; one process writes.
+    for member, own in zip(group, configs, strict=True):
+        run_folder.claim(member.folder, own, dataset.info(), write=parallel.is_main_process())
+    given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
+    replicas_given = {each.name: dict(each.overrides) for each in chosen}
+    # A folder that one process does not see would let the processes read different checkpoints, and wait for ever.
+    folders = [member.folder for member in group]
+    given |= {f"checkpoints in the shared folder {each}": Checkpoints(each, create=False).steps() for each in folders}
+    processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
+    record_left_out(dataset, folder)
+    hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
+    hyper = parallel.replicate(members.join(hypers, count))
+    key = parallel.replicate(members.run_key(seeds, 1, count))
+    step = parallel.pmap_step(members.lift(program.step, count))
+    sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
+    shapes = batch_shapes(facts.image_shape, **sizes)
+    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
+    loaders = create_loaders(
+        dataset.source("train"),
+        seeds,
+        batch_size=config.train.batch_size // config.train.accumulate,
+        kind=config.data.loader,
+        memory_limit_mb=config.data.memory_limit_mb,
+        num_workers=config.data.workers,
+    )
+    run = Run(
+        config=config,
+        members=group,
+        replicas=count,
+        schedule=schedule,
+        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
+        train_step=lambda state, batch: step(state, batch, hyper, key),
+        batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
+        validate=create_validation(
+            program.model.apply,
+            program.prepare_evaluation,
+            validation_source(dataset.source("val"), loaders[0]),
+            batch_size=config.evaluation.batch_size,
+            replicas=count,
+        ),
+        policy=build.create_policy(config),
+    )
+    return run, state
+
+
+def compile_step(run: Run, state: TrainState) -> None:
+    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
+    config, count = run.config, len(run.members)
+    job = compiled.Plan(title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
+    for line in compiled.describe_plan(job)[1:]:
+        parallel.say(line)
+    parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
+    if int(state.step) < run.schedule.total:
+        watchdog.beat("the compilation of the step", timed=False)
+        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
+
+
+def title(run: Run) -> str:
+    """Return the title of the run, or of its replicas with their number."""
+    return run_folder.title_of_members(run.config, len(run.members))
+
+
+def opening(run: Run, state: TrainState, folder: str) -> str:
+    """Return the first line that a run prints: what is trained, on which data, devices and parameters."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // len(run.members)
+    config, todo = run.config, run.schedule.left(int(state.step))
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device{'s' if jax.device_count() > 1 else ''}"
+    return (
+        f"{title(run)} · {config.data.name} · {config.model.name} ({count:,} parameters) · "
+        f"{devices} · {todo} · {folder}"
+    )
