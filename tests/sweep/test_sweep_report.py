@@ -263,4 +263,5 @@ def test_damaged_results_are_put_aside_when_the_sweep_starts(folder, caplog):
     (place / "evaluation.json").write_text("")
     trial_folder.put_damaged_aside(place)
     assert trial_folder.missing_stages(place, trial) == ["evaluate"]
-    assert (place / "evaluation.json.damaged").exists() and "evaluation.json is damaged: it is empty" in caplog.messages[0]
+    assert (place / "evaluation.json.damaged").exists()
+    assert "evaluation.json is damaged: it is empty" in caplog.messages[0]
