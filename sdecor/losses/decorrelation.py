@@ -66,7 +66,7 @@ def _cosine(samples: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Arr
 
 def _density(samples: jax.Array, axis_name: str | None) -> jax.Array:
     several = float(statistics.count(samples, axis_name) > 1)
-    return several * jnp.mean(statistics.densities(samples, axis_name))
+    return several * statistics.mean_density(samples, axis_name)
 
 
 def _pairs(samples: jax.Array) -> int:
@@ -248,8 +248,7 @@ def whitening_residual(
 @automatic
 def feature_scale(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> jax.Array:
     """Return the mean standard deviation of the features, a scalar without gradient; it shows if features shrink."""
-    samples = jax.lax.stop_gradient(statistics.as_samples(features, spatial))
-    return jnp.mean(jnp.sqrt(statistics.variances(samples, axis_name)))
+    return jnp.mean(statistics.standard_deviations(statistics.as_samples(features, spatial), axis_name))
 
 
 def sample_count(features: jax.Array, *, axis_name: str | None = None, spatial: str = "pool") -> int:

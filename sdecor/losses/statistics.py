@@ -15,6 +15,7 @@ from sdecor.core.checks import check_choice
 SPATIALS = ("pool", "positions")
 
 _DEAD = 4.0  # a feature is constant if it varies by at most this many roundings of its largest value
+_SCALES = (2.0**64, 1.0, 2.0**-80)  # powers of two, for squares of numbers from 1e-25 to 1e37
 _TINY = 1e-25  # smaller features count as 0: the gradients of scale-free terms would leave float32's range
 
 
@@ -70,6 +71,20 @@ def variances(samples: jax.Array, axis_name: str | None) -> jax.Array:
     return total(squares, axis_name) / max(count(samples, axis_name) - 1, 1)
 
 
+def standard_deviations(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the square roots of `variances`, without gradient and in one pass over the samples.
+
+    Both sums are taken around the first sample. Where that is k standard deviations from the mean, k² roundings are
+    lost, at worst N.
+    """
+    n, samples = count(samples, axis_name), jax.lax.stop_gradient(samples)
+    away = samples - total(samples[:1], axis_name) * (samples.shape[0] / n)
+    mean, square = (
+        total(jnp.stack([jnp.mean(away, axis=0), jnp.mean(away**2, axis=0)]), axis_name) * samples.shape[0] / n
+    )
+    return jnp.sqrt(jnp.maximum(square - mean**2, 0.0) * (n / max(n - 1, 1)))
+
+
 def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
     """Return `Σ_{i≠j} (XᵀX)_ij²` of `X [N, D]`, from `XᵀX` or, with `gram`, from `XXᵀ`."""
     if gram:
@@ -115,14 +130,42 @@ def unit_columns(samples: jax.Array, axis_name: str | None, *, epsilon: float = 
     return scaled * jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
 
 
-def densities(samples: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return each feature's density `(E h)² / E h²` in [0, 1], `[D]`; 0 for a feature that is always 0."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def mean_density(samples: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the mean over features of the density `(E h)² / E h²`; 0 for a feature that is always 0."""
+    return jnp.mean(_density(samples, axis_name)[0])
+
+
+@mean_density.defjvp
+def _mean_density_jvp(
+    axis_name: str | None, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # By hand, the derivative is a linear function of each sample, with two coefficients a feature: it joins the ReLU's
+    # own derivative in one pass. JAX would store a scaled copy of the samples, and sum vectors over the members.
+    samples, (tangent,) = primals[0], tangents
+    densities, slopes = _density(samples, axis_name)
+    change = total(jnp.sum(slopes * (1 - slopes * samples) * tangent), axis_name)
+    return jnp.mean(densities), 2.0 / (count(samples, axis_name) * densities.size) * change
+
+
+def _density(samples: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Return each feature's density, and `E h / E h²`, `[1, D]`.
+
+    The squares are summed at three scales, of which each feature uses one that stays in float32's range: a scale from
+    the largest sample would need a pass of its own.
+    """
     n = count(samples, axis_name)
-    scaled = samples / _power_of_two(_peak(samples, axis_name))
-    mean = total(jnp.sum(scaled / n, axis=0), axis_name)
-    square = total(jnp.sum(scaled**2 / n, axis=0), axis_name)
-    zero = square == 0
-    return jnp.where(zero, 0.0, mean**2 / jnp.where(zero, 1.0, square))
+    squares = ((samples * scale) ** 2 for scale in _SCALES)
+    sums = [jnp.sum(each, axis=0, keepdims=True) for each in (samples / n, *squares)]
+    mean, *squares = total(jnp.stack(sums), axis_name)
+    tiny, plain, huge = (square / n for square in squares)
+    low, in_range = plain < 1e-30, plain < jnp.inf  # False for NaN, which then stays
+    square = jnp.where(low, tiny, jnp.where(in_range, plain, huge))
+    scale = jnp.where(low, _SCALES[0], jnp.where(in_range, _SCALES[1], _SCALES[2]))
+    zero = square <= (scale * _TINY) ** 2
+    scaled = mean * scale
+    ratio = jnp.where(zero, 0.0, scaled / jnp.where(zero, 1.0, square))
+    return ratio * scaled, ratio * scale
 
 
 def whiten(

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice
-from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv
+from sdecor.models.layers import (
+    REMATS,
+    batch_norm,
+    check_image_size,
+    check_positive,
+    classifier,
+    conv,
+    rematerialised,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -47,13 +55,15 @@ class Stage(nn.Module):
 
     blocks: int
     stride: int
+    remat: str
     block: dict[str, Any]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        block = rematerialised(ResidualBlock, self.remat, train=train)
         for index in range(1, self.blocks + 1):
             stride = self.stride if index == 1 else 1
-            x = ResidualBlock(**self.block, stride=stride, name=f"block{index}")(x, train)
+            x = block(**self.block, stride=stride, name=f"block{index}")(x, train)
         return x
 
 
@@ -66,6 +76,7 @@ class ResNet(nn.Module):
       bottleneck: whether blocks are bottlenecks (ResNet-50) or pairs of 3×3 convolutions (18, 34).
       stem: "imagenet" is a 7×7 convolution and 3×3 max-pooling, each of stride 2; "cifar" is one 3×3 convolution.
       zero_init_residual: start every block as the identity (the last BatchNorm's scale is 0).
+      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
@@ -83,12 +94,14 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     stem: str = "imagenet"
     zero_init_residual: bool = True
+    remat: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         check_positive("blocks", self.blocks)
         check_choice("stem", self.stem, ("imagenet", "cifar"))
+        check_choice("remat", self.remat, REMATS)
         super().__post_init__()
 
     @property
@@ -120,6 +133,7 @@ class ResNet(nn.Module):
                 "dtype": self.dtype,
                 "axis_name": self.axis_name,
             }
-            x = Stage(blocks, stride=1 if index == 0 else 2, block=block, name=f"stage{index + 1}")(x, train)
+            stride = 1 if index == 0 else 2
+            x = Stage(blocks, stride=stride, remat=self.remat, block=block, name=f"stage{index + 1}")(x, train)
         features = x.mean(axis=(1, 2))
         return classifier(features, self.num_classes), features

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.checks import check_range
-from sdecor.models.layers import check_image_size, check_positive, classifier
+from sdecor.core.checks import check_choice, check_range
+from sdecor.models.layers import REMATS, check_image_size, check_positive, classifier, rematerialised
 
 
 class EncoderBlock(nn.Module):
@@ -44,6 +44,7 @@ class ViT(nn.Module):
       patch_size: side of a patch in pixels; 16 for 224×224 images, 4 for 32×32.
       mlp_ratio: the perceptron's hidden width, divided by D.
       dropout: rate of dropout after the position embeddings and after each branch of a block.
+      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
       dtype: compute dtype; parameters, the attention's softmax and logits are float32.
 
     Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. The features are the class
@@ -65,6 +66,7 @@ class ViT(nn.Module):
     patch_size: int = 16
     mlp_ratio: int = 4
     dropout: float = 0.0
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class ViT(nn.Module):
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} must divide width = {self.width}")
         check_range("dropout", self.dropout, 0, 1, high_open=True)
+        check_choice("remat", self.remat, REMATS)
         super().__post_init__()
 
     @property
@@ -96,9 +99,9 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width)), x], axis=1)
         x = x + self._positions(x.shape[1]).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        block = rematerialised(EncoderBlock, self.remat, train=train)
         for index in range(1, self.depth + 1):
-            block = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block{index}")
-            x = block(x, train)
+            x = block(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block{index}")(x, train)
         features = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)[:, 0]
         return classifier(features, self.num_classes), features
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.checks import check_range
-from sdecor.models.layers import HE_FAN_OUT, batch_norm, check_image_size, classifier, conv
+from sdecor.core.checks import check_choice, check_range
+from sdecor.models.layers import HE_FAN_OUT, REMATS, batch_norm, check_image_size, classifier, conv, rematerialised
 
 
 class WideBlock(nn.Module):
@@ -40,12 +40,14 @@ class WideStage(nn.Module):
 
     blocks: int
     stride: int
+    remat: str
     block: dict[str, Any]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        block = rematerialised(WideBlock, self.remat, train=train)
         for index in range(1, self.blocks + 1):
-            x = WideBlock(**self.block, stride=self.stride if index == 1 else 1, name=f"block{index}")(x, train)
+            x = block(**self.block, stride=self.stride if index == 1 else 1, name=f"block{index}")(x, train)
         return x
 
 
@@ -61,6 +63,7 @@ class WideResNet(nn.Module):
       dropout: rate of dropout between the two convolutions of a block.
       zero_init_residual: start every block as the identity (the last convolution is 0, because with pre-activation no
         BatchNorm comes after it).
+      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
@@ -78,6 +81,7 @@ class WideResNet(nn.Module):
     widen: int = 10
     dropout: float = 0.0
     zero_init_residual: bool = True
+    remat: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -86,6 +90,7 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth = {self.depth!r} must be 6n + 4 with n ≥ 1: 10, 16, 22, 28, 34, 40, …")
         check_range("widen", self.widen, 1)
         check_range("dropout", self.dropout, 0, 1, high_open=True)
+        check_choice("remat", self.remat, REMATS)
         super().__post_init__()
 
     @property
@@ -106,10 +111,8 @@ class WideResNet(nn.Module):
                 "dtype": self.dtype,
                 "axis_name": self.axis_name,
             }
-            stage = WideStage(
-                (self.depth - 4) // 6, stride=1 if index == 0 else 2, block=block, name=f"stage{index + 1}"
-            )
-            x = stage(x, train)
+            blocks, stride = (self.depth - 4) // 6, 1 if index == 0 else 2
+            x = WideStage(blocks, stride=stride, remat=self.remat, block=block, name=f"stage{index + 1}")(x, train)
         norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
         features = nn.relu(norm(name="norm")(x)).mean(axis=(1, 2))
         return classifier(features, self.num_classes), features

@@ -145,6 +145,23 @@ def _check_terms(config: ConfigDict) -> None:
     check_range("config.decorrelation.iterations", decor.iterations, 1)
     _check_if_set("config.decorrelation.epsilon", decor.epsilon, 0)
     check_choice("config.gradient_penalty.of", config.gradient_penalty.of, losses.PENALTY_OF)
+    if config.model.get("remat", None) not in (None, "none"):
+        _check_remat(config)
+
+
+def _check_remat(config: ConfigDict) -> None:
+    """Raise ValueError if the loss needs values from inside a block, which rematerialisation does not hand out."""
+    remat, decor = config.model.remat, config.decorrelation
+    name, right = None, None
+    if decor.layers and max(decor.weight, decor.variance_weight) > 0:
+        name, value, right = "decorrelation.layers", decor.layers, "the features of the last layer, ()"
+    elif config.masking.forward == "frozen" and config.consistency.weight > 0:
+        name, value, right = "masking.forward", "frozen", "'shared' or 'eval'"
+    if name:
+        raise ValueError(
+            f"config.model.remat = {remat!r} does not go with config.{name} = {value!r}, which needs values from "
+            f"inside a block: use {right}, or leave config.model.remat at 'none'"
+        )
 
 
 def _check_input(config: ConfigDict) -> None:

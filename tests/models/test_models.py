@@ -1,6 +1,7 @@
 """Tests of the classifiers: shapes, dtypes, parameter counts and errors."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdecor.models import MODELS, Tap, create_model
-from sdecor.models.layers import max_pool_2x2
+from sdecor.models import MODELS, ResNet, Tap, ViT, WideResNet, create_model
+from sdecor.models.layers import REMATS, max_pool_2x2
 
 # (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
 # PyTorch implementations (CIFAR variants; VGG with convolution biases) and PyTorch's MNIST example.
@@ -239,8 +240,41 @@ def test_max_pool_equals_the_windowed_one():
 
 
 @pytest.mark.parametrize(
+    "network",
+    [
+        ResNet(3, blocks=(1,), stem="cifar"),
+        pytest.param(ViT(3, width=8, depth=1, heads=2, patch_size=4, dropout=0.5), marks=pytest.mark.full),
+        pytest.param(WideResNet(3, depth=10, widen=1, dropout=0.5), marks=pytest.mark.full),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_remat_stores_less_and_changes_no_value_gradient_or_parameter(network):
+    images = normal((4, 8, 8, 3))
+    variables = init(network, images)
+
+    def loss(params, model):
+        rngs = {"dropout": jax.random.key(0)}
+        variables_now = {**variables, "params": params}
+        (logits, _), updates = model.apply(variables_now, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        return jnp.sum(jnp.sin(logits)), updates
+
+    losses = {remat: partial(loss, model=network.clone(remat=remat)) for remat in REMATS}
+    compute = jax.jit(
+        lambda params: {remat: jax.value_and_grad(f, has_aux=True)(params) for remat, f in losses.items()}
+    )
+    found, stored = compute(variables["params"]), {}
+    for remat, f in losses.items():
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found[remat], found["none"])
+        pull_back = jax.eval_shape(lambda params, f=f: jax.vjp(f, params, has_aux=True)[1], variables["params"])
+        stored[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+    assert stored["blocks"] < stored["activations"] < stored["none"]
+
+
+@pytest.mark.parametrize(
     "name,options,message",
     [
+        ("cnn", {"remat": "blocks"}, "option of model 'cnn'"),
+        ("resnet18", {"remat": "block"}, "did you mean 'blocks'"),
         ("resnet81", {}, "resnet18"),
         ("cnn", {"width": (4,)}, "did you mean 'widths'"),
         ("cnn", {"norm": "bach"}, "did you mean 'batch'"),

@@ -147,6 +147,19 @@ def test_gradient_penalty_stands_alone(field):
         build.check_config(config)
 
 
+def test_remat_refuses_what_needs_values_from_inside_a_block():
+    config = default.get_config("method=sdecor,model=resnet18")
+    config.model.remat = "blocks"
+    build.check_config(config)
+    config.decorrelation.layers = ("activations",)
+    with pytest.raises(ValueError, match=r"remat = 'blocks' .* config.decorrelation.layers = \('activations',\)"):
+        build.check_config(config)
+    config.decorrelation.layers = ()
+    config.masking.forward = "frozen"
+    with pytest.raises(ValueError, match="remat = 'blocks' .* config.masking.forward = 'frozen'.* use 'shared' or"):
+        build.check_config(config)
+
+
 def test_unknown_layer_lists_the_known_ones():
     config = default.get_config()
     config.decorrelation.layers = ("stage9",)

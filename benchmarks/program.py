@@ -1,0 +1,155 @@
+"""FLOPs, bytes, memory and collectives of a training step as the TPU compiler has it, each as a multiple of ce.
+
+    python benchmarks/program.py --folder=program                                  all, small networks first
+    python benchmarks/program.py --folder=program --networks=cnn --steps=ce,sdecor
+
+Each step is the one that `train.py` runs, compiled for a TPU slice. No TPU is needed (requirements-tpu.txt); nothing is
+run. Each compiled step has a JSON file in the folder, so that the command continues where it was stopped. ResNet-50 and
+ViT-S take 5 to 30 minutes a step on two cores. benchmarks/step.py has the times on the devices here.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from configs import cifar10, default, imagenet2012
+from sdecor.core import files, parallel
+from sdecor.training import build, compiled, preview
+
+EXAMPLES = 1_268_355  # only the schedule depends on it
+MIB = 2**20
+
+
+class Network(NamedTuple):
+    """A network with its data and batch.
+
+    Attributes:
+      config: the file of its config.
+      model: name of the model.
+      fields: other fields of the config.
+      images: images a chip.
+      classes: number of classes.
+    """
+
+    config: Any
+    model: str
+    fields: Mapping[str, Any]
+    images: int
+    classes: int
+
+
+NETWORKS = {
+    "cnn": Network(cifar10, "cnn", {"model.dtype": "bfloat16", "data.canvas": 32}, 128, 10),
+    "resnet18": Network(cifar10, "resnet18", {"model.dtype": "bfloat16", "data.canvas": 32}, 128, 10),
+    "vit_s": Network(imagenet2012, "vit_s", {}, 64, 1000),
+    "resnet50": Network(imagenet2012, "resnet50", {}, 64, 1000),
+}
+# name -> config string, and other fields of the config
+STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "ce": ("method=ce", {}),
+    "sdecor": ("method=sdecor", {}),
+    "sdecor, frozen": ("method=sdecor", {"masking.forward": "frozen"}),
+    "sdecor, eval": ("method=sdecor", {"masking.forward": "eval"}),
+    "sdecor, density": ("method=sdecor,form=density", {}),
+    "sgt": ("method=sgt", {}),
+    "decor": ("method=decor", {}),
+    "decor, density": ("method=decor,form=density", {}),
+}
+BARS = {"flops": 2.36, "bytes": 2.2, "temporaries": 1.7, "collectives": 1.3}  # of sdecor, as multiples of ce
+
+
+def create_config(network: str, step: str, devices: int) -> Any:
+    """Return the config of a network's step for a number of devices."""
+    row = NETWORKS[network]
+    words, fields = STEPS[step]
+    config = row.config.get_config(f"{words},model={row.model}")
+    if row.config is cifar10 and row.model == "cnn":
+        config.optim = default.base().optim
+    config.update_from_flattened_dict({**row.fields, **fields})
+    config.train.batch_size = row.images * devices
+    return config
+
+
+def compile_step(network: str, step: str, topology: str, text: pathlib.Path | None = None) -> dict[str, Any]:
+    """Compile a step for a slice; return what one chip takes, and write the compiled program to `text`."""
+    devices = parallel.topology_devices(topology)
+    config, row = create_config(network, step, len(devices)), NETWORKS[network]
+    facts = build.assume_facts(config, row.classes, EXAMPLES)
+    done = compiled.compile_timed(preview.lower_shapes([config], facts, None, devices))
+    if text:
+        text.write_text(done.program.as_text())
+    found = compiled.analyse(done, images=row.images, device=devices[0], devices=len(devices))
+    names = {"network": network, "step": step, "topology": topology, "images": row.images}
+    return names | found | {"versions": compiled.versions()}
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers that are compared with ce."""
+    chip = compiled.CHIPS["TPU v5 lite"]
+    return {
+        "flops": found["flops"],
+        "bytes": found["bytes"],
+        "temporaries": found["memory"]["temporaries"],
+        "roofline": max(found["flops"] / chip.flops, found["bytes"] / chip.bandwidth),
+        "estimate": found["estimated_seconds"],
+        "collectives": sum(kind["count"] for kind in found["collectives"].values()),
+    }
+
+
+def print_tables(folder: pathlib.Path, topology: str) -> None:
+    """Print a table for each network that has a compiled ce."""
+    for network, row in NETWORKS.items():
+        paths = {step: path_of(folder, network, step, topology) for step in STEPS}
+        found = {step: json.loads(path.read_text()) for step, path in paths.items() if path.exists()}
+        if "ce" not in found:
+            continue
+        base = numbers(found["ce"])
+        print(f"\n{network}, {row.images} images a chip, {topology}\n")
+        head = ("step", "GFLOPs", "×", "GB", "×", "temporaries, MiB", "×", "roofline, ms", "×", "collectives", "×")
+        print("| " + " | ".join((*head, "compiling, s")) + " |\n" + "| --- " * (len(head) + 1) + "|")
+        for step, each in found.items():
+            own = numbers(each)
+            times = {name: f"{own[name] / base[name]:.2f}" for name in own if base[name] and own[name]}
+            cells = [step, f"{own['flops'] / 1e9:,.1f}", times["flops"], f"{own['bytes'] / 1e9:,.2f}", times["bytes"]]
+            cells += [f"{own['temporaries'] / MIB:,.0f}", times["temporaries"], f"{1e3 * own['roofline']:.2f}"]
+            cells += [times["roofline"], f"{own['collectives']}", times["collectives"]]
+            print("| " + " | ".join([*cells, f"{each['compile_seconds']:.0f}"]) + " |")
+
+
+def path_of(folder: pathlib.Path, network: str, step: str, topology: str) -> pathlib.Path:
+    """Return the file of a compiled step."""
+    return folder / f"{network}-{step.replace(', ', '-')}-{topology.replace(':', '-')}.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder of the compiled steps' files")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--steps", default=";".join(STEPS), help="separated by ;")
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--text", action="store_true", help="also write the compiled programs, NAME.hlo")
+    options = parser.parse_args()
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for network in options.networks.split(","):
+        for step in options.steps.split(";"):
+            path = path_of(options.folder, network, step, options.topology)
+            if path.exists():
+                continue
+            print(f"{time.strftime('%H:%M:%S')} compiling {path.stem}", file=sys.stderr, flush=True)
+            text = path.with_suffix(".hlo") if options.text else None
+            files.write_json(path, compile_step(network, step, options.topology, text))
+    print_tables(options.folder, options.topology)
+
+
+if __name__ == "__main__":
+    main()
