@@ -44,7 +44,8 @@ def test_kth_largest_is_that_of_a_sort():
     keys[0, :2] = np.iinfo(np.int32).min, arrays.LAST
     k = np.array([1, 40, 17, 1, 40, 17])
     expected = np.sort(keys, axis=1)[np.arange(6), 40 - k]
-    np.testing.assert_array_equal(jax.jit(arrays.kth_largest)(keys, k), expected)
+    for search in (arrays.kth_largest, arrays._search_digits):  # the second is what a TPU runs
+        np.testing.assert_array_equal(jax.jit(search)(keys, k), expected)
     np.testing.assert_array_equal(jax.jit(arrays.kth_smallest)(keys, 41 - k), expected)
 
 
