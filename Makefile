@@ -1,4 +1,5 @@
 # make demo        cross-entropy, SaliencyDecor and its density form on the embedded data set, side by side, with pictures
+# make bench       how fast it is, in minutes;  make bench-full makes every table of docs/performance.md
 # make test        the quick suite;  make test-full adds what takes longer;  make lint checks the style
 # make PYTHON=python3.12 …  chooses the interpreter; each version has an environment of its own
 # make TESTS=tests/test_masking.py test  runs these alone
@@ -10,7 +11,7 @@ VENV := .venv-$(VERSION)
 PY := $(VENV)/bin/python
 DEMO := runs/demo
 
-.PHONY: demo test test-full lint clean python
+.PHONY: demo test test-full bench bench-full lint clean python
 
 demo: $(VENV)/installed
 	$(PY) train.py --config=configs/demo.py:method=ce --workdir=$(DEMO)/ce
@@ -23,6 +24,12 @@ test: $(VENV)/installed-test
 
 test-full: $(VENV)/installed-test
 	$(PY) -m pytest -q -n 2 -m "full or not full" $(TESTS)
+
+bench: $(VENV)/installed-test
+	$(PY) benchmarks/run.py
+
+bench-full: $(VENV)/installed-test
+	$(PY) benchmarks/run.py --full
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -184,6 +184,8 @@ def print_compiled(folder: pathlib.Path, sizes: dict[str, Sizes]) -> None:
         moved = sum(found["bytes"] for found in each["collectives"].values()) / 1e6
         cells = [each["model"], each["method"], f"v5e {each['topology']}", str(each["images"]), kinds, f"{moved:.2f}"]
         term = each["model"].startswith("the term")
+        if not term and each["model"] not in sizes:
+            continue  # a network of another command
         width = int(each["model"].rpartition(" ")[2]) if term else 0
         size = Sizes(0, 0, width, 0.0) if term else sizes[each["model"]]
         cells += [f"{paper_data(size, each, watched=not term) / 1e6:.2f}", f"{each['flops'] / 1e9:,.0f}"]

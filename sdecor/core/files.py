@@ -272,16 +272,14 @@ def flat(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def differing_fields(
-    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "", ignore: tuple[str, ...] = ()
-) -> dict[str, tuple[Any, Any]]:
-    """Return `{dotted name: (old value, new value)}` of differing fields, except those under a prefix in `ignore`."""
+def differing_fields(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return `{dotted name: (old value, new value)}` of differing fields."""
     differences = {}
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            differences |= differing_fields(a, b, prefix=f"{prefix}{name}.", ignore=ignore)
-        elif a != b and not f"{prefix}{name}".startswith(ignore or ("\0",)):
+            differences |= differing_fields(a, b, prefix=f"{prefix}{name}.")
+        elif a != b:
             differences[prefix + name] = (a, b)
     return differences
 

@@ -90,12 +90,13 @@ def conflicts(trials: Sequence[Trial], folder: pathlib.Path, configs: Mapping[st
         place = folder / trial.key
         if not (place / "config.json").is_file() or trial_folder.last_step(place) == 0:
             continue
-        there, here = files.flat(run_folder.read(place)["config"]), files.flat(configs[trial.cell])
+        configurations = run_folder.read(place)["config"], configs[trial.cell]
+        there, here = (files.flat(run_folder.lasting(each)) for each in configurations)
         here |= {"seed": trial.seed}
         done = trial_folder.is_done(place, trial, "train")
         differing = [
             f"{name} = {old!r} there, {new!r} here"
-            for name, (old, new) in files.differing_fields(there, here, ignore=run_folder.FREE).items()
+            for name, (old, new) in files.differing_fields(there, here).items()
             if not (done and (name not in there or name not in here))
         ]
         if differing:

@@ -92,6 +92,7 @@ def _check_training(config: ConfigDict, devices: int | None) -> None:
     _check_if_set("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
     check_range("config.train.accumulate", train.accumulate, 1)
     parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate, devices)
+    _check_masked_share(config, train.batch_size // train.accumulate // (devices or jax.device_count()))
     check_range("config.train.epochs", train.epochs, 0, low_open=True)
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
@@ -127,6 +128,17 @@ def _check_method(config: ConfigDict) -> None:
                 f"config.{field} = {weight!r} contradicts config.method = {config.method!r}, where it is "
                 f"{right}: choose the method by the config string, --config=FILE:method={'|'.join(METHODS)}"
             )
+
+
+def _check_masked_share(config: ConfigDict, images: int) -> None:
+    """Raise ValueError unless `masking.every` divides the images of a micro-batch on one device."""
+    every = config.masking.every
+    check_count("config.masking.every", every, 1)
+    if config.consistency.weight and images % every:
+        raise ValueError(
+            f"config.masking.every = {every} does not divide the {images} images of a batch on one device: use a "
+            f"divisor, such as {max(n for n in range(1, min(every, images) + 1) if images % n == 0)}"
+        )
 
 
 def _check_terms(config: ConfigDict) -> None:

@@ -53,8 +53,8 @@ def _former_failure(member: Member, own: Any) -> str:
     step = failed_at(read_rows(member.folder))
     if step is None:
         return ""
-    then = run_folder.read(member.folder)["config"]
-    if files.differing_fields(then, files.plain(own), ignore=run_folder.FREE):
+    then = run_folder.lasting(run_folder.read(member.folder)["config"])
+    if files.differing_fields(then, run_folder.lasting(files.plain(own))):
         return ""
     return f"failed at step {step} of an earlier start; see {member.folder}/metrics.jsonl"
 

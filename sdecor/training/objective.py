@@ -45,6 +45,7 @@ class Masking:
     fill: str = "uniform"
     blur_sigma: float = 2.0
     forward: str = "shared"
+    every: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +140,9 @@ def loss_and_gradients(
         linear = {"outputs": outputs, "pull_back": of_outputs, "record": record}
         gradient = saliency(partial(clean, params), images, labels, how=how, **linear)
         ranking = masking.rank_saliency(gradient, rank_by=how.rank_by)
-        mask = masking.least_salient(keys.ties, ranking, fraction=values.mask_fraction, highest=values.mask_highest)
-        masked = masking.fill(keys.fills, images, mask, how=how.fill, blur_sigma=how.blur_sigma)
+        ties, fills, chosen = (each[:: how.every] for each in (keys.ties, keys.fills, images))
+        mask = masking.least_salient(ties, ranking, fraction=values.mask_fraction, highest=values.mask_highest)
+        masked = masking.fill(fills, chosen, mask, how=how.fill, blur_sigma=how.blur_sigma)
 
         def masked_forward(params: Any) -> jax.Array:
             (logits, _), _ = forward(params, masked, dropout_key=keys.dropout[1])
@@ -194,10 +196,11 @@ def saliency(
     record: Any,
     how: Masking,
 ) -> jax.Array:
-    """Return the input gradient of the true class, `[N, H, W, C]`, with the chosen forward.
+    """Return the input gradient of the true class with the chosen forward, `[N / how.every, H, W, C]`.
 
     With BatchNorm, `shared` couples the examples through the batch's statistics. `frozen` treats these as constants.
     `eval` uses the running statistics, which takes one more forward. Without BatchNorm and dropout the three agree.
+    `frozen` and `eval` pull back the examples that are masked alone, every `how.every`-th.
 
     Args:
       forward: `images -> ((logits, features), batch_stats)`, in train mode unless called with `train=False`.
@@ -209,12 +212,18 @@ def saliency(
       how: options of the masked images, with the chosen `forward` and `saliency_of`.
     """
     cotangent = partial(_true_class, labels=labels, saliency_of=how.saliency_of)
-    if how.forward == "shared" or (how.forward == "frozen" and not record):
-        return pull_back(cotangent(outputs))[1]
+    if how.forward == "shared" or (how.forward == "frozen" and not record and how.every == 1):
+        return pull_back(cotangent(outputs))[1][:: how.every]
     train = how.forward == "frozen"
-    with frozen_statistics(record) if train else contextlib.nullcontext():
-        outputs, pull_back, _ = jax.vjp(partial(forward, train=train), images, has_aux=True)
-        return pull_back(cotangent(outputs))[0]
+    of_chosen = {name: [_every(call, how.every) for call in calls] for name, calls in record.items()}
+    with frozen_statistics(of_chosen) if train and record else contextlib.nullcontext():
+        outputs, pull_back, _ = jax.vjp(partial(forward, train=train), images[:: how.every], has_aux=True)
+        return pull_back(cotangent(outputs, labels=labels[:: how.every]))[0]
+
+
+def _every(call: Mapping[str, jax.Array], step: int) -> dict[str, jax.Array]:
+    """Return the record of a BatchNorm's call for every `step`-th example."""
+    return dict(call) | {"output": call["output"][::step]}
 
 
 def _true_class(outputs: tuple[jax.Array, Any], *, labels: jax.Array, saliency_of: str) -> tuple[jax.Array, Any]:
@@ -240,7 +249,8 @@ def loss_fn(
     """Return the loss, `classification + Σ weight · term`, and its named terms before weighting."""
     logits, features = outputs
     labels = check_classes("labels", labels, logits.shape[-1])
-    found = Outputs(logits, jax.tree.leaves(features), labels, masked_logits, penalties)
+    every = 1 if objective.masking is None else objective.masking.every
+    found = Outputs(logits, jax.tree.leaves(features), labels, masked_logits, penalties, every)
     terms = {"classification": classification(found, label_smoothing=objective.label_smoothing)}
     total = terms["classification"]
     for name, term in objective.terms.items():

@@ -23,6 +23,9 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
     "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip
 
+# Fields that earlier versions lacked, with the value that means what these versions did.
+ADDED = {"masking.every": 1, "model.remat": None}
+
 PAPERS_FORM = "covariance"
 LOCK, LEASE = ".lock", ".lease.json"
 PREDECESSOR_SECONDS = 10.0  # for a job that was just asked to stop, and whose successor starts already
@@ -192,6 +195,13 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def lasting(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the config fields that may not change when a run is resumed."""
-    kept = {name: value for name, value in config.items() if not f"{prefix}{name}".startswith(FREE)}
-    return {name: lasting(x, f"{prefix}{name}.") if isinstance(x, dict) else x for name, x in kept.items()}
+    """Return the config fields that may not change when a run is resumed.
+
+    A field of `ADDED` is left out if it has the value there, so that configs of earlier versions are the same.
+    """
+    kept = {}
+    for name, value in config.items():
+        field = f"{prefix}{name}"
+        if not field.startswith(FREE) and not (field in ADDED and value == ADDED[field]):
+            kept[name] = lasting(value, f"{field}.") if isinstance(value, dict) else value
+    return kept

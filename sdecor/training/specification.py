@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdecor import losses, masking
 from sdecor.core import rng
-from sdecor.core.checks import check_choice
+from sdecor.core.checks import check_choice, check_count
 from sdecor.core.classes import of_class
 
 Apply = Callable[[Any, jax.Array], Any]
@@ -30,6 +30,7 @@ def saliency_decor(
     rank_by: str = "abs",
     saliency_of: str = "logit",
     spatial: str = "pool",
+    every: int = 1,
     saliency_apply: Apply | None = None,
     masked_apply: Apply | None = None,
     has_aux: bool = False,
@@ -56,6 +57,7 @@ def saliency_decor(
       rank_by: "abs" for the mean gradient magnitude over channels, "signed" for the signed mean.
       saliency_of: score whose input gradient is the saliency: "logit" or "log_probability" of the true class.
       spatial: for feature maps, "pool" averages over space, and "positions" takes each position as a sample.
+      every: 1 masks all examples; 2 masks the first, the third, and so on, which makes the masked forward cheaper.
       saliency_apply: forward for the saliency, such as one in evaluation mode; None for `apply`.
       masked_apply: forward for the masked images, such as one with another dropout key; None for `apply`.
       has_aux: whether each forward returns `((logits, features), aux)`. The clean forward's aux is returned, such as
@@ -65,13 +67,14 @@ def saliency_decor(
       `(loss, terms)`, or `(loss, (terms, aux))` with `has_aux`: scalars, the terms before weighting.
 
     Raises:
-      ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`, and for labels that are no
-        class; under `jit` the loss is then NaN.
+      ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`, an `every` that is no positive
+        number, and for labels that are no class; under `jit` the loss is then NaN.
 
     References:
       Karkehabadi et al., SaliencyDecor, 2026, https://arxiv.org/abs/2604.25315.
     """
     check_choice("saliency_of", saliency_of, masking.SALIENCY_OF)
+    check_count("every", every, 1)
 
     def forward(apply: Apply, images: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
         return apply(params, images) if has_aux else (apply(params, images), None)
@@ -82,16 +85,16 @@ def saliency_decor(
         return jnp.sum(jax.vmap(of_class)(scores, labels))
 
     keys = jax.vmap(jax.random.split)(rng.per_example(key, len(images), axis_name))
-    saliency = masking.rank_saliency(jax.grad(true_class)(images), rank_by=rank_by)
-    mask = masking.least_salient(keys[:, 0], saliency, fraction=fraction)
-    masked = masking.fill(keys[:, 1], images, mask, how=fill)
+    saliency = masking.rank_saliency(jax.grad(true_class)(images)[::every], rank_by=rank_by)
+    mask = masking.least_salient(keys[::every, 0], saliency, fraction=fraction)
+    masked = masking.fill(keys[::every, 1], images[::every], mask, how=fill)
     (logits, features), aux = forward(apply, images)
     (masked_logits, _), _ = forward(masked_apply or apply, masked)
     options = {"form": form, "spatial": spatial, "axis_name": axis_name}
     layers = [losses.decorrelation(layer, **options) for layer in jax.tree.leaves(features)]
     terms = {
         "classification": jnp.mean(losses.classification(logits, labels)),
-        "consistency": jnp.mean(losses.consistency(logits, masked_logits)),
+        "consistency": jnp.mean(losses.consistency(logits[::every], masked_logits)),
         "decorrelation": sum(layers) / len(layers),
     }
     loss = terms["classification"] + consistency * terms["consistency"] + decorrelation * terms["decorrelation"]

@@ -25,8 +25,9 @@ class Outputs(NamedTuple):
       logits: `[N, K]`.
       features: outputs of the layers to decorrelate, each `[N, D]` or maps `[N, H, W, D]`.
       labels: true classes, int `[N]`.
-      masked_logits: logits of the masked images, `[N, K]`; None without a masked forward.
+      masked_logits: logits of the masked images, `[N / masked_every, K]`; None without a masked forward.
       penalties: squared norms of the input gradients, `[N]`; None without a gradient penalty.
+      masked_every: 1 if all examples are masked, 2 for the first, third, fifth, …
     """
 
     logits: jax.Array
@@ -34,6 +35,7 @@ class Outputs(NamedTuple):
     labels: jax.Array
     masked_logits: jax.Array | None = None
     penalties: jax.Array | None = None
+    masked_every: int = 1
 
 
 def classification(outputs: Outputs, *, label_smoothing: float = 0.0) -> jax.Array:
@@ -45,10 +47,9 @@ def consistency(
     outputs: Outputs, *, axis_name: str | None = None, direction: str = "clean_masked", stop_gradient: bool = False
 ) -> tuple[jax.Array, Watched]:
     """Return the mean divergence between clean and masked predictions, and the accuracy on masked images to log."""
-    divergence = losses.consistency(
-        outputs.logits, outputs.masked_logits, direction=direction, stop_gradient=stop_gradient
-    )
-    return jnp.mean(divergence), {"masked_accuracy": jnp.mean(correct(outputs.masked_logits, outputs.labels))}
+    clean, labels = (each[:: outputs.masked_every] for each in (outputs.logits, outputs.labels))
+    divergence = losses.consistency(clean, outputs.masked_logits, direction=direction, stop_gradient=stop_gradient)
+    return jnp.mean(divergence), {"masked_accuracy": jnp.mean(correct(outputs.masked_logits, labels))}
 
 
 def decorrelation(

@@ -138,6 +138,7 @@ def _prepare(data_dir, barrier):
     digit_scenes.prepare(data_dir)
 
 
+@pytest.mark.full
 def test_two_processes_may_prepare_at_once(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sdecor.data.digit_scenes"])  # imported once for both: the import takes seconds

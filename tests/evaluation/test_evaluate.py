@@ -52,6 +52,7 @@ def examples(folder):
         return {name: arrays[name] for name in arrays if name != "settings"}
 
 
+@pytest.mark.full
 def test_compares_runs_on_a_number_of_devices_that_does_not_divide(folders):
     both = [f"--workdir={folders / method}" for method in ("ce", "sdecor")]
     chosen = ("--methods=quick,smoothgrad:samples=2", "--metrics=quick,entropy", "--chunk_size=4")

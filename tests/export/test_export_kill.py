@@ -124,6 +124,7 @@ def test_killed_right_after_a_file_appears(start, undisturbed, tmp_path, layout)
         assert tree(path) == expected, key
 
 
+@pytest.mark.full
 def test_eight_devices_give_the_bytes_of_one(undisturbed, tmp_path):
     assert jax.local_device_count() == 8
     for layout in LAYOUTS:

@@ -95,6 +95,8 @@ IMPOSSIBLE = [
     ("masking.fill", "unifrom", "did you mean 'uniform'"),
     ("masking.forward", "frozn", "did you mean 'frozen'"),
     ("masking.order", "lowst", "lowest"),
+    ("masking.every", 0, "1 or more"),
+    ("masking.every", 3, "does not divide the 16 images .* such as 2"),
     ("decorrelation.form", "covarianse", "did you mean 'covariance'"),
     ("decorrelation.weight", -1.0, "decorrelation.weight"),
     ("consistency.weight", 0.0, "contradicts config.method = 'sdecor'"),

@@ -203,7 +203,7 @@ AVERAGED = {"train.accumulate": 2, "train.batch_size": 16, "optim.ema_decay": 0.
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("sdecor", AVERAGED),
+        pytest.param("sdecor", AVERAGED, marks=pytest.mark.full),
         pytest.param("gradpen", {}, marks=pytest.mark.full),
         pytest.param("sdecor", {"data.loader": "grain"}, marks=pytest.mark.full),
     ],

@@ -84,6 +84,7 @@ def by_training(state, forward, options):
 
 SIGNED = {"rank_by": "signed", "saliency_of": "log_probability", "form": "correlation", "fill": "mean"}
 CASES = [("layer", "shared", {}), ("layer", "shared", SIGNED), *(("batch", forward, {}) for forward in FORWARDS)]
+CASES += [("layer", "frozen", {"every": 4}), *(("batch", forward, {"every": 2}) for forward in FORWARDS)]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def found():
     return jax.device_get(find(states))
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{norm}-{how}-{len(also)}" for norm, how, also in CASES])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{norm}-{how}-{'-'.join(also)}" for norm, how, also in CASES])
 def test_the_step_of_training_is_the_specification(found, case):
     (terms, statistics, gradients), (expected, expected_statistics, expected_gradients) = found[case]
     for name in ("loss", "classification", "consistency", "decorrelation"):

@@ -1,0 +1,137 @@
+"""Run the benchmarks, keep their tables as JSON, and write the tables of docs/performance.md from these files.
+
+    make bench                                              a few minutes on two cores
+    make bench-full                                         hours; every table of docs/performance.md
+    python benchmarks/run.py [--full] [--only=step,input]   some of them
+    python benchmarks/run.py --render                       docs/performance.md alone, from the kept files
+
+A benchmark is a script here that prints Markdown tables. benchmarks/results/NAME.json has the tables of its last full
+run, with the command, the versions and the hardware; a quick run writes NAME-quick.json, which is not in the docs. In
+docs/performance.md, `<!-- table: NAME 0 -->` stands before the first table of NAME, and an empty line ends the table.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from sdecor.core import files
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
+
+
+class Benchmark(NamedTuple):
+    """A script, with its arguments for a quick and a full run; None leaves it out of the quick ones."""
+
+    script: str
+    quick: str | None
+    full: str = ""
+
+
+BENCHMARKS = {
+    "step": Benchmark("step.py", "--models=cnn --rounds=5", "--models=cnn"),
+    "step_resnet18": Benchmark("step.py", None, "--models=resnet18 --batch_size=8 --rounds=5"),
+    "growth": Benchmark("growth.py", "--axes=devices", ""),
+    "replicas": Benchmark("replicas.py", None, "--replicas=1,4,16 --steps=2"),
+    "input": Benchmark("input.py", "--rounds=1", ""),
+    "attribution": Benchmark("attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp"),
+    "attribution_memory": Benchmark("attribution_memory.py", None),
+    "metrics": Benchmark("metrics.py", "--rounds=1 --metrics=gini,insertion,road", "--rounds=3 --quantus_images=2"),
+    "export": Benchmark("export.py", "--images=512 --rounds=1", "--images=4096"),
+    "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
+    "selection": Benchmark("selection.py", None),
+    "program": Benchmark("program.py", None, "--folder=program"),
+    "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
+    "scaling": Benchmark("scaling.py", None),
+}
+_TABLE = re.compile(r"^\|.*\|\n\|[ :|-]+\|\n(?:\|.*\|\n?)*", re.MULTILINE)
+_PLACE = re.compile(r"(<!-- table: (\w+) (\d+) -->\n)(?:\|.*\n)*")
+
+
+def parse_tables(text: str) -> list[dict[str, Any]]:
+    """Return the Markdown tables in a text: their columns and rows, as texts."""
+    tables = []
+    for found in _TABLE.finditer(text):
+        lines = [[cell.strip() for cell in line.strip("| \n").split(" | ")] for line in found[0].strip().splitlines()]
+        tables.append({"columns": lines[0], "rows": lines[2:]})
+    return tables
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """Return a table of `parse_tables` as Markdown."""
+    lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return the machine: its processor, its cores, and the devices that JAX finds in a process of its own."""
+    ask = "import jax; print(len(jax.devices()), jax.devices()[0].device_kind, sep=' × ')"
+    devices = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "devices": devices}
+
+
+def run(name: str, *, full: bool) -> None:
+    """Run a benchmark, show its output, and keep its tables."""
+    arguments = BENCHMARKS[name].full if full else BENCHMARKS[name].quick
+    command = f"benchmarks/{BENCHMARKS[name].script} {arguments}".strip()
+    print(f"\npython {command}", flush=True)
+    start, lines = time.perf_counter(), []
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, *command.split()], **options) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        sys.exit(f"benchmarks/run.py: {command} ended with status {process.returncode}")
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "command": f"python {command}",
+        "seconds": round(time.perf_counter() - start),
+        "versions": files.versions(),
+        "hardware": describe_hardware(),
+        "tables": parse_tables("".join(lines)),
+    }
+    files.write_json(RESULTS / f"{name}{'' if full else '-quick'}.json", content)
+
+
+def render(text: str, results: dict[str, Any]) -> str:
+    """Return a page with the tables of the results in the places marked for them."""
+
+    def table(place: re.Match) -> str:
+        name, index = place[2], int(place[3])
+        if name not in results:
+            return place[0]
+        return place[1] + format_table(results[name]["tables"][index])
+
+    return _PLACE.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every benchmark, as in docs/performance.md")
+    parser.add_argument("--only", help=f"some of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--render", action="store_true", help="write docs/performance.md from the kept files")
+    options = parser.parse_args()
+    chosen = options.only.split(",") if options.only else list(BENCHMARKS)
+    if unknown := [name for name in chosen if name not in BENCHMARKS]:
+        sys.exit(f"benchmarks/run.py: --only={unknown[0]} is no benchmark: name some of {', '.join(BENCHMARKS)}")
+    if not options.render:
+        for name in chosen:
+            if options.full or BENCHMARKS[name].quick is not None:
+                run(name, full=options.full)
+    if options.render or options.full:
+        results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+        files.write_file(PAGE, render(PAGE.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Tests of benchmarks/run.py: tables are kept and rendered as they were printed, and every script is in its list."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PRINTED = """
+cnn, 128 images of 32×32
+
+| step | ms | × ce (time) |
+| --- | --- | --- |
+| ce | 32.6 | 1.00 |
+| sdecor (shared) | 1,085.5 | **2.62** |
+
+and one more
+
+| a |
+| --- |
+| – |
+"""
+TABLES = [
+    {
+        "columns": ["step", "ms", "× ce (time)"],
+        "rows": [["ce", "32.6", "1.00"], ["sdecor (shared)", "1,085.5", "**2.62**"]],
+    },
+    {"columns": ["a"], "rows": [["–"]]},
+]
+
+
+@pytest.fixture(scope="module")
+def run():
+    specification = importlib.util.spec_from_file_location("benchmarks_run", ROOT / "benchmarks/run.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_parsed_as_printed(run):
+    assert run.parse_tables(PRINTED) == TABLES
+    assert all(run.format_table(table) in PRINTED for table in TABLES)
+
+
+def test_a_page_gets_the_tables_of_its_places_and_keeps_the_rest(run):
+    page = "# Costs\n\n<!-- table: step 1 -->\n| old |\n| --- |\n\ntext\n\n<!-- table: input 0 -->\n| kept |\n\nend\n"
+    rendered = run.render(page, {"step": {"tables": TABLES}})
+    assert rendered == page.replace("| old |\n| --- |\n", "| a |\n| --- |\n| – |\n")
+    assert run.render(rendered, {"step": {"tables": TABLES}}) == rendered
+
+
+def test_a_run_keeps_tables_command_versions_and_hardware(run, tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/small.py").write_text(f"import sys; print({PRINTED!r}, sys.argv[1:])")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(run.BENCHMARKS, "small", run.Benchmark("small.py", "--rounds=1", ""))
+    run.run("small", full=False)
+    kept = json.loads((tmp_path / "results/small-quick.json").read_text())
+    assert kept["tables"] == TABLES and kept["command"] == "python benchmarks/small.py --rounds=1"
+    assert kept["versions"]["jax"] and kept["hardware"]["cores"] and "cpu" in kept["hardware"]["devices"]
+
+
+def test_a_failed_benchmark_ends_the_run(run, tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/small.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setitem(run.BENCHMARKS, "small", run.Benchmark("small.py", "", ""))
+    with pytest.raises(SystemExit, match="small.py ended with status 3"):
+        run.run("small", full=True)
+
+
+def test_every_script_is_a_benchmark(run):
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()}
+    assert scripts - {"run.py"} == {each.script for each in run.BENCHMARKS.values()}
+
+
+def test_an_unknown_name_is_refused(run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only=steps"])
+    with pytest.raises(SystemExit, match="--only=steps is no benchmark"):
+        run.main()
