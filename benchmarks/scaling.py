@@ -201,7 +201,7 @@ def paper_data(sizes: Sizes, each: dict[str, Any], *, watched: bool) -> float:
         return data
     samples, width = each["images"] * each["devices"], sizes.width
     matrix = 4 * width**2 if samples >= width else 2 * 4 * samples * width  # the Gram side: there and back
-    vectors = 3 + watched  # two means, one pull-back; a step also logs the variances
+    vectors = 3 + 3 * watched  # two means, one pull-back; to log the deviations: a sample, a mean, a mean square
     vectors += 0 if samples >= width else 2  # the Gram side's diagonal, and its pull-back
     return data + matrix + vectors * 4 * width
 
