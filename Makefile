@@ -1,5 +1,5 @@
 # make demo        cross-entropy, SaliencyDecor and its density form on the embedded data set, side by side, with pictures
-# make bench       how fast it is, in minutes;  make bench-full makes every table of docs/performance.md
+# make bench       how fast it is, in minutes;  make bench-full runs every benchmark, in hours
 # make test        the quick suite;  make test-full adds what takes longer;  make lint checks the style
 # make PYTHON=python3.12 …  chooses the interpreter; each version has an environment of its own
 # make TESTS=tests/test_masking.py test  runs these alone

@@ -146,7 +146,8 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> None:
         shutil.rmtree(folder / f"{number}.zarr")
     pure, rate, share, by_cpu, whole = np.median(rows, axis=0)
     what = f"{options.model} {options.size}×{options.size} | {options.methods}"
-    print(f"| {what} | {pure:.0f} | {rate:.0f} | {share:.1%} | {by_cpu:.1%} |")
+    print("\n| network | methods | pure, images/s | export, images/s | share | by CPU time |\n" + "| --- " * 6 + "|")
+    print(f"| {what} | {pure:.0f} | {rate:.0f} | {share:.1%} | {by_cpu:.1%} |\n")
     stored = done.bytes / options.images
     print(f"with compilation and the end: {whole:.0f} images/s; {stored:.0f} bytes per image are stored")
 
@@ -179,7 +180,6 @@ def main() -> None:
             return
         device = jax.local_devices()[0]
         print(f"{device.device_kind} ({device.platform}) × {jax.local_device_count()}, jax {jax.__version__}")
-        print("| network | methods | pure, images/s | export, images/s | share | by CPU time |")
         compare(options, pathlib.Path(folder))
         low, high = peak_memory(options, options.images), peak_memory(options, 10 * options.images)
         print(f"peak memory: {low:.0f} MiB for {options.images} images, {high:.0f} MiB for {10 * options.images}")

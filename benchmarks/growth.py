@@ -55,9 +55,8 @@ def build_step(method: str, overrides: Mapping[str, Any], devices: Sequence[jax.
     """Compile the step of a config for some devices, with a state and random images."""
     config = default.get_config(f"method={method}")
     config.data.canvas, config.augment.crop_padding, config.augment.flip = 32, 0, False
-    config.update_from_flattened_dict({name: value for name, value in overrides.items() if name != "data.canvas"})
-    size, images = overrides.get("data.canvas", 32), config.train.batch_size
-    facts = build.assume_facts(config, 10, image_shape=(size, size))
+    config.update_from_flattened_dict(overrides)
+    facts, images = build.assume_facts(config, 10), config.train.batch_size
     program = build.create_program(config, facts)
     key, count = jax.random.key(0), len(devices)
     state = parallel.replicate(build.create_state(config, program.model, program.image_shape, key), devices)

@@ -132,11 +132,13 @@ def main() -> None:
     print(f"{args.n} PNG images of {args.size}×{args.size}×3, batches of {args.batch_size}")
     print(f"  decoding once into memory: {decoding:.2f} s, {args.n / decoding:,.0f} images/s")
     rates = loader_rates(loaders, images=args.images, batch_size=args.batch_size, rounds=args.rounds)
+    print("\n| loader | images/s | memory is × as fast |\n| --- | --- | --- |")
     for name, rate in rates.items():
-        print(f"  {name:<24} {rate:>12,.0f} images/s   memory is {rates['memory'] / rate:>8.1f} × as fast")
-    print(f"on {jax.devices()[0].device_kind}, a batch of {args.batch_size}")
+        print(f"| {name} | {rate:,.0f} | {rates['memory'] / rate:.1f} |")
+    print(f"\non {jax.devices()[0].device_kind}, a batch of {args.batch_size}\n")
+    print("| augmentation | ms |\n| --- | --- |")
     for name, milliseconds in augmentation_times(loaders["memory"].batch(0), rounds=4 * args.rounds).items():
-        print(f"  {name:<24} {milliseconds:>12.2f} ms")
+        print(f"| {name} | {milliseconds:.2f} |")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,6 @@ STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "decor": ("method=decor", {}),
     "decor, density": ("method=decor,form=density", {}),
 }
-BARS = {"flops": 2.36, "bytes": 2.2, "temporaries": 1.7, "collectives": 1.3}  # of sdecor, as multiples of ce
 
 
 def create_config(network: str, step: str, devices: int) -> Any:
@@ -99,7 +98,6 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
         "bytes": found["bytes"],
         "temporaries": found["memory"]["temporaries"],
         "roofline": max(found["flops"] / chip.flops, found["bytes"] / chip.bandwidth),
-        "estimate": found["estimated_seconds"],
         "collectives": sum(kind["count"] for kind in found["collectives"].values()),
     }
 

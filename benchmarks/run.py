@@ -1,13 +1,14 @@
-"""Run the benchmarks, keep their tables as JSON, and write the tables of docs/performance.md from these files.
+"""Run the benchmarks, keep their tables as JSON, and fill the places of docs/performance.md from these files.
 
     make bench                                              a few minutes on two cores
-    make bench-full                                         hours; every table of docs/performance.md
+    make bench-full                                         hours; every benchmark
     python benchmarks/run.py [--full] [--only=step,input]   some of them
     python benchmarks/run.py --render                       docs/performance.md alone, from the kept files
 
 A benchmark is a script here that prints Markdown tables. benchmarks/results/NAME.json has the tables of its last full
 run, with the command, the versions and the hardware; a quick run writes NAME-quick.json, which is not in the docs. In
-docs/performance.md, `<!-- table: NAME 0 -->` stands before the first table of NAME, and an empty line ends the table.
+docs/performance.md, `<!-- table: NAME 0 -->` is the place of the first table of NAME; an empty line ends the table.
+Other tables there are written by hand.
 """
 
 import argparse
@@ -92,13 +93,16 @@ def run(name: str, *, full: bool) -> None:
             lines.append(line)
     if process.returncode:
         sys.exit(f"benchmarks/run.py: {command} ended with status {process.returncode}")
+    tables = parse_tables("".join(lines))
+    if not tables:
+        sys.exit(f"benchmarks/run.py: {command} printed no table, so that nothing could be kept")
     RESULTS.mkdir(exist_ok=True)
     content = {
         "command": f"python {command}",
         "seconds": round(time.perf_counter() - start),
         "versions": files.versions(),
         "hardware": describe_hardware(),
-        "tables": parse_tables("".join(lines)),
+        "tables": tables,
     }
     files.write_json(RESULTS / f"{name}{'' if full else '-quick'}.json", content)
 
@@ -117,7 +121,7 @@ def render(text: str, results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="every benchmark, as in docs/performance.md")
+    parser.add_argument("--full", action="store_true", help="every benchmark, with its full arguments")
     parser.add_argument("--only", help=f"some of {', '.join(BENCHMARKS)}")
     parser.add_argument("--render", action="store_true", help="write docs/performance.md from the kept files")
     options = parser.parse_args()

@@ -63,12 +63,16 @@ def test_a_run_keeps_tables_command_versions_and_hardware(run, tmp_path, monkeyp
     assert kept["versions"]["jax"] and kept["hardware"]["cores"] and "cpu" in kept["hardware"]["devices"]
 
 
-def test_a_failed_benchmark_ends_the_run(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "script, told",
+    [("raise SystemExit(3)", "small.py ended with status 3"), ("print('|')", "small.py printed no table")],
+)
+def test_a_benchmark_that_fails_or_prints_no_table_ends_the_run(run, tmp_path, monkeypatch, script, told):
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/small.py").write_text("raise SystemExit(3)")
+    (tmp_path / "benchmarks/small.py").write_text(script)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setitem(run.BENCHMARKS, "small", run.Benchmark("small.py", "", ""))
-    with pytest.raises(SystemExit, match="small.py ended with status 3"):
+    with pytest.raises(SystemExit, match=told):
         run.run("small", full=True)
 
 
