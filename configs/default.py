@@ -31,7 +31,7 @@ ACTIVATIONS = {"layers": ("activations",), "spatial": "positions", "rectify": Tr
 
 # The values that form=NAME sets: the layers to decorrelate, and a first weight. Two weights were chosen on validation
 # data (docs/evidence.md): covariance 0.1, the best of 0.1, 1 and 10, on photographs only; and density. For each other
-# form one weight was tried. On scenes, no form but density was studied.
+# form but zca one weight was tried. On scenes, no form but density was studied.
 FORMS = {
     "covariance": {"weight": 0.1, **LAST},
     "correlation": {"weight": 1.0, **LAST},
@@ -39,6 +39,7 @@ FORMS = {
     "whitening": {"weight": 1.0, **LAST},
     "cosine": {"weight": 1.0, **ACTIVATIONS},
     "density": {"weight": 3.0, **ACTIVATIONS},
+    "zca": {"weight": 1.0, **LAST},  # no term of the loss: the network whitens its features; the weight stays 1
 }
 PHOTOGRAPH_FORMS = FORMS | {"density": {"weight": 1.0, **ACTIVATIONS}}  # there, a weight of 3 lowers the accuracy
 
@@ -104,6 +105,7 @@ def base() -> ConfigDict:
     train.eval_every_epochs = 1.0  # validation, each time followed by a checkpoint
     train.checkpoint_every_minutes = 10.0  # about the longest time without a checkpoint; 0 => no bound
     train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => none
+    train.loss = "cross_entropy"  # or bce: binary cross-entropy of each class against all others (docs/method.md)
     train.label_smoothing = 0.0
     # When the loss or its gradient is not finite: stop; skip the step; or rollback to the last good checkpoint and
     # continue with another order of the data (not for replicas). All of it is in metrics.jsonl.
@@ -124,6 +126,7 @@ def base() -> ConfigDict:
     config.masking = masking = ConfigDict()
     masking.fraction = 0.5  # share of masked positions, in [0, 1)
     masking.ramp_epochs = 0.0  # linear from 0
+    masking.start_epoch = 0.0  # masked fraction and weight of the consistency are 0 before; ramps begin there
     masking.rank_by = "abs"  # abs: mean |gradient| over channels, or signed (SGT's published code)
     masking.saliency_of = "logit"  # logit of the true class, or log_probability (SGT)
     masking.order = "lowest"  # mask the least salient; highest and alternate (by step) are ablations
@@ -142,8 +145,12 @@ def base() -> ConfigDict:
     decorrelation.spatial = chosen["spatial"]  # for maps [N, H, W, D]: pool over space, or positions as samples
     decorrelation.rectify = chosen["rectify"]  # apply a ReLU first, which turns a layer's output into that of its ReLU
     decorrelation.variance_weight = 0.0  # weight of VICReg's hinge on small standard deviations
-    decorrelation.epsilon = config_dict.placeholder(float)  # for correlation and whitening; None => the form's default
-    decorrelation.iterations = 20  # Newton–Schulz iterations, for whitening
+    # For correlation, whitening and zca; None => the form's default.
+    decorrelation.epsilon = config_dict.placeholder(float)
+    decorrelation.iterations = 20  # Newton–Schulz iterations, for whitening and zca
+    # For zca, whose layers are linear: the input of a dense layer, the output of a convolution (docs/method.md).
+    decorrelation.group = config_dict.placeholder(int)  # features that are whitened together; None => all of a layer
+    decorrelation.through_root = True  # whether gradients flow through the whitening matrix
 
     config.gradient_penalty = gradient_penalty = ConfigDict()
     gradient_penalty.weight = 0.1  # weight of the input gradient's squared norm; for method gradpen only

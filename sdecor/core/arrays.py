@@ -1,9 +1,11 @@
-"""Array functions: precision, sorting and ranks, Gaussian blur.
+"""Array functions: precision, sorting and ranks, Gaussian blur, the inverse root of a matrix.
 
 XLA's sort on a CPU calls its comparison for one pair at a time. Values therefore become integers of the same order, and
 on a CPU a network of minima and maxima sorts all rows together in the vector units. This gives the same result ten
 times faster than a sort of floats, for 64 maps of 64×64 pixels.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +190,25 @@ def _matrix(side: int, sigma: jax.Array | float) -> jax.Array:
     place = jnp.arange(side, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * ((place[:, None] - place[None, :]) / sigma) ** 2)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def inverse_root(matrix: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
+    """Approximate `matrix^-½` of a symmetric positive semi-definite `[D, D]` by the coupled Newton-Schulz iteration.
+
+    The iteration uses matrix products only. Unlike the uncoupled one it is stable, and unlike an eigendecomposition it
+    is finite at equal and zero eigenvalues. `epsilon`, relative to the Frobenius norm, is added to the diagonal. Above
+    the rounding of the products, it keeps null directions from becoming negative, where the iteration diverges.
+    """
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    squares = jnp.sum(matrix**2)
+    norm = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))  # replaced before the root, whose gradient at 0 is infinite
+    product = functools.partial(jnp.matmul, precision="highest")
+
+    def step(_: int, roots: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        root, inverse = roots
+        update = 1.5 * eye - 0.5 * product(inverse, root)
+        return product(root, update), product(update, inverse)
+
+    start = matrix / norm + epsilon * eye
+    _, inverse = jax.lax.fori_loop(0, iterations, step, (start, eye + jnp.zeros_like(start)))
+    return inverse / jnp.sqrt(norm)

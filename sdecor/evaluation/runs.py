@@ -96,7 +96,8 @@ def restore(
     state, _ = restored
     name = name or run_folder.title(recorded["config"])
     settings = _settings(config, dataset, state, split=split, target=target)
-    return Run(folder, name, config, recorded, dataset, Network(model), state.variables, settings)
+    model, variables = build.without_whitening(model, state.variables)
+    return Run(folder, name, config, recorded, dataset, Network(model), variables, settings)
 
 
 def _settings(config: ConfigDict, dataset: Any, state: Any, *, split: str, target: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from sdecor.losses.decorrelation import (
 )
 from sdecor.losses.gradients import PENALTY_OF as PENALTY_OF, gradient_penalty as gradient_penalty
 from sdecor.losses.predictions import (
+    CLASSIFICATIONS as CLASSIFICATIONS,
     DIRECTIONS as DIRECTIONS,
     classification as classification,
     consistency as consistency,

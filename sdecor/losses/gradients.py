@@ -22,6 +22,7 @@ def gradient_penalty(
     *,
     of: str = "cross_entropy",
     label_smoothing: float = 0.0,
+    loss: str = "cross_entropy",
 ) -> tuple[jax.Array, Any]:
     """Compute the squared norm of each example's input gradient, for double backpropagation.
 
@@ -33,9 +34,9 @@ def gradient_penalty(
       forward: `images -> (logits [N, K], others)`; `others` are returned from the same forward.
       images: `[N, ...]`, in the model's normalised input space.
       labels: class indices, integers `[N]` of any type, in [0, K).
-      of: the score to differentiate: "cross_entropy", as in training; "log_probabilities", summed over the classes
-        whose logit is not −inf; or "logit", the logit of the true class.
-      label_smoothing: label smoothing of the cross-entropy, as for `classification`.
+      of: the score to differentiate: "cross_entropy", the loss of training; "log_probabilities", summed over the
+        classes whose logit is not −inf; or "logit", the logit of the true class.
+      label_smoothing, loss: options of the loss of training, as for `classification`.
 
     Returns:
       `(penalties [N], others)`, penalties float32, ≥ 0, summed over all pixels and channels. Under `jit` a label that
@@ -60,7 +61,7 @@ def gradient_penalty(
         logits, others = forward(images)
         logits = widened(logits)
         if of == "cross_entropy":
-            return jnp.sum(classification(logits, labels, label_smoothing=label_smoothing)), others
+            return jnp.sum(classification(logits, labels, label_smoothing=label_smoothing, loss=loss)), others
         classes = check_classes("labels", labels, logits.shape[-1])
         if of == "log_probabilities":
             check_several(logits.shape[-1])

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.arrays import widened
+from sdecor.core.arrays import inverse_root, widened
 from sdecor.core.checks import check_choice
 
 SPATIALS = ("pool", "positions")
@@ -177,28 +177,6 @@ def whiten(
     scaled = scaled / _power_of_two(jnp.max(_peak(scaled, axis_name)))
     root = inverse_root(covariance(scaled, axis_name), epsilon=epsilon, iterations=iterations)
     return centred, jnp.matmul(scaled, root, precision="highest")
-
-
-def inverse_root(matrix: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
-    """Approximate `matrix^-½` of a symmetric positive semi-definite `[D, D]` by the coupled Newton-Schulz iteration.
-
-    The iteration uses matrix products only. Unlike the uncoupled one it is stable, and unlike an eigendecomposition it
-    is finite at equal and zero eigenvalues. `epsilon`, relative to the Frobenius norm, is added to the diagonal. Above
-    the rounding of the products, it keeps null directions from becoming negative, where the iteration diverges.
-    """
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    norm = jnp.linalg.norm(matrix)
-    norm = jnp.where(norm > 0, norm, 1.0)
-    product = functools.partial(jnp.matmul, precision="highest")
-
-    def step(_: int, roots: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        root, inverse = roots
-        update = 1.5 * eye - 0.5 * product(inverse, root)
-        return product(root, update), product(update, inverse)
-
-    start = matrix / norm + epsilon * eye
-    _, inverse = jax.lax.fori_loop(0, iterations, step, (start, eye + jnp.zeros_like(start)))
-    return inverse / jnp.sqrt(norm)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -9,6 +9,7 @@ Files:
   layers               common parts of the networks
   tap                  outputs of named layers of any Linen module
   frozen               BatchNorm's batch statistics as constants of the pull-back
+  whitened             ZCA whitening in the forward pass, and its folding into the weights
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from sdecor.models.resnet import ResNet as ResNet
 from sdecor.models.tap import Tap as Tap, layer_names as layer_names
 from sdecor.models.vgg import VGG16 as VGG16
 from sdecor.models.vit import ViT as ViT
+from sdecor.models.whitened import Whitened as Whitened, fold_whitening as fold_whitening
 from sdecor.models.wide_resnet import WideResNet as WideResNet
 
 # name -> (module class, its preset attributes)

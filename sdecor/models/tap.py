@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class _Calls:
+class Calls:
     """An interceptor that counts the calls of every layer and keeps the outputs of the wanted ones.
 
     Layers under a lifted transformation (`nn.remat`, `nn.scan`, …) are in another scope tree and are skipped: their
@@ -24,7 +24,7 @@ class _Calls:
         self._root: Any = None  # the scope of the first called module; names are relative to it
         self._open: set[str] = set()
 
-    def _name(self, context: nn.module.InterceptorContext) -> str:
+    def name(self, context: nn.module.InterceptorContext) -> str:
         scope = context.module.scope
         if context.method_name != "__call__" or scope is None:
             return ""
@@ -37,7 +37,7 @@ class _Calls:
     def __call__(
         self, next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        name = self._name(context)
+        name = self.name(context)
         if not name or name in self._open:  # a call of super() does not count
             return next_fun(*args, **kwargs)
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -83,11 +83,11 @@ class Tap(nn.Module):
         nn.share_scope(self, self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, Any]]:
-        calls = _Calls(self.layers)
+        calls = Calls(self.layers)
         with nn.intercept_methods(calls):
             output = self.module(*args, **kwargs)
         for layer in self.layers:
-            _check_called_once(layer, calls.counts)
+            check_called_once(layer, calls.counts)
         return _logits_of(output), {layer: calls.outputs[layer] for layer in self.layers}
 
 
@@ -113,7 +113,8 @@ def _described(output: Any) -> str:
     return type(output).__name__ if shape is None else f"{output.dtype} array {tuple(shape)}"
 
 
-def _check_called_once(layer: str, counts: dict[str, int]) -> None:
+def check_called_once(layer: str, counts: dict[str, int]) -> None:
+    """Raise ValueError unless a layer was called once in a forward; `counts` are the calls of all layers."""
     count = counts.get(layer, 0)
     if count == 1:
         return
@@ -140,7 +141,7 @@ def layer_names(module: nn.Module, image_shape: tuple[int, ...], **kwargs: Any) 
     Returns:
       Module paths such as "stage2/block1", an outer layer before its inner ones.
     """
-    calls = _Calls()
+    calls = Calls()
 
     def trace(key: jax.Array, images: jax.Array) -> Any:
         with nn.intercept_methods(calls):

@@ -33,6 +33,9 @@ from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, creat
 from sdecor.training.steps import Hyper
 from sdecor.training.terms import METHODS, TERMS, Term, watch
 
+MASK_RAMP = ("fraction", "ramp_epochs", "start_epoch")  # fields of config.masking that are an argument of the step
+WHITENED = "zca"  # the form of decorrelation that is part of the network instead of the loss
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -95,6 +98,7 @@ def _check_training(config: ConfigDict, devices: int | None) -> None:
     _check_masked_share(config, train.batch_size // train.accumulate // (devices or jax.device_count()))
     check_range("config.train.epochs", train.epochs, 0, low_open=True)
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
+    check_choice("config.train.loss", train.loss, losses.CLASSIFICATIONS)
     check_range("config.train.label_smoothing", train.label_smoothing, 0, 1, high_open=True)
     _check_if_set("config.train.checkpoint_every_steps", train.checkpoint_every_steps, 1)
     check_range("config.train.checkpoint_every_minutes", train.checkpoint_every_minutes, 0)
@@ -146,19 +150,42 @@ def _check_terms(config: ConfigDict) -> None:
     check_choice("config.consistency.direction", consistency.direction, losses.DIRECTIONS)
     check_range("config.masking.fraction", masks.fraction, 0, 1, high_open=True)
     check_range("config.masking.ramp_epochs", masks.ramp_epochs, 0)
+    check_range("config.masking.start_epoch", masks.start_epoch, 0, config.train.epochs, high_open=True)
     check_choice("config.masking.rank_by", masks.rank_by, masking.RANKINGS)
     check_choice("config.masking.saliency_of", masks.saliency_of, masking.SALIENCY_OF)
     check_choice("config.masking.order", masks.order, masking.ORDERS)
     check_choice("config.masking.fill", masks.fill, masking.FILLS)
     check_range("config.masking.blur_sigma", masks.blur_sigma, 0, low_open=True)
     check_choice("config.masking.forward", masks.forward, FORWARDS)
-    check_choice("config.decorrelation.form", decor.form, losses.FORMS)
+    check_choice("config.decorrelation.form", decor.form, (*losses.FORMS, WHITENED))
+    if decor.form == WHITENED and decor.weight > 0:
+        _check_whitening(config)
     check_choice("config.decorrelation.spatial", decor.spatial, losses.SPATIALS)
     check_range("config.decorrelation.iterations", decor.iterations, 1)
     _check_if_set("config.decorrelation.epsilon", decor.epsilon, 0)
     check_choice("config.gradient_penalty.of", config.gradient_penalty.of, losses.PENALTY_OF)
     if config.model.get("remat", None) not in (None, "none"):
         _check_remat(config)
+
+
+def _check_whitening(config: ConfigDict) -> None:
+    """Raise ValueError for fields that mean nothing, or something else, with whitening in the forward pass."""
+    decor = config.decorrelation
+    wrong = {"weight": 1.0, "ramp_epochs": 0.0, "variance_weight": 0.0, "rectify": False}
+    for field, right in wrong.items():
+        if decor[field] != right:
+            raise ValueError(
+                f"config.decorrelation.{field} = {decor[field]!r} does not go with config.decorrelation.form = "
+                f"{WHITENED!r}, which is no term of the loss but a part of the network: leave it at {right!r}"
+            )
+    if decor.epsilon is not None and decor.epsilon == 0:
+        raise ValueError("config.decorrelation.epsilon = 0.0 must be above 0 with form 'zca': use 0.001, the default")
+    _check_if_set("config.decorrelation.group", decor.group, 1)
+    if config.consistency.weight > 0 and config.masking.forward == "frozen":
+        raise ValueError(
+            "config.masking.forward = 'frozen' does not go with config.decorrelation.form = 'zca', whose statistics "
+            "it does not freeze: use 'shared' or 'eval'"
+        )
 
 
 def _check_remat(config: ConfigDict) -> None:
@@ -375,7 +402,7 @@ def create_model(
     """Build the config's model, in a `Tap` if the loss decorrelates other layers than the last.
 
     With `tapped=False` the model always returns the features that enter the last layer, with the same parameters. The
-    evaluation needs these to compare runs.
+    evaluation needs these to compare runs. With form "zca" the model is in a `Whitened`.
 
     Raises:
       ValueError: for an option that the model does not take, or a layer that it does not have.
@@ -388,15 +415,38 @@ def create_model(
         config.model.name, num_classes=num_classes, dtype=config.model.dtype, axis_name=parallel.AXIS, **options
     )
     decor = config.decorrelation
+    if decor.form == WHITENED and decor.weight > 0:
+        return models.Whitened(model, **_whitening(config, model, image_shape), axis_name=parallel.AXIS)
     if not decor.layers or not tapped or max(decor.weight, decor.variance_weight) == 0:
         return model
+    return models.Tap(model, layers=_chosen_layers(config, model, image_shape))
+
+
+def _whitening(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the options of the whitening in the forward pass: at the last layer, unless layers are named."""
+    decor = config.decorrelation
+    options = {name: decor[name] for name in ("group", "epsilon") if decor[name] is not None}
+    if decor.layers:
+        options["layers"] = _chosen_layers(config, model, image_shape)
+    return options | {"iterations": decor.iterations, "through_root": decor.through_root}
+
+
+def without_whitening(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+    """Return a trained model and its variables with the whitening folded into the weights; others are unchanged."""
+    if not isinstance(model, models.Whitened):
+        return model, variables
+    return model.module, models.fold_whitening(model, variables)
+
+
+def _chosen_layers(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the layers that `config.decorrelation.layers` names."""
     known = models.layer_names(model, image_shape)
     layers = [
         layer
-        for name in decor.layers
+        for name in config.decorrelation.layers
         for layer in (model.activations if name == "activations" else _matches(name, known))
     ]
-    return models.Tap(model, layers=tuple(dict.fromkeys(layers)))
+    return tuple(dict.fromkeys(layers))
 
 
 def _matches(pattern: str, known: Sequence[str]) -> list[str]:
@@ -410,6 +460,9 @@ def _matches(pattern: str, known: Sequence[str]) -> list[str]:
 def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Warn if the batch is too small for a meaningful covariance; only centred forms need this."""
     decor = config.decorrelation
+    if isinstance(model, models.Whitened):
+        _warn_small_groups(config, model, image_shape)
+        return
     if decor.weight == 0 or decor.rectify or decor.form not in losses.CENTRED:
         return
     n = config.train.batch_size // config.train.accumulate
@@ -425,6 +478,21 @@ def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[in
                 "use at least %d samples (config.train.batch_size / config.train.accumulate)",
                 width, samples, f"{floor:.3g}", 2 * width,
             )  # fmt: skip
+
+
+def _warn_small_groups(config: ConfigDict, model: models.Whitened, image_shape: tuple[int, int, int]) -> None:
+    n = config.train.batch_size // config.train.accumulate
+    if "head" not in model.layers:  # at other layers, each position of a map is a sample
+        return
+    images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
+    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+    group = model.group or features.shape[-1]
+    if n < 2 * group:
+        logging.warning(
+            "whitening of %d features together from %d samples is inexact: set config.decorrelation.group to at most "
+            "%d, or use a batch of %d",
+            group, n, n // 2, 2 * group,
+        )  # fmt: skip
 
 
 def create_replicas(
@@ -496,8 +564,9 @@ def create_objective(config: ConfigDict) -> Objective:
     rectify = decor.rectify and bool({"decorrelation", "variance"} & set(terms))
     return Objective(
         terms=terms,
+        loss=config.train.loss,
         label_smoothing=config.train.label_smoothing,
-        masking=Masking(**_without(config.masking, "fraction", "ramp_epochs")) if "consistency" in terms else None,
+        masking=Masking(**_without(config.masking, *MASK_RAMP)) if "consistency" in terms else None,
         penalty_of=config.gradient_penalty.of if "gradient_penalty" in terms else None,
         watch=partial(watch, spatial=decor.spatial, rectify=rectify),
     )
@@ -506,24 +575,32 @@ def create_objective(config: ConfigDict) -> Objective:
 def create_hyper(config: ConfigDict, steps_per_epoch: int) -> Hyper:
     """Build the numbers that are an argument of the compiled step; ramps are converted to steps."""
 
-    def ramp(value: float, epochs: float | None) -> Ramp:
-        epochs = config.train.epochs if epochs is None else epochs
-        return Ramp(np.float32(value), np.float32(epochs * steps_per_epoch))
+    def ramp(value: float, epochs: float | None, start: float = 0.0) -> Ramp:
+        epochs = config.train.epochs - start if epochs is None else epochs
+        return Ramp(*(np.float32(each) for each in (value, epochs * steps_per_epoch, round(start * steps_per_epoch))))
 
     weights = {
-        name: ramp(get_field(config, term.weight), get_field(config, term.ramp))
+        name: ramp(
+            get_field(config, term.weight),
+            get_field(config, term.ramp),
+            get_field(config, term.start) if term.start else 0.0,
+        )
         for name, term in _used_terms(config).items()
     }
+    masks = config.masking
     return Hyper(
         learning_rate=np.float32(config.optim.lr),
         weight_decay=np.float32(config.optim.weight_decay),
-        mask_fraction=ramp(config.masking.fraction, config.masking.ramp_epochs),
+        mask_fraction=ramp(masks.fraction, masks.ramp_epochs, masks.start_epoch),
         weights=weights,
     )
 
 
 def _used_terms(config: ConfigDict) -> dict[str, Term]:
-    return {name: term for name, term in TERMS.items() if get_field(config, term.weight) > 0}
+    used = {name: term for name, term in TERMS.items() if get_field(config, term.weight) > 0}
+    if config.decorrelation.form == WHITENED:
+        used.pop("decorrelation", None)  # the network whitens its features itself
+    return used
 
 
 def get_field(config: ConfigDict, field: str) -> Any:

@@ -24,15 +24,17 @@ FORWARDS = ("shared", "frozen", "eval")
 
 
 class Ramp(NamedTuple):
-    """A value that rises linearly from 0 over `steps` steps; with `steps` 0 it is constant."""
+    """A value that is 0 before step `start`, and then rises linearly over `steps` steps, at once if `steps` is 0."""
 
     value: jax.Array | float
     steps: jax.Array | float = 0.0
+    start: jax.Array | float = 0.0
 
     def at(self, step: jax.Array) -> jax.Array:
         """Return the value at `step`."""
-        share = jnp.asarray(step, jnp.float32) / jnp.maximum(self.steps, 1.0)
-        return self.value * jnp.clip(share, jnp.where(self.steps > 0, 0.0, 1.0), 1.0)
+        since = jnp.asarray(step, jnp.float32) - self.start
+        share = jnp.clip(since / jnp.maximum(self.steps, 1.0), jnp.where(self.steps > 0, 0.0, 1.0), 1.0)
+        return jnp.where(since < 0, 0.0, self.value * share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +56,15 @@ class Objective:
 
     Attributes:
       terms: functions of the terms beside the classification, by name, as in `terms.TERMS` with their options bound.
-      label_smoothing: share of label smoothing in the cross-entropy.
+      loss: the classification loss, one of `losses.CLASSIFICATIONS`.
+      label_smoothing: share of label smoothing in the classification loss.
       masking: options of the masked images; None for no masked forward.
       penalty_of: score that the gradient penalty differentiates, one of `losses.PENALTY_OF`; None for no penalty.
       watch: `(outputs, axis_name) -> scalars` that are logged but are not part of the loss.
     """
 
     terms: Mapping[str, Callable[..., tuple[jax.Array, Watched]]] = dataclasses.field(default_factory=dict)
+    loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     masking: Masking | None = None
     penalty_of: str | None = None
@@ -181,7 +185,7 @@ def _penalised(
         return outputs[0], (outputs, others)
 
     penalties, (outputs, others) = losses.gradient_penalty(
-        logits_first, images, labels, of=objective.penalty_of, label_smoothing=objective.label_smoothing
+        logits_first, images, labels, of=objective.penalty_of, **_of_classes(objective)
     )
     return (outputs, penalties), others
 
@@ -251,10 +255,15 @@ def loss_fn(
     labels = check_classes("labels", labels, logits.shape[-1])
     every = 1 if objective.masking is None else objective.masking.every
     found = Outputs(logits, jax.tree.leaves(features), labels, masked_logits, penalties, every)
-    terms = {"classification": classification(found, label_smoothing=objective.label_smoothing)}
+    terms = {"classification": classification(found, **_of_classes(objective))}
     total = terms["classification"]
     for name, term in objective.terms.items():
         terms[name], watched = term(found, axis_name=axis_name)
         total += values.weights[name] * terms[name]
         terms |= watched
     return total, {"loss": total, **terms, **objective.watch(found, axis_name=axis_name)}
+
+
+def _of_classes(objective: Objective) -> dict[str, Any]:
+    """Return the options of the classification loss."""
+    return {"loss": objective.loss, "label_smoothing": objective.label_smoothing}

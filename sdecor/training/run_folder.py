@@ -24,7 +24,10 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
 )  # fmt: skip
 
 # Fields that earlier versions lacked, with the value that means what these versions did.
-ADDED = {"masking.every": 1, "model.remat": None}
+ADDED = {
+    "masking.every": 1, "masking.start_epoch": 0.0, "model.remat": None, "train.loss": "cross_entropy",
+    "decorrelation.group": None, "decorrelation.through_root": True,
+}  # fmt: skip
 
 PAPERS_FORM = "covariance"
 LOCK, LEASE = ".lock", ".lease.json"

@@ -38,17 +38,24 @@ class Outputs(NamedTuple):
     masked_every: int = 1
 
 
-def classification(outputs: Outputs, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Return the mean cross-entropy with the true classes."""
-    return jnp.mean(losses.classification(outputs.logits, outputs.labels, label_smoothing=label_smoothing))
+def classification(outputs: Outputs, *, loss: str = "cross_entropy", label_smoothing: float = 0.0) -> jax.Array:
+    """Return the mean classification loss with the true classes."""
+    options = {"loss": loss, "label_smoothing": label_smoothing}
+    return jnp.mean(losses.classification(outputs.logits, outputs.labels, **options))
 
 
 def consistency(
-    outputs: Outputs, *, axis_name: str | None = None, direction: str = "clean_masked", stop_gradient: bool = False
+    outputs: Outputs,
+    *,
+    axis_name: str | None = None,
+    direction: str = "clean_masked",
+    stop_gradient: bool = False,
+    loss: str = "cross_entropy",
 ) -> tuple[jax.Array, Watched]:
     """Return the mean divergence between clean and masked predictions, and the accuracy on masked images to log."""
     clean, labels = (each[:: outputs.masked_every] for each in (outputs.logits, outputs.labels))
-    divergence = losses.consistency(clean, outputs.masked_logits, direction=direction, stop_gradient=stop_gradient)
+    options = {"direction": direction, "stop_gradient": stop_gradient, "loss": loss}
+    divergence = losses.consistency(clean, outputs.masked_logits, **options)
     return jnp.mean(divergence), {"masked_accuracy": jnp.mean(correct(outputs.masked_logits, labels))}
 
 
@@ -111,6 +118,7 @@ class Term(NamedTuple):
       function: `(outputs, axis_name, **options) -> (scalar, watched)`.
       weight: dotted name of the config field of its weight. A term of weight 0 is not computed.
       ramp: config field of the number of epochs over which the weight rises.
+      start: config field of the epoch before which the weight is 0; None if it acts from the first.
       options: config fields of its options, each named like the function's keyword.
     """
 
@@ -118,6 +126,7 @@ class Term(NamedTuple):
     weight: str
     ramp: str
     options: tuple[str, ...] = ()
+    start: str | None = None
 
 
 TERMS: dict[str, Term] = {
@@ -125,7 +134,8 @@ TERMS: dict[str, Term] = {
         consistency,
         weight="consistency.weight",
         ramp="consistency.ramp_epochs",
-        options=("consistency.direction", "consistency.stop_gradient"),
+        options=("consistency.direction", "consistency.stop_gradient", "train.loss"),
+        start="masking.start_epoch",
     ),
     "decorrelation": Term(
         decorrelation,

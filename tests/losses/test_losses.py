@@ -40,6 +40,39 @@ def test_classification_gradient_is_prediction_minus_target(logits):
     np.testing.assert_allclose(gradient, oracles.softmax(logits) - np.eye(5)[LABELS], atol=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_summed_over_the_classes(logits, smoothing):
+    targets = (1 - smoothing) * np.eye(5)[LABELS] + smoothing / 5
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -np.sum(targets * np.log(p) + (1 - targets) * np.log(1 - p), axis=-1)
+    loss = lambda z: losses.classification(z, LABELS, loss="bce", label_smoothing=smoothing)  # noqa: E731
+    np.testing.assert_allclose(loss(logits), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda z: loss(z).sum())(logits), p - targets, atol=1e-6)
+
+
+def test_binary_cross_entropy_leaves_out_an_excluded_class():
+    logits = jnp.array([[1.0, -jnp.inf]])
+    value, gradient = jax.value_and_grad(lambda z: losses.classification(z, jnp.array([0]), loss="bce").sum())(logits)
+    np.testing.assert_allclose(value, np.log1p(np.exp(-1)), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("direction", losses.DIRECTIONS)
+def test_consistency_of_binary_predictions_is_the_sum_over_classes(logits, masked_logits, direction):
+    p, q = (1 / (1 + np.exp(-z.astype(np.float64))) for z in (logits, masked_logits))
+    p, q = (p, q) if direction == "clean_masked" else (q, p)
+    expected = np.sum(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
+    found = losses.consistency(logits, masked_logits, loss="bce", direction=direction)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_an_unknown_classification_loss_is_named(logits):
+    with pytest.raises(ValueError, match="did you mean 'bce'"):
+        losses.classification(logits, LABELS, loss="bse")
+    with pytest.raises(ValueError, match="did you mean 'bce'"):
+        losses.consistency(logits, logits, loss="bse")
+
+
 def test_classification_of_uniform_logits_is_log_of_the_class_count():
     np.testing.assert_allclose(losses.classification(jnp.zeros((3, 7)), jnp.arange(3)), np.log(7), rtol=1e-6)
 

@@ -96,6 +96,8 @@ IMPOSSIBLE = [
     ("masking.forward", "frozn", "did you mean 'frozen'"),
     ("masking.order", "lowst", "lowest"),
     ("masking.every", 0, "1 or more"),
+    ("masking.start_epoch", 8.0, r"\[0, 8.0\)"),
+    ("train.loss", "bse", "did you mean 'bce'"),
     ("masking.every", 3, "does not divide the 16 images .* such as 2"),
     ("decorrelation.form", "covarianse", "did you mean 'covariance'"),
     ("decorrelation.weight", -1.0, "decorrelation.weight"),
@@ -147,6 +149,45 @@ def test_gradient_penalty_stands_alone(field):
     message = rf"config.{field} = 0.5 contradicts config.method = 'gradpen', where it is 0"
     with pytest.raises(ValueError, match=message):
         build.check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "hint"),
+    [
+        ("decorrelation.weight", 0.1, "no term of the loss .* leave it at 1.0"),
+        ("decorrelation.ramp_epochs", 2.0, "leave it at 0.0"),
+        ("decorrelation.variance_weight", 1.0, "leave it at 0.0"),
+        ("decorrelation.rectify", True, "leave it at False"),
+        ("decorrelation.epsilon", 0.0, "above 0"),
+        ("decorrelation.group", 0, "group"),
+        ("masking.forward", "frozen", "use 'shared' or 'eval'"),
+    ],
+)
+def test_whitening_in_the_network_refuses_fields_of_a_term(field, value, hint):
+    config = default.get_config("method=sdecor,form=zca")
+    build.check_config(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=hint) as error:
+        build.check_config(config)
+    assert f"config.{field}" in str(error.value)
+
+
+def test_whitening_in_the_network_is_no_term_and_wraps_the_model():
+    config = default.get_config("method=sdecor,form=zca")
+    assert list(build.create_objective(config).terms) == ["consistency"]
+    assert build.create_model(config, 10, (32, 32, 3)).layers == ("head",)
+    config.update_from_flattened_dict({"decorrelation.layers": ("conv*",), "decorrelation.group": 8})
+    model = build.create_model(config, 10, (32, 32, 3), tapped=False)
+    assert (model.layers, model.group) == (("conv0", "conv1", "conv2"), 8)
+
+
+def test_masking_starts_after_its_epoch():
+    config = default.get_config("method=sgt")
+    config.update_from_flattened_dict({"masking.start_epoch": 2.0, "consistency.ramp_epochs": None})
+    hyper = build.create_hyper(config, 10)
+    weight = lambda step: float(hyper.weights["consistency"].at(step))  # noqa: E731
+    assert [weight(step) for step in (0, 19, 20, 50, 80)] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    assert [float(hyper.mask_fraction.at(step)) for step in (0, 19, 20, 80)] == [0.0, 0.0, 0.5, 0.5]
 
 
 def test_remat_refuses_what_needs_values_from_inside_a_block():
@@ -201,14 +242,14 @@ def test_sdecor_is_the_papers_method(name):
 
 
 def test_forms_are_those_of_the_losses_and_their_defaults_are_the_papers():
-    assert set(default.FORMS) == set(default.PHOTOGRAPH_FORMS) == set(losses.FORMS)
+    assert set(default.FORMS) == set(default.PHOTOGRAPH_FORMS) == {*losses.FORMS, build.WHITENED}
     signature = inspect.signature(losses.decorrelation)
     assert signature.parameters["form"].default == run_folder.PAPERS_FORM == "covariance"
     assert default.base().decorrelation.form == run_folder.PAPERS_FORM
 
 
 @pytest.mark.parametrize("name", ["default", "tiny_imagenet"])
-@pytest.mark.parametrize("form", losses.FORMS)
+@pytest.mark.parametrize("form", default.FORMS)
 def test_a_form_sets_where_it_is_taken_and_its_weight(name, form):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(f"method=sdecor,form={form}")
