@@ -5,7 +5,9 @@ Files:
   splits                validation examples taken from train; a small part of a split
   tfds_source           prepared TFDS data sets, read without TensorFlow
   image_folders         images in folders, and Tiny ImageNet
-  digit_scenes, scenes  the embedded data set, and the drawing of its images
+  embedded              data sets that are drawn here on first use
+  digit_scenes, scenes  digits on photographs: the TFDS builder, and the drawing of its images
+  xai_tris, tetrominoes tetrominoes on noise: the same
   decode                bytes to images, object masks and boxes
   reading               errors that name the file; examples that are left out
   batches               order of examples, and batches as NumPy arrays

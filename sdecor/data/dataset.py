@@ -12,7 +12,7 @@ import numpy as np
 from sdecor.core import threads
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import check_text
-from sdecor.data import image_folders, splits, tfds_source
+from sdecor.data import embedded, image_folders, splits, tfds_source
 from sdecor.data.batches import epoch_order
 from sdecor.data.decode import MASK_ENCODINGS, Decoder
 from sdecor.data.reading import ON_ERROR, Skipping, Unreadable, first_readable, read
@@ -104,8 +104,8 @@ def create_dataset(
     """Open a data set by name; nothing is downloaded.
 
     Args:
-      name: "digit_scenes" (embedded, prepared on first use), "folder", "tiny_imagenet", or the name of a TFDS data set
-        that is prepared as ArrayRecord.
+      name: "digit_scenes" or "xai_tris/CONFIGURATION" (embedded, prepared on first use), "folder", "tiny_imagenet", or
+        the name of a TFDS data set that is prepared as ArrayRecord.
       path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory outside `data_dir`.
       data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       canvas: size in pixels, one number or `(height, width)`, to which images are resized; None keeps the images,
@@ -164,12 +164,10 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str, skips: b
         if path is None:
             raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
         return IN_FOLDERS[name](path)
-    if name == EMBEDDED and path is None:
-        from sdecor.data import digit_scenes
-
-        directory = digit_scenes.prepare(tfds_source.resolve_data_dir(data_dir))
+    if embedded.is_embedded(name) and path is None:
+        directory = embedded.prepare(name, tfds_source.resolve_data_dir(data_dir))
     else:
-        others = (EMBEDDED, *IN_FOLDERS)
+        others = (*embedded.BUILDERS, *IN_FOLDERS)
         directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
     return _tfds(name, directory, mask_encoding_of(name, mask_encoding), skips)
 
@@ -198,7 +196,6 @@ def _tiny_imagenet(path: Any) -> _Origin:
     )
 
 
-EMBEDDED = "digit_scenes"
 # Data sets that are read from a user's directory, by name.
 IN_FOLDERS: dict[str, Callable[[Any], _Origin]] = {"folder": _folder, "tiny_imagenet": _tiny_imagenet}
 

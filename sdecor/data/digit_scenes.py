@@ -1,16 +1,9 @@
-"""TFDS builder of `digit_scenes`, the embedded data set: prepared in seconds, without download and TensorFlow."""
+"""TFDS builder of the embedded data set `digit_scenes`."""
 
-import contextlib
-import io
-import os
-import pathlib
-import tempfile
-import warnings
-
-import numpy as np
 import tensorflow_datasets as tfds
 
 from sdecor.data import scenes
+from sdecor.data.embedded import png
 
 NAME, VERSION = "digit_scenes", "1.0.0"
 
@@ -48,6 +41,10 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
+    def examples(self) -> int:
+        """Return the number of examples in all splits."""
+        return sum(scenes.SPLIT_SIZES.values())
+
     def _split_generators(self, dl_manager):
         # TFDS calls our val split "validation".
         names = {"train": "train", "validation": "val", "test": "test"}
@@ -61,72 +58,10 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             for i in range(len(images)):
                 y0, x0, y1, x1 = (int(side) / scenes.SIZE for side in boxes[i])
                 example = {
-                    "image": _png(images[i]),
+                    "image": png(images[i]),
                     "label": int(labels[i]),
-                    "segmentation_mask": _png(masks[i] * 255),
+                    "segmentation_mask": png(masks[i] * 255),
                     "bbox": tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1),
                     "id": f"{split}_{start + i:05d}",
                 }
                 yield start + i, example
-
-
-def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
-    """Return the prepared directory under `data_dir`; build the data set there first if it is missing.
-
-    The data set is built in a temporary directory and moved in one step, so that a killed process leaves nothing
-    half-made. If two processes build it at once, the first to finish wins (both draw the same arrays).
-
-    Raises:
-      ValueError: when `data_dir` is remote.
-    """
-    if "://" in os.fspath(data_dir):
-        raise ValueError(
-            f"data.data_dir = {os.fspath(data_dir)!r} is remote: {NAME} is drawn in seconds, give it a local directory"
-        )
-    root = pathlib.Path(data_dir).expanduser()
-    target = root / NAME / VERSION
-    if (target / "dataset_info.json").exists():
-        return target
-    if not scenes.photographs_as_expected():
-        warnings.warn(
-            f"Pillow decodes scikit-learn's photographs to other pixels here: this {NAME} differs slightly from the "
-            "published one; install the wheel of Pillow from PyPI to get the same",
-            stacklevel=2,
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=root) as scratch:
-        _build(scratch)
-        try:
-            os.rename(pathlib.Path(scratch) / NAME / VERSION, target)
-        except OSError:
-            if not (target / "dataset_info.json").exists():
-                raise
-    return target
-
-
-def _build(data_dir: str) -> None:
-    """Build the data set with one progress bar, without TFDS's own bars and messages."""
-    from absl import logging
-    from tqdm import tqdm
-
-    verbosity, shows_bars = logging.get_verbosity(), tfds.core.utils.tqdm_utils._active
-    total = sum(scenes.SPLIT_SIZES.values())
-    logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        bar = tqdm(total=total, desc=f"Preparing {NAME}", unit=" images")
-        with bar, contextlib.redirect_stdout(io.StringIO()):
-            builder = DigitScenes(data_dir=data_dir, file_format="array_record")
-            builder.progress = bar.update
-            builder.download_and_prepare()
-    finally:
-        logging.set_verbosity(verbosity)
-        tfds.display_progress_bar(shows_bars)
-
-
-def _png(array: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()

@@ -131,17 +131,19 @@ def test_it_is_a_registered_tfds_builder(small, tmp_path):
 
 
 def _prepare(data_dir, barrier):
-    from sdecor.data import digit_scenes
+    from sdecor.data import embedded
 
     scenes.SPLIT_SIZES = dict.fromkeys(scenes.SPLIT_SIZES, scenes.CHUNK)
     barrier.wait()
-    digit_scenes.prepare(data_dir)
+    embedded.prepare("digit_scenes", data_dir)
 
 
 @pytest.mark.full
 def test_two_processes_may_prepare_at_once(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sdecor.data.digit_scenes"])  # imported once for both: the import takes seconds
+    context.set_forkserver_preload(
+        ["sdecor.data.digit_scenes", "sdecor.data.embedded"]
+    )  # imported once for both: the import takes seconds
     barrier = context.Barrier(2)
     processes = [context.Process(target=_prepare, args=(tmp_path, barrier)) for _ in range(2)]
     for process in processes:
