@@ -45,7 +45,7 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     module, builder = BUILDERS[base]
     builder = getattr(importlib.import_module(f"sdecor.data.{module}"), builder)
     check_choice("version of data.name", version or str(builder.VERSION), (str(builder.VERSION),))
-    known = tuple(config.name for config in builder.BUILDER_CONFIGS)
+    known = tuple(each.name for each in builder.BUILDER_CONFIGS)
     if known:
         check_choice("data.name", name, tuple(f"{base}/{each}" for each in known))
     elif configuration:
