@@ -89,8 +89,11 @@ def variants() -> dict[str, tuple[Objective, Any]]:
 
 def build(
     name: str, size: int, batch_size: int, objective: Objective, context: Any, dtype: str
-) -> tuple[Callable, float]:
-    """Compile one variant; return a function that takes a step and waits, and the compiler's count of operations."""
+) -> tuple[Callable[..., Any], float]:
+    """Compile one variant; return a function that takes a step, and the compiler's count of operations.
+
+    The function starts a step on its own batch or a given one, and returns its terms, for which the caller may wait.
+    """
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
     if objective.watch is DENSITY.watch:
         model = models.Tap(model, model.activations)
@@ -117,10 +120,10 @@ def build(
     flops = compiled.cost_analysis()
     count = (flops[0] if isinstance(flops, list) else flops or {}).get("flops", float("nan"))
 
-    def take_step() -> None:
+    def take_step(batch: Any = arguments[0]) -> Any:
         nonlocal state
-        state, terms = compiled(state, *arguments)
-        jax.block_until_ready(terms)
+        state, terms = compiled(state, batch, *arguments[1:])
+        return terms
 
     return take_step, count
 
@@ -132,7 +135,7 @@ def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> N
     for _ in range(rounds + 1):
         for label, (take_step, _) in built.items():
             start = time.perf_counter()
-            take_step()
+            jax.block_until_ready(take_step())
             seconds[label].append(time.perf_counter() - start)
     medians = {label: statistics.median(times[1:]) for label, times in seconds.items()}
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"

@@ -149,7 +149,7 @@ def _bytes(array: np.ndarray) -> bytes:
 
 PACKAGES = (  # packages that may change a result, or the pixels
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
-    "tensorflow-datasets", "grain", "pillow", "scikit-learn",
+    "tensorflow-datasets", "grain", "pillow", "pillow-simd", "scikit-learn",
 )  # fmt: skip
 
 

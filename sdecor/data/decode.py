@@ -55,7 +55,9 @@ class Decoder:
         """
         image, size = _decoded(data, name=name, channels=self.channels, canvas=self.canvas, fit=self.fit)
         if mask is not None and mask.shape != size:
-            raise ValueError(f"{name}: the object mask is {_size(mask)}, the image {size[0]}×{size[1]} (height × width)")
+            raise ValueError(
+                f"{name}: the object mask is {_size(mask)}, the image {size[0]}×{size[1]} (height × width)"
+            )
         if mask is not None and self.canvas is not None and size != self.canvas:
             mask = resize_mask(mask, self.canvas, fit=self.fit)
         if self.shape is not None and image.shape != self.shape:
