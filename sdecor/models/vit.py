@@ -44,7 +44,7 @@ class ViT(nn.Module):
       patch_size: side of a patch in pixels; 16 for 224×224 images, 4 for 32×32.
       mlp_ratio: the perceptron's hidden width, divided by D.
       dropout: rate of dropout after the position embeddings and after each branch of a block.
-      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
+      remat: what the backward of a block computes again to save memory: "none" or "blocks".
       dtype: compute dtype; parameters, the attention's softmax and logits are float32.
 
     Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. The features are the class

@@ -267,7 +267,7 @@ def test_remat_stores_less_and_changes_no_value_gradient_or_parameter(network):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found[remat], found["none"])
         pull_back = jax.eval_shape(lambda params, f=f: jax.vjp(f, params, has_aux=True)[1], variables["params"])
         stored[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
-    assert stored["blocks"] < stored["activations"] < stored["none"]
+    assert stored["blocks"] < stored["none"]
 
 
 @pytest.mark.parametrize(
