@@ -7,8 +7,8 @@ Each step is the one that `train.py` runs, compiled for a TPU slice. No TPU is n
 run. Each compiled step has a JSON file in the folder, so that the command continues where it was stopped. ResNet-50 and
 ViT-S take 5 to 30 minutes a step on two cores. benchmarks/step.py has the times on the devices here.
 
-GB are the bytes of `cost_analysis`. "Kernels, GB" are the operands and results of all kernels, and "estimate" their
-cycles (benchmarks/estimate.py).
+GB are the bytes of `cost_analysis`. HBM is the traffic with the main memory, and "estimate" the cycles of all kernels
+(benchmarks/estimate.py).
 """
 
 import argparse
@@ -103,7 +103,7 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     return {
         "GFLOPs": found["flops"] / 1e9,
         "GB": found["bytes"] / 1e9,
-        "kernels, GB": found["kernels"]["bytes"] / 1e9,
+        "HBM, GB": found["kernels"]["bytes"] / 1e9,
         "temporaries, MiB": found["memory"]["temporaries"] / MIB,
         "estimate, ms": 1e3 * found["kernels"]["cycles"] / estimate.CLOCKS["TPU v5 lite"],
         "collectives": sum(kind["count"] for kind in found["collectives"].values()),
