@@ -64,6 +64,7 @@ STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "sdecor": ("method=sdecor", {}),
     "sdecor, frozen": ("method=sdecor", {"masking.forward": "frozen"}),
     "sdecor, eval": ("method=sdecor", {"masking.forward": "eval"}),
+    "sdecor, stopped": ("method=sdecor", {"consistency.stop_gradient": True}),
     "sdecor, density": ("method=sdecor,form=density", {}),
     "sgt": ("method=sgt", {}),
     "decor": ("method=decor", {}),

@@ -129,9 +129,11 @@ def build(
     return take_step, count
 
 
-def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> None:
+def measure(name: str, options: argparse.Namespace) -> None:
     """Print the table of one model."""
-    built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in variants().items()}
+    size, batch_size, rounds, dtype = options.size, options.batch_size, options.rounds, options.dtype
+    chosen = {label: variants()[label] for label in (options.steps or ";".join(variants())).split(";")}
+    built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in chosen.items()}
     seconds: dict[str, list[float]] = {label: [] for label in built}
     for _ in range(rounds + 1):
         for label, (take_step, _) in built.items():
@@ -150,6 +152,7 @@ def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="cnn,resnet18")
+    parser.add_argument("--steps", help="rows of the table, ce first, separated by ;  (default: all)")
     parser.add_argument("--size", type=int, default=32, help="pixels")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
@@ -159,7 +162,7 @@ def main() -> None:
     if not options.default_allocator:
         allocator.keep_freed_memory()  # as train.py does
     for name in options.models.split(","):
-        measure(name, options.size, options.batch_size, options.rounds, options.dtype)
+        measure(name, options)
 
 
 if __name__ == "__main__":
