@@ -50,7 +50,7 @@ BENCHMARKS = {
     "export": Benchmark("export.py", "--images=512 --rounds=1", "--images=4096"),
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
     "selection": Benchmark("selection.py", None),
-    "program": Benchmark("program.py", None, "--folder=program"),
+    "program": Benchmark("program.py", None, "--folder=program --topology=v5e:2x4"),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
 }
