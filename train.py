@@ -32,7 +32,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdecor.core import commands, files, launch, parallel, processes, watchdog
+from sdecor.core import allocator, commands, files, launch, parallel, processes, watchdog
 from sdecor.training import (
     build,
     compiled,
@@ -145,6 +145,7 @@ def train(
       FloatingPointError: if the loss or its gradient is not finite, for the single run or for all replicas.
       replicas.PartlyFinished: if some replicas failed in that way; raised after the others have finished.
     """
+    allocator.keep_freed_memory()  # for the steps on a CPU
     build.check_config(config)
     configs = build.create_replicas(config, chosen)
     everyone = members.create(folder, chosen, [own.seed for own in configs])

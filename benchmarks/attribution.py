@@ -3,7 +3,9 @@
     python benchmarks/attribution.py [--batch=64] [--methods=gradient,rise] [--networks=reference,small] [--rounds=5]
 
 A method's limit is the time of its evaluations of the network alone: their number (`sdecor.attribution.cost`) times the
-time of one, with the whole batch in one compiled call. For a method at a layer, what is above it is not counted.
+time of one, with the whole batch in one compiled call. For a class activation map it is the time of a forward
+evaluation, whose last feature map is returned together with its gradient: the backward evaluation down to the layer is
+counted, what the method computes from both is not.
 
 For each method, these evaluations, the method and captum's counterpart are compiled first. Then they are timed in turn,
 round after round, so that a busy machine slows all of them. The best times over the rounds are printed.
@@ -42,6 +44,7 @@ except ImportError:
 
 # Options that differ from the library's defaults. RISE's 4000 masks would only take longer.
 OPTIONS: dict[str, dict[str, Any]] = {"guided_integrated_gradients": {"steps": 50}, "rise": {"samples": 200}}
+CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam")  # a forward evaluation is followed by a gradient
 SHORTEST = 0.05  # seconds: a shorter call is repeated until it takes as long
 Timed = dict[str, Callable[[], Any]]
 
@@ -64,8 +67,21 @@ def ours(network: Network, images: np.ndarray, labels: np.ndarray, methods: list
         # With JAX's and with our input gradient of convolutions: the faster one sets the limit.
         "gradient": evaluation(lambda x, y: jax.grad(lambda image: fn(image)[y])(x)),
         "own gradient": evaluation(lambda x, y: jax.grad(score_of(fn, y))(x)),
+        "layer": evaluation(layer_gradient(network)),
     }
     return evaluations, {name: method(name) for name in methods}
+
+
+def layer_gradient(network: Network) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return the last feature map of an image, after its ReLU, and the gradient of a class's logit by it."""
+    last = max(i for i, layer in enumerate(network.layers) if layer[0] == "conv") + 1
+    features, head = jax_network(network, stop=last), jax_network(network, first=last)
+
+    def evaluate(image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        activation = features(image)
+        return activation, jax.grad(lambda x: head(x)[label])(activation)
+
+    return evaluate
 
 
 def theirs(network: Network, images: np.ndarray, labels: np.ndarray, methods: list[str]) -> Timed:
@@ -136,7 +152,8 @@ def gradient_of(best: dict[str, float]) -> float:
 
 def row(method: str, batch: int, count: Cost, best: dict[str, float]) -> str:
     taken, theirs = best["sdecor"], best.get("captum")
-    share = (count.forward * best["forward"] + count.gradient * gradient_of(best)) / taken
+    forward = best["layer" if method in CAMS else "forward"]
+    share = (count.forward * forward + count.gradient * gradient_of(best)) / taken
     versus = f"{batch / theirs:.0f} | {theirs / taken:.1f}" if theirs else "– | –"
     counted = f"{count.forward} + {count.gradient}"
     return f"| {method} | {1e3 * taken:.1f} | {batch / taken:.0f} | {counted} | {share:.0%} | {versus} |"

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from configs import default
-from sdecor.core import parallel
+from sdecor.core import allocator, parallel
 from sdecor.training import build, compiled
 
 METHODS = ("ce", "decor", "sdecor")
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--axes", default=",".join(AXES))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    allocator.keep_freed_memory()  # as train.py does
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for axis in options.axes.split(","):
         print_collectives() if axis == "devices" else print_growth(axis, options.rounds)

@@ -1,11 +1,17 @@
-"""Images per second of the input pipeline: batches from memory, and the same batches streamed by Grain.
+"""Rates of the input: loaders, the decoding of one photograph, and whether the input keeps a training step waiting.
 
-    python benchmarks/input.py --n=4096 --size=32 --batch_size=128
+    python benchmarks/input.py
 
-The source is synthetic PNG images of one size, encoded in RAM. The rates therefore include decoding, assembling and
-handing over, but no disk. Both are measured in one run, in alternating rounds, and their medians are compared: on a
-shared machine the ratio is steadier than either rate. The time of decoding everything once, which memory needs before
-its first step, and that of augmentation on the default device are printed too.
+The sources lie in RAM, so that no disk is measured: PNG images of 32×32 with a ramp and noise, and JPEG photographs of
+500×400 at quality 90, crops of the two that scikit-learn ships. Alternatives are measured in alternating rounds of one
+run, and medians are compared: on a shared machine a ratio is steadier than a rate.
+
+1. Loaders: images per second from memory and through Grain.
+2. Augmentation on the default device.
+3. One photograph: the processor time of its decoding and resizing. Processor time does not count what other jobs take.
+4. Input and step together. The loop is that of train.py: it fetches a batch, starts its step, and waits for the step
+   before. The accelerator is emulated by a thread that sleeps for the time of a step and uses no core. On a CPU the
+   step and the input share the cores; together they can at best take the sum of both times.
 """
 
 import argparse
@@ -17,17 +23,24 @@ import itertools
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import step as step_benchmark
+
+from sdecor.core import parallel
 from sdecor.data.augment import augment, normalise, to_float
+from sdecor.data.decode import Decoder
 from sdecor.data.loader import Loader, create_loader
 
 PREFETCH = 4  # batches
+CANVAS = 224  # pixels to which photographs are resized
 
 
 @dataclasses.dataclass
@@ -61,6 +74,156 @@ class PngSource:
 
     def name(self, index: int) -> str:
         return f"synthetic {index}"
+
+
+class PhotographSource:
+    """A source of JPEG photographs of 500×400, decoded as those of a data set with a canvas."""
+
+    def __init__(self, n: int, fit: str = "stretch"):
+        from PIL import Image
+        from sklearn.datasets import load_sample_images
+
+        photographs = load_sample_images().images  # 640×427
+        self.labels = np.arange(n, dtype=np.int32) % 10
+        self.decoder = Decoder(canvas=(CANVAS, CANVAS), fit=fit)
+        self.encoded = []
+        for number in range(16):
+            y, x = number % 27, 35 * (number // 4)
+            file = io.BytesIO()
+            crop = Image.fromarray(photographs[number % 2][y : y + 400, x : x + 500])
+            crop.save(file, "JPEG", quality=90)
+            self.encoded.append(file.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        decoded = self.decoder(self.encoded[index % len(self.encoded)], name=self.name(index))
+        return decoded | {"label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        return f"photograph {index}"
+
+
+def photograph_times(*, rounds: int) -> dict[str, float]:
+    """Return the processor milliseconds of one photograph, by what is done to it."""
+    from PIL import Image
+
+    encoded = PhotographSource(1).encoded
+    whole = Image.open(io.BytesIO(encoded[0]))
+    whole.load()
+    canvas = (CANVAS, CANVAS)
+
+    def decode(data: bytes, draft: int = 1) -> Image.Image:
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (500 // draft, 400 // draft))
+        image.load()
+        return image
+
+    def through_numpy(data: bytes) -> np.ndarray:
+        pixels = np.asarray(decode(data))
+        return np.asarray(Image.fromarray(pixels).resize(canvas, Image.Resampling.BILINEAR))
+
+    decoders = {fit: Decoder(canvas=canvas, fit=fit) for fit in ("stretch", "crop")}
+    stages = {
+        "decoding": decode,
+        "decoding to 1/2 (`draft`)": functools.partial(decode, draft=2),
+        "decoding to 1/8 (`draft`): little but Huffman decoding": functools.partial(decode, draft=8),
+        "resizing": lambda data: whole.resize(canvas, Image.Resampling.BILINEAR),
+        "both, with a copy to NumPy between them": through_numpy,
+        "`Decoder`, stretch": functools.partial(decoders["stretch"], name=""),
+        "`Decoder`, crop": functools.partial(decoders["crop"], name=""),
+    }
+    times: dict[str, list[float]] = {name: [] for name in stages}
+    for name in list(stages) * (rounds + 1):
+        start = time.process_time()
+        for data in encoded:
+            stages[name](data)
+        times[name].append(1e3 * (time.process_time() - start) / len(encoded))
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+@dataclasses.dataclass
+class SleepingDevice:
+    """An emulated accelerator: steps of a fixed time, one after the other, that use no core."""
+
+    seconds: float
+
+    def __post_init__(self):
+        self._queue = ThreadPoolExecutor(1)
+
+    def start(self, batch: dict) -> Any:
+        jax.device_put(batch["image"])  # the copy that the host makes for a real device
+        return self._queue.submit(time.sleep, self.seconds)
+
+    def wait(self, started: Any) -> None:
+        started.result()
+
+
+class RealDevice:
+    """The devices at hand: a cross-entropy step of the small CNN."""
+
+    def __init__(self, size: int, batch_size: int):
+        self._step, _ = step_benchmark.build("cnn", size, batch_size, *step_benchmark.variants()["ce"], "float32")
+
+    def start(self, batch: dict) -> Any:
+        return self._step(parallel.shard(batch))
+
+    def wait(self, started: Any) -> None:
+        jax.block_until_ready(started)
+
+
+def loop_seconds(batches: Iterator[dict], device: Any, steps: int) -> float:
+    """Return the seconds of a step of a training loop, after its first steps; without a device, those of a batch."""
+    previous = None
+    for number in range(-PREFETCH - 2, steps):
+        if number == 0:
+            start = time.perf_counter()
+        batch = next(batches)
+        if device is not None:
+            started = device.start(batch)
+            if previous is not None:
+                device.wait(previous)
+            previous = started
+    return (time.perf_counter() - start) / steps
+
+
+def together(loader: Loader, device: Any, *, steps: int, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of a batch of the input alone, a step alone, and a step of both together."""
+    kept = loader.batch(0)
+    seconds: dict[str, list[float]] = {"input": [], "step": [], "both": []}
+    for _ in range(rounds):
+        for name, own in (("input", None), ("step", device), ("both", device)):
+            batches = itertools.repeat(kept) if name == "step" else loader.iterate()
+            seconds[name].append(loop_seconds(batches, own, steps))
+            if name != "step":
+                batches.close()
+                time.sleep(0.3)  # lets batches under way finish
+    return {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
+
+
+def print_together(args: argparse.Namespace, memory: Loader) -> None:
+    """Print the table of input and step together."""
+    stream = create_loader(
+        PhotographSource(4096), kind="grain", batch_size=32, seed=0, prefetch=PREFETCH, threads=args.threads
+    )
+    alone = loop_seconds(stream.iterate(), None, args.steps)
+    size, batch_size = args.size, args.batch_size
+    memory_name, stream_name = f"memory, {size}×{size}, {batch_size}", f"streamed JPEG, {CANVAS}×{CANVAS}, 32"
+    cases = [
+        (memory_name, memory, "emulated", SleepingDevice(5e-3)),
+        (memory_name, memory, "real", RealDevice(size, batch_size)),
+        *((stream_name, stream, "emulated", SleepingDevice(alone * share)) for share in (0.5, 1.0, 2.0)),
+    ]
+    print("\n| input, batch | device | input alone, ms | step alone, ms | both, ms | slower of both / together |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, loader, kind, device in cases:
+        steps = args.steps * (8 if name == memory_name and kind == "emulated" else 1)  # they take milliseconds
+        found = together(loader, device, steps=steps, rounds=args.rounds)
+        shared = kind == "real" and jax.default_backend() == "cpu"
+        best = found["input"] + found["step"] if shared else max(found["input"], found["step"])
+        share = f"{best / found['both']:.0%}" + (" (of the sum)" if shared else "")
+        print(f"| {name} | {kind} | {found['input']:.2f} | {found['step']:.2f} | {found['both']:.2f} | {share} |")
 
 
 def loader_rates(loaders: dict[str, Loader], *, images: int, batch_size: int, rounds: int) -> dict[str, float]:
@@ -114,6 +277,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--images", type=int, default=2048, help="images per round that Grain streams")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24, help="steps per round of input and step together")
     parser.add_argument("--threads", type=int, default=4, help="decoding threads")
     parser.add_argument("--num_workers", type=int, default=0, help="worker processes for one more Grain loader")
     args = parser.parse_args()
@@ -139,6 +303,16 @@ def main() -> None:
     print("| augmentation | ms |\n| --- | --- |")
     for name, milliseconds in augmentation_times(loaders["memory"].batch(0), rounds=4 * args.rounds).items():
         print(f"| {name} | {milliseconds:.2f} |")
+
+    import PIL
+
+    print(
+        f"\na JPEG photograph of 500×400 to {CANVAS}×{CANVAS}, Pillow {PIL.__version__}, processor time of one core\n"
+    )
+    print("| a photograph | ms | photographs/s per core |\n| --- | --- | --- |")
+    for name, milliseconds in photograph_times(rounds=2 * args.rounds).items():
+        print(f"| {name} | {milliseconds:.2f} | {1e3 / milliseconds:,.0f} |")
+    print_together(args, loaders["memory"])
 
 
 if __name__ == "__main__":

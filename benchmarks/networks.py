@@ -42,14 +42,18 @@ def draw(network: Network) -> list[dict[str, np.ndarray]]:
     return [{name: value.astype(np.float32) for name, value in layer.items()} for layer in drawn]
 
 
-def jax_network(network: Network) -> Callable[[jax.Array], jax.Array]:
-    """Return `image [H, W, C] -> logits [K]`; pooling is written as in `sdecor.models`."""
+def jax_network(network: Network, first: int = 0, stop: int | None = None) -> Callable[[jax.Array], jax.Array]:
+    """Return the layers `first … stop − 1` for one example, by default `image [H, W, C] -> logits [K]`.
+
+    Pooling is written as in `sdecor.models`.
+    """
     drawn = [jax.tree.map(jnp.asarray, layer) for layer in draw(network)]
     last = len(drawn) - 1
+    before = sum(layer not in ("max", "mean") for layer in network.layers[:first])  # layers with parameters
 
     def fn(image: jax.Array) -> jax.Array:
-        x, index = image[None], 0
-        for layer in network.layers:
+        x, index = image[None], before
+        for layer in network.layers[first:stop]:
             if layer in ("max", "mean"):
                 n, height, width, channels = x.shape
                 windows = x.reshape(n, height // 2, 2, width // 2, 2, channels)

@@ -6,6 +6,9 @@
 Each step is the one that `train.py` runs, compiled for a TPU slice. No TPU is needed (requirements-tpu.txt); nothing is
 run. Each compiled step has a JSON file in the folder, so that the command continues where it was stopped. ResNet-50 and
 ViT-S take 5 to 30 minutes a step on two cores. benchmarks/step.py has the times on the devices here.
+
+GB are the bytes of `cost_analysis`. HBM is the traffic with the main memory, and "estimate" the cycles of all kernels
+(benchmarks/estimate.py).
 """
 
 import argparse
@@ -20,12 +23,15 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import estimate
+
 from configs import cifar10, default, imagenet2012
 from sdecor.core import files, parallel
 from sdecor.training import build, compiled, preview
 
 EXAMPLES = 1_268_355  # only the schedule depends on it
 MIB = 2**20
+PASSES = 8  # of the only loop in a step, the search of the k-th smallest saliency, on a TPU
 
 
 class Network(NamedTuple):
@@ -58,11 +64,14 @@ STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "sdecor": ("method=sdecor", {}),
     "sdecor, frozen": ("method=sdecor", {"masking.forward": "frozen"}),
     "sdecor, eval": ("method=sdecor", {"masking.forward": "eval"}),
+    "sdecor, stopped": ("method=sdecor", {"consistency.stop_gradient": True}),
     "sdecor, density": ("method=sdecor,form=density", {}),
+    "sdecor, remat": ("method=sdecor", {"model.remat": "blocks"}),
     "sgt": ("method=sgt", {}),
     "decor": ("method=decor", {}),
     "decor, density": ("method=decor,form=density", {}),
 }
+LEFT_OUT = {("cnn", "sdecor, remat")}  # it has no blocks
 
 
 def create_config(network: str, step: str, devices: int) -> Any:
@@ -83,21 +92,23 @@ def compile_step(network: str, step: str, topology: str, text: pathlib.Path | No
     config, row = create_config(network, step, len(devices)), NETWORKS[network]
     facts = build.assume_facts(config, row.classes, EXAMPLES)
     done = compiled.compile_timed(preview.lower_shapes([config], facts, None, devices))
+    program = done.program.as_text()
     if text:
-        text.write_text(done.program.as_text())
+        text.write_text(program)
     found = compiled.analyse(done, images=row.images, device=devices[0], devices=len(devices))
     names = {"network": network, "step": step, "topology": topology, "images": row.images}
+    found["kernels"] = estimate.estimate(program, passes=PASSES)._asdict()
     return names | found | {"versions": compiled.versions()}
 
 
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers that are compared with ce."""
-    chip = compiled.CHIPS["TPU v5 lite"]
+    """Return the numbers that are compared with ce, by the heads of their columns."""
     return {
-        "flops": found["flops"],
-        "bytes": found["bytes"],
-        "temporaries": found["memory"]["temporaries"],
-        "roofline": max(found["flops"] / chip.flops, found["bytes"] / chip.bandwidth),
+        "GFLOPs": found["flops"] / 1e9,
+        "GB": found["bytes"] / 1e9,
+        "HBM, GB": found["kernels"]["bytes"] / 1e9,
+        "temporaries, MiB": found["memory"]["temporaries"] / MIB,
+        "estimate, ms": 1e3 * found["kernels"]["cycles"] / estimate.CLOCKS["TPU v5 lite"],
         "collectives": sum(kind["count"] for kind in found["collectives"].values()),
     }
 
@@ -111,15 +122,13 @@ def print_tables(folder: pathlib.Path, topology: str) -> None:
             continue
         base = numbers(found["ce"])
         print(f"\n{network}, {row.images} images a chip, {topology}\n")
-        head = ("step", "GFLOPs", "×", "GB", "×", "temporaries, MiB", "×", "roofline, ms", "×", "collectives", "×")
-        print("| " + " | ".join((*head, "compiling, s")) + " |\n" + "| --- " * (len(head) + 1) + "|")
+        heads = ["step", *(head for name in base for head in (name, "×")), "compiling, s"]
+        print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
         for step, each in found.items():
             own = numbers(each)
-            times = {name: f"{own[name] / base[name]:.2f}" for name in own if base[name] and own[name]}
-            cells = [step, f"{own['flops'] / 1e9:,.1f}", times["flops"], f"{own['bytes'] / 1e9:,.2f}", times["bytes"]]
-            cells += [f"{own['temporaries'] / MIB:,.0f}", times["temporaries"], f"{1e3 * own['roofline']:.2f}"]
-            cells += [times["roofline"], f"{own['collectives']}", times["collectives"]]
-            print("| " + " | ".join([*cells, f"{each['compile_seconds']:.0f}"]) + " |")
+            cells = [cell for name in own for cell in (f"{own[name]:,.4g}", f"{own[name] / base[name]:.2f}")]
+            seconds = f"{each['compile_seconds']:.0f}"
+            print(f"| {' | '.join([step, *cells, seconds])} |")
 
 
 def path_of(folder: pathlib.Path, network: str, step: str, topology: str) -> pathlib.Path:
@@ -141,7 +150,7 @@ def main() -> None:
     for network in options.networks.split(","):
         for step in options.steps.split(";"):
             path = path_of(options.folder, network, step, options.topology)
-            if path.exists():
+            if path.exists() or (network, step) in LEFT_OUT:
                 continue
             print(f"{time.strftime('%H:%M:%S')} compiling {path.stem}", file=sys.stderr, flush=True)
             text = path.with_suffix(".hlo") if options.text else None

@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor import models
-from sdecor.core import parallel
+from sdecor.core import allocator, parallel
 from sdecor.data.augment import normalise
 from sdecor.training import members, steps, terms
 from sdecor.training.objective import Masking, Objective, Ramp
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of all replicas that a round times")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    allocator.keep_freed_memory()  # as train.py does
     for name in options.models.split(","):
         measure(name, options)
 

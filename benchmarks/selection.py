@@ -14,7 +14,6 @@ no estimate for a sort, whose roofline is printed instead (≥): the bytes that 
 import argparse
 import math
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -26,11 +25,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from estimate import CLOCKS, estimate
+
 from sdecor.core import arrays, parallel
 from sdecor.training.compiled import CHIPS
 
 SHAPES = ((128, 32), (32, 224), (8, 512))
-CLOCKS = {"TPU v5 lite": 1.5e9}  # cycles per second, which follow from the peak: 4 units of 128², 197e12 operations
 Search = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -71,19 +71,6 @@ CANDIDATES: dict[str, Search] = {
 }
 LONG = {("our sort", 512)}
 PASSES = {"bisection (CPU, GPU)": 32, "digits of 1 bit": 32, "digits of 2 bits": 16, "digits of 4 bits (TPU)": 8}
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-
-
-def cycles(program: str, passes: int) -> int:
-    """Return the estimated cycles of a compiled program; those of a loop's body count `passes` times."""
-    total, times = 0, 1
-    for line in program.splitlines():
-        if header := _COMPUTATION.match(line):
-            times = passes if "region" in header[1] else 1
-        if kernel := _CYCLES.search(line):
-            total += times * int(kernel[1])
-    return total
 
 
 def timed(n: int, side: int, rounds: int) -> dict[str, str]:
@@ -114,7 +101,8 @@ def estimated(n: int, side: int, device: jax.Device) -> dict[str, str]:
             continue
         compiled = jax.jit(search).lower(keys, k).compile()
         if name in PASSES:
-            found[name] = f"{1e3 * cycles(compiled.as_text(), PASSES[name]) / CLOCKS[device.device_kind]:.3f}"
+            cycles = estimate(compiled.as_text(), passes=PASSES[name]).cycles
+            found[name] = f"{1e3 * cycles / CLOCKS[device.device_kind]:.3f}"
         else:
             seconds = compiled.cost_analysis()["bytes accessed"] / CHIPS[device.device_kind].bandwidth
             found[name] = f"≥ {1e3 * seconds:.3f}"

@@ -1,6 +1,6 @@
 """Cost of a training step, as a multiple of a cross-entropy step in the same run.
 
-    python benchmarks/step.py [--models=cnn,resnet18] [--batch_size=128] [--rounds=15]
+    python benchmarks/step.py [--models=cnn,resnet18] [--batch_size=128] [--rounds=15] [--default_allocator]
 
 All variants are compiled first and then timed in turn, round after round, so that a busy machine slows all of them. The
 medians over the rounds are printed, and the ratio of the operations that the compiler counts. The compiler counts the
@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor import masking, models
-from sdecor.core import parallel
+from sdecor.core import allocator, parallel
 from sdecor.data.augment import normalise
 from sdecor.training import steps, terms
 from sdecor.training.objective import Masking, Objective, Ramp
@@ -77,6 +77,10 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "sdecor (frozen)": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen")), nothing),
         "sdecor (eval)": (dataclasses.replace(SDECOR, masking=Masking(forward="eval")), nothing),
         "sdecor (density)": (DENSITY, nothing),
+        "sdecor (shared), every 2": (dataclasses.replace(SDECOR, masking=Masking(every=2)), nothing),
+        "sdecor (shared), every 4": (dataclasses.replace(SDECOR, masking=Masking(every=4)), nothing),
+        "sdecor (frozen), every 2": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen", every=2)), nothing),
+        "sdecor (frozen), every 4": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen", every=4)), nothing),
         "· without selection": (SDECOR, no_selection),
         "· without the saliency's pull-back": (SDECOR, constant_ranking),
         "· fill by zeros": (dataclasses.replace(SDECOR, masking=Masking(fill="zero")), nothing),
@@ -89,8 +93,11 @@ def variants() -> dict[str, tuple[Objective, Any]]:
 
 def build(
     name: str, size: int, batch_size: int, objective: Objective, context: Any, dtype: str
-) -> tuple[Callable, float]:
-    """Compile one variant; return a function that takes a step and waits, and the compiler's count of operations."""
+) -> tuple[Callable[..., Any], float]:
+    """Compile one variant; return a function that takes a step, and the compiler's count of operations.
+
+    The function starts a step on its own batch or a given one, and returns its terms, for which the caller may wait.
+    """
     model = models.create_model(name, num_classes=10, dtype=dtype, axis_name=parallel.AXIS, **MODELS[name])
     if objective.watch is DENSITY.watch:
         model = models.Tap(model, model.activations)
@@ -117,22 +124,24 @@ def build(
     flops = compiled.cost_analysis()
     count = (flops[0] if isinstance(flops, list) else flops or {}).get("flops", float("nan"))
 
-    def take_step() -> None:
+    def take_step(batch: Any = arguments[0]) -> Any:
         nonlocal state
-        state, terms = compiled(state, *arguments)
-        jax.block_until_ready(terms)
+        state, terms = compiled(state, batch, *arguments[1:])
+        return terms
 
     return take_step, count
 
 
-def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> None:
+def measure(name: str, options: argparse.Namespace) -> None:
     """Print the table of one model."""
-    built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in variants().items()}
+    size, batch_size, rounds, dtype = options.size, options.batch_size, options.rounds, options.dtype
+    chosen = {label: variants()[label] for label in (options.steps or ";".join(variants())).split(";")}
+    built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in chosen.items()}
     seconds: dict[str, list[float]] = {label: [] for label in built}
     for _ in range(rounds + 1):
         for label, (take_step, _) in built.items():
             start = time.perf_counter()
-            take_step()
+            jax.block_until_ready(take_step())
             seconds[label].append(time.perf_counter() - start)
     medians = {label: statistics.median(times[1:]) for label, times in seconds.items()}
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
@@ -146,13 +155,17 @@ def measure(name: str, size: int, batch_size: int, rounds: int, dtype: str) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="cnn,resnet18")
+    parser.add_argument("--steps", help="rows of the table, ce first, separated by ;  (default: all)")
     parser.add_argument("--size", type=int, default=32, help="pixels")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--default_allocator", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args()
+    if not options.default_allocator:
+        allocator.keep_freed_memory()  # as train.py does
     for name in options.models.split(","):
-        measure(name, options.size, options.batch_size, options.rounds, options.dtype)
+        measure(name, options)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def base() -> ConfigDict:
     model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
     # resnet*, wide_resnet28_10, vit_*: what the backward computes again to save memory (docs/performance.md):
-    # none, activations (operations on single elements) or blocks (all of a block but its input).
+    # none or blocks (all of a block but its input).
     model.remat = config_dict.placeholder(str)
 
     config.optim = optim = ConfigDict()

@@ -7,6 +7,7 @@ Each method costs one forward evaluation and the backward evaluation down to the
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from sdecor.attribution.layers import Layer, as_map, layer_and_patches
 from sdecor.attribution.propagation import guided_backpropagation
@@ -53,7 +54,7 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished(activation * gradient.mean((0, 1), keepdims=True), relu, upsample, image)
+    return _finished(_weighted(activation, gradient.mean((0, 1))), relu, upsample, image)
 
 
 def grad_cam_plus_plus(
@@ -83,7 +84,7 @@ def grad_cam_plus_plus(
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
     rising = jax.nn.relu(gradient)  # α counts only where g > 0, and there g² cancels in it
     alpha = 1 / (2 + rising * activation.sum((0, 1), keepdims=True))
-    return _finished(activation * (alpha * rising).sum((0, 1), keepdims=True), relu, upsample, image)
+    return _finished(_weighted(activation, (alpha * rising).sum((0, 1))), relu, upsample, image)
 
 
 def layer_cam(
@@ -109,7 +110,7 @@ def layer_cam(
       https://doi.org/10.1109/TIP.2021.3089943.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished(activation * jax.nn.relu(gradient), relu, upsample, image)
+    return _finished((activation * jax.nn.relu(gradient)).sum(-1, keepdims=True), relu, upsample, image)
 
 
 def hires_cam(
@@ -135,7 +136,7 @@ def hires_cam(
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891, 2020.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished(activation * gradient, relu, upsample, image)
+    return _finished((activation * gradient).sum(-1, keepdims=True), relu, upsample, image)
 
 
 def guided_grad_cam(
@@ -183,9 +184,14 @@ def _maps(
     return activation, gradient
 
 
-def _finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
-    """Sum contributions `[H', W', D]` over features and resize the map to the image's size."""
+def _weighted(activation: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the sum of the features `[H', W', D]`, weighted by `[D]`, as `[H', W', 1]`."""
+    # A product with a vector: on a CPU it is faster than a sum of products, into which XLA fuses the weights.
+    return jnp.einsum("hwd,d->hw", activation, weights, precision="highest")[..., None]
+
+
+def _finished(cam: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
+    """Apply the ReLU to a map `[H', W', 1]` and resize it to the image's size."""
     check_choice("upsample", upsample, (*UPSAMPLING, None))
-    cam = contributions.sum(-1, keepdims=True)
     cam = jax.nn.relu(cam) if relu else cam
     return cam if upsample is None else jax.image.resize(cam, (*image.shape[:2], 1), upsample)

@@ -1,7 +1,7 @@
 """Convolutions whose input gradient is an ordinary convolution.
 
 In JAX, the input gradient of a convolution names the kernel's two feature axes in exchanged order. Inside a loop, XLA's
-CPU compiler then leaves its fast path, and a gradient costs about three times as much (docs/benchmarks.md). Here the
+CPU compiler then leaves its fast path, and a gradient costs about three times as much (docs/performance.md). Here the
 kernel itself is transposed, and a gradient costs the same inside and outside of a loop.
 """
 

@@ -144,22 +144,28 @@ def _network_sort(keys: jax.Array) -> jax.Array:
     # With rows side by side along the last axis, comparisons of close keys fill vector registers too.
     columns = jnp.pad(keys, ((0, 0), (0, 2**levels - count)), constant_values=LAST).T
     for level in range(levels):
-        low, high = _halves(columns, 2**level)
+        low, high = _parts(columns, 2, 2**level)
         high = high[:, ::-1]
         columns = _joined(jnp.minimum(low, high), jnp.maximum(low, high)[:, ::-1])
-        for step in range(level - 1, -1, -1):
-            low, high = _halves(columns, 2**step)
+        # Two distances in one pass, because reading and writing the keys takes longer than comparing them.
+        for step in range(level - 2, -1, -2):
+            a, b, c, d = _parts(columns, 4, 2**step)
+            a, c, b, d = jnp.minimum(a, c), jnp.maximum(a, c), jnp.minimum(b, d), jnp.maximum(b, d)
+            columns = _joined(jnp.minimum(a, b), jnp.maximum(a, b), jnp.minimum(c, d), jnp.maximum(c, d))
+        if level % 2:
+            low, high = _parts(columns, 2, 1)
             columns = _joined(jnp.minimum(low, high), jnp.maximum(low, high))
     return columns[:count].T
 
 
-def _halves(columns: jax.Array, distance: int) -> tuple[jax.Array, jax.Array]:
-    blocks = columns.reshape(-1, 2, distance, columns.shape[-1])
-    return blocks[:, 0], blocks[:, 1]
+def _parts(columns: jax.Array, parts: int, distance: int) -> list[jax.Array]:
+    """Return parts `[blocks, distance, N]` of each block of `parts * distance` keys."""
+    blocks = columns.reshape(-1, parts, distance, columns.shape[-1])
+    return [blocks[:, i] for i in range(parts)]
 
 
-def _joined(low: jax.Array, high: jax.Array) -> jax.Array:
-    return jnp.concatenate([low, high], axis=1).reshape(-1, low.shape[-1])
+def _joined(*parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts, axis=1).reshape(-1, parts[0].shape[-1])
 
 
 def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:

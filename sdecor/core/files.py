@@ -28,6 +28,8 @@ UNSTORABLE = GLOB + "\\"  # TensorStore reads a backslash as a slash
 
 def readable(name: str) -> str:
     """Return a file's name as plain text; bytes that are not UTF-8 are escaped, such as `\\xe9`."""
+    if name.isascii():
+        return name
     try:
         data = os.fsencode(name)
     except UnicodeEncodeError:  # the name is not from the file system
@@ -149,7 +151,7 @@ def _bytes(array: np.ndarray) -> bytes:
 
 PACKAGES = (  # packages that may change a result, or the pixels
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
-    "tensorflow-datasets", "grain", "pillow", "scikit-learn",
+    "tensorflow-datasets", "grain", "pillow", "pillow-simd", "scikit-learn",
 )  # fmt: skip
 
 

@@ -53,13 +53,13 @@ class Decoder:
           ValueError: for data that are no image or damaged, a mask of another size than the image, or another shape
             than `shape`; the error names the file.
         """
-        image = decode_image(data, name=name, channels=self.channels)
-        size = image.shape[:2]
+        image, size = _decoded(data, name=name, channels=self.channels, canvas=self.canvas, fit=self.fit)
         if mask is not None and mask.shape != size:
-            raise ValueError(f"{name}: the object mask is {_size(mask)}, the image {_size(image)} (height × width)")
-        if self.canvas is not None and size != self.canvas:
-            image = resize(image, self.canvas, fit=self.fit)
-            mask = None if mask is None else resize(mask, self.canvas, fit=self.fit)
+            raise ValueError(
+                f"{name}: the object mask is {_size(mask)}, the image {size[0]}×{size[1]} (height × width)"
+            )
+        if mask is not None and self.canvas is not None and size != self.canvas:
+            mask = resize_mask(mask, self.canvas, fit=self.fit)
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(
                 f"{name}: the image is {_size(image)} (height × width), the data set's first one {_size(self)}: "
@@ -81,6 +81,13 @@ def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
     Raises:
       ValueError: when the bytes are no complete image; the error names the file.
     """
+    return _decoded(data, name=name, channels=channels, canvas=None, fit="stretch")[0]
+
+
+def _decoded(
+    data: bytes, *, name: str, channels: int, canvas: tuple[int, int] | None, fit: str
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return an image uint8 `[H, W, channels]` on the canvas, and its stored size `(height, width)`."""
     from PIL import Image
 
     try:
@@ -89,10 +96,14 @@ def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
             elif image.mode in ("I", "F"):
                 raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no known range")
-            pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
+            image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
+            size = (image.height, image.width)
+            # Resized as Pillow holds it: only the pixels of the canvas are copied to NumPy.
+            resized = canvas is not None and size != canvas
+            pixels = _resized(image, canvas, fit, Image.Resampling.BILINEAR) if resized else np.asarray(image)
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         raise ValueError(f"{name}: cannot be decoded as an image ({error})") from error
-    return pixels[:, :, None] if channels == 1 else pixels
+    return (pixels[:, :, None] if channels == 1 else pixels), size
 
 
 def decode_mask(data: bytes, *, name: str, encoding: str = "binary") -> np.ndarray:
@@ -128,17 +139,18 @@ def _mask_codes(image: Any) -> np.ndarray:
     return np.asarray(image if image.mode in ("L", "P", "1") else image.convert("L")).astype(np.uint8)
 
 
-def resize(array: np.ndarray, canvas: tuple[int, int], *, fit: str) -> np.ndarray:
-    """Resize an image `[H, W, C]` (bilinear, antialiased) or a mask `[H, W]` (nearest) to the canvas."""
+def resize_mask(mask: np.ndarray, canvas: tuple[int, int], *, fit: str) -> np.ndarray:
+    """Resize a mask uint8 `[H, W]` to the canvas by the nearest pixel."""
     from PIL import Image
 
-    (height, width), (top, left) = _placement(array.shape[:2], canvas, fit)
-    is_mask = array.ndim == 2
-    image = Image.fromarray(array if is_mask or array.shape[2] == 3 else array[:, :, 0])
-    method = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
+    return _resized(Image.fromarray(mask), canvas, fit, Image.Resampling.NEAREST)
+
+
+def _resized(image: Any, canvas: tuple[int, int], fit: str, method: int) -> np.ndarray:
+    """Return the pixels of a Pillow image on the canvas; its bilinear method is antialiased."""
+    (height, width), (top, left) = _placement((image.height, image.width), canvas, fit)
     pixels = np.asarray(image.resize((width, height), method))
-    pixels = pixels[top : top + canvas[0], left : left + canvas[1]]
-    return np.ascontiguousarray(pixels if is_mask or pixels.ndim == 3 else pixels[:, :, None])
+    return np.ascontiguousarray(pixels[top : top + canvas[0], left : left + canvas[1]])
 
 
 def place_box(box: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], *, fit: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Loaders of training batches: from memory if the split fits, else streamed by Grain."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol, Self
 
@@ -13,6 +14,7 @@ from sdecor.data.reading import first_readable
 from sdecor.data.streaming import GrainLoader
 
 KINDS = ("auto", "memory", "grain")
+_FEWEST_THREADS, _MOST_THREADS = 4, 16  # each thread holds a batch in memory
 
 
 class Loader(Protocol):
@@ -46,8 +48,8 @@ def create_loader(
     kind: str = "auto",
     memory_limit_mb: float = 4096,
     num_workers: int = 0,
-    threads: int = 4,
-    prefetch: int = 4,
+    threads: int | None = None,
+    prefetch: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     check: Check = interrupt.check,
@@ -64,8 +66,10 @@ def create_loader(
       memory_limit_mb: largest size of the decoded images for "auto", in MiB for each process.
       num_workers: number of worker processes that decode for Grain; 0 = only threads of this process. A worker takes
         seconds to start, receives a pickled copy of the source, and returns batches in shared memory (/dev/shm).
-      threads: number of reading threads, for each worker if there are workers.
-      prefetch: number of batches that Grain reads ahead, for each worker if there are workers.
+      threads: number of reading threads, for each worker if there are workers. None = one for each core that this
+        process may use, from 4 to 16; and 4 for each worker.
+      prefetch: number of batches that Grain reads ahead, for each worker if there are workers. None = one for each
+        thread, because a thread reads whole batches; at least 4.
       process_index: this process, `0 … process_count−1`.
       process_count: the number of processes, a divisor of `batch_size`.
       check: function that is called several times a second while a batch is awaited; an exception of it ends the wait.
@@ -78,6 +82,9 @@ def create_loader(
       ValueError: for invalid arguments, and for an example that cannot be read and is not left out; the error names it.
     """
     check_choice("kind", kind, KINDS)
+    if threads is None:
+        threads = _FEWEST_THREADS if num_workers else min(max(usable_cores(), _FEWEST_THREADS), _MOST_THREADS)
+    prefetch = max(threads, 4) if prefetch is None else prefetch
     check_range("memory_limit_mb", memory_limit_mb, 0)
     fields = {
         "batch_size": batch_size,
@@ -92,6 +99,13 @@ def create_loader(
     if kind == "memory":
         return MemoryLoader(source, **fields)
     return GrainLoader(source, num_workers=num_workers, prefetch=prefetch, **fields)
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may grant fewer than the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def fits_in_memory(source: Any, memory_limit_mb: float) -> bool:

@@ -19,6 +19,7 @@ from sdecor.core.threads import in_background, map_ahead
 from sdecor.data.batches import evaluation_indices
 
 UNKNOWN = -1  # the label of an example without one
+_LARGEST_LABEL = int(np.iinfo(np.int32).max)
 _KEPT = (np.uint8, np.float16, np.float32)  # image dtypes sent to the device unchanged; others become float32
 
 
@@ -93,7 +94,7 @@ def valid_labels(labels: Any, what: str) -> np.ndarray:
             f"{what} has a label of {values.dtype}, {values.flat[0]!s}: labels are integers from 0, and "
             f"{UNKNOWN} where the class is unknown"
         )
-    wrong = values[(values < UNKNOWN) | (values > np.iinfo(np.int32).max)]
+    wrong = values[(values < UNKNOWN) | (values > _LARGEST_LABEL)]
     if wrong.size:
         raise ValueError(
             f"{what} has the label {wrong[0]}: labels are integers from 0, and {UNKNOWN} where the class is unknown"
@@ -241,10 +242,13 @@ def _read_examples(own: _Source, start: int, stop: int, rows: dict[str, np.ndarr
         try:
             example = own.source[index]
             image = np.asarray(example["image"])
-            if image.shape != own.shape or not np.can_cast(image.dtype, own.dtype, "same_kind"):
+            same = image.shape == own.shape and (
+                image.dtype == own.dtype or np.can_cast(image.dtype, own.dtype, "same_kind")
+            )
+            if not same:
                 found, first = (f"{x.dtype} {x.shape}" for x in (image, own))
                 raise ValueError(f"its image is {found}: it should be {first} as the first one")
-            rows["label"][row] = valid_labels(example.get("label", UNKNOWN), "it")
+            rows["label"][row] = _valid_label(example.get("label", UNKNOWN))
             rows["image"][row] = image
             good = row if good is None else good
         except Exception as error:
@@ -256,6 +260,14 @@ def _read_examples(own: _Source, start: int, stop: int, rows: dict[str, np.ndarr
         rows["image"][each.index - start] = 0 if good is None else rows["image"][good]
         rows["label"][each.index - start] = 0 if good is None else rows["label"][good]
     return DeviceBatch(start, tuple(names), tuple(skipped))
+
+
+def _valid_label(label: Any) -> int | np.ndarray:
+    """Return the label of one example, checked as `valid_labels` does."""
+    # A plain integer is by far the most frequent, and `valid_labels` takes longer than the rest of the reading.
+    if (type(label) is int or isinstance(label, np.integer)) and UNKNOWN <= label <= _LARGEST_LABEL:
+        return label
+    return valid_labels(label, "it")
 
 
 def _example_name(source: Any, names: Any, index: int) -> str:

@@ -4,7 +4,8 @@ A removed pixel is imputed by the weighted mean of its eight neighbours, so that
 Neighbours that share a side have weight 1/6, those that share a corner 1/12; the mean is divided by the weight of those
 inside the image. Where neighbours are removed too, this is a linear system, the discrete Laplace equation on the holes.
 It is solved for all images, channels and pixels together by conjugate gradients with corrections from coarser grids.
-About eight iterations are enough for holes of any shape and size.
+About eight iterations are enough for holes of any shape and size. A curve starts each percentage from the imputed image
+of the one before, which saves up to two fifths of them: the pixels removed before are nearly right.
 """
 
 from collections.abc import Sequence
@@ -52,8 +53,14 @@ def impute(
     return jnp.where(mask[..., None], filled + noise * gaussian_noise(images, key), filled)
 
 
-def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 2e-3) -> jax.Array:
-    """Return `impute` (same arguments) without noise."""
+def linear_imputation(
+    images: jax.Array, mask: jax.Array, *, tolerance: float = 2e-3, start: jax.Array | None = None
+) -> jax.Array:
+    """Return `impute` (same arguments) without noise.
+
+    `start`, images `[N, H, W, C]` that are near the result, changes it only within the tolerance. The mean of the other
+    pixels takes the place of values that are not finite.
+    """
     check_range("tolerance", tolerance, 0, low_open=True)
     check_images(images)
     if mask.shape != images.shape[:3] or mask.dtype != bool:
@@ -63,7 +70,8 @@ def linear_imputation(images: jax.Array, mask: jax.Array, *, tolerance: float = 
         )
     # With rows as first axis and columns as last, weights along either are matrix products without a transposition.
     turned = images.astype(jnp.float32).transpose(1, 0, 3, 2)
-    filled = _solve(turned, mask.transpose(1, 0, 2)[:, :, None], tolerance).transpose(1, 0, 3, 2)
+    near = None if start is None else start.astype(jnp.float32).transpose(1, 0, 3, 2)
+    filled = _solve(turned, mask.transpose(1, 0, 2)[:, :, None], tolerance, near).transpose(1, 0, 3, 2)
     return jnp.where(mask[..., None], filled.astype(images.dtype), images)
 
 
@@ -72,7 +80,7 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
     return jax.vmap(lambda k: normal(k, images.shape[1:], images.dtype))(per_example(key, images.shape[0]))
 
 
-def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array:
+def _solve(images: jax.Array, removed: jax.Array, tolerance: float, start: jax.Array | None) -> jax.Array:
     """Return images `[H, N, C, W]` that solve the linear system of the pixels `removed`, `[H, N, 1, W]`."""
     left = (~removed).sum((0, 3), keepdims=True, dtype=images.dtype)
     mean = jnp.where(removed, 0, images).sum((0, 3), keepdims=True) / left
@@ -98,9 +106,15 @@ def _solve(images: jax.Array, removed: jax.Array, tolerance: float) -> jax.Array
         last, product = product, _dot(residual, z)
         return i + 1, x, residual, z + product / _or_one(last) * direction, z, product
 
-    residual = jnp.where(removed, _neighbors(known), 0)
+    x, residual = jnp.zeros_like(known), jnp.where(removed, _neighbors(known), 0)
+    if start is not None:
+        # The mean of a pixel's neighbours is nearer than its own value where it is removed for the first time, and the
+        # same where the system was solved before.
+        near = jnp.where(removed, jnp.where(jnp.isfinite(start), start - mean, 0), known)
+        x = jnp.where(removed, _neighbors(near) / weights, 0)
+        residual = residual - apply(x)
     z = _precondition(levels, residual)
-    state = (0, jnp.zeros_like(known), residual, z, z, _dot(residual, z))
+    state = (0, x, residual, z, z, _dot(residual, z))
     state = jax.lax.while_loop(lambda s: (s[0] < _MOST_ITERATIONS) & unfinished(s[4]).any(), proceed, state)
     return jnp.where(removed, mean + state[1], images)
 
@@ -235,13 +249,14 @@ def road_curves(
         logits = fn(image)
         return correct(logits, label), probability(logits, label)
 
-    def at(count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(before: jax.Array, count: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         mask = places < count
-        imputed = linear_imputation(images, mask, tolerance=tolerance)
-        imputed = jnp.where(mask[..., None], imputed + disturbance, imputed)
-        return map_examples(one, (imputed, labels), at_once)
+        imputed = linear_imputation(images, mask, tolerance=tolerance, start=before)
+        noisy = jnp.where(mask[..., None], imputed + disturbance, imputed)
+        return imputed, map_examples(one, (noisy, labels), at_once)
 
-    curves = jax.lax.map(at, jnp.asarray(percentage_counts(maps[0].size, percentages), jnp.int32))
+    nothing = images * jnp.nan  # varies over the mapped axes of `images`, as the results do
+    _, curves = jax.lax.scan(at, nothing, jnp.asarray(percentage_counts(maps[0].size, percentages), jnp.int32))
     known = defined(maps) & finite(images)
     return RoadCurves(*(jnp.where(known[:, None], curve.T, jnp.nan) for curve in curves))
 

@@ -8,12 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-REMATS = ("none", "activations", "blocks")
-# Operations on single elements: cheap to compute again, and most of what a block stores beside its convolutions.
-_ELEMENTWISE = frozenset(
-    "add add_any broadcast_in_dim convert_element_type copy div erf erfc exp gt integer_pow log logistic lt max min "
-    "mul neg not reshape rsqrt select_n squeeze square stop_gradient sub tanh transpose".split()
-)
+REMATS = ("none", "blocks")
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -50,14 +45,13 @@ def rematerialised(block: type[nn.Module], remat: str, *, train: bool) -> type[n
 
     Args:
       block: the class.
-      remat: one of `REMATS`. With "activations", the backward computes element-by-element operations again; with
-        "blocks", all of a block but its input, which costs one more forward in each pull-back.
+      remat: one of `REMATS`. With "blocks" the backward computes all of a block but its input again, which costs one
+        more forward in each pull-back.
       train: whether the block is called in train mode.
     """
     if remat == "none" or not train:
         return block
-    policy = None if remat == "blocks" else lambda operation, *_, **__: operation.name not in _ELEMENTWISE
-    return nn.remat(block, policy=policy, static_argnums=(2,))  # `train`, after the module and x
+    return nn.remat(block, static_argnums=(2,))  # `train`, after the module and x
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:

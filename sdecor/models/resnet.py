@@ -76,7 +76,7 @@ class ResNet(nn.Module):
       bottleneck: whether blocks are bottlenecks (ResNet-50) or pairs of 3×3 convolutions (18, 34).
       stem: "imagenet" is a 7×7 convolution and 3×3 max-pooling, each of stride 2; "cifar" is one 3×3 convolution.
       zero_init_residual: start every block as the identity (the last BatchNorm's scale is 0).
-      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
+      remat: what the backward of a block computes again to save memory: "none" or "blocks".
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 

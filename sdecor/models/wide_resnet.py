@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
       dropout: rate of dropout between the two convolutions of a block.
       zero_init_residual: start every block as the identity (the last convolution is 0, because with pre-activation no
         BatchNorm comes after it).
-      remat: what the backward of a block computes again to save memory: "none", "activations" or "blocks".
+      remat: what the backward of a block computes again to save memory: "none" or "blocks".
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from sdecor.data import loader as loader_module
 from sdecor.data.batches import (
     batch_indices,
     epoch_order,
@@ -215,6 +216,15 @@ def test_a_broken_example_is_named(kind):
 def test_an_image_of_another_shape_is_named(kind):
     with pytest.raises(ValueError, match=r"class/9\.png .*\(4, 6, 1\).*should be uint8 \(4, 6, 3\)"):
         take(create_loader(FakeSource(odd=(9,)), batch_size=6, seed=0, kind=kind), 0, 8)
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 0, 4), (12, 0, 12), (64, 0, 16), (64, 2, 4)])
+def test_threads_follow_the_cores(monkeypatch, cores, workers, threads):
+    monkeypatch.setattr(loader_module, "usable_cores", lambda: cores)
+    loader = create_loader(FakeSource(), kind="grain", batch_size=5, seed=0, num_workers=workers)
+    assert f"{threads} threads" in loader.describe()
+    one = create_loader(FakeSource(), kind="grain", batch_size=5, seed=0, threads=1)
+    assert_equal([loader.batch(3)], [one.batch(3)])
 
 
 def test_leaving_the_iterator_ends_its_threads():

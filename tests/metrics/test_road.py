@@ -62,6 +62,16 @@ class TestImputation:
         # The solver stops by an estimate of its error.
         assert (rms < 4e-2 * images.std()).all() and rms.max() > 1e-4
 
+    @pytest.mark.parametrize("scale", [1.0, 0.01, np.nan])
+    def test_the_start_does_not_change_the_solution(self, scale):
+        images = RNG.normal(2.0, 1.0, size=(4, 16, 16, 3)).astype(np.float32)
+        removed = masks(16, 16)
+        expected = np.stack([direct(x, m) for x, m in zip(images, removed, strict=True)])
+        start = (expected + scale * RNG.normal(size=expected.shape)).astype(np.float32)
+        np.testing.assert_allclose(solve(images, removed, tolerance=1e-6, start=start), expected, atol=3e-5)
+        error = np.asarray(solve(images, removed, tolerance=1e-2, start=start)) - expected
+        assert (np.sqrt((error**2).sum((1, 2, 3)) / (3 * removed.sum((1, 2)))) < 4e-2 * images.std()).all()
+
     def test_scale_and_offset_of_the_image_do_not_matter(self):
         images, removed = RNG.normal(size=(4, 13, 22, 3)).astype(np.float32), masks(13, 22)
         filled = solve(images, removed)
