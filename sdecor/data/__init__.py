@@ -6,6 +6,7 @@ Files:
   tfds_source           prepared TFDS data sets, read without TensorFlow
   image_folders         images in folders, and Tiny ImageNet
   digit_scenes, scenes  the embedded data set, and the drawing of its images
+  decoded               the embedded data set's arrays, kept beside its records
   decode                bytes to images, object masks and boxes
   reading               errors that name the file; examples that are left out
   batches               order of examples, and batches as NumPy arrays

@@ -9,9 +9,12 @@ import warnings
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
-from sdecor.data import scenes
+from sdecor.data import decoded, scenes, tfds_source
+from sdecor.data.decode import Decoder
 
+_COMPARED = 32  # records
 NAME, VERSION = "digit_scenes", "1.0.0"
 
 
@@ -86,6 +89,7 @@ def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
     root = pathlib.Path(data_dir).expanduser()
     target = root / NAME / VERSION
     if (target / "dataset_info.json").exists():
+        keep_decoded(target)
         return target
     if not scenes.photographs_as_expected():
         warnings.warn(
@@ -101,7 +105,40 @@ def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
         except OSError:
             if not (target / "dataset_info.json").exists():
                 raise
+    keep_decoded(target)
     return target
+
+
+def keep_decoded(target: pathlib.Path) -> None:
+    """Keep the examples as arrays beside the records, if they are missing, and are those of the records.
+
+    They are not where Pillow decodes the photographs to other pixels, here or where the records were made.
+    """
+    missing = [split for split in decoded.STORED if not os.path.exists(decoded.path_of(target, split))]
+    if not missing or not scenes.photographs_as_expected() or not os.access(target, os.W_OK):
+        return
+    prepared = tfds_source.inspect(epath.Path(target), name=NAME)
+    for split in missing:
+        if not _is_drawn_here(prepared, split):
+            return
+        try:
+            decoded.write(target, split)
+        except OSError:  # such as a full disk: the records have all
+            return
+
+
+def _is_drawn_here(prepared: tfds_source.Prepared, split: str) -> bool:
+    """Return whether the first records of a split are what is drawn here; a background differs in every one."""
+    source = tfds_source.TfdsSource(prepared, split, Decoder())
+    images, labels, masks, boxes = scenes.draw_chunk(decoded.STORED[split], 0)
+    if len(source) != scenes.SPLIT_SIZES[decoded.STORED[split]]:
+        return False
+    for index in range(_COMPARED):
+        example = source[index]
+        drawn = {"image": images[index], "label": labels[index], "object": masks[index], "box": boxes[index]}
+        if not all(np.array_equal(example[field], value) for field, value in drawn.items()):
+            return False
+    return True
 
 
 def _build(data_dir: str) -> None:
