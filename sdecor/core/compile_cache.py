@@ -39,7 +39,11 @@ def use(folder: str | None = None) -> str | None:
       ValueError: for a named local folder that cannot be made. A default folder that cannot be written is reported, and
         the program goes on without a cache.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
+    if jax.config.jax_compilation_cache_dir:
         return jax.config.jax_compilation_cache_dir
     if folder is None:
         folder = default_folder()
@@ -51,8 +55,6 @@ def use(folder: str | None = None) -> str | None:
     if not folder:
         return None
     jax.config.update("jax_compilation_cache_dir", folder)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     # JAX bounds a cache, and locks it while an entry is read or written, with the package filelock.
     if jax.config.jax_compilation_cache_max_size == -1 and importlib.util.find_spec("filelock"):
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

@@ -48,14 +48,23 @@ def read(directory: str, split: str, size: int) -> np.ndarray | None:
     return rows if rows.dtype == EXAMPLE and rows.shape == (size,) else None
 
 
-def write(directory: str | os.PathLike, split: str) -> None:
-    """Draw the examples of a split of the records, and keep them in `directory`."""
+def draw(split: str) -> np.ndarray:
+    """Draw the examples of a split of the records, `EXAMPLE` `[N]`."""
     drawn = STORED[split]
     rows = np.empty(scenes.SPLIT_SIZES[drawn], EXAMPLE)
     for start in range(0, len(rows), scenes.CHUNK):
-        images, labels, masks, boxes = scenes.draw_chunk(drawn, start)
-        part = rows[start : start + len(images)]
-        part["image"], part["label"], part["object"], part["box"] = images, labels, masks, boxes
+        fill(rows, start, scenes.draw_chunk(drawn, start))
+    return rows
+
+
+def fill(rows: np.ndarray, start: int, chunk: tuple[np.ndarray, ...]) -> None:
+    """Put the result of `scenes.draw_chunk` into the rows from `start` on."""
+    part = rows[start : start + len(chunk[0])]
+    part["image"], part["label"], part["object"], part["box"] = chunk
+
+
+def write(directory: str | os.PathLike, split: str, rows: np.ndarray) -> None:
+    """Keep the examples of a split of the records in `directory`."""
     place = path_of(directory, split)
     temporary = f"{place}.{os.getpid()}.tmp"
     with open(temporary, "wb") as stream:

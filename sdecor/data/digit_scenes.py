@@ -22,6 +22,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
     """Real handwritten digits on real photographs, 32×32×3, with exact object masks and boxes."""
 
     progress = None  # if set, a function called with the number of newly drawn images
+    drawn = None  # if a dict, gets the examples of each split, `decoded.EXAMPLE` `[N]`
 
     VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = {"1.0.0": "Initial release."}
@@ -53,12 +54,16 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         # TFDS calls our val split "validation".
-        names = {"train": "train", "validation": "val", "test": "test"}
-        return {stored: self._generate_examples(split) for stored, split in names.items()}
+        return {stored: self._generate_examples(stored) for stored in decoded.STORED}
 
-    def _generate_examples(self, split):
+    def _generate_examples(self, stored):
+        split = decoded.STORED[stored]
+        rows = np.empty(scenes.SPLIT_SIZES[split], decoded.EXAMPLE)
+        if self.drawn is not None:
+            self.drawn[stored] = rows
         for start in range(0, scenes.SPLIT_SIZES[split], scenes.CHUNK):
-            images, labels, masks, boxes = scenes.draw_chunk(split, start)
+            images, labels, masks, boxes = chunk = scenes.draw_chunk(split, start)
+            decoded.fill(rows, start, chunk)
             if self.progress is not None:
                 self.progress(len(images))
             for i in range(len(images)):
@@ -105,7 +110,6 @@ def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
         except OSError:
             if not (target / "dataset_info.json").exists():
                 raise
-    keep_decoded(target)
     return target
 
 
@@ -122,7 +126,7 @@ def keep_decoded(target: pathlib.Path) -> None:
         if not _is_drawn_here(prepared, split):
             return
         try:
-            decoded.write(target, split)
+            decoded.write(target, split, decoded.draw(split))
         except OSError:  # such as a full disk: the records have all
             return
 
@@ -155,7 +159,10 @@ def _build(data_dir: str) -> None:
         with bar, contextlib.redirect_stdout(io.StringIO()):
             builder = DigitScenes(data_dir=data_dir, file_format="array_record")
             builder.progress = bar.update
+            builder.drawn = {}
             builder.download_and_prepare()
+            for split, rows in builder.drawn.items():
+                decoded.write(pathlib.Path(data_dir) / NAME / VERSION, split, rows)
     finally:
         logging.set_verbosity(verbosity)
         tfds.display_progress_bar(shows_bars)
