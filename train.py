@@ -35,7 +35,6 @@ from ml_collections import ConfigDict, config_flags
 from sdecor.core import allocator, commands, files, launch, parallel, processes, watchdog
 from sdecor.training import (
     build,
-    compiled,
     health,
     logbook,
     members,
@@ -62,11 +61,6 @@ _REPLICA = flags.DEFINE_multi_string(
 _PROFILE = flags.DEFINE_string("profile", None, "Steps to trace: how many, or FIRST:LAST.")
 _WANDB = launch.define_optional("wandb", "sdecor", "Send the log to Weights & Biases, to this project.")
 
-_CACHE = flags.DEFINE_string(
-    "compilation_cache",
-    None,
-    "Folder of compiled programs for later starts; '' for none. Default: compilation_cache in a local workdir.",
-)
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step, print what it takes, and stop.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, as v5e:4x8; default: the devices here.")
 _METHODS = flags.DEFINE_list("compile_methods", [], "Training methods to compare, such as ce,sgt,decor,sdecor.")
@@ -100,7 +94,6 @@ def main() -> None:
             classes=_CLASSES.value,
             examples=_EXAMPLES.value,
             image_shape=preview.parse_shape(_IMAGE_SHAPE.value),
-            cache=_CACHE.value,
             folder=_WORKDIR.value,
             numbers=_JSON.value,
         )
@@ -112,8 +105,7 @@ def main() -> None:
         chosen, profile = replicas.parse(_REPLICA.value), profiling.parse(_PROFILE.value)
         if _WANDB.value is not None:
             wandb_rows.check()
-        options = {"profile": profile, "wandb": _WANDB.value, "cache": _CACHE.value}
-        finished = train(_CONFIG.value, _WORKDIR.value, chosen, **options)
+        finished = train(_CONFIG.value, _WORKDIR.value, chosen, profile=profile, wandb=_WANDB.value)
     except replicas.PartlyFinished as error:
         print(f"train.py: {error}", file=sys.stderr)
         raise SystemExit(commands.PARTLY) from None
@@ -128,7 +120,6 @@ def train(
     *,
     profile: profiling.Steps | None = None,
     wandb: str | None = None,
-    cache: str | None = "",
 ) -> bool:
     """Train the run of `config` in `folder` from its last checkpoint; return False if it was interrupted.
 
@@ -138,7 +129,6 @@ def train(
       chosen: the replicas; empty for a single run.
       profile: steps to trace; None for no trace.
       wandb: project of Weights & Biases that gets the log; None for none.
-      cache: folder of compiled programs; "" for none, None for one in a local `folder`.
 
     Raises:
       ValueError: for an invalid config, or a folder that holds another run.
@@ -155,7 +145,6 @@ def train(
     with contextlib.ExitStack() as stack:
         main = parallel.is_main_process()
         locks = {each.name: stack.enter_context(run_folder.lock(each.folder, hold=main)) for each in everyone}
-        compiled.use_cache(cache, folder)  # in a folder that this job holds, and before the first compilation
         run, state = build_run(config, folder, [each for each in chosen if not failures[each.name]])
         checkpoints = [stack.enter_context(Checkpoints(member.folder)) for member in run.members]
         state, healths = members.restore(run.members, checkpoints, state, run.replicas)

@@ -16,6 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = os.environ.get("SDECOR_TEST_CACHE", os.path.join(tempfile.gettempdir(), f"sdecor-jax-cache-{jax.__version__}"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+os.environ["XDG_CACHE_HOME"] = f"{CACHE}-user"  # commands that the tests start keep their programs there
 
 
 def pytest_configure(config: pytest.Config) -> None:

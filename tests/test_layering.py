@@ -43,7 +43,7 @@ ALONE = {
     "core/arrays.py": {"core.checks"},
     "core/chunks.py": {"core.arrays", "core.checks", "core.jaxpr"},
     "core/parallel.py": {"core.checks"},
-    "core/launch.py": {"core.commands", "core.interrupt", "core.processes", "core.watchdog"},
+    "core/launch.py": {"core.commands", "core.compile_cache", "core.interrupt", "core.processes", "core.watchdog"},
     "core/interrupt.py": {"core.commands"},
     "core/watchdog.py": {"core.commands"},
     "training/health.py": set(),
@@ -162,6 +162,17 @@ def test_library_imports_without_data_packages():
         "import sdecor.export\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_package_imports_little_beyond_jax():
+    """Packages that take long to import are imported where they are used."""
+    heavy = ["flax", "optax", "orbax", "chex", "scipy", "tensorstore", "grain", "matplotlib", "sklearn", "tensorboardX"]
+    code = f"import sys, sdecor, sdecor.core\nassert not set({heavy}) & set(sys.modules), sorted(sys.modules)\n"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    for program in ("train", "evaluate"):
+        heavy = ["matplotlib", "sklearn", "tensorflow_datasets", "PIL", "grain", "tensorboardX"]
+        code = f"import sys, {program}\nassert not set({heavy}) & set(sys.modules), sorted(sys.modules)\n"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_sweep_starts_without_jax():

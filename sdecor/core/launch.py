@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from sdecor.core import interrupt, processes, watchdog
+from sdecor.core import compile_cache, interrupt, processes, watchdog
 from sdecor.core.commands import FAILED, INTERRUPTED, PARTLY, as_one_line, config_error, leave, program_name
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a job of several processes (Slurm, TPU, …).")
@@ -19,6 +19,12 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 _START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout", processes.START_SECONDS, "Seconds to wait for all processes at the start.", lower_bound=1
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs for later starts; '' for none. Default: sdecor/compilation in $XDG_CACHE_HOME or "
+    "~/.cache.",
 )
 _WATCHDOG = flags.DEFINE_float("watchdog", 1800.0, "End after so many seconds without progress; 0: never.")
 
@@ -56,7 +62,8 @@ def define_optional(
 def run(main: Callable[[], None], *, kept: str) -> None:
     """Parse flags, join the job, call `main` and end with the exit status of `sdecor.core.commands`.
 
-    Errors of the request are shown on one line. In a job of several processes, all end together.
+    The compilation cache is opened before `main`. Errors of the request are shown on one line. In a job of several
+    processes, all end together.
 
     Args:
       main: the program.
@@ -71,6 +78,7 @@ def run(main: Callable[[], None], *, kept: str) -> None:
         status = 0
         try:
             _guarded(_join)
+            _guarded(lambda: compile_cache.use(_CACHE.value))
             _guarded(lambda: _watched(main))
         except BaseException as error:
             status, text = _ending(error, kept)

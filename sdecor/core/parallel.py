@@ -108,9 +108,17 @@ def round_up(batch_size: int) -> int:
 def replicate(tree: Any, devices: Iterable[jax.Device] | None = None) -> Any:
     """Put a copy of every array on every local device, where the compiled step expects it."""
     mesh = Mesh(np.array(list(devices or jax.local_devices())), (AXIS,))
-    # Copied first: `device_put` shares arrays that are on a device already, and the step overwrites its state.
-    tree = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
+    # Copied first: `device_put` shares arrays that are on a device already, and the step overwrites its state. One
+    # program copies all: an operation of its own for each shape would compile one for each.
+    leaves, structure = jax.tree.flatten(tree)
+    copies = iter(_copy([leaf for leaf in leaves if isinstance(leaf, jax.Array)]))
+    tree = structure.unflatten([next(copies) if isinstance(leaf, jax.Array) else leaf for leaf in leaves])
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
+
+
+@jax.jit
+def _copy(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(array) for array in arrays]
 
 
 def shard(batch: Any, devices: int | None = None) -> Any:

@@ -169,7 +169,8 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str, skips: b
     else:
         others = (*embedded.BUILDERS, *IN_FOLDERS)
         directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
-    return _tfds(name, directory, mask_encoding_of(name, mask_encoding), skips)
+    decoded = name.partition(":")[0] == "digit_scenes" and path is None
+    return _tfds(name, directory, mask_encoding_of(name, mask_encoding), skips, decoded)
 
 
 def _folder(path: Any) -> _Origin:
@@ -200,7 +201,10 @@ def _tiny_imagenet(path: Any) -> _Origin:
 IN_FOLDERS: dict[str, Callable[[Any], _Origin]] = {"folder": _folder, "tiny_imagenet": _tiny_imagenet}
 
 
-def _tfds(name: str, directory: Any, mask_encoding: str, skips: bool) -> _Origin:
+def _tfds(name: str, directory: Any, mask_encoding: str, skips: bool, decoded: bool) -> _Origin:
+    kind = TfdsSource
+    if decoded:
+        from sdecor.data.decoded import DecodedSource as kind
     prepared = tfds_source.inspect(directory, name=name)
     held = ", ".join(repr(split) for split in prepared.sizes) or "none"
     if not prepared.sizes.get("train"):
@@ -216,7 +220,7 @@ def _tfds(name: str, directory: Any, mask_encoding: str, skips: bool) -> _Origin
     return _Origin(
         prepared.class_names,
         stored,
-        lambda split, decoder: TfdsSource(prepared, split, decoder, mask_encoding, skips),
+        lambda split, decoder: kind(prepared, split, decoder, mask_encoding, skips),
         f"data.name = {name!r} has no split 'test' or 'validation' to test on; its splits: {held}",
     )
 

@@ -14,7 +14,8 @@ import numpy as np
 from sdecor.core.checks import check_choice
 from sdecor.data import scenes
 
-# name -> the module of its builder, and the builder's class there.
+# name -> the module of its builder, and the builder's class there. The builder has `examples()`, calls `progress` with
+# the number of newly drawn images, and may put arrays in `drawn`, which a function `keep_decoded` of its module keeps.
 BUILDERS = {"digit_scenes": ("digit_scenes", "DigitScenes"), "xai_tris": ("xai_tris", "XaiTris")}
 
 
@@ -43,7 +44,9 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
             f"data.data_dir = {os.fspath(data_dir)!r} is remote: {base} is drawn in seconds, give it a local directory"
         )
     module, builder = BUILDERS[base]
-    builder = getattr(importlib.import_module(f"sdecor.data.{module}"), builder)
+    module = importlib.import_module(f"sdecor.data.{module}")
+    builder = getattr(module, builder)
+    keep_decoded = getattr(module, "keep_decoded", lambda directory, drawn=None: None)
     check_choice("version of data.name", version or str(builder.VERSION), (str(builder.VERSION),))
     known = tuple(each.name for each in builder.BUILDER_CONFIGS)
     if known:
@@ -54,6 +57,7 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(base, configuration, str(builder.VERSION))
     target = root / path
     if (target / "dataset_info.json").exists():
+        keep_decoded(target)
         return target
     if not scenes.photographs_as_expected():
         warnings.warn(
@@ -63,7 +67,8 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{base}-", dir=root) as scratch:
-        _build(builder, name, {"config": configuration} if known else {}, scratch)
+        made = _build(builder, name, {"config": configuration} if known else {}, scratch)
+        keep_decoded(scratch / path, made.drawn)
         try:
             os.rename(scratch / path, target)
         except OSError:
@@ -72,8 +77,8 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     return target
 
 
-def _build(builder: Any, name: str, configuration: dict[str, str], data_dir: str) -> None:
-    """Build a data set with one progress bar, without TFDS's own bars and messages."""
+def _build(builder: Any, name: str, configuration: dict[str, str], data_dir: str) -> Any:
+    """Build a data set with one progress bar, without TFDS's own bars and messages; return the builder."""
     import tensorflow_datasets as tfds
     from absl import logging
     from tqdm import tqdm
@@ -84,9 +89,11 @@ def _build(builder: Any, name: str, configuration: dict[str, str], data_dir: str
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             made = builder(data_dir=data_dir, file_format="array_record", **configuration)
+            made.drawn = {}
             with tqdm(total=made.examples(), desc=f"Preparing {name}", unit=" images") as bar:
                 made.progress = bar.update
                 made.download_and_prepare()
+            return made
     finally:
         logging.set_verbosity(verbosity)
         tfds.display_progress_bar(shows_bars)

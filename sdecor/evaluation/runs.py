@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import sdecor
 from sdecor import evaluation
-from sdecor.core import files, parallel
+from sdecor.core import files, parallel, rng
 from sdecor.core.checks import check_choice
 from sdecor.data.batches import identity, object_mask
 from sdecor.data.reading import first_readable
@@ -88,7 +88,7 @@ def restore(
     dataset = build.create_data(config)
     image_shape = build.image_size(config, tuple(known["image_shape"]))
     model = build.create_model(config, known["num_classes"], image_shape, tapped=False)
-    state = build.create_state(config, model, image_shape)
+    state = build.state_shapes(config, model, image_shape, rng.run_key(config.seed, 0))  # no value is needed
     with Checkpoints(folder, create=False) as checkpoints:
         restored = checkpoints.restore(state, _step(checkpoints, checkpoint))
     if restored is None:

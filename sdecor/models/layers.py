@@ -1,5 +1,6 @@
 """Parts that the networks share: initialisation, BatchNorm's settings, pooling and size checks."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,8 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdecor.core import rng
+
 REMATS = ("none", "blocks")
-HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def he_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Draw a kernel `[…, in, out]`: normal, of variance 2 / fan-out (He et al., 2015, arXiv:1502.01852).
+
+    The draws are bit for bit those of `nn.initializers.variance_scaling(2.0, "fan_out", "normal")`. That one draws in
+    the kernel's shape, which takes XLA three times as long to compile for a CPU.
+    """
+    fan_out = math.prod(shape) // shape[-2]
+    return rng.normal(key, tuple(shape), dtype) * jnp.sqrt(jnp.array(2.0 / fan_out, dtype))
 
 
 def conv(
@@ -20,7 +32,7 @@ def conv(
     Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
     """
     pad = (kernel - 1) // 2 if padding is None else padding
-    fields.setdefault("kernel_init", HE_FAN_OUT)
+    fields.setdefault("kernel_init", he_fan_out)
     return nn.Conv(
         features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), use_bias=use_bias, **fields
     )

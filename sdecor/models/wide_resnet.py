@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice, check_range
-from sdecor.models.layers import HE_FAN_OUT, REMATS, batch_norm, check_image_size, classifier, conv, rematerialised
+from sdecor.models.layers import REMATS, batch_norm, check_image_size, classifier, conv, he_fan_out, rematerialised
 
 
 class WideBlock(nn.Module):
@@ -31,7 +31,7 @@ class WideBlock(nn.Module):
         x = nn.relu(norm(name="norm2")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # A norm2 scale of 0 instead would keep the block at the identity: the ReLU after it has no gradient at 0.
-        init = nn.initializers.zeros if self.zero_init_residual else HE_FAN_OUT
+        init = nn.initializers.zeros if self.zero_init_residual else he_fan_out
         return shortcut + conv(self.width, 3, dtype=self.dtype, kernel_init=init, name="conv2")(x)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from etils import epath
 
 from sdecor.core import files
 
@@ -268,26 +267,6 @@ def _guess(known: Mapping[int, float], limit: float | None, fits: int, fails: in
         return int(first * limit / at_first)
     slope = (at_last - at_first) / (last - first)
     return int(first + (limit - at_first) / slope) if slope > 0 else (fits + fails) // 2
-
-
-def use_cache(folder: str | None, workdir: str | None) -> None:
-    """Keep compiled programs in `folder`, where a later start of the same program reads them.
-
-    It must be called before anything is compiled. A cache that the user has set (JAX_COMPILATION_CACHE_DIR) stays.
-
-    Args:
-      folder: local or remote folder, "" for no cache; None for `compilation_cache` in the workdir, if that is local.
-      workdir: folder of the run; None if there is none.
-
-    Raises:
-      ValueError: for a local folder that cannot be made.
-    """
-    if folder is None and workdir is not None and "://" not in workdir:
-        folder = str(epath.Path(workdir) / "compilation_cache")
-    elif folder and "://" not in folder:
-        files.make_folder("--compilation_cache", folder)
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class Compiled(NamedTuple):

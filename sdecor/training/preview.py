@@ -24,7 +24,6 @@ def compile_only(
     classes: int | None = None,
     examples: int | None = None,
     image_shape: tuple[int, int] | None = None,
-    cache: str | None = None,
     folder: str | None = None,
     numbers: str | None = None,
 ) -> None:
@@ -38,7 +37,6 @@ def compile_only(
       classes: number of classes, in place of the data set.
       examples: number of training examples, with `classes`.
       image_shape: height and width of the stored images, with `classes`.
-      cache: folder of compiled programs, as for `compiled.use_cache`.
       folder: folder of the run, if any.
       numbers: path of the JSON file; None for compiled.json in `folder`, if there is one.
 
@@ -48,7 +46,6 @@ def compile_only(
     if topology and jax.process_count() > 1:
         raise ValueError("--topology compiles for the whole slice: start one process, without --distributed")
     devices = parallel.topology_devices(topology) if topology else jax.devices()
-    compiled.use_cache(cache, folder)
     build.check_config(config, len(devices))
     if classes is None:
         if examples or image_shape:

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
@@ -130,6 +131,7 @@ def create_train_state(
             ema_batch_stats=jax.tree.map(jax.numpy.copy, batch_stats) if ema else None,
         )
 
-    state = jax.jit(lambda: jax.vmap(create)(key) if key.ndim else create(key))()
+    # The key is an argument, not a constant, so that all seeds share one compiled program.
+    state = jax.jit(jax.vmap(create) if key.ndim else create)(key)
     # A Python 0 is weakly typed; a state read from a checkpoint is not, and would compile the step again.
-    return state.replace(step=jax.numpy.zeros((), jax.numpy.int32))
+    return state.replace(step=np.zeros((), np.int32))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdecor.models import MODELS, ResNet, Tap, ViT, WideResNet, create_model
-from sdecor.models.layers import REMATS, max_pool_2x2
+from sdecor.models.layers import REMATS, he_fan_out, max_pool_2x2
 from sdecor.models.vit import patch_product
 
 # (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
@@ -322,3 +322,9 @@ def test_errors_say_what_is_right(name, options, message):
 def test_too_small_images_are_refused(name, image_shape):
     with pytest.raises(ValueError, match="must be at least|must be \\[N"):
         abstract_init(create_model(name, num_classes=10), image_shape)
+
+
+def test_kernels_are_drawn_as_by_variance_scaling(key):
+    same = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    for shape in ((3, 3, 4, 6), (1, 1, 2, 5)):
+        np.testing.assert_array_equal(he_fan_out(key, shape), same(key, shape, jnp.float32))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
 from sdecor.core import parallel
@@ -163,41 +162,6 @@ def test_memory_that_is_not_linear_hides_no_batch_that_fits():
 def test_a_search_that_finds_nothing_says_how_far_it_went(exact, text):
     found = {"largest_batch": {"batch_size": 0, "exact": exact}, "fits": False}
     assert text in compiled._remarks(compiled.Plan("ce", jax.devices(), 512, 1, 1), {"ce": found})[0]
-
-
-def test_the_cache_is_where_the_run_is_unless_the_user_chose_another(tmp_path):
-    def chosen(folder, workdir, before=None):
-        config = types.SimpleNamespace(jax_compilation_cache_dir=before)
-        config.update = lambda name, value: setattr(config, name, value)
-        with mock.patch.object(jax, "config", config):
-            compiled.use_cache(folder, workdir)
-        return config.jax_compilation_cache_dir
-
-    assert chosen(None, "runs/a") == "runs/a/compilation_cache"
-    elsewhere = str(tmp_path / "elsewhere")
-    assert chosen(elsewhere, "runs/a") == elsewhere
-    assert chosen("", "runs/a") is None and chosen(None, None) is None
-    assert chosen(None, "gs://bucket/run") is None and chosen("gs://bucket/cache", None) == "gs://bucket/cache"
-    assert chosen(elsewhere, "runs/a", before="theirs") == "theirs"
-
-
-def test_a_second_start_reads_the_program_from_the_cache(tmp_path):
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    lowered = lambda: jax.jit(lambda x: x @ x + len(str(tmp_path))).lower(np.ones((3, 3), np.float32))  # noqa: E731
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()
-        compiled.use_cache(None, str(tmp_path))
-        first = compiled.compile_timed(lowered())
-        assert not first.cached and list((tmp_path / "compilation_cache").iterdir())
-        jax.clear_caches()
-        second = compiled.compile_timed(lowered())
-        assert second.cached and "read from the compilation cache" in compiled.describe_step(second)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
