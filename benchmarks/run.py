@@ -59,7 +59,13 @@ BENCHMARKS = {
     "program": Benchmark("program.py", None, "--folder=program"),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
-    "peers": Benchmark("peers/compare.py", None, needs="torch"),
+    "peers": Benchmark("peers/compare.py", None, "--models=cnn --batch_size=128 --rounds=7", needs="torch"),
+    "peers_resnet18": Benchmark(
+        "peers/compare.py",
+        None,
+        "--models=resnet18 --batch_size=32 --rounds=3 --seconds=0.1 --without=compiled,NCHW",
+        needs="torch",
+    ),
 }
 _TABLE = re.compile(r"^\|.*\|\n\|[ :|-]+\|\n(?:\|.*\|\n?)*", re.MULTILINE)
 _PLACE = re.compile(r"(<!-- table: (\w+) (\d+) -->\n)(?:\|.*\n)*")

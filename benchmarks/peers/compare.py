@@ -161,13 +161,17 @@ class Remote:
     def __init__(self, library: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
+        self._library = library
         context.Process(target=serve, args=(library, other), daemon=True).start()
         other.close()
 
     def __getattr__(self, method: str) -> Callable:
         def call(*arguments: Any) -> Any:
             self._pipe.send((method, arguments))
-            return self._pipe.recv()
+            try:
+                return self._pipe.recv()
+            except EOFError:
+                sys.exit(f"benchmarks/peers/compare.py: the process of {self._library} ended; its error is above")
 
         return call
 
