@@ -12,6 +12,8 @@ Other tables there are written by hand.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -31,11 +33,15 @@ RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
 
 
 class Benchmark(NamedTuple):
-    """A script, with its arguments for a quick and a full run; None leaves it out of the quick ones."""
+    """A script, with its arguments for a quick and a full run; None leaves it out of the quick ones.
+
+    `needs` names a package that is not in the requirements of the repository. Without it the script is skipped.
+    """
 
     script: str
     quick: str | None
     full: str = ""
+    needs: str | None = None
 
 
 BENCHMARKS = {
@@ -54,6 +60,13 @@ BENCHMARKS = {
     "program": Benchmark("program.py", None, "--folder=program --topology=v5e:2x4"),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
+    "peers": Benchmark("peers/compare.py", None, "--models=cnn --batch_size=128 --rounds=7", needs="torch"),
+    "peers_resnet18": Benchmark(
+        "peers/compare.py",
+        None,
+        "--models=resnet18 --batch_size=32 --rounds=3 --seconds=0.1 --without=compiled,NCHW",
+        needs="torch",
+    ),
 }
 _TABLE = re.compile(r"^\|.*\|\n\|[ :|-]+\|\n(?:\|.*\|\n?)*", re.MULTILINE)
 _PLACE = re.compile(r"(<!-- table: (\w+) (\d+) -->\n)(?:\|.*\n)*")
@@ -84,7 +97,11 @@ def describe_hardware() -> dict[str, Any]:
 def run(name: str, *, full: bool) -> None:
     """Run a benchmark, show its output, and keep its tables."""
     arguments = BENCHMARKS[name].full if full else BENCHMARKS[name].quick
-    command = f"benchmarks/{BENCHMARKS[name].script} {arguments}".strip()
+    command, needs = f"benchmarks/{BENCHMARKS[name].script} {arguments}".strip(), BENCHMARKS[name].needs
+    if needs and importlib.util.find_spec(needs) is None:
+        folder = pathlib.Path(command.split()[0]).parent
+        print(f"\nskipped: {command} needs {needs}: pip install -r {folder}/requirements.txt", flush=True)
+        return
     print(f"\npython {command}", flush=True)
     start, lines = time.perf_counter(), []
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
@@ -101,7 +118,7 @@ def run(name: str, *, full: bool) -> None:
     content = {
         "command": f"python {command}",
         "seconds": round(time.perf_counter() - start),
-        "versions": files.versions(),
+        "versions": files.versions() | ({needs: importlib.metadata.version(needs)} if needs else {}),
         "hardware": describe_hardware(),
         "tables": tables,
     }

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -77,8 +78,25 @@ def test_a_benchmark_that_fails_or_prints_no_table_ends_the_run(run, tmp_path, m
 
 
 def test_every_script_is_a_benchmark(run):
-    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()}
+    folder = ROOT / "benchmarks"
+    paths = [path for path in folder.rglob("*.py") if "references" not in path.parts]
+    scripts = {str(path.relative_to(folder)) for path in paths if '__name__ == "__main__"' in path.read_text()}
     assert scripts - {"run.py"} == {each.script for each in run.BENCHMARKS.values()}
+
+
+def test_a_script_without_its_package_is_skipped_and_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setitem(run.BENCHMARKS, "other", run.Benchmark("other/none.py", "", "", needs="no_such_package"))
+    run.run("other", full=False)
+    assert "needs no_such_package: pip install -r benchmarks/other/requirements.txt" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_needed_package_is_in_the_requirements_beside_the_script(run):
+    for benchmark in run.BENCHMARKS.values():
+        if benchmark.needs:
+            requirements = (ROOT / "benchmarks" / benchmark.script).with_name("requirements.txt")
+            assert re.search(rf"^{benchmark.needs}\b", requirements.read_text(), re.MULTILINE), benchmark
 
 
 def test_an_unknown_name_is_refused(run, monkeypatch):

@@ -32,8 +32,9 @@ def own_fields() -> tuple[str, ...]:
     from sdecor.training.terms import TERMS
 
     ramps = tuple(term.ramp for term in TERMS.values())
+    starts = tuple(term.start for term in TERMS.values() if term.start)
     others = ("masking.fraction", "masking.ramp_epochs", "optim.lr", "optim.weight_decay")
-    return tuple(dict.fromkeys(("seed", *weight_fields(), *ramps, *others)))
+    return tuple(dict.fromkeys(("seed", *weight_fields(), *ramps, *starts, *others)))
 
 
 class PartlyFinished(FloatingPointError):

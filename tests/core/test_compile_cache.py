@@ -64,6 +64,7 @@ def test_a_default_folder_that_cannot_be_written_is_reported_once(tmp_path, monk
 
 def test_values_that_the_user_has_set_stay(tmp_path, monkeypatch):
     folder = str(tmp_path)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     assert chosen(folder).jax_persistent_cache_min_compile_time_secs == compile_cache.MIN_SECONDS
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")
     assert chosen(folder).jax_persistent_cache_min_compile_time_secs == 1.0
@@ -90,7 +91,8 @@ def test_an_entry_of_a_killed_process_is_deleted(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["new-cache", "whole-atime", "whole-cache"]
 
 
-def test_a_second_start_reads_the_program_from_the_cache(tmp_path):
+def test_a_second_start_reads_the_program_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     before = {name: getattr(jax.config, name) for name in VALUES}
     lowered = lambda: jax.jit(lambda x: x @ x + len(str(tmp_path))).lower(np.ones((3, 3), np.float32))  # noqa: E731
     try:
