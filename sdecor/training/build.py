@@ -575,15 +575,16 @@ def create_objective(config: ConfigDict) -> Objective:
 def create_hyper(config: ConfigDict, steps_per_epoch: int) -> Hyper:
     """Build the numbers that are an argument of the compiled step; ramps are converted to steps."""
 
-    def ramp(value: float, epochs: float | None, start: float = 0.0) -> Ramp:
-        epochs = config.train.epochs - start if epochs is None else epochs
-        return Ramp(*(np.float32(each) for each in (value, epochs * steps_per_epoch, round(start * steps_per_epoch))))
+    def ramp(value: float, epochs: float | None, start: float | None = None) -> Ramp:
+        epochs = config.train.epochs - (start or 0.0) if epochs is None else epochs
+        begin = None if start is None else np.float32(round(start * steps_per_epoch))
+        return Ramp(np.float32(value), np.float32(epochs * steps_per_epoch), begin)
 
     weights = {
         name: ramp(
             get_field(config, term.weight),
             get_field(config, term.ramp),
-            get_field(config, term.start) if term.start else 0.0,
+            get_field(config, term.start) if term.start else None,
         )
         for name, term in _used_terms(config).items()
     }
