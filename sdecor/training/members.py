@@ -117,6 +117,13 @@ def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]
     return [{name: float(value[i]) for name, value in values.items()} for i in indices]
 
 
+def step_rows(terms: dict[str, Any], replicas: int | None, count: int) -> Iterator[list[dict[str, float]]]:
+    """Fetch the terms of a call of `count` steps; yield the `rows` of each step."""
+    terms = parallel.to_host(terms)
+    for i in range(count):
+        yield rows(terms if count == 1 else {name: value[i] for name, value in terms.items()}, replicas)
+
+
 def restore(
     members: Sequence[Member], checkpoints: Sequence[Checkpoints], state: TrainState, replicas: int | None
 ) -> tuple[TrainState, list[Health]]:
