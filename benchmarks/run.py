@@ -43,6 +43,7 @@ BENCHMARKS = {
     "step_resnet18": Benchmark("step.py", None, "--models=resnet18 --batch_size=8 --rounds=5"),
     "growth": Benchmark("growth.py", "--axes=devices", ""),
     "replicas": Benchmark("replicas.py", None, "--replicas=1,4,16 --steps=2"),
+    "loop": Benchmark("loop.py", "--taken=640 --network=", ""),
     "input": Benchmark("input.py", "--rounds=1", ""),
     "attribution": Benchmark("attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp"),
     "attribution_memory": Benchmark("attribution_memory.py", None),

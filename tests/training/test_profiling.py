@@ -36,9 +36,7 @@ def test_the_chosen_steps_are_traced(monkeypatch, tmp_path, capsys, text, start,
     monkeypatch.setattr(jax.profiler, "stop_trace", now.clear)
     profiler = profiling.Profiler(profiling.parse(text), str(tmp_path), start=start, total=10)
     for step in range(start + 1, 11):
-        profiler.take(
-            range(step, step + 1), lambda step=step: (None, {"tracing": calls.append((step, bool(now)))})
-        )
+        profiler.take(range(step, step + 1), lambda step=step: (None, {"tracing": calls.append((step, bool(now)))}))
     profiler.close()
     assert [step for step, traced in calls if traced] == steps and not now
     output = capsys.readouterr().out
