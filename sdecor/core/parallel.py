@@ -125,16 +125,16 @@ def shard_micro_batches(batches: list[Any], devices: int | None = None, *, steps
     The axes of `steps` and `m` are left out where there is only one. Each micro-batch is split by itself, so that its
     examples and their statistics are the same on any number of devices.
     """
-    sharded = [shard(batch, devices) for batch in batches]
-    if len(sharded) == 1:
-        return sharded[0]
+    if len(batches) == 1:
+        return shard(batches[0], devices)
+    count = devices or jax.local_device_count()
     lengths = [length for length in (steps, len(batches) // steps) if length > 1]
 
     def stack(*xs: np.ndarray) -> np.ndarray:
-        stacked = np.stack(xs, axis=1)
-        return stacked.reshape(stacked.shape[0], *lengths, *stacked.shape[2:])
+        stacked = np.stack([x.reshape(count, x.shape[0] // count, *x.shape[1:]) for x in xs], axis=1)
+        return stacked.reshape(count, *lengths, *stacked.shape[2:])
 
-    return jax.tree.map(stack, *sharded)
+    return jax.tree.map(stack, *batches)
 
 
 def pmap_step(step: Callable, devices: list[jax.Device] | None = None) -> Callable:

@@ -70,8 +70,7 @@ class Logbook:
         self._written.add((step, split))
         values = self._add(step, split, values)
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
+            _add_event(self._events, step, {f"{split}/{name}": value for name, value in values.items()})
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Add a row about an event, such as a rollback, unless an equal one exists; a step may have several.
@@ -189,6 +188,15 @@ def _open_events(workdir: epath.Path, step: int) -> Any:
     events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
     _keep_going(events)
     return events
+
+
+def _add_event(events: Any, step: int, values: dict[str, float | None]) -> None:
+    """Add the values as one event: `add_scalar` would pass each of them to the writing thread by itself."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    numbers = {name: np.nan if value is None else value for name, value in values.items()}
+    summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
+    events.file_writer.add_summary(summary, step)
 
 
 def _row(step: int, split: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import errno
 import json
 import logging
 import os
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from sdecor.training import logbook
 
@@ -77,3 +79,17 @@ def test_tensorboard_drops_what_it_cannot_write(tmp_path):
         assert book._events.file_writer.event_writer._worker.is_alive()
         del events._py_recordio_writer.write, events._py_recordio_writer.flush
     assert len(logbook.read_rows(tmp_path)) == 39
+
+
+def test_tensorboard_gets_each_row_as_one_event(tmp_path):
+    with logbook.Logbook(tmp_path) as book:
+        book.write(3, "train", {"loss": 0.5, "accuracy": float("nan")})
+        book.write(4, "val", {"accuracy": 0.25})
+    (path,) = (tmp_path / "tensorboard").glob("events.*")
+    content, found = path.read_bytes(), []
+    while content:  # records of a length, its checksum, the event, and its checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        found.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    rows = [(each.step, {v.tag: v.simple_value for v in each.summary.value}) for each in found if each.summary.value]
+    assert str(rows) == "[(3, {'train/loss': 0.5, 'train/accuracy': nan}), (4, {'val/accuracy': 0.25})]"
