@@ -51,39 +51,8 @@ def of_norm(x, scale, bias, given):
     return x * of_centred + x / x.shape[-1] * of_mean / stable(mean)
 
 
-class Block:
-    """One block in float64: its values, and their relevance step by step from the formulas of AttnLRP."""
-
-    def __init__(self, i, x):
-        self.w = {name.removeprefix(f"{i}/"): value for name, value in PARAMS.items() if name.startswith(f"{i}/")}
-        self.x, root = x, np.sqrt(tiny.WIDTH // tiny.HEADS)
-        self.y1 = self.norm(x, "norm1")
-        self.q, self.k, self.v = (self.heads(self.dense(self.y1, name)) for name in ("query", "key", "value"))
-        self.q = self.q / root
-        self.scores = np.einsum("qhd,khd->hqk", self.q, self.k)
-        exponentials = np.exp(self.scores - self.scores.max(-1, keepdims=True))
-        self.p = exponentials / exponentials.sum(-1, keepdims=True)
-        self.mixed = np.einsum("hqk,khd->qhd", self.p, self.v)
-        self.out = self.dense(self.mixed.reshape(-1, tiny.WIDTH), "out")
-        self.middle = x + self.out
-        self.y2 = self.norm(self.middle, "norm2")
-        self.hidden = self.dense(self.y2, "mlp1")
-        cube = np.sqrt(2 / np.pi) * (self.hidden + 0.044715 * self.hidden**3)
-        self.active = self.hidden * (1 + np.tanh(cube)) / 2
-        self.mlp = self.dense(self.active, "mlp2")
-        self.result = self.middle + self.mlp
-
-    def dense(self, x, name):
-        return x @ self.w[name] + self.w[f"{name}_bias"]
-
-    def norm(self, x, name):
-        centred = x - x.mean(-1, keepdims=True)
-        sigma = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        return centred / sigma * self.w[f"{name}/scale"] + self.w[f"{name}/bias"]
-
-    @staticmethod
-    def heads(x):
-        return x.reshape(-1, tiny.HEADS, tiny.WIDTH // tiny.HEADS)
+class Block(tiny.Block):
+    """A block with the relevance of its input, step by step from the formulas of AttnLRP."""
 
     def backward(self, given, softmax):
         shared = given / stable(self.result)
@@ -115,9 +84,9 @@ def in_float64(target, softmax):
     tokens = np.concatenate([PARAMS["token"], embedded])
     x, blocks = tokens + PARAMS["positions"], []
     for i in range(tiny.BLOCKS):
-        blocks.append(Block(i, x))
+        blocks.append(Block(PARAMS, i, x))
         x = blocks[-1].result
-    y = Block.norm(type("", (), {"w": PARAMS}), x, "norm")[0]
+    y = tiny.normalised(x, PARAMS["norm/scale"], PARAMS["norm/bias"])[0]
     z = y @ PARAMS["head"][:, target] + PARAMS["head_bias"][0, target]
     given = np.zeros_like(x)
     given[0] = y * PARAMS["head"][:, target] * z / stable(z)
@@ -140,50 +109,13 @@ def test_attention_in_float64(softmax):
         close(error, expected.sum() - score, atol=1e-4)
 
 
-def masked(q, k, v):
-    """Attention with a mask that hides nothing, weights set to 0 after the exponential, and another order of axes."""
-    scores = jnp.where(jnp.ones((1, 5, 5), bool), jnp.einsum("khd,qhd->hqk", k, q), -jnp.inf)
-    exponentials = jnp.exp(scores - scores.max(-1, keepdims=True)) * jnp.ones((1, 5, 5))
-    weights = exponentials / (exponentials.sum(-1, keepdims=True) + 0.0)
-    return jnp.einsum("khd,hqk->qhd", v, weights)
-
-
-def batched(q, k, v):
-    """`jax.nn.dot_product_attention`, which scales the queries itself."""
-    root = np.sqrt(q.shape[-1])
-    return jax.nn.dot_product_attention(root * q[None], k[None], v[None])[0]
-
-
-def by_softmax(q, k, v):
-    return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(jnp.einsum("qhd,khd->hqk", q, k)), v)
-
-
-def linen_norm(x, scale, bias):
-    return nn.LayerNorm(epsilon=1e-6).apply({"params": {"scale": scale[0], "bias": bias[0]}}, x)
-
-
-WAYS = {
-    "softmax": {"attention": by_softmax},
-    "masked": {"attention": masked},
-    "dot_product_attention": {"attention": batched},
-    "linen": {
-        "attention": lambda q, k, v: nn.dot_product_attention(2 * q[None], k[None], v[None])[0],
-        "norm": linen_norm,
-    },
-    "nnx": {
-        "attention": lambda q, k, v: nnx.dot_product_attention(2 * q[None], k[None], v[None])[0],
-        "norm": lambda x, scale, bias: jax.nn.standardize(x, epsilon=1e-6) * scale + bias,
-    },
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", tiny.WAYS)
 def test_attention_is_recognised_in_every_form(way):
     """Queries are scaled by 1/2 before; a scale does not change relevance if ε is 0."""
     assert tiny.WIDTH // tiny.HEADS == 4
     options = {"rule": "epsilon", "epsilon": 0.0}
     expected = relevance(partial(tiny.apply, PARAMS, blocks=1), **options)
-    close(relevance(partial(tiny.apply, PARAMS, blocks=1, **WAYS[way]), **options), expected, atol=1e-4)
+    close(relevance(partial(tiny.apply, PARAMS, blocks=1, **tiny.WAYS[way]), **options), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["attn_lrp", "vit"])
