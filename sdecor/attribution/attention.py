@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sdecor.attribution.cams import UPSAMPLING, Reshape
 from sdecor.attribution.layers import Patches, as_map, patches_in
 from sdecor.attribution.targets import Target, checked_logits, target_score
-from sdecor.core.arrays import widened
+from sdecor.core.arrays import at_least_float32
 from sdecor.core.checks import check_choice
 from sdecor.rules.attentions import Attention, attends_to_all, attentions, evaluated_units, residual_sums
 from sdecor.rules.program import Program, Unit, Value, flatten
@@ -63,10 +63,11 @@ def attention_rollout(
         return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
 
     gradient, matrices = jax.grad(score, has_aux=True)(_zeros([last])[0])
-    rollout = jnp.eye(network.tokens)
-    for matrix in (widened(matrix).mean(0) for matrix in matrices):
+    dtype = at_least_float32(image.dtype)
+    rollout = jnp.eye(network.tokens, dtype=dtype)
+    for matrix in (matrix.astype(dtype).mean(0) for matrix in matrices):
         rollout = (matrix @ rollout + rollout) / 2 if len(matrix) == network.tokens else matrix @ rollout
-    return _finished(network, _rows_read(last, gradient) @ rollout, image, upsample, reshape)
+    return _finished(network, _rows_read(last, gradient, dtype) @ rollout, image, upsample, reshape)
 
 
 def attention_relevance(
@@ -98,12 +99,13 @@ def attention_relevance(
         return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
 
     gradients, matrices = jax.grad(score, has_aux=True)(_zeros(network.found))
-    identity = relevance = jnp.eye(network.tokens)
+    dtype = at_least_float32(image.dtype)
+    identity = relevance = jnp.eye(network.tokens, dtype=dtype)
     for attention, matrix, gradient in zip(network.found, matrices, gradients, strict=True):
-        product = jax.nn.relu(widened(matrix) * widened(attention.matrices(gradient))).mean(0)
+        product = jax.nn.relu(matrix.astype(dtype) * attention.matrices(gradient).astype(dtype)).mean(0)
         relevance = product @ relevance + (relevance if len(product) == network.tokens else 0)
     relevance = relevance - identity if len(relevance) == network.tokens else relevance
-    return _finished(network, _rows_read(network.found[-1], gradients[-1]) @ relevance, image, upsample, reshape)
+    return _finished(network, _rows_read(network.found[-1], gradients[-1], dtype) @ relevance, image, upsample, reshape)
 
 
 def legrad(
@@ -147,7 +149,8 @@ def legrad(
 
     gradients = jax.grad(score)(_zeros(blocks))
     pairs = zip(blocks, gradients, strict=True)
-    of_keys = [jax.nn.relu(widened(attention.matrices(gradient))).mean((0, 1)) for attention, gradient in pairs]
+    dtype = at_least_float32(image.dtype)
+    of_keys = [jax.nn.relu(attention.matrices(gradient).astype(dtype)).mean((0, 1)) for attention, gradient in pairs]
     return _finished(network, sum(of_keys) / len(of_keys), image, upsample, reshape)
 
 
@@ -256,10 +259,10 @@ def _ends(network: _Network, blocks: Sequence[Attention]) -> list[Value]:
     return ends
 
 
-def _rows_read(last: Attention, gradient: jax.Array) -> jax.Array:
+def _rows_read(last: Attention, gradient: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return weights `[queries]` of the tokens that the score reads, which sum to 1; all tokens if there are none."""
     read = (last.matrices(gradient) != 0).any((0, 2))
-    read = jnp.where(read.any(), read, True)
+    read = (read | ~read.any()).astype(dtype)
     return read / read.sum()
 
 
