@@ -11,6 +11,7 @@ Files:
   noise                SmoothGrad and other averages over noisy copies
   paths, guided_paths  integrated, expected and blur-integrated gradients; guided integrated gradients
   cams, layers         class activation maps; the layers that they read
+  attention            attention maps of transformers
   perturbation         occlusion and RISE
   propagation          guided backpropagation, deconvnet, DeepLIFT and LRP, by the rules in `sdecor.rules`
   baselines            baseline images
@@ -18,6 +19,11 @@ Files:
   canonical            convolutions with a fast input gradient on CPUs
 """
 
+from sdecor.attribution.attention import (
+    attention_relevance as attention_relevance,
+    attention_rollout as attention_rollout,
+    legrad as legrad,
+)
 from sdecor.attribution.baselines import (
     BASELINES as BASELINES,
     Baseline as Baseline,

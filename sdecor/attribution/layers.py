@@ -125,6 +125,11 @@ def default_layer(jaxpr: core.Jaxpr) -> core.Var:
     return of_tokens[-1] if of_tokens else last_map
 
 
+def patches_in(fn: Callable, image: jax.Array) -> Patches | None:
+    """Return the positions of the last convolution of a function, as `patches_of` does."""
+    return patches_of(jax.make_jaxpr(interpret(fn, _enter))(image).jaxpr)
+
+
 def patches_of(jaxpr: core.Jaxpr) -> Patches | None:
     """Return the positions of the last convolution with an output larger than 1×1; None if there is none."""
     equations = _between(jaxpr)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdecor.attribution.attention import attention_relevance, attention_rollout, legrad
 from sdecor.attribution.baselines import Baseline, blurred
 from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
 from sdecor.attribution.gradients import gradient, input_x_gradient
@@ -174,6 +175,12 @@ METHOD_INFO: dict[str, MethodInfo] = {
             deconvnet, "DeconvNet", _one_gradient),
         MethodInfo(
             guided_grad_cam, "Guided Grad-CAM", _one_gradient),
+        MethodInfo(
+            attention_rollout, "Attention rollout", _one_forward, signed=False),
+        MethodInfo(
+            attention_relevance, "Attention relevance", _one_gradient, signed=False),
+        MethodInfo(
+            legrad, "LeGrad", _one_gradient, signed=False),
         MethodInfo(
             deeplift, "DeepLIFT", _deeplift, sums_to=ABOVE_BASELINE),
         MethodInfo(
