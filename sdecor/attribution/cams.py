@@ -4,17 +4,19 @@ Each method costs one forward evaluation and the backward evaluation down to the
 `guided_grad_cam` differs in both.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 
-from sdecor.attribution.layers import Layer, as_map, layer_and_patches
+from sdecor.attribution.inputs import positions_of
+from sdecor.attribution.layers import Layer, Split, as_map, layer_and_patches, squeezed
 from sdecor.attribution.propagation import guided_backpropagation
 from sdecor.attribution.targets import Target
 from sdecor.core.arrays import widened
 from sdecor.core.checks import check_choice
 
-UPSAMPLING = ("bilinear", "nearest")
+UPSAMPLING = {"bilinear": "linear", "nearest": "nearest"}  # names in `jax.image.resize`
 Reshape = Callable[[jax.Array], jax.Array]
 
 
@@ -53,7 +55,7 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished(activation * gradient.mean((0, 1), keepdims=True), relu, upsample, image)
+    return _finished(activation * gradient.mean(_places(image), keepdims=True), relu, upsample, image)
 
 
 def grad_cam_plus_plus(
@@ -82,8 +84,8 @@ def grad_cam_plus_plus(
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
     rising = jax.nn.relu(gradient)  # α counts only where g > 0, and there g² cancels in it
-    alpha = 1 / (2 + rising * activation.sum((0, 1), keepdims=True))
-    return _finished(activation * (alpha * rising).sum((0, 1), keepdims=True), relu, upsample, image)
+    alpha = 1 / (2 + rising * activation.sum(_places(image), keepdims=True))
+    return _finished(activation * (alpha * rising).sum(_places(image), keepdims=True), relu, upsample, image)
 
 
 def layer_cam(
@@ -164,6 +166,11 @@ def guided_grad_cam(
     return cam * guided_backpropagation(fn, image, target, saliency_of=saliency_of).astype(cam.dtype)
 
 
+def _places(image: jax.Array) -> tuple[int, ...]:
+    """Return the axes of positions: two of an image, one of a series, three of a volume."""
+    return tuple(range(image.ndim - 1))
+
+
 def _maps(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -173,14 +180,48 @@ def _maps(
     reshape: Reshape | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the layer's activation and its gradient as `[H', W', D]`, at least float32."""
-    *found, patches = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
-    found = [widened(values) for values in found]
-    activation, gradient = (
-        as_map(values, image.shape, patches) if reshape is None else reshape(values) for values in found
-    )
-    if activation.ndim != 3:
-        raise ValueError(f"reshape returned shape {activation.shape}: it must return a map [H', W', D]")
-    return activation, gradient
+    positions_of(image, "a class activation map")
+    activation, gradient, split = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
+    as_maps = mapped(split, image.shape, layer, reshape)
+    return as_maps(widened(activation)), as_maps(widened(gradient))
+
+
+def mapped(split: Split, shape: tuple[int, ...], layer: Layer, reshape: Reshape | None) -> Reshape:
+    """Return the function from values in the layer's shape to a map `[H', W', D]`.
+
+    Raises:
+      ValueError: when called, for a layer that is no map; at once for a layer of tokens whose patches are not read.
+    """
+    if reshape is None:
+        _check_that_patches_are_read(split, layer)
+        return lambda values: as_map(values, shape, split.patches)
+
+    def reshaped(values: jax.Array) -> jax.Array:
+        found = reshape(values)
+        if found.ndim != len(shape):
+            raise ValueError(f"reshape returned shape {found.shape}: it must return a map [H', W', D]")
+        return found
+
+    return reshaped
+
+
+def _check_that_patches_are_read(split: Split, layer: Layer) -> None:
+    """Raise `ValueError` for a layer of tokens of which a class token alone matters: its map would be 0."""
+    tokens = squeezed(split.activation.shape, 1)
+    if layer is None or split.read is None or len(tokens) != 2:
+        return
+    read, patches = split.read(), split.patches
+    if read is None:
+        return
+    first = patches.first.get(tokens[0]) if patches is not None else None
+    own = range(1, tokens[0]) if first is None else range(first, first + math.prod(patches.grid))
+    if read.isdisjoint(own):
+        raise ValueError(
+            f"layer = {layer if isinstance(layer, str) else type(layer).__name__!r}: of the {tokens[0]} tokens of its "
+            f"output, what follows reads {', '.join(map(str, sorted(read)))} alone (counted from 0), such as a class "
+            "token, and no patch: the map would be 0. Name a layer that the last attention reads, such as the block "
+            "before or the normalization inside this one"
+        )
 
 
 def _finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
@@ -188,4 +229,4 @@ def _finished(contributions: jax.Array, relu: bool, upsample: str | None, image:
     check_choice("upsample", upsample, (*UPSAMPLING, None))
     cam = contributions.sum(-1, keepdims=True)
     cam = jax.nn.relu(cam) if relu else cam
-    return cam if upsample is None else jax.image.resize(cam, (*image.shape[:2], 1), upsample)
+    return cam if upsample is None else jax.image.resize(cam, (*image.shape[:-1], 1), UPSAMPLING[upsample])

@@ -14,7 +14,7 @@ from sdecor.attribution.gradients import gradient, input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients, path_bounds
 from sdecor.attribution.noise import Noise, smoothgrad, squaregrad, vargrad
 from sdecor.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients, quadrature
-from sdecor.attribution.perturbation import checked_pair, occlusion, rise, window_starts
+from sdecor.attribution.perturbation import occlusion, rise, windows_of
 from sdecor.attribution.propagation import deconvnet, deeplift, guided_backpropagation, lrp, rules_of
 from sdecor.core.checks import check_choice, check_count
 
@@ -101,17 +101,15 @@ def _rise(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 
 
 def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    sides, window, stride = image_shape[:2], options["window"], options["stride"]
-    window = [math.ceil(side / 8) for side in sides] if window is None else checked_pair("window", window)
-    stride = [math.ceil(size / 2) for size in window] if stride is None else checked_pair("stride", stride)
-    axes = zip(("height", "width"), sides, window, stride, strict=True)
-    return Cost(math.prod(len(window_starts(*axis)) for axis in axes) + 1, 0)
+    _, starts = windows_of(image_shape[:-1], options["window"], options["stride"])
+    return Cost(math.prod(map(len, starts)) + 1, 0)
 
 
 def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
     """Return DeepLIFT's cost, without the baseline if one evaluation per batch serves all images."""
     baseline = options["baseline"]
-    for_all = baseline == "zero" if isinstance(baseline, str) else not callable(baseline) and np.ndim(baseline) < 4
+    of_one = not callable(baseline) and np.ndim(baseline) <= len(image_shape)
+    for_all = baseline == "zero" if isinstance(baseline, str) else of_one
     return Cost(0 if for_all else 1, 1)
 
 

@@ -426,6 +426,17 @@ def test_default_layer_without_the_tokens_of_a_transformer_s_own(key, before, be
     close(found[1], found[2])
 
 
+def test_a_layer_of_which_only_the_class_token_is_read_is_refused(key):
+    """Patches that a later layer does not read have no gradient: the map would be 0."""
+    fn, image = transformer(2, 0), jnp.ones((16, 16, 3))
+    with pytest.raises(ValueError, match=r"layer = 'block1': of the 18 tokens .* reads 0 alone .* map would be 0"):
+        grad_cam(fn, image, 1, layer="block1")
+    vit = zeros(ViT(3, width=6, depth=2, heads=2, patch_size=4), (8, 16, 3))
+    with pytest.raises(ValueError, match=r"layer = 'block2': of the 9 tokens .* reads 0 alone"):
+        grad_cam(vit, jnp.ones((8, 16, 3)), 1, layer="block2")
+    jax.eval_shape(lambda image: grad_cam(vit, image, 1, layer="block2/norm1"), jnp.ones((8, 16, 3)))
+
+
 def test_default_layer_of_merged_patches_is_asked_for():
     with pytest.raises(ValueError, match=r"sums over 4 elements, not over the 4×4 positions .* layer=, .* reshape="):
         grad_cam(transformer(0, 0, merged=True), jnp.ones((16, 16, 3)), 1)
