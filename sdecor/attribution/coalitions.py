@@ -6,6 +6,7 @@ visible is a coalition; the others become the baseline.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,8 @@ class Game(NamedTuple):
       labels: label map of the positions.
       sizes: number of positions of each region, `[R]`; a region without positions is not part of the game.
       shape: shape of the attribution, `[*positions, 1]`, or `[F]` of features.
-      whole, empty: score of the image and of the baseline.
+      whole: score of the image.
+      empty: function that evaluates the score of the baseline.
     """
 
     score: Callable[[jax.Array], jax.Array]
@@ -37,19 +39,19 @@ class Game(NamedTuple):
     sizes: jax.Array
     shape: tuple[int, ...]
     whole: jax.Array
-    empty: jax.Array
+    empty: Callable[[], jax.Array]
 
     @property
     def count(self) -> int:
         """Return the number of regions R."""
         return self.sizes.shape[0]
 
-    def result(self, values: jax.Array, share: bool, with_error: bool, completes: bool = True) -> Any:
-        """Return the values of the regions, `[R]`, as an attribution, and their completeness error if wanted."""
+    def result(self, values: jax.Array, share: bool, rise: jax.Array | None = None) -> Any:
+        """Return the values of the regions, `[R]`, as an attribution; with the rise of the score, their error too."""
         values = jnp.where(self.sizes > 0, values, 0)
         each = values / jnp.maximum(self.sizes, 1) if share else values
         attribution = each[self.labels].reshape(self.shape)
-        return (attribution, values.sum() - (self.whole - self.empty)) if with_error else attribution
+        return attribution if rise is None else (attribution, values.sum() - rise)
 
 
 @of_any_input
@@ -100,7 +102,8 @@ def feature_ablation(
     def drop(i: jax.Array) -> jax.Array:
         return jnp.where(places == i, game.whole - game.score(places != i), 0)
 
-    return game.result(sum_over(drop, game.count, at_once=chunk_size), share, with_error)
+    drops = sum_over(drop, game.count, at_once=chunk_size)
+    return game.result(drops, share, game.whole - game.empty() if with_error else None)
 
 
 @of_any_input
@@ -137,23 +140,25 @@ def shapley_sampling(
     """
     check_count("samples", samples)
     game = _game(fn, image, target, regions, count, baseline, saliency_of, key)
-    total = game.whole - game.empty
+    empty = game.empty()
+    total = game.whole - empty
+    rise = total if with_error else None
     if game.count == 1:
-        return game.result(total[None], share, with_error)
+        return game.result(total[None], share, rise)
     steps = game.count - 1
 
     def evaluated(i: jax.Array) -> jax.Array:
         """Return what one coalition adds: its score to the region that came last, and taken from the next one."""
         ranks = _ranks(jax.random.fold_in(key, i // steps), game.count)
         seen = i % steps + 1
-        value = game.score(ranks < seen) - game.empty
+        value = game.score(ranks < seen) - empty
         return value * ((ranks == seen - 1).astype(value.dtype) - (ranks == seen).astype(value.dtype))
 
     def last(i: jax.Array) -> jax.Array:
         return (_ranks(jax.random.fold_in(key, i), game.count) == game.count - 1) * total
 
     contributions = sum_over(evaluated, samples * steps, at_once=chunk_size) + sum_over(last, samples)
-    return game.result(contributions / samples, share, with_error)
+    return game.result(contributions / samples, share, rise)
 
 
 @of_any_input
@@ -191,10 +196,12 @@ def kernel_shap(
       Covert, Lee, "Improving KernelSHAP", https://arxiv.org/abs/2012.01536, 2021 (complements, the constrained fit).
     """
     game = _game(fn, image, target, regions, count, baseline, saliency_of, key)
-    count, total = game.count, game.whole - game.empty
-    check_count("samples", samples, min(count, 2**count - 2))
+    count, empty = game.count, game.empty()
+    total = game.whole - empty
+    rise = total if with_error else None
+    check_count("samples", samples, fewest_coalitions(count))
     if count == 1:
-        return game.result(total[None], share, with_error)
+        return game.result(total[None], share, rise)
     sizes = np.arange(1, count)
     exact = coalition_count(samples, count) == 2**count - 2
     weights = (
@@ -213,7 +220,7 @@ def kernel_shap(
         seen = ((i + 1) >> jnp.arange(count)) & 1 == 1 if exact else drawn(i)
         row = seen.astype(total.dtype)
         weight = shares[seen.sum() - 1] if exact else jnp.ones((), total.dtype)
-        return weight * row[:, None] * row[None, :], weight * row * (game.score(seen) - game.empty)
+        return weight * row[:, None] * row[None, :], weight * row * (game.score(seen) - empty)
 
     number = coalition_count(samples, count)
     gram, moment = (part / number for part in sum_over(term, number, at_once=chunk_size))
@@ -225,7 +232,7 @@ def kernel_shap(
     solved = jnp.linalg.solve(gram, jnp.stack([jnp.where(used, moment / scale, 0), ones], 1))
     # The multiplier of the constraint moves the solution along the inverse's image of the ones.
     values = solved[:, 0] + solved[:, 1] * ((total - ones @ solved[:, 0]) / (ones @ solved[:, 1]))
-    return game.result(values, share, with_error)
+    return game.result(values, share, rise)
 
 
 @of_any_input
@@ -247,9 +254,10 @@ def lime(
 ) -> jax.Array:
     """Return the coefficients of a linear model of the score of random coalitions near the image ("LIME").
 
-    Each region is visible with probability 1/2. A coalition z has the weight `exp(−d² / (2 width²))` with its cosine
-    distance `d = 1 − √(Σz / R)` from all R regions. The model is a weighted ridge regression with an intercept that is
-    not penalised. See `feature_ablation` for the other arguments. Cost: `samples` evaluations.
+    The first coalition is the image itself; in the others each region is visible with probability 1/2. A coalition z of
+    R regions has the weight `exp(−d² / (2 width²))` with its cosine distance `d = 1 − √(Σz / R)` from the image. The
+    model is a weighted ridge regression with an intercept that is not penalised. See `feature_ablation` for the other
+    arguments. Cost: `samples` evaluations.
 
     Args:
       samples: number of coalitions.
@@ -263,7 +271,7 @@ def lime(
       Ribeiro, Singh, Guestrin, "Why Should I Trust You?", https://arxiv.org/abs/1602.04938, 2016. The published code
       for images takes the square root of `exp(−d² / width²)`, which is this weight.
     """
-    check_count("samples", samples)
+    check_count("samples", samples, 2)
     check_range("width", width, 0, low_open=True)
     check_range("penalty", penalty, 0)
     game = _game(fn, image, target, regions, count, baseline, saliency_of, key)
@@ -277,14 +285,20 @@ def lime(
         weight = jnp.exp(-0.5 * (distance / width) ** 2)
         return weight * row[:, None] * row[None, :], weight * row * (value - game.whole)
 
-    gram, moment = sum_over(term, samples, at_once=chunk_size)
+    gram, moment = sum_over(term, samples - 1, at_once=chunk_size)
+    gram += 1  # the image itself, of weight 1, whose row is all ones and whose value is 0
     ridge = jnp.full(count + 1, penalty, gram.dtype).at[0].set(0)
-    return game.result(jnp.linalg.solve(gram + jnp.diag(ridge), moment)[1:], share, False)
+    return game.result(jnp.linalg.solve(gram + jnp.diag(ridge), moment)[1:], share)
 
 
 def coalition_count(samples: int, regions: int) -> int:
     """Return the number of coalitions that `kernel_shap` evaluates: at most all but the empty and the full one."""
-    return samples if regions > 60 else min(samples, 2**regions - 2)
+    return min(samples, 2**regions - 2)
+
+
+def fewest_coalitions(regions: int) -> int:
+    """Return the smallest number of coalitions that `kernel_shap` takes."""
+    return max(1, min(regions, 2**regions - 2))
 
 
 def _game(
@@ -310,7 +324,7 @@ def _game(
 
     sizes = jnp.zeros(count, widened(image).dtype).at[labels.ravel()].add(1)
     shape = (*labels.shape, 1) if image.ndim > 1 else labels.shape
-    return Game(score, labels, sizes, shape, score_of(image), score_of(hidden))
+    return Game(score, labels, sizes, shape, score_of(image), partial(score_of, hidden))
 
 
 def _ranks(key: jax.Array, count: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_network as reference
 
 from sdecor.attribution import METHODS, explain, regions
 from sdecor.attribution.coalitions import feature_ablation, kernel_shap, lime, shapley_sampling
@@ -15,6 +16,7 @@ from sdecor.attribution.coalitions import feature_ablation, kernel_shap, lime, s
 KEY = jax.random.key(0)
 _RNG = np.random.default_rng(0)
 LABELS = np.array([[0, 0, 1, 1], [0, 4, 1, 1], [2, 2, 3, 3]])
+ON_DEVICE = jnp.asarray(LABELS)
 IMAGES = jnp.asarray(_RNG.normal(size=(2, 3, 4, 2)), jnp.float32)
 WEIGHTS, HEAD = (_RNG.normal(size=shape) for shape in ((24, 6), (6, 2)))
 GIVEN = {"regions": LABELS, "baseline": 0.3, "with_error": True}
@@ -60,7 +62,7 @@ def found():
             "drawn": explained(method="kernel_shap", samples=28, **GIVEN),
             "sampled": explained(method="shapley_sampling", samples=1500, **GIVEN),
             "ablated": explained(method="feature_ablation", **GIVEN),
-            "shown": explained(method="feature_ablation", **GIVEN | {"share": False, "regions": jnp.asarray(LABELS)}),
+            "shown": explained(method="feature_ablation", **GIVEN | {"share": False, "regions": ON_DEVICE}),
         }
 
     return jax.jit(run)(IMAGES)
@@ -91,7 +93,7 @@ def test_additive_games_are_exact_for_every_method():
     """Of a linear score, each region's contribution is its own sum; LIME's coefficients without a penalty too."""
     weights = jnp.asarray(_RNG.normal(size=(3, 4, 2)), jnp.float32)
     linear = lambda image: jnp.stack([jnp.sum(weights * image), jnp.float32(0)])  # noqa: E731
-    expected = of_regions((weights * (IMAGES - 0.3)).sum(-1))
+    expected = of_regions((weights[None] * (IMAGES - 0.3)).sum(-1))
 
     def run(images):
         given = {"regions": LABELS, "baseline": 0.3, "key": KEY, "share": True}
@@ -107,11 +109,25 @@ def test_additive_games_are_exact_for_every_method():
         np.testing.assert_allclose(of_regions(maps), expected, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+def test_values_equal_shap_s():
+    """shap 0.51.0: KernelExplainer and ExactExplainer on six regions (benchmarks/references/shap_values.py)."""
+    with np.load(reference.FOLDER / "shap_values.npz") as arrays:
+        given = dict(arrays)
+    weights, head = (jnp.asarray(given[name], jnp.float32) for name in ("weights", "head"))
+    fn = lambda image: (jnp.tanh(image.ravel() @ weights) @ head)[None]  # noqa: E731
+    images = jnp.asarray(given["images"], jnp.float32)
+    options = {"regions": given["labels"], "baseline": 0.3, "samples": 62, "key": KEY}
+    maps = jax.jit(lambda x: explain(fn, x, 0, method="kernel_shap", **options))(images)
+    for name in ("kernel", "exact"):
+        close(of_regions(maps, given["labels"]), given[name], rtol=2e-4, atol=1e-4, err_msg=name)
+
+
 def test_lime_is_a_weighted_ridge_regression():
     samples, width, penalty = 30, 0.4, 0.7
     options = {"regions": LABELS, "baseline": 0.3, "samples": samples, "width": width, "penalty": penalty}
     found = jax.jit(lambda x: lime(network, x, 1, key=KEY, **options))(IMAGES[0])
-    seen = np.stack([jax.random.bernoulli(jax.random.fold_in(KEY, i), 0.5, (5,)) for i in range(samples)]).astype(float)
+    drawn = [jax.random.bernoulli(jax.random.fold_in(KEY, i), 0.5, (5,)) for i in range(samples - 1)]
+    seen = np.stack([np.ones(5), *drawn]).astype(float)  # the first coalition is the image itself
     scores = np.array([score(IMAGES[0], np.flatnonzero(row)) for row in seen])
     weights = np.exp(-0.5 * ((1 - np.sqrt(seen.mean(1))) / width) ** 2)
     rows = np.concatenate([np.ones((samples, 1)), seen], 1)
@@ -138,7 +154,7 @@ def test_default_regions_grids_and_features():
     np.testing.assert_array_equal(regions.grid((5,), 2), [0, 0, 1, 1, 2])
     rows = IMAGES.reshape(2, 24)
     found = explain(lambda x: (x * jnp.arange(24.0)).sum()[None], rows, 0, method="feature_ablation")
-    close(found, rows * np.arange(24))
+    close(found, np.asarray(rows) * np.arange(24))
     tree = {"a": rows[:, :3], "b": IMAGES}
     total = lambda x: (2 * x["a"].sum() + x["b"].sum())[None]  # noqa: E731
     found = explain(total, tree, 0, method="shapley_sampling", key=KEY, samples=1)
