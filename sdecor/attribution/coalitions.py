@@ -155,7 +155,7 @@ def shapley_sampling(
         return value * ((ranks == seen - 1).astype(value.dtype) - (ranks == seen).astype(value.dtype))
 
     def last(i: jax.Array) -> jax.Array:
-        return (_ranks(jax.random.fold_in(key, i), game.count) == game.count - 1) * total
+        return jnp.where(_ranks(jax.random.fold_in(key, i), game.count) == game.count - 1, total, 0)
 
     contributions = sum_over(evaluated, samples * steps, at_once=chunk_size) + sum_over(last, samples)
     return game.result(contributions / samples, share, rise)
