@@ -119,13 +119,13 @@ def nan_without_class(targets: jax.Array, values: Any) -> Any:
 def check_maps(*, of_images: bool = True, **arrays: jax.Array | None) -> None:
     """Raise `ValueError` unless arrays have one shape `[N, H, W]` and, except for `maps`, dtype bool; skip None.
 
-    Without `of_images`, maps may have any shape `[N, …]`.
+    Without `of_images`, maps may also be those of series or features, `[N, T]`; reshape those of volumes to it.
     """
     given = {name: array for name, array in arrays.items() if array is not None}
     shape = _shape(*next(iter(given.items())))
     for name, array in given.items():
         axes = len(_shape(name, array))
-        if axes != 3 if of_images else axes < 2:
+        if axes != 3 if of_images else axes not in (2, 3):
             raise ValueError(f"{name} has shape {array.shape}: pass [N, H, W]; attribution.reduce takes channels away")
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: pass {shape}, a mask for each map")
