@@ -12,7 +12,8 @@ import numpy as np
 
 from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.canonical import canonical
-from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
+from sdecor.attribution.inputs import of_any_input
+from sdecor.attribution.targets import Target, target_score
 from sdecor.core.checks import check_choice, check_range
 from sdecor.rules import deeplift as deeplift_rules
 from sdecor.rules.guided import with_relus
@@ -20,6 +21,7 @@ from sdecor.rules.lrp import RULES, SOFTMAX, Layer, Settings, units_of
 from sdecor.rules.program import execute, flatten, plan
 
 
+@of_any_input
 def guided_backpropagation(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -57,10 +59,11 @@ def guided_backpropagation(
     References:
       Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
     """
-    changed = with_relus(lambda x: checked_logits(fn(x)), image, 0.0, "guided_backpropagation")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+    score = lambda x: target_score(fn(x), target, saliency_of=saliency_of)  # noqa: E731
+    return jax.grad(canonical(with_relus(score, image, 0.0, "guided_backpropagation")))(image)
 
 
+@of_any_input
 def deconvnet(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -75,10 +78,11 @@ def deconvnet(
     References:
       Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2013.
     """
-    changed = with_relus(lambda x: checked_logits(fn(x)), image, -np.inf, "deconvnet")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+    score = lambda x: target_score(fn(x), target, saliency_of=saliency_of)  # noqa: E731
+    return jax.grad(canonical(with_relus(score, image, -np.inf, "deconvnet")))(image)
 
 
+@of_any_input
 def deeplift(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -146,6 +150,7 @@ _GAMMA = {"convolution": 0.25, "dense": 0.25}
 _GAMMA_OF_VIT = {"convolution": 0.25, "dense": 0.05}
 
 
+@of_any_input
 def lrp(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
