@@ -191,10 +191,10 @@ def xgrad_cam(
       Fu et al., "Axiom-based Grad-CAM", https://arxiv.org/abs/2008.02312, 2020.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    total = activation.sum(_places(image), keepdims=True)
-    weighted = (activation * gradient).sum(_places(image), keepdims=True)
+    total = activation.sum(_places(image))
+    weighted = (activation * gradient).sum(_places(image))
     weights = jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
-    return finished(activation * weights, relu, upsample, image)
+    return finished(_weighted(activation, weights), relu, upsample, image)
 
 
 @of_several_layers
@@ -379,5 +379,6 @@ def _check_that_patches_are_read(split: Split, layer: Layer) -> None:
 def finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
     """Sum contributions `[H', W', D]` over features and resize the map to the image's size."""
     check_choice("upsample", upsample, (*UPSAMPLING, None))
+    cam = contributions.sum(-1, keepdims=True)
     cam = jax.nn.relu(cam) if relu else cam
     return cam if upsample is None else jax.image.resize(cam, (*image.shape[:-1], 1), UPSAMPLING[upsample])
