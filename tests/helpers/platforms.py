@@ -9,8 +9,8 @@ import jax
 PLATFORMS = ("cuda", "tpu")
 # Marks of a sharding, which the compiler removes. A call of a library, such as LAPACK, or of the host has another name.
 HARMLESS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
-# Calls for eigenvalues, and for a system of linear equations. JAX has them for each platform, but on an accelerator they
-# are slow: a program has them only where its method is defined by them.
+# Calls for eigenvalues, and for a system of linear equations. JAX has them for each platform, but on an accelerator
+# they are slow: a program has them only where its method is defined by them.
 EIGENVALUES = frozenset({"Eigh", "cusolver_syevd_ffi"})
 EQUATIONS = frozenset({"LuDecomposition", "cusolver_getrf_ffi", "cu_lu_pivots_to_permutation"})
 
