@@ -41,9 +41,10 @@ def build_sdecor(name: str, batch_size: int, alternatives: Sequence[str]) -> dic
     """Return sdecor's steps as train.py takes them; each call takes one and waits."""
     import jax
 
-    from sdecor.core import parallel, rng
+    from sdecor.core import allocator, parallel, rng
     from sdecor.training import build
 
+    allocator.keep_freed_memory()  # as train.py does
     images, labels = random_batch(batch_size)
 
     def create(label: str) -> Callable[[], None]:

@@ -7,7 +7,6 @@ Files:
   cnn, vgg, vit        small convolutional networks; VGG-16; vision transformers
   resnet, wide_resnet  residual networks
   layers               common parts of the networks
-  convolution          a convolution whose gradient is fast on a CPU
   tap                  outputs of named layers of any Linen module
   frozen               BatchNorm's batch statistics as constants of the pull-back
   whitened             ZCA whitening in the forward pass, and its folding into the weights

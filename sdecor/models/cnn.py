@@ -78,7 +78,6 @@ class SmallCNN(nn.Module):
                 4 if stride == 2 else 3,
                 stride=stride,
                 use_bias=self.norm == "none",
-                train=train,
                 dtype=self.dtype,
                 name=f"conv{index}",
             )
@@ -145,7 +144,6 @@ class MnistNet(nn.Module):
                 3,
                 padding=0,
                 use_bias=True,
-                train=train,
                 dtype=self.dtype,
                 kernel_init=init,
                 bias_init=init,

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core import rng
-from sdecor.models.convolution import training_convolution
 
 REMATS = ("none", "blocks")
 
@@ -26,25 +25,14 @@ def he_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
 
 
 def conv(
-    features: int,
-    kernel: int,
-    *,
-    train: bool,
-    stride: int = 1,
-    padding: int | None = None,
-    use_bias: bool = False,
-    **fields: Any,
+    features: int, kernel: int, *, stride: int = 1, padding: int | None = None, use_bias: bool = False, **fields: Any
 ) -> nn.Conv:
     """Return a square convolution with the same padding on every side, as in the published networks.
-
-    With `train` its gradient is faster on a CPU, in reverse mode only.
 
     Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
     """
     pad = (kernel - 1) // 2 if padding is None else padding
     fields.setdefault("kernel_init", he_fan_out)
-    if train:
-        fields["conv_general_dilated"] = training_convolution
     return nn.Conv(
         features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), use_bias=use_bias, **fields
     )

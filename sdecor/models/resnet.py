@@ -39,12 +39,12 @@ class ResidualBlock(nn.Module):
 
         shortcut = x
         if self.stride != 1 or x.shape[-1] != channels:
-            shortcut = conv(channels, 1, stride=self.stride, train=train, dtype=self.dtype, name="conv_shortcut")(x)
+            shortcut = conv(channels, 1, stride=self.stride, dtype=self.dtype, name="conv_shortcut")(x)
             shortcut = norm(name="norm_shortcut")(shortcut)
         for index, (width, kernel, stride) in enumerate(layers, start=1):
             last = index == len(layers)
             gamma = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
-            x = conv(width, kernel, stride=stride, train=train, dtype=self.dtype, name=f"conv{index}")(x)
+            x = conv(width, kernel, stride=stride, dtype=self.dtype, name=f"conv{index}")(x)
             x = norm(name=f"norm{index}", scale_init=gamma)(x)
             x = x if last else nn.relu(x)
         return nn.relu(shortcut + x)
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
         norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
         large = self.stem == "imagenet"
         x = images.astype(self.dtype)
-        x = conv(64, 7 if large else 3, stride=2 if large else 1, train=train, dtype=self.dtype, name="conv_stem")(x)
+        x = conv(64, 7 if large else 3, stride=2 if large else 1, dtype=self.dtype, name="conv_stem")(x)
         x = nn.relu(norm(name="norm_stem")(x))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

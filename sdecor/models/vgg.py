@@ -58,7 +58,7 @@ class VGG16(nn.Module):
         x = images.astype(self.dtype)
         for stage, widths in enumerate(STAGES, start=1):
             for index, width in enumerate(widths, start=1):
-                x = conv(width, 3, use_bias=True, train=train, dtype=self.dtype, name=f"conv{stage}_{index}")(x)
+                x = conv(width, 3, use_bias=True, dtype=self.dtype, name=f"conv{stage}_{index}")(x)
                 x = nn.relu(norm(name=f"norm{stage}_{index}")(x))
             x = max_pool_2x2(x)
         if self.head == "cifar":

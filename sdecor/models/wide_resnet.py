@@ -26,15 +26,13 @@ class WideBlock(nn.Module):
         active = nn.relu(norm(name="norm1")(x))
         shortcut = x
         if x.shape[-1] != self.width or self.stride != 1:
-            shortcut = conv(self.width, 1, stride=self.stride, train=train, dtype=self.dtype, name="conv_shortcut")(
-                active
-            )
-        x = conv(self.width, 3, stride=self.stride, train=train, dtype=self.dtype, name="conv1")(active)
+            shortcut = conv(self.width, 1, stride=self.stride, dtype=self.dtype, name="conv_shortcut")(active)
+        x = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(active)
         x = nn.relu(norm(name="norm2")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # A norm2 scale of 0 instead would keep the block at the identity: the ReLU after it has no gradient at 0.
         init = nn.initializers.zeros if self.zero_init_residual else he_fan_out
-        return shortcut + conv(self.width, 3, train=train, dtype=self.dtype, kernel_init=init, name="conv2")(x)
+        return shortcut + conv(self.width, 3, dtype=self.dtype, kernel_init=init, name="conv2")(x)
 
 
 class WideStage(nn.Module):
@@ -104,7 +102,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         check_image_size(images, least=1)
-        x = conv(16, 3, train=train, dtype=self.dtype, name="conv_stem")(images.astype(self.dtype))
+        x = conv(16, 3, dtype=self.dtype, name="conv_stem")(images.astype(self.dtype))
         for index in range(3):
             block = {
                 "width": 16 * 2**index * self.widen,
