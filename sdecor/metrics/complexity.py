@@ -83,7 +83,7 @@ def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Metrics that do not depend on scale use them, because their sums stay in float32's range for any gradient.
     """
-    check_maps(maps=maps)
+    check_maps(maps=maps, of_images=False)
     values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))
     peak = values.max(-1, keepdims=True)
     return values / jnp.where(peak > 0, peak, 1), (peak[:, 0] > 0) & jnp.isfinite(peak[:, 0])
