@@ -41,10 +41,9 @@ def build_sdecor(name: str, batch_size: int, alternatives: Sequence[str]) -> dic
     """Return sdecor's steps as train.py takes them; each call takes one and waits."""
     import jax
 
-    from sdecor.core import allocator, parallel, rng
+    from sdecor.core import parallel, rng
     from sdecor.training import build
 
-    allocator.keep_freed_memory()  # as train.py does
     images, labels = random_batch(batch_size)
 
     def create(label: str) -> Callable[[], None]:
@@ -117,6 +116,10 @@ class Timer:
 
     def __init__(self, library: str) -> None:
         self.library, self.steps = library, {}
+        if library == "sdecor":
+            from sdecor.core import allocator
+
+            allocator.keep_freed_memory()  # as train.py does, before JAX starts its threads
 
     def prepare(self, name: str, batch_size: int, alternatives: Sequence[str]) -> list[str]:
         """Build the steps of a network, take the first two of each, and return their names."""
