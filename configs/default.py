@@ -84,9 +84,13 @@ def base() -> ConfigDict:
     model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
     model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
+    model.head = config_dict.placeholder(str)  # vgg16: cifar or imagenet
     # resnet*, wide_resnet28_10, vit_*: what the backward computes again to save memory (docs/performance.md):
     # none or blocks (all of a block but its input).
     model.remat = config_dict.placeholder(str)
+    # Weights at the start: a .safetensors file in timm's or torchvision's names, a run's folder, or RUN/checkpoints/STEP
+    # (docs/pretrained.md); None => drawn.
+    model.init_from = config_dict.placeholder(str)
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # sgd (Nesterov), adamw or adadelta
@@ -95,6 +99,7 @@ def base() -> ConfigDict:
     optim.weight_decay = 1e-4  # applies to kernels only; decoupled in adamw, L2 in the others
     optim.schedule = "cosine"  # cosine, to zero at the last step, or constant; after the warm-up
     optim.warmup_epochs = 0.5  # linear
+    optim.backbone_lr = config_dict.placeholder(float)  # factor on lr for all but the head; None => 1
     optim.clip_norm = config_dict.placeholder(float)  # bound of the global gradient norm; None => no clipping
     optim.ema_decay = config_dict.placeholder(float)  # decay of the parameters' average, for evaluation; None => none
 
@@ -107,6 +112,9 @@ def base() -> ConfigDict:
     train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => none
     train.loss = "cross_entropy"  # or bce: binary cross-entropy of each class against all others (docs/method.md)
     train.label_smoothing = 0.0
+    # Modules whose parameters and BatchNorm statistics stay: paths or patterns such as "stage1" or "norm*", or
+    # "backbone", which is all but the head (docs/pretrained.md).
+    train.freeze = ()
     # When the loss or its gradient is not finite: stop; skip the step; or rollback to the last good checkpoint and
     # continue with another order of the data (not for replicas). All of it is in metrics.jsonl.
     train.on_nonfinite = "stop"
