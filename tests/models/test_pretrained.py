@@ -1,4 +1,4 @@
-"""Tests of weights in timm's and torchvision's names: the logits are those of the libraries, stored with their shapes."""
+"""Tests of weights in timm's and torchvision's names: the logits are those that the libraries gave."""
 
 import json
 
