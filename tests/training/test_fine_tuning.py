@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny_runs
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from networks import SHAPE, tiny_model
 
 import train
@@ -16,7 +17,7 @@ from sdecor.core import parallel
 from sdecor.models import ResNet, Tap, freeze, is_frozen
 from sdecor.models.freezing import backbone_parameters, frozen_parameters
 from sdecor.models.frozen import frozen_statistics, record_statistics
-from sdecor.training import build, members, run
+from sdecor.training import build, members, run, run_folder
 from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.state import OPTIMIZERS, create_optimizer, with_hyperparams
 
@@ -138,8 +139,9 @@ def source(images, tmp_path_factory):
     return folder
 
 
-def best(folder, config):
+def best(folder):
     """Return the variables of the best checkpoint of a run."""
+    config = ConfigDict(run_folder.read(folder)["config"])
     model = build.create_model(config, 2, (8, 8, 3))
     state = build.state_shapes(config, model, (8, 8, 3), jax.random.key(0))
     with Checkpoints(folder, create=False) as checkpoints:
@@ -152,7 +154,7 @@ def test_a_frozen_run_keeps_the_weights_it_started_from_and_continues_without_th
     changes = {"model.init_from": str(first), "train.freeze": ("backbone",), "train.epochs": 2.0, "seed": 3}
     config = tiny_runs.tiny_config(images, "ce", **changes)
     assert train.train(config, str(folder))
-    expected, found = (flatten_dict(best(each, config)) for each in (first, folder))
+    expected, found = (flatten_dict(best(each)) for each in (first, folder))
     for path, leaf in expected.items():
         same = np.array_equal(leaf, found[path])
         assert same != (path[1] == "head"), path
@@ -161,14 +163,14 @@ def test_a_frozen_run_keeps_the_weights_it_started_from_and_continues_without_th
     shutil.rmtree(folder / "checkpoints" / str(last))
     shutil.rmtree(first)
     assert train.train(config, str(folder))
-    jax.tree.map(np.testing.assert_array_equal, flatten_dict(best(folder, config)), found)
+    jax.tree.map(np.testing.assert_array_equal, flatten_dict(best(folder)), found)
 
 
 def test_a_run_starts_from_a_run_before_anything_is_compiled(source, images, tmp_path):
     changes = {"model.init_from": str(source), "optim.ema_decay": 0.9, "seed": 3}
     config = tiny_runs.tiny_config(images, "ce", **changes)
     _, state = run.build_run(config, str(tmp_path / "run"))
-    jax.tree.map(np.testing.assert_array_equal, parallel.to_host(state.variables), best(source, config))
+    jax.tree.map(np.testing.assert_array_equal, parallel.to_host(state.variables), best(source))
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     step = Checkpoints(source, create=False).steps()[0]
     config.model.init_from = str(source / "checkpoints" / str(step))
@@ -192,6 +194,6 @@ def test_replicas_share_the_weights_and_keep_heads_of_their_own(source, images):
     state, notes = build.initialise_from(config, model, (8, 8, 3), state, 2)
     assert notes[1:] == ["the head starts anew: it is 6×3 here and has 6×2 there"]
     one, two = (parallel.to_host(own.params) for own in members.split(state, 2))
-    jax.tree.map(np.testing.assert_array_equal, one["conv0"], best(source, config)["params"]["conv0"])
+    jax.tree.map(np.testing.assert_array_equal, one["conv0"], best(source)["params"]["conv0"])
     jax.tree.map(np.testing.assert_array_equal, one["conv0"], two["conv0"])
     assert not np.array_equal(one["head"]["kernel"], two["head"]["kernel"])
