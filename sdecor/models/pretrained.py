@@ -161,9 +161,11 @@ def read_pretrained(module: nn.Module, path: epath.PathLike) -> dict[Path, np.nd
     """Read a safetensors file and convert its names and layouts to those of `module`.
 
     Raises:
-      ValueError: for a network without rules, a file of another format, or a tensor without a rule.
+      ValueError: for a missing file, a network without rules, a file of another format, or a tensor without a rule.
     """
     module = _network(module)
+    if not epath.Path(path).exists():
+        raise ValueError(f"{path}: there is no such file, or run with checkpoints")
     if type(module) not in RULES:
         raise ValueError(
             f"{path}: no network of timm or torchvision is {type(module).__name__}; weights can be loaded for "

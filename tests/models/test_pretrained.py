@@ -159,6 +159,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_first_wrong_tensor(tmp_pat
     patches = tensors_of("timm_vit")
     patches["pos_embed"] = patches["pos_embed"][:, 1:]
     assert "a class token and a square grid" in refused(tmp_path, VIT, patches)
+    (tmp_path / "resnet18.pth").touch()
     with pytest.raises(ValueError, match="no .safetensors file: write a PyTorch model"):
         load_pretrained(RESNET, zeros(RESNET, 32, 32, 3), tmp_path / "resnet18.pth")
 
