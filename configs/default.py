@@ -14,8 +14,6 @@ in this folder change a few fields of this one. The config string, after the col
 Each field can be changed on the command line: `--config.optim.lr=0.01`.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict, config_dict
 
 # Training method → the config groups whose terms are in its loss. The weights of the other groups become 0.
@@ -189,7 +187,7 @@ def choose(
     arg: str = "",
     *,
     forms: dict[str, dict] = FORMS,
-    fine_tuning: Callable[[ConfigDict], None] | None = None,
+    fine_tuned: bool = False,
 ) -> ConfigDict:
     """Apply a config string such as `method=sdecor,form=density,runlocal` to `config` and return it.
 
@@ -197,7 +195,7 @@ def choose(
       config: config of the run.
       arg: the config string.
       forms: values that `form=NAME` sets for this kind of data: `FORMS` or `PHOTOGRAPH_FORMS`.
-      fine_tuning: sets the recipe that goes with `init_from=FILE`; None if the word is not known for this data.
+      fine_tuned: whether the word `init_from=FILE` is known for this data; it also sets the values of `fine_tuning`.
 
     Raises:
       ValueError: for an unknown word or method.
@@ -210,11 +208,11 @@ def choose(
             _change_model(config, value)
         elif name == "form" and value in forms:
             config.decorrelation.update({"form": value, **forms[value]})
-        elif name == "init_from" and value and fine_tuning is not None:
+        elif name == "init_from" and value and fine_tuned:
             config.model.init_from = value
             fine_tuning(config)
         elif name != "runlocal" or equals:
-            tuned = ", init_from=FILE" if fine_tuning else ""
+            tuned = ", init_from=FILE" if fine_tuned else ""
             raise ValueError(
                 f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
                 f"method={'|'.join(METHODS)}, model=NAME, form={'|'.join(forms)}{tuned} and runlocal"

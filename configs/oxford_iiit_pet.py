@@ -17,4 +17,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.base()
     default.large_photographs(config)
     config.data.name = "oxford_iiit_pet"
-    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS, fine_tuning=default.fine_tuning)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS, fine_tuned=True)
