@@ -1,4 +1,4 @@
-"""Files of named arrays in the safetensors format, read without its package.
+"""Files of named arrays in the safetensors format. Its own package refuses bfloat16 where it reads to NumPy.
 
 A file is a little-endian uint64, the length of a JSON header; the header, `{name: {"dtype", "shape", "data_offsets"}}`;
 and the arrays' bytes, little-endian in C order (https://github.com/huggingface/safetensors#format).
