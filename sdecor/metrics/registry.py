@@ -174,6 +174,9 @@ METRICS: dict[str, Metric] = {
     "effective_complexity": Metric(
         complexity.effective_complexity, False, "maps", "Effective complexity",
         "Number of pixels whose saliency is not negligible compared with the map's largest."),
+    "mst_compactness": Metric(
+        complexity.mst_compactness, True, "maps", "Structural compactness (MST-C)",
+        "Compactness of the most salient fifth of the pixels: few clusters in a small area have a large value."),
     "insertion": Metric(
         faithfulness.insertion, True, "network", "Insertion area",
         "Area under the explained class's probability while the most salient pixels replace those of a baseline image.",

@@ -141,6 +141,7 @@ EXPECTED = {
     "gini": lambda: metrics.gini(MAPS),
     "entropy": lambda: metrics.entropy(MAPS),
     "effective_complexity": lambda: metrics.effective_complexity(MAPS),
+    "mst_compactness": lambda: metrics.mst_compactness(MAPS),
     "aopc_morf": lambda: metrics.region_perturbation(*usual(), key=KEYS, patch=4, order="morf"),
     "aopc_lerf": lambda: metrics.region_perturbation(*usual(), key=KEYS, patch=4, order="lerf"),
     "pixel_flipping": lambda: metrics.pixel_flipping(*usual(), key=KEYS, steps=3),
