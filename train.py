@@ -4,9 +4,10 @@
     python train.py --config=… --workdir=DIR --replica=seed=0 --replica=seed=1 --replica=strong:decorrelation.weight=1
     python train.py --config=… --compile_only [--topology=v5e:4x8] [--classes=1000]
 
-The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, step,
-the previous step's metrics, then, when due, validation and a checkpoint. Replicas are runs that differ only in numbers
-and are trained together by one program (docs/sweeps.md). Each has its own run folder: DIR/seed=0, DIR/strong.
+The same command continues a stopped run exactly at its last checkpoint. The order of the loop is fixed: input, a call
+of the compiled program (`train.steps_per_call` steps), the previous call's metrics, then, when due, validation and a
+checkpoint. Replicas are runs that differ only in numbers and are trained together by one program (docs/sweeps.md). Each
+has its own run folder: DIR/seed=0, DIR/strong.
 
     --distributed        join a job of several processes (docs/cluster.md; --helpfull has its other flags)
     --watchdog=SECONDS   end with status 75 after so long without progress (default 1800; 0: never)
@@ -35,6 +36,7 @@ from ml_collections import ConfigDict, config_flags
 from sdecor.core import allocator, commands, files, launch, parallel, processes, watchdog
 from sdecor.training import (
     build,
+    calls,
     health,
     logbook,
     members,
@@ -204,7 +206,7 @@ def advance(
         # The run was stopped before or during this validation.
         if not conclude(run, state, start, writers, interrupt, validate=True):
             return False
-    images = config.train.batch_size * len(writers)
+    images = config.train.batch_size * len(writers)  # of a step
     bar = commands.progress_bar(
         total=schedule.total * images,
         initial=start * images,
@@ -214,35 +216,36 @@ def advance(
     note = partial(_note, run, writers, bar, (time.perf_counter(), start))
     pace = Pace(config.train.checkpoint_every_minutes, start)
     with bar, contextlib.closing(run.batches(start, writers[0].health.order)) as batches:
-        previous = None
-        for step in range(start + 1, schedule.total + 1):
-            watchdog.beat(f"the input of step {step}")
+        previous, step = None, start
+        for count in calls.sizes(schedule, start):
+            steps = range(step + 1, step + count + 1)
+            watchdog.beat(f"the input of {calls.numbers(steps)}")
             try:
                 with clock.input():
                     batch = next(batches)
             except Stopped:  # a signal, while the input does not answer
-                if step - 1 > start:
+                if step > start:
                     note(*previous) if previous else None
-                    conclude(run, state, step - 1, writers, interrupt, validate=False)
+                    conclude(run, state, step, writers, interrupt, validate=False)
                 return False
-            watchdog.beat(f"step {step}", timed=step > start + 1)  # the first one compiles
-            state, terms = profiler.take(step, run.train_step, state, batch)
+            watchdog.beat(calls.numbers(steps), timed=step > start)  # the first call may compile
+            state, terms = profiler.take(steps, run.train_step, state, batch, count)
             if previous is not None:
-                note(*previous)  # while the device works on this step
-            previous = (step, terms)
+                note(*previous)  # while the device works on this call
+            previous, step = (steps, terms), steps[-1]
             validate = schedule.is_due(step, schedule.eval_every)
             stopping = processes.agree_to_stop(bool(interrupt))
             if pace.due(step, otherwise=validate or stopping or schedule.is_due(step, schedule.checkpoint_every)):
                 note(*previous)
                 previous = None
-                clock.stepped()
+                clock.stepped(count)
                 members.write_times(writers, step, clock.row(images))
                 concluded = conclude(run, state, step, writers, interrupt, validate=validate and not stopping)
                 if stopping or not concluded:
                     return False
                 clock.rest()
             else:
-                clock.stepped()
+                clock.stepped(count)
     return True
 
 
@@ -258,20 +261,21 @@ def conclude(
 
 
 def _note(
-    run: Run, writers: Sequence[Writer], bar: Any, began: tuple[float, int], step: int, terms: dict[str, jax.Array]
+    run: Run, writers: Sequence[Writer], bar: Any, began: tuple[float, int], steps: range, terms: dict[str, jax.Array]
 ) -> None:
-    """Fetch a step's terms, observe the members' health, and log those that have not failed when due."""
-    going = members.observe(writers, step, members.rows(terms, run.replicas), run.policy)
+    """Fetch the terms of a call; for each step, observe the members' health and log those that have not failed."""
     images = run.config.train.batch_size * len(writers)
-    bar.update(images)
+    time_at_start, start = began
+    for step, rows in zip(steps, members.step_rows(terms, run.replicas, len(steps)), strict=True):
+        going = members.observe(writers, step, rows, run.policy)
+        if run.schedule.is_due(step, run.config.log.every_steps):
+            rate = (step - start) * images / (time.perf_counter() - time_at_start)
+            for writer, own in going:
+                writer.logbook.write(step, "train", own | {"images_per_second": rate})
+    bar.update(images * len(steps))
     _, first = going[0]
     means = {name: np.mean([own[name] for _, own in going]) for name in SHOWN if name in first}
     bar.set_postfix_str(logbook.describe(means, SHOWN), refresh=False)
-    if run.schedule.is_due(step, run.config.log.every_steps):
-        time_at_start, start = began
-        rate = (step - start) * images / (time.perf_counter() - time_at_start)
-        for writer, own in going:
-            writer.logbook.write(step, "train", own | {"images_per_second": rate})
 
 
 if __name__ == "__main__":

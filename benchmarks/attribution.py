@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from networks import NETWORKS, Network, jax_network, torch_network
 
-from sdecor.attribution import METHODS, explain
+from sdecor.attribution import METHOD_INFO, METHODS, explain
 from sdecor.attribution.methods import Cost, cost
 from sdecor.attribution.targets import score_of
 
@@ -162,7 +162,7 @@ def row(method: str, batch: int, count: Cost, best: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(name for name in METHODS if METHOD_INFO[name].cost))
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

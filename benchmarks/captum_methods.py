@@ -44,7 +44,7 @@ def counterparts(network: nn.Sequential, batch: int, options: dict[str, dict[str
         """Return LRP maps of the composite: gamma in convolutions, epsilon in dense layers."""
         for module in network:
             if isinstance(module, nn.Conv2d):
-                module.rule = lrp_rules.GammaRule(options["lrp"]["gamma"])
+                module.rule = lrp_rules.GammaRule(0.25)  # as in sdecor
             elif isinstance(module, nn.Linear | nn.Flatten):
                 module.rule = lrp_rules.EpsilonRule(options["lrp"]["epsilon"])
         return attr.LRP(network).attribute(x, y)

@@ -51,6 +51,7 @@ BENCHMARKS = {
     "replicas": Benchmark("replicas.py", None, "--replicas=1,4,16 --steps=2"),
     "input": Benchmark("input.py", "--rounds=1 --n=1024 --steps=8", "--rounds=3 --steps=8"),
     "startup": Benchmark("startup.py", "--methods=sdecor"),
+    "loop": Benchmark("loop.py", "--taken=640 --network=", ""),
     "attribution": Benchmark("attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp"),
     "attribution_memory": Benchmark("attribution_memory.py", None),
     "metrics": Benchmark("metrics.py", "--rounds=1 --metrics=gini,insertion,road", "--rounds=3 --quantus_images=2"),

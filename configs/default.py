@@ -63,7 +63,9 @@ def base() -> ConfigDict:
     data.mean = config_dict.placeholder(object)  # per channel, in [0, 1]; None => known values, or measured on train
     data.std = config_dict.placeholder(object)  # as for mean
     data.limit = config_dict.placeholder(int)  # number of examples kept of each split; None => all
-    data.loader = "auto"  # memory (decoded once), grain (streamed), or auto: memory if the split fits
+    # memory (decoded once), grain (streamed), auto (memory if the split fits), or device (decoded once, and kept on the
+    # devices, so that only indices travel; docs/data.md). The batches are the same.
+    data.loader = "auto"
     data.memory_limit_mb = 4096  # largest decoded split for auto
     data.workers = 0  # number of decoding processes of the grain loader; 0 => threads
     data.on_error = "stop"  # at an example that cannot be read: stop, or skip (leave it out; docs/data.md)
@@ -101,6 +103,9 @@ def base() -> ConfigDict:
     config.train = train = ConfigDict()
     train.batch_size = 128  # examples over all devices and processes
     train.accumulate = 1  # micro-batches per step; statistics are over batch_size / accumulate examples
+    # Steps that one call of the compiled program takes, for small networks that leave an accelerator waiting between
+    # steps. It changes no result. Validations and checkpoints by steps end a call: a divisor of their steps is best.
+    train.steps_per_call = 1
     train.epochs = 8.0
     train.eval_every_epochs = 1.0  # validation, each time followed by a checkpoint
     train.checkpoint_every_minutes = 10.0  # about the longest time without a checkpoint; 0 => no bound

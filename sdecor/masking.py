@@ -1,10 +1,14 @@
 """Saliency-guided masking: the choice of positions to hide, and the values that replace them.
 
 Conventions: images are NHWC, float, in the model's normalised space; saliency maps are `[N, H, W]`; masks are bool
-`[N, H, W]`, True = masked, and a masked position is masked in all channels. Functions that draw random numbers take one
-typed key or `[N]` keys; an example's draws depend on its own key alone, not on the rest of its batch. No gradient flows
-through masks and filled images.
+`[N, H, W]`, True = masked, and a masked position is masked in all channels. Other inputs are taken likewise: series
+`[N, T, C]` with masks `[N, T]`, volumes, and features `[N, F]` with masks `[N, F]`.
+
+Functions that draw random numbers take one typed key or `[N]` keys; an example's draws depend on its own key alone, not
+on the rest of its batch. No gradient flows through masks and filled images.
 """
+
+import math
 
 import chex
 import jax
@@ -24,7 +28,7 @@ def rank_saliency(gradient: jax.Array, *, rank_by: str = "abs") -> jax.Array:
     """Reduce an input gradient to one saliency value per position.
 
     Args:
-      gradient: `[N, H, W, C]`.
+      gradient: `[N, H, W, C]`, or `[N, *positions, C]`; features `[N, F]` are positions without channels.
       rank_by: "abs" for the mean magnitude over channels; "signed" for the mean of the signed gradient, which ranks
         the most negative evidence lowest (as in Saliency-Guided Training's published code).
 
@@ -32,9 +36,10 @@ def rank_saliency(gradient: jax.Array, *, rank_by: str = "abs") -> jax.Array:
       Saliency `[N, H, W]`, float32.
     """
     check_choice("rank_by", rank_by, RANKINGS)
-    chex.assert_rank(gradient, 4)
+    _check_rank("gradient", gradient)
     gradient = gradient.astype(jnp.float32)
-    return jnp.mean(jnp.abs(gradient) if rank_by == "abs" else gradient, axis=-1)
+    values = jnp.abs(gradient) if rank_by == "abs" else gradient
+    return values if values.ndim == 2 else jnp.mean(values, axis=-1)
 
 
 def masks_highest(order: str, step: jax.Array | int) -> jax.Array | bool:
@@ -57,13 +62,13 @@ def least_salient(
 
     Args:
       key: one typed key, or `[N]` keys; used for ties only.
-      saliency: `[N, H, W]`, compared in float32.
+      saliency: `[N, H, W]`, or `[N, *positions]`; compared in float32.
       fraction: share of the positions in [0, 1), a number or a traced scalar. A traced scalar is rounded to a
         millionth, which float32 resolves.
       highest: mask the positions of *highest* saliency instead, a bool or a traced scalar bool.
 
     Returns:
-      Mask, bool `[N, H, W]`.
+      Mask, bool in the shape of `saliency`.
 
     Raises:
       ValueError: when `fraction` is a Python number outside [0, 1).
@@ -72,13 +77,13 @@ def least_salient(
       Ismail et al., Improving Deep Learning Interpretability by Saliency Guided Training, 2021,
       https://arxiv.org/abs/2111.14338 (there by sorting, with no rule for ties).
     """
-    chex.assert_rank(saliency, 3)
-    n, height, width = saliency.shape
+    _check_rank("saliency", saliency)
+    n, positions = saliency.shape[0], math.prod(saliency.shape[1:])
     keys = rng.per_example(key, n)
-    values = jax.lax.stop_gradient(saliency).astype(jnp.float32).reshape(n, height * width)
+    values = jax.lax.stop_gradient(saliency).astype(jnp.float32).reshape(n, positions)
     order = order_keys(jnp.where(jnp.isnan(values), jnp.nan, values))  # NaN last, of either sign
     order = jnp.where(highest, ~order, order)
-    k = _number_masked(fraction, height * width)
+    k = _number_masked(fraction, positions)
 
     threshold = kth_smallest(order, k)[:, None]
     below, tied = order < threshold, order == threshold
@@ -98,33 +103,42 @@ def fill(
 
     Args:
       key: one typed key, or `[N]` keys; used by "uniform" only.
-      images: `[N, H, W, C]`.
-      mask: bool `[N, H, W]`, True = replace.
+      images: `[N, H, W, C]`, or `[N, *positions, C]`, or features `[N, F]`, whose only fill is "zero".
+      mask: bool `[N, H, W]`, or `[N, *positions]`, or `[N, F]`; True = replace.
       how: "uniform" draws each position and channel uniformly within the image's range of that channel; "mean" uses the
         image's mean of that channel; "zero" is the data set's mean color in normalised space; "blur" uses the image
         smoothed by a Gaussian, which is renormalised at the borders (nothing outside the image counts).
       blur_sigma: the Gaussian's standard deviation in pixels.
 
     Returns:
-      Images `[N, H, W, C]` in the dtype of `images`, through which no gradient flows.
+      Images in the shape and dtype of `images`, through which no gradient flows.
 
     Raises:
-      ValueError: when `how` is not one of `FILLS`, or `blur_sigma` is a Python number that is not positive.
+      ValueError: when `how` is not one of `FILLS`, or needs positions that features `[N, F]` do not have, or
+        `blur_sigma` is a Python number that is not positive.
     """
     check_choice("how", how, FILLS)
-    chex.assert_rank([images, mask], [4, 3])
-    chex.assert_equal_shape_prefix([images, mask], 3)
+    _check_rank("images", images)
+    axes = tuple(range(1, images.ndim - 1))
+    chex.assert_shape(mask, images.shape[:-1] if axes else images.shape)
+    if not axes and how != "zero":
+        raise ValueError(f"how = {how!r} is taken over positions, and features {images.shape} have none: use 'zero'")
     images = jax.lax.stop_gradient(images)
     values = images.astype(jnp.float32)
     if how == "uniform":
         filler = _uniform_within(rng.per_example(key, images.shape[0]), values)
     elif how == "mean":
-        filler = jnp.mean(values, axis=(1, 2), keepdims=True)
+        filler = jnp.mean(values, axis=axes, keepdims=True)
     elif how == "zero":
         filler = jnp.zeros_like(values)
     else:
         filler = blur(values, blur_sigma)
-    return jnp.where(mask[..., None], filler.astype(images.dtype), images)
+    return jnp.where(mask[..., None] if axes else mask, filler.astype(images.dtype), images)
+
+
+def _check_rank(name: str, array: jax.Array) -> None:
+    if array.ndim < 2:
+        raise ValueError(f"{name} has shape {array.shape}: pass a batch, such as [N, H, W] or [N, H, W, C]")
 
 
 def _number_masked(fraction: jax.Array | float, positions: int) -> jax.Array:
@@ -175,7 +189,7 @@ def _choose_tied(keys: jax.Array, tied: jax.Array, missing: jax.Array) -> jax.Ar
 
 
 def _uniform_within(keys: jax.Array, images: jax.Array) -> jax.Array:
-    low = jnp.min(images, axis=(1, 2), keepdims=True)
-    high = jnp.max(images, axis=(1, 2), keepdims=True)
+    axes = tuple(range(1, images.ndim - 1))
+    low, high = (extreme(images, axis=axes, keepdims=True) for extreme in (jnp.min, jnp.max))
     share = jax.vmap(lambda key: rng.uniform(key, images.shape[1:]))(keys)
     return jnp.minimum(low + share * (high - low), high)  # rounding may exceed `high`

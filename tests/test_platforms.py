@@ -23,7 +23,8 @@ from sdecor.evaluation.stored import make_reduction
 from sdecor.export import programs as export_programs
 from sdecor.export.encode import DTYPES
 from sdecor.losses.decorrelation import FORMS
-from sdecor.models import MODELS, create_model
+from sdecor.models import MODELS, ViT, create_model
+from sdecor.rules.lrp import SOFTMAX
 from sdecor.training import build, members, steps
 from sdecor.training.objective import FORWARDS
 from sdecor.training.state import OPTIMIZERS, create_optimizer, create_train_state
@@ -164,15 +165,24 @@ def test_the_predictions_of_an_evaluation():
         platforms.lowered(make_prediction(SETUP._replace(target=target)), VARIABLES, EXAMPLES, KEY)
 
 
+OF_ATTENTION = ("attention_rollout", "attention_relevance", "legrad")
+
+
 @pytest.mark.parametrize("name", METHOD_INFO)
 def test_every_attribution_method(name):
-    platforms.lowered(make_explanation(SETUP, method_of(name)), VARIABLES, EXAMPLES | {"target": INTEGERS}, KEY)
+    setup, variables = SETUP, VARIABLES
+    if name in OF_ATTENTION:
+        model = ViT(num_classes=4, width=8, depth=1, heads=2, patch_size=4)
+        setup = SETUP._replace(apply=lambda variables, images: model.apply(variables, images, train=False))
+        variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, *networks.SHAPE))))
+    platforms.lowered(make_explanation(setup, method_of(name)), variables, EXAMPLES | {"target": INTEGERS}, KEY)
 
 
 OPTIONS = [f"{name}:{option}" for name, option in (
     *(("integrated_gradients", f"rule={each}") for each in paths.RULES),
     *(("integrated_gradients", f"baseline={each}") for each in baselines.BASELINES),
     *(("lrp", f"rule={each}") for each in (*propagation.COMPOSITES, "composite:low=-2.0:high=2.0")),
+    *(("lrp", f"softmax={each}") for each in SOFTMAX),
     *(("gradient", f"saliency_of={each}") for each in SALIENCY_OF),
     *(("grad_cam", f"upsample={each}") for each in cams.UPSAMPLING),
 )]  # fmt: skip
@@ -185,7 +195,7 @@ def test_every_option_of_the_attribution_methods(word):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", METHOD_INFO)
+@pytest.mark.parametrize("name", [name for name in METHOD_INFO if name not in OF_ATTENTION])
 def test_every_attribution_method_of_a_deeper_network(name):
     model = create_model("resnet18", num_classes=4)
     variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3))))

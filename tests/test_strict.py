@@ -37,6 +37,12 @@ def network(params, image: jax.Array) -> jax.Array:
 fn = partial(network, PARAMS)
 
 
+def attentive(image: jax.Array) -> jax.Array:
+    """Return logits of tokens after residual attention, a patch of 4×4 pixels each."""
+    x = image.reshape(3, 4, 3, 4, 3).transpose(0, 2, 1, 3, 4).reshape(9, -1)
+    return (x + jax.nn.softmax(x @ x.T) @ x).mean(0)[:CLASSES]
+
+
 def explain_one(image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
     return attribution.gradient(fn, image, target)
 
@@ -101,7 +107,8 @@ def test_masking_and_augmentation():
 def test_attribution():
     images = jnp.asarray(IMAGES, DTYPE)
     for method in attribution.METHODS:
-        strictly(lambda x, m=method: attribution.explain(fn, x, LABELS, method=m, key=KEY), images)
+        explained = attentive if "attention" in method or method == "legrad" else fn
+        strictly(lambda x, m=method, f=explained: attribution.explain(f, x, LABELS, method=m, key=KEY), images)
     for method, option in (("integrated_gradients", "baseline"), ("expected_gradients", "baselines")):
         for baseline in attribution.BASELINES:
             options = {"method": method, option: baseline, "with_error": True}

@@ -1,6 +1,7 @@
-"""Attribution maps of any function `image [H, W, C] -> logits [K]`, in batches and on the device.
+"""Attribution maps of any function such as `image [H, W, C] -> logits [K]`, in batches and on the device.
 
-Conventions: images are NHWC and floating point. A method explains one image, and `explain` lifts it over a batch. A
+Conventions: images are NHWC and floating point; other inputs have any rank, with channels last. A method explains one
+image, and `explain` lifts it over a batch. A
 method returns signed attributions of the image's shape. Reduction over channels (`reduce`) and scaling (`normalise`)
 are separate steps, so that no choice is hidden in a method.
 
@@ -9,15 +10,24 @@ Files:
   methods              the table of methods: one row each, with title, cost and presets
   gradients            gradient and input × gradient
   noise                SmoothGrad and other averages over noisy copies
+  frequencies          FORGrad: attributions without high spatial frequencies
   paths, guided_paths  integrated, expected and blur-integrated gradients; guided integrated gradients
   cams, layers         class activation maps; the layers that they read
+  attention            attention maps of transformers
+  channels             class activation maps by the scores of single channels
   perturbation         occlusion and RISE
+  coalitions, regions  ablation, Shapley values and LIME on regions; label maps
   propagation          guided backpropagation, deconvnet, DeepLIFT and LRP, by the rules in `sdecor.rules`
-  baselines            baseline images
+  baselines, inputs    baseline images; inputs of any rank and several inputs
   reduce               from attributions to maps, and their scaling
   canonical            convolutions with a fast input gradient on CPUs
 """
 
+from sdecor.attribution.attention import (
+    attention_relevance as attention_relevance,
+    attention_rollout as attention_rollout,
+    legrad as legrad,
+)
 from sdecor.attribution.baselines import (
     BASELINES as BASELINES,
     Baseline as Baseline,
@@ -25,13 +35,29 @@ from sdecor.attribution.baselines import (
     blurred as blurred,
 )
 from sdecor.attribution.cams import (
+    eigen_cam as eigen_cam,
+    finer_cam as finer_cam,
     grad_cam as grad_cam,
     grad_cam_plus_plus as grad_cam_plus_plus,
     guided_grad_cam as guided_grad_cam,
     hires_cam as hires_cam,
     layer_cam as layer_cam,
+    xgrad_cam as xgrad_cam,
+)
+from sdecor.attribution.channels import ablation_cam as ablation_cam, score_cam as score_cam
+from sdecor.attribution.coalitions import (
+    feature_ablation as feature_ablation,
+    kernel_shap as kernel_shap,
+    lime as lime,
+    shapley_sampling as shapley_sampling,
 )
 from sdecor.attribution.explain import explain as explain
+from sdecor.attribution.frequencies import (
+    Cutoff as Cutoff,
+    choose_cutoff as choose_cutoff,
+    low_pass as low_pass,
+    low_passed as low_passed,
+)
 from sdecor.attribution.gradients import gradient as gradient, input_x_gradient as input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients as guided_integrated_gradients
 from sdecor.attribution.methods import (
@@ -69,4 +95,5 @@ from sdecor.attribution.reduce import (
     normalise as normalise,
     reduce as reduce,
 )
+from sdecor.attribution.regions import grid as grid, superpixels as superpixels
 from sdecor.attribution.targets import SALIENCY_OF as SALIENCY_OF, Contrast as Contrast, target_score as target_score

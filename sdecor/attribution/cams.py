@@ -4,21 +4,46 @@ Each method costs one forward evaluation and the backward evaluation down to the
 `guided_grad_cam` differs in both.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution.layers import Layer, as_map, layer_and_patches
+from sdecor.attribution.inputs import positions_of
+from sdecor.attribution.layers import Layer, Split, as_map, layer_and_patches, split_at, squeezed
 from sdecor.attribution.propagation import guided_backpropagation
-from sdecor.attribution.targets import Target
+from sdecor.attribution.targets import Contrast, Target, checked_logits, is_function
 from sdecor.core.arrays import widened
-from sdecor.core.checks import check_choice
+from sdecor.core.checks import check_choice, check_count
+from sdecor.core.classes import of_class
 
-UPSAMPLING = ("bilinear", "nearest")
+UPSAMPLING = {"bilinear": "linear", "nearest": "nearest"}  # names in `jax.image.resize`
 Reshape = Callable[[jax.Array], jax.Array]
 
 
+def of_several_layers(method: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Let a CAM method take a list of layers: the mean of their maps, each divided by its own largest magnitude."""
+
+    @functools.wraps(method)
+    def general(fn: Callable, image: jax.Array, target: Target, *, layer: Any = None, **options: Any) -> jax.Array:
+        if not isinstance(layer, list):
+            return method(fn, image, target, layer=layer, **options)
+        if not layer or options.get("upsample", "bilinear") is None:
+            raise ValueError(f"layer = {layer!r}: pass layers in the list, and a way to upsample their maps")
+        total = 0
+        for each in layer:
+            cam = method(fn, image, target, layer=each, **options)
+            peak = jnp.abs(cam).max()
+            total += cam / jnp.where(peak == 0, 1, peak)
+        return total / len(layer)
+
+    return general
+
+
+@of_several_layers
 def grad_cam(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -37,7 +62,8 @@ def grad_cam(
       image: floating point, `[H, W, C]`.
       target: the class to explain, a `Contrast` of two classes, or a function of the logits.
       layer: a named scope such as "ResNet/stage4" or "conv2", a module, or `(features_fn, head_fn)`: see
-        `activation_and_gradient`. Default: the last feature map, after its non-linearity: see `default_layer`.
+        `activation_and_gradient`. Default: the last feature map, after its non-linearity: see `default_layer`. A list
+        of layers gives the mean of their maps, each divided by its own largest magnitude.
       saliency_of: score of the target: "logit", "log_probability" or "probability".
       relu: whether to keep only the positive part, as the paper does.
       upsample: interpolation to the image's size, "bilinear" or "nearest"; None keeps the layer's `[H', W', 1]`.
@@ -54,9 +80,10 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished(_weighted(activation, gradient.mean((0, 1))), relu, upsample, image)
+    return finished(_weighted(activation, gradient.mean(_places(image))), relu, upsample, image)
 
 
+@of_several_layers
 def grad_cam_plus_plus(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -83,10 +110,11 @@ def grad_cam_plus_plus(
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
     rising = jax.nn.relu(gradient)  # α counts only where g > 0, and there g² cancels in it
-    alpha = 1 / (2 + rising * activation.sum((0, 1), keepdims=True))
-    return _finished(_weighted(activation, (alpha * rising).sum((0, 1))), relu, upsample, image)
+    alpha = 1 / (2 + rising * activation.sum(_places(image), keepdims=True))
+    return finished(_weighted(activation, (alpha * rising).sum(_places(image))), relu, upsample, image)
 
 
+@of_several_layers
 def layer_cam(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -110,9 +138,10 @@ def layer_cam(
       https://doi.org/10.1109/TIP.2021.3089943.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished((activation * jax.nn.relu(gradient)).sum(-1, keepdims=True), relu, upsample, image)
+    return finished(activation * jax.nn.relu(gradient), relu, upsample, image)
 
 
+@of_several_layers
 def hires_cam(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -136,7 +165,125 @@ def hires_cam(
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891, 2020.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return _finished((activation * gradient).sum(-1, keepdims=True), relu, upsample, image)
+    return finished(activation * gradient, relu, upsample, image)
+
+
+@of_several_layers
+def xgrad_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return XGrad-CAM: `Σ_d w_d A_d` with `w_d = Σ_p A_pd g_pd / Σ_p A_pd`, the gradient averaged where A is large.
+
+    A feature whose activations sum to 0 has the weight 0. See `grad_cam` for the arguments.
+
+    Returns:
+      Map `[H, W, 1]` in score units, at least float32.
+
+    References:
+      Fu et al., "Axiom-based Grad-CAM", https://arxiv.org/abs/2008.02312, 2020.
+    """
+    activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
+    total = activation.sum(_places(image))
+    weighted = (activation * gradient).sum(_places(image))
+    weights = jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
+    return finished(_weighted(activation, weights), relu, upsample, image)
+
+
+@of_several_layers
+def finer_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    others: int = 3,
+    weight: float = 1.0,
+    layer: Layer = None,
+    saliency_of: str = "logit",
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return Finer-CAM: Grad-CAM of the target's score minus the mean score of the classes most like it.
+
+    See `grad_cam` for the other arguments.
+
+    Args:
+      target: a class; or a `Contrast`, whose second class is then the only one to compare with.
+      others: number of classes to compare with: those of highest score besides the target, at most all.
+      weight: factor of their mean score.
+
+    Returns:
+      Map `[H, W, 1]` in score units, at least float32.
+
+    Raises:
+      ValueError: for a target that is a function.
+
+    References:
+      Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation",
+      https://arxiv.org/abs/2501.11309, 2025.
+    """
+    check_count("others", others)
+    if is_function(target):
+        raise ValueError("finer_cam compares a class with similar ones: pass classes or a Contrast as targets")
+    own, other = target if isinstance(target, Contrast) else (target, None)
+
+    def contrast(scores: jax.Array) -> jax.Array:
+        if other is not None:
+            return of_class(scores, own) - weight * of_class(scores, other)
+        rivals = jnp.where(jnp.arange(scores.shape[0]) == own, -jnp.inf, jax.lax.stop_gradient(scores))
+        _, places = jax.lax.top_k(rivals, min(others, scores.shape[0] - 1))
+        return of_class(scores, own) - weight * scores[places].mean()
+
+    checked = fn if isinstance(layer, tuple) else lambda x: checked_logits(fn(x))
+    options = {"layer": layer, "saliency_of": saliency_of, "relu": relu, "upsample": upsample, "reshape": reshape}
+    return grad_cam(checked, image, contrast, **options)
+
+
+@of_several_layers
+def eigen_cam(
+    fn: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    target: Target,
+    *,
+    layer: Layer = None,
+    relu: bool = True,
+    upsample: str | None = "bilinear",
+    reshape: Reshape | None = None,
+) -> jax.Array:
+    """Return Eigen-CAM: the layer's activations along their first principal direction, which is not centered.
+
+    The map shows what dominates the layer; it does not depend on the target. Its sign, which the direction leaves open,
+    is that of a positive sum. See `grad_cam` for the arguments.
+
+    Returns:
+      Map `[H, W, 1]` in units of the activation, at least float32.
+
+    References:
+      Bany Muhammad, Yeasin, "Eigen-CAM", https://arxiv.org/abs/2008.00299, 2020.
+    """
+    split = split_at(
+        fn if isinstance(layer, tuple) or is_function(target) else lambda x: checked_logits(fn(x)), image, layer
+    )
+    positions_of(image, "a class activation map")
+    activation = mapped(split, image.shape, layer, reshape)(widened(split.activation))
+    rows = activation.reshape(-1, activation.shape[-1])
+    small = rows if rows.shape[0] <= rows.shape[1] else rows.T
+    _, vectors = jnp.linalg.eigh(jnp.matmul(small, small.T, precision="highest"))
+    first = vectors[:, -1]  # of the largest eigenvalue
+    if small is rows:
+        projected = first * jnp.linalg.norm(jnp.matmul(first, rows, precision="highest"))
+    else:
+        projected = jnp.matmul(rows, first, precision="highest")
+    projected = jnp.where(projected.sum() < 0, -projected, projected)
+    return finished(projected.reshape(*activation.shape[:-1], 1), relu, upsample, image)
 
 
 def guided_grad_cam(
@@ -165,6 +312,11 @@ def guided_grad_cam(
     return cam * guided_backpropagation(fn, image, target, saliency_of=saliency_of).astype(cam.dtype)
 
 
+def _places(image: jax.Array) -> tuple[int, ...]:
+    """Return the axes of positions: two of an image, one of a series, three of a volume."""
+    return tuple(range(image.ndim - 1))
+
+
 def _maps(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -174,24 +326,59 @@ def _maps(
     reshape: Reshape | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the layer's activation and its gradient as `[H', W', D]`, at least float32."""
-    *found, patches = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
-    found = [widened(values) for values in found]
-    activation, gradient = (
-        as_map(values, image.shape, patches) if reshape is None else reshape(values) for values in found
-    )
-    if activation.ndim != 3:
-        raise ValueError(f"reshape returned shape {activation.shape}: it must return a map [H', W', D]")
-    return activation, gradient
+    positions_of(image, "a class activation map")
+    activation, gradient, split = layer_and_patches(fn, image, target, layer, saliency_of=saliency_of)
+    as_maps = mapped(split, image.shape, layer, reshape)
+    return as_maps(widened(activation)), as_maps(widened(gradient))
 
 
 def _weighted(activation: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the sum of the features `[H', W', D]`, weighted by `[D]`, as `[H', W', 1]`."""
     # A product with a vector: on a CPU it is faster than a sum of products, into which XLA fuses the weights.
-    return jnp.einsum("hwd,d->hw", activation, weights, precision="highest")[..., None]
+    return jnp.einsum("...d,d->...", activation, weights, precision="highest")[..., None]
 
 
-def _finished(cam: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
-    """Apply the ReLU to a map `[H', W', 1]` and resize it to the image's size."""
+def mapped(split: Split, shape: tuple[int, ...], layer: Layer, reshape: Reshape | None) -> Reshape:
+    """Return the function from values in the layer's shape to a map `[H', W', D]`.
+
+    Raises:
+      ValueError: when called, for a layer that is no map; at once for a layer of tokens whose patches are not read.
+    """
+    if reshape is None:
+        _check_that_patches_are_read(split, layer)
+        return lambda values: as_map(values, shape, split.patches)
+
+    def reshaped(values: jax.Array) -> jax.Array:
+        found = reshape(values)
+        if found.ndim != len(shape):
+            raise ValueError(f"reshape returned shape {found.shape}: it must return a map [H', W', D]")
+        return found
+
+    return reshaped
+
+
+def _check_that_patches_are_read(split: Split, layer: Layer) -> None:
+    """Raise `ValueError` for a layer of tokens of which a class token alone matters: its map would be 0."""
+    tokens = squeezed(split.activation.shape, 1)
+    if layer is None or split.read is None or len(tokens) != 2:
+        return
+    read, patches = split.read(), split.patches
+    if read is None:
+        return
+    first = patches.first.get(tokens[0]) if patches is not None else None
+    own = range(1, tokens[0]) if first is None else range(first, first + math.prod(patches.grid))
+    if read.isdisjoint(own):
+        raise ValueError(
+            f"layer = {layer if isinstance(layer, str) else type(layer).__name__!r}: of the {tokens[0]} tokens of its "
+            f"output, what follows reads {', '.join(map(str, sorted(read)))} alone (counted from 0), such as a class "
+            "token, and no patch: the map would be 0. Name a layer that the last attention reads, such as the block "
+            "before or the normalization inside this one"
+        )
+
+
+def finished(contributions: jax.Array, relu: bool, upsample: str | None, image: jax.Array) -> jax.Array:
+    """Sum contributions `[H', W', D]` over features and resize the map to the image's size."""
     check_choice("upsample", upsample, (*UPSAMPLING, None))
+    cam = contributions.sum(-1, keepdims=True)
     cam = jax.nn.relu(cam) if relu else cam
-    return cam if upsample is None else jax.image.resize(cam, (*image.shape[:2], 1), upsample)
+    return cam if upsample is None else jax.image.resize(cam, (*image.shape[:-1], 1), UPSAMPLING[upsample])

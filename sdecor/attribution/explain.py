@@ -1,5 +1,6 @@
-"""Explanation of a batch: a method for one image, mapped over the examples in bounded memory."""
+"""Explanation of a batch: a method for one example, mapped over the batch in bounded memory."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdecor.attribution.inputs import checked_inputs, example_of, wide_dtype
 from sdecor.attribution.methods import METHODS
 from sdecor.attribution.noise import Noise, smoothed
-from sdecor.attribution.targets import Contrast, Target, checked_logits
-from sdecor.core.arrays import at_least_float32
+from sdecor.attribution.targets import Contrast, Target, checked_logits, is_function
+from sdecor.core.arrays import is_array
 from sdecor.core.checks import check_choice
 from sdecor.core.chunks import default_chunk_size, divide, map_examples
 from sdecor.core.classes import check_classes, is_class
@@ -23,8 +25,8 @@ PREDICTED = "predicted"
 
 @automatic
 def explain(
-    fn: Callable[[jax.Array], jax.Array],
-    images: jax.Array,
+    fn: Callable[[Any], Any] | tuple[Callable[[Any], Any], Callable[[Any], Any]],
+    images: Any,
     targets: Target | str,
     *,
     method: str | Callable[..., Any] = "gradient",
@@ -33,39 +35,46 @@ def explain(
     key: jax.Array | None = None,
     **options: Any,
 ) -> Any:
-    """Explain a batch of images, each for its own target.
+    """Explain a batch of images or other inputs, each for its own target.
 
     It works under `jit`, which saves repeated tracing, and under `pmap`.
 
     Args:
-      fn: the network for one image, `image [H, W, C] -> logits [K]`, in evaluation mode (examples must not depend on
-        each other). It closes over its parameters.
-      images: floating point, `[N, H, W, C]`.
+      fn: the network for one example, such as `image [H, W, C] -> logits [K]`, in evaluation mode (examples must not
+        depend on each other). It closes over its parameters. For integer tokens, a pair `(embed, rest)`: `rest` is
+        explained at the result of `embed`, and attributions have the shape of this result.
+      images: floating point, `[N, H, W, C]`; another array of inputs, such as series `[N, T, C]`, volumes
+        `[N, D, H, W, C]` or features `[N, F]`; or a tuple, dict or other tree of arrays `[N, …]`, which `fn` takes as
+        one argument.
       targets: classes to explain, integers `[N]`, or one integer for all; "predicted", each image's most probable
-        class; a `Contrast` of two classes; or a function `logits [K] -> scalar`. The function may be a
-        `jax.tree_util.Partial(function, parameters)` with parameters `[N, …]`, an entry for each example.
+        class; a `Contrast` of two classes; or a function of what `fn` returns, which may be any tree of arrays, to a
+        scalar. The function may be a `jax.tree_util.Partial(function, parameters)` with parameters `[N, …]`, an entry
+        for each example.
       method: a name in `METHODS`, or a function `method(fn, image, target, …options)` of one image.
       noise: if given, explain noisy copies of each image and combine them, as `smoothed` does; for any method.
       chunk_size: evaluations of `fn` at once: images, and samples or steps of each if there are fewer images. It bounds
         memory and changes the result by rounding only. Default: as many as the device's memory holds.
       key: one key or `[N]` keys, for methods that draw; other methods ignore it.
       **options: options of the method. A `baseline` of shape `[N, H, W, C]` holds an image for each example. A
-        `baseline` that is a function, `(image, key) -> image`, is called for each image.
+        `baseline` that is a function, `(image, key) -> image`, is called for each image. For several inputs a
+        `baseline` is a tree like these.
 
     Returns:
-      Signed attributions `[N, H, W, C]` (C = 1 for purely spatial methods) in the dtype of the images, but at least
-      float32; all NaN for an image that is not finite. With the option `with_error=True`, which some methods have, a
-      pair of attributions and completeness errors `[N]`.
+      Signed attributions in the shape of the inputs, `[N, H, W, C]` (C = 1 for purely spatial methods), in the dtype of
+      the images, but at least float32; all NaN for an image that is not finite. With the option `with_error=True`,
+      which some methods have, a pair of attributions and completeness errors `[N]`.
 
     Raises:
-      ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`, or
-        (outside of `jit`) targets that are not classes of `fn`. Under `jit` such a target yields a map of NaN.
+      ValueError: for an unknown method or option, wrong shapes or dtypes, an `fn` that does not return logits `[K]`
+        although targets are classes, or (outside of `jit`) targets that are not classes of `fn`. Under `jit` such a
+        target yields a map of NaN.
     """
     one, known, open_ended = _method(method, noise)
-    images = _checked_images(images)
-    n, example = images.shape[0], jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-    (classes,) = checked_logits(jax.eval_shape(fn, example)).shape
-    targets = _checked_targets(targets, n, classes)
+    fn, images = _embedded(fn, images, chunk_size)
+    images, n = checked_inputs(images)
+    example = example_of(images)
+    classes = _class_count(fn, example, targets)
+    targets = _checked_targets(targets, images, n, classes)
     for option in () if open_ended else options:
         check_choice(f"option of method {_name(method)!r}", option, [name for name in known if name != "key"])
     chunk_size = default_chunk_size(fn, example) if chunk_size is None else chunk_size
@@ -74,10 +83,16 @@ def explain(
     mapped = {"target": targets}
     if "key" in known and (key is not None or known["key"].default is inspect.Parameter.empty):
         mapped["key"] = _keys(key, n, method)
-    if np.ndim(options.get("baseline")) == 4:
-        mapped["baseline"] = _of_examples("baseline", options.pop("baseline"), images.shape)
+    if _is_of_examples(options.get("baseline"), images):
+        mapped["baseline"] = _of_examples("baseline", options.pop("baseline"), images)
 
-    def explain_one(image: jax.Array, own: dict[str, Any]) -> Any:
+    if "regions" in known and np.ndim(options.get("regions")) == _map_axes(images):
+        labels = options.pop("regions")
+        if options.get("count") is None and not isinstance(labels, jax.core.Tracer):
+            options["count"] = int(np.max(labels)) + 1
+        mapped["regions"] = _checked_labels(labels, images)
+
+    def explain_one(image: Any, own: dict[str, Any]) -> Any:
         target = own.pop("target")
         target = jnp.argmax(fn(image)) if isinstance(targets, _Predicted) else target
         found = one(fn, image, target, **own, **options)
@@ -116,7 +131,32 @@ def _name(method: str | Callable[..., Any]) -> str:
     return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
 
 
-def _finished(values: jax.Array, target: Target, classes: int, image: jax.Array) -> jax.Array:
+def _embedded(fn: Any, images: Any, chunk_size: int | None) -> tuple[Callable[[Any], Any], Any]:
+    """Return the function and the inputs to explain: for a pair `(embed, rest)`, `rest` and the embedded inputs."""
+    if callable(fn):
+        return fn, images
+    if not isinstance(fn, tuple | list) or len(fn) != 2 or not all(map(callable, fn)):
+        raise ValueError(f"fn = {fn!r}: pass the network of one example, or a pair of functions (embed, rest)")
+    embed, rest = fn
+    tokens = jax.tree.map(jnp.asarray, images)
+    at_once = default_chunk_size(embed, example_of(tokens)) if chunk_size is None else chunk_size
+    return rest, map_examples(embed, (tokens,), at_once)
+
+
+def _class_count(fn: Callable[[Any], Any], example: Any, targets: Any) -> int | None:
+    """Return the number of classes K; None for a function as target, whose network may return anything."""
+    try:
+        output = jax.eval_shape(fn, example)
+    except Exception as error:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, example)
+        error.add_note(
+            f"explain calls fn with one example, here of shape {shapes}: the first axis of images is examples"
+        )
+        raise
+    return None if is_function(targets) else checked_logits(output).shape[0]
+
+
+def _finished(values: jax.Array, target: Target, classes: int | None, image: Any) -> jax.Array:
     """Return a result as float32 or wider; NaN for a class that does not exist or an image that is not finite.
 
     The method itself may hide a NaN of the image: after a ReLU, for example, its gradient is 0.
@@ -124,9 +164,10 @@ def _finished(values: jax.Array, target: Target, classes: int, image: jax.Array)
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
-    values = values.astype(at_least_float32(image.dtype))
-    values = jnp.where(jnp.isfinite(image).all(), values, jnp.nan)
-    if not isinstance(target, Contrast) and callable(target):
+    values = values.astype(wide_dtype(image))
+    for leaf in jax.tree.leaves(image):
+        values = jnp.where(jnp.isfinite(leaf).all(), values, jnp.nan)
+    if classes is None:
         return values
     for each in target if isinstance(target, Contrast) else (target,):
         values = jnp.where(is_class(each, classes), values, jnp.nan)
@@ -139,38 +180,65 @@ def _keys(key: jax.Array | None, n: int, method: Any) -> jax.Array:
     return per_example(key, n)
 
 
-def _of_examples(name: str, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    if np.shape(values) != shape:
-        raise ValueError(f"{name} has shape {np.shape(values)}: pass {shape}, or {shape[1:]} for all examples")
-    return jnp.asarray(values)
+def _is_of_examples(values: Any, images: Any) -> bool:
+    """Return whether an option holds an entry for each example: arrays with the rank of the batch."""
+    if is_array(images):
+        return np.ndim(values) == images.ndim
+    if jax.tree.structure(values) != jax.tree.structure(images):
+        return False
+    pairs = zip(jax.tree.leaves(values), jax.tree.leaves(images), strict=True)
+    return all(np.ndim(value) == leaf.ndim for value, leaf in pairs)
 
 
-def _checked_images(images: jax.Array) -> jax.Array:
-    images = jnp.asarray(images)
-    if images.ndim != 4:
-        raise ValueError(f"images has shape {images.shape}: pass a batch [N, H, W, C]")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images has dtype {images.dtype}: pass floating point, as the network expects it")
-    return images
+def _of_examples(name: str, values: Any, images: Any) -> Any:
+    for value, leaf in zip(jax.tree.leaves(values), jax.tree.leaves(images), strict=True):
+        if np.shape(value) != leaf.shape:
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}: pass {leaf.shape}, or {leaf.shape[1:]} for all examples"
+            )
+    return jax.tree.map(jnp.asarray, values)
 
 
-def _checked_targets(targets: Any, n: int, classes: int) -> Any:
+def _map_axes(images: Any) -> int:
+    """Return the number of axes of a batch of label maps: `[N, *positions]`, or `[N, F]` of features."""
+    return max(images.ndim - 1, 2) if is_array(images) else -1
+
+
+def _checked_labels(labels: Any, images: jax.Array) -> jax.Array:
+    shape = images.shape[: _map_axes(images)]
+    if np.shape(labels) != shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"regions has shape {np.shape(labels)}: pass label maps, integers {shape}, or {shape[1:]}")
+    if not isinstance(labels, jax.core.Tracer) and np.min(labels) < 0:
+        raise ValueError(f"regions has a label {np.min(labels)}: labels are numbered from 0")
+    return jnp.asarray(labels)
+
+
+def _checked_targets(targets: Any, images: Any, n: int, classes: int | None) -> Any:
     """Return targets as a tree whose leaves have a leading axis of `n` examples."""
+    if targets is None or (isinstance(targets, str) and targets != PREDICTED):
+        close = isinstance(targets, str) and difflib.get_close_matches(targets, [PREDICTED])
+        hint = f"; did you mean {PREDICTED!r}?" if close else "."
+        raise ValueError(
+            f"targets = {targets!r} is no target{hint} Pass one class or [{n}] classes, integers from 0; "
+            f"{PREDICTED!r}; a Contrast of two classes; or a function of the network's output to a scalar"
+        )
     if isinstance(targets, str):
-        check_choice("targets", targets, (PREDICTED,))
         return _Predicted()
     if isinstance(targets, Contrast):
-        return Contrast(*(_checked_classes(each, n, classes) for each in targets))
+        return Contrast(*(_checked_classes(each, images, n, classes) for each in targets))
     if not callable(targets):
-        return _checked_classes(targets, n, classes)
+        return _checked_classes(targets, images, n, classes)
     for leaf in jax.tree.leaves(targets) if isinstance(targets, jax.tree_util.Partial) else ():
         if np.shape(leaf)[:1] != (n,):
             raise ValueError(f"a parameter of the target function has shape {np.shape(leaf)}: pass [{n}, …]")
     return targets if isinstance(targets, jax.tree_util.Partial) else jax.tree_util.Partial(targets)
 
 
-def _checked_classes(targets: jax.Array | int, n: int, classes: int) -> jax.Array:
+def _checked_classes(targets: Any, images: Any, n: int, classes: int | None) -> jax.Array:
     targets = check_classes("targets", targets, classes)
     if targets.shape not in ((), (n,)):
-        raise ValueError(f"targets has shape {targets.shape}: pass one class, or [{n}] classes")
+        shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(images))
+        raise ValueError(
+            f"targets has shape {targets.shape}: pass one class, or [{n}] classes, one for each example of {shapes}"
+        )
     return jnp.broadcast_to(targets, (n,))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from sdecor.attribution.inputs import of_any_input
 from sdecor.attribution.targets import Target, score_of
 
 
@@ -31,6 +32,7 @@ def gradient(
     return jax.grad(score_of(fn, target, saliency_of=saliency_of))(image)
 
 
+@of_any_input
 def input_x_gradient(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,

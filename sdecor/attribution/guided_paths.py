@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import Baseline, baseline_image
+from sdecor.attribution.inputs import of_any_input
 from sdecor.attribution.paths import completeness_error
 from sdecor.attribution.targets import Target, score_of
 from sdecor.core.arrays import kth_smallest, order_keys, widened
 from sdecor.core.checks import check_count, check_range
 
 
+@of_any_input
 def guided_integrated_gradients(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,

@@ -6,16 +6,37 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from sdecor.attribution.attention import attention_relevance, attention_rollout, legrad
 from sdecor.attribution.baselines import Baseline, blurred
-from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
+from sdecor.attribution.cams import (
+    eigen_cam,
+    finer_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    guided_grad_cam,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
+from sdecor.attribution.channels import ablation_cam, score_cam
+from sdecor.attribution.coalitions import (
+    coalition_count,
+    feature_ablation,
+    fewest_coalitions,
+    kernel_shap,
+    lime,
+    shapley_sampling,
+)
 from sdecor.attribution.gradients import gradient, input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients, path_bounds
 from sdecor.attribution.noise import Noise, smoothgrad, squaregrad, vargrad
 from sdecor.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients, quadrature
-from sdecor.attribution.perturbation import checked_pair, occlusion, rise, window_starts
+from sdecor.attribution.perturbation import occlusion, rise, windows_of
 from sdecor.attribution.propagation import deconvnet, deeplift, guided_backpropagation, lrp, rules_of
+from sdecor.attribution.regions import labels_of
 from sdecor.core.checks import check_choice, check_count
 
 
@@ -101,18 +122,45 @@ def _rise(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 
 
 def _occlusion(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    sides, window, stride = image_shape[:2], options["window"], options["stride"]
-    window = [math.ceil(side / 8) for side in sides] if window is None else checked_pair("window", window)
-    stride = [math.ceil(size / 2) for size in window] if stride is None else checked_pair("stride", stride)
-    axes = zip(("height", "width"), sides, window, stride, strict=True)
-    return Cost(math.prod(len(window_starts(*axis)) for axis in axes) + 1, 0)
+    _, starts = windows_of(image_shape[:-1], options["window"], options["stride"])
+    return Cost(math.prod(map(len, starts)) + 1, 0)
+
+
+def _own_evaluation(image_shape: tuple[int, ...], options: dict[str, Any]) -> int:
+    """Return the evaluations of an image's baseline: 0 if one evaluation per batch serves all images, else 1."""
+    baseline = options["baseline"]
+    of_one = not callable(baseline) and np.ndim(baseline) <= len(image_shape)
+    return int(not (baseline == "zero" if isinstance(baseline, str) else of_one))
+
+
+def _region_count(image_shape: tuple[int, ...], options: dict[str, Any]) -> int:
+    return labels_of(options["regions"], options["count"], jax.ShapeDtypeStruct(image_shape, np.float32))[1]
+
+
+def _feature_ablation(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    empty = _own_evaluation(image_shape, options) if options["with_error"] else 0
+    return Cost(_region_count(image_shape, options) + 1 + empty, 0)
+
+
+def _shapley_sampling(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    check_count("samples", options["samples"])
+    between = options["samples"] * (_region_count(image_shape, options) - 1)
+    return Cost(between + 1 + _own_evaluation(image_shape, options), 0)
+
+
+def _kernel_shap(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    regions = _region_count(image_shape, options)
+    check_count("samples", options["samples"], fewest_coalitions(regions))
+    return Cost(coalition_count(options["samples"], regions) + 1 + _own_evaluation(image_shape, options), 0)
+
+
+def _lime(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
+    check_count("samples", options["samples"], 2)
+    return Cost(options["samples"], 0)
 
 
 def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
-    """Return DeepLIFT's cost, without the baseline if one evaluation per batch serves all images."""
-    baseline = options["baseline"]
-    for_all = baseline == "zero" if isinstance(baseline, str) else not callable(baseline) and np.ndim(baseline) < 4
-    return Cost(0 if for_all else 1, 1)
+    return Cost(_own_evaluation(image_shape, options), 1)
 
 
 def _lrp(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
@@ -169,11 +217,27 @@ METHOD_INFO: dict[str, MethodInfo] = {
         MethodInfo(
             hires_cam, "HiResCAM", _one_forward),
         MethodInfo(
+            xgrad_cam, "XGrad-CAM", _one_forward, signed=False),
+        MethodInfo(
+            finer_cam, "Finer-CAM", _one_forward, signed=False),
+        MethodInfo(
+            eigen_cam, "Eigen-CAM", _one_forward, signed=False),
+        MethodInfo(
+            score_cam, "Score-CAM", signed=False),
+        MethodInfo(
+            ablation_cam, "Ablation-CAM", signed=False),
+        MethodInfo(
             guided_backpropagation, "Guided backpropagation", _one_gradient, presets=("standard",)),
         MethodInfo(
             deconvnet, "DeconvNet", _one_gradient),
         MethodInfo(
             guided_grad_cam, "Guided Grad-CAM", _one_gradient),
+        MethodInfo(
+            attention_rollout, "Attention rollout", _one_forward, signed=False),
+        MethodInfo(
+            attention_relevance, "Attention relevance", _one_gradient, signed=False),
+        MethodInfo(
+            legrad, "LeGrad", _one_gradient, signed=False),
         MethodInfo(
             deeplift, "DeepLIFT", _deeplift, sums_to=ABOVE_BASELINE),
         MethodInfo(
@@ -182,6 +246,14 @@ METHOD_INFO: dict[str, MethodInfo] = {
             occlusion, "Occlusion", _occlusion),
         MethodInfo(
             rise, "RISE", _rise, signed=False),
+        MethodInfo(
+            feature_ablation, "Feature ablation", _feature_ablation, sums_to=ABOVE_BASELINE),
+        MethodInfo(
+            shapley_sampling, "Shapley value sampling", _shapley_sampling, sums_to=ABOVE_BASELINE),
+        MethodInfo(
+            kernel_shap, "Kernel SHAP", _kernel_shap, sums_to=ABOVE_BASELINE),
+        MethodInfo(
+            lime, "LIME", _lime),
     )
 }
 # fmt: on
@@ -210,5 +282,7 @@ def cost(method: str, image_shape: tuple[int, int, int], *, noise: Noise | None 
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option in options:
         check_choice(f"option of method {method!r}", option, known)
+    if METHOD_INFO[method].cost is None:
+        raise ValueError(f"method = {method!r}: its cost depends on the number of channels of the layer")
     once = METHOD_INFO[method].cost(image_shape, known | options)
     return once if noise is None else Cost(*(count * noise.samples for count in once))

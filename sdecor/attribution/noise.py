@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sdecor.attribution.gradients import gradient
+from sdecor.attribution.inputs import flattened, with_noise
 from sdecor.attribution.targets import Target
+from sdecor.core.arrays import is_array
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.chunks import moments_over, sum_over
-from sdecor.core.rng import normal
 
 STATISTICS = ("mean", "mean_square", "variance")
 
@@ -63,19 +65,20 @@ def smoothed(method: Callable[..., jax.Array], noise: Noise) -> Callable[..., ja
             raise ValueError(
                 f"with_error = True: there is no completeness error of a {noise.statistic!r}, only of a mean"
             )
-        spread = (image.max() - image.min()) * noise.scale if noise.relative else noise.scale
 
         def sample(i: jax.Array) -> jax.Array:
             draw, rest = jax.random.split(jax.random.fold_in(key, i))
             own = {"key": rest} if "key" in inner else {}
             own |= {"chunk_size": 1} if "chunk_size" in inner else {}
-            copy = image + spread * normal(draw, image.shape, image.dtype)
+            copy = with_noise(draw, image, noise.scale, noise.relative)
             return method(fn, copy, target, **own, **options)
 
         if noise.statistic == "variance":
-            return moments_over(sample, noise.samples, at_once=chunk_size)[1]
+            restore = flattened(image)[1] if not is_array(image) else lambda found: found
+            values = sample if is_array(image) else lambda i: flattened(sample(i))[0]
+            return restore(moments_over(values, noise.samples, at_once=chunk_size)[1])
         square = noise.statistic == "mean_square"
-        term = (lambda i: sample(i) ** 2) if square else sample
+        term = (lambda i: jax.tree.map(jnp.square, sample(i))) if square else sample
         total = sum_over(term, noise.samples, at_once=chunk_size)
         return jax.tree.map(lambda x: x / noise.samples, total)
 

@@ -1,21 +1,24 @@
 """Path methods: gradients integrated along a path from a baseline to the image."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import BASELINES, Baseline, baseline_image, widest_sigma
+from sdecor.attribution.inputs import of_any_input, positions_of, with_noise
 from sdecor.attribution.targets import Target, score_of
 from sdecor.core.arrays import at_least_float32, blur, widened
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.chunks import sum_over
-from sdecor.core.rng import normal, uniform
+from sdecor.core.rng import uniform
 
 RULES = ("gauss_legendre", "riemann_middle", "riemann_left", "riemann_right", "trapezoid")
 
 
+@of_any_input
 def integrated_gradients(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -110,23 +113,27 @@ def expected_gradients(
     check_range("scale", scale, 0)
     score = score_of(fn, target, saliency_of=saliency_of)
     draw_baseline = _source_of(baselines, image)
-    wide = widened(image)
-    spread = (wide.max() - wide.min()) * scale if relative else scale
+    wide = jax.tree.map(widened, image)
 
-    def sample(i: jax.Array) -> tuple[jax.Array, ...]:
+    def sample(i: jax.Array) -> tuple[Any, ...]:
         of_start, of_place, of_noise = jax.random.split(jax.random.fold_in(key, i), 3)
         start = draw_baseline(of_start)
-        end = wide + spread * normal(of_noise, image.shape, wide.dtype) if scale else wide
-        way = end - widened(start)
-        point = (widened(start) + uniform(of_place, (), wide.dtype) * way).astype(image.dtype)
-        contribution = way * widened(jax.grad(score)(point))
+        end = with_noise(of_noise, wide, scale, relative) if scale else wide
+        way = jax.tree.map(lambda stop, first: stop - widened(first), end, start)
+
+        def between(first: jax.Array, step: jax.Array) -> jax.Array:
+            return (widened(first) + uniform(of_place, (), step.dtype) * step).astype(first.dtype)
+
+        slopes = jax.grad(score)(jax.tree.map(between, start, way))
+        contribution = jax.tree.map(lambda step, slope: step * widened(slope), way, slopes)
         return (contribution, score(start)) if with_error else (contribution,)
 
     total = sum_over(sample, samples, at_once=chunk_size)
-    attribution, *scores_of_baselines = (part / samples for part in total)
+    attribution, *scores_of_baselines = jax.tree.map(lambda part: part / samples, total)
     if not with_error:
         return attribution
-    return attribution, attribution.sum() - (score(image).astype(attribution.dtype) - scores_of_baselines[0])
+    found = sum(part.sum() for part in jax.tree.leaves(attribution))
+    return attribution, found - (score(image).astype(found.dtype) - scores_of_baselines[0])
 
 
 def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,16 +164,26 @@ def completeness_error(
     return attribution.sum() - (score(image) - score(start)).astype(attribution.dtype)
 
 
-def _source_of(baselines: Baseline, image: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _source_of(baselines: Any, image: Any) -> Callable[[jax.Array], Any]:
     """Return a function `key -> baseline image`."""
     if isinstance(baselines, str):
         check_choice("baselines", baselines, BASELINES)
     if isinstance(baselines, str) or callable(baselines):
         return lambda key: baseline_image(baselines, image, key=key)
-    pool = jnp.asarray(baselines, image.dtype)
-    if pool.ndim != 4 or pool.shape[1:] != image.shape or len(pool) == 0:
-        raise ValueError(f"baselines has shape {pool.shape}: pass images [B, {', '.join(map(str, image.shape))}]")
-    return lambda key: pool[jax.random.randint(key, (), 0, len(pool))]
+    if jax.tree.structure(baselines) != jax.tree.structure(image):
+        raise ValueError(f"baselines is {type(baselines).__name__!r}: pass arrays [B, …] with the inputs' structure")
+    pool = jax.tree.map(lambda own, leaf: jnp.asarray(own, leaf.dtype), baselines, image)
+    counts = {own.shape[:1] for own in jax.tree.leaves(pool)}
+    for own, leaf in zip(jax.tree.leaves(pool), jax.tree.leaves(image), strict=True):
+        if own.ndim != leaf.ndim + 1 or own.shape[1:] != leaf.shape or len(own) == 0 or len(counts) > 1:
+            raise ValueError(f"baselines has shape {own.shape}: pass images [B, {', '.join(map(str, leaf.shape))}]")
+    (count,) = counts.pop()
+
+    def draw(key: jax.Array) -> Any:
+        place = jax.random.randint(key, (), 0, count)
+        return jax.tree.map(lambda own: own[place], pool)
+
+    return draw
 
 
 # Smallest blur in pixels, in effect none: the nearest neighbour's weight exp(−5000) and its derivative underflow to 0.
@@ -210,7 +227,8 @@ def blur_integrated_gradients(
     References:
       Xu, Venugopalan, Sundararajan, "Attribution in Scale and Space", https://arxiv.org/abs/2004.03383, 2020.
     """
-    max_sigma = widest_sigma(image.shape) if max_sigma is None else max_sigma
+    sides = positions_of(image, "blur_integrated_gradients")
+    max_sigma = widest_sigma(sides) if max_sigma is None else max_sigma
     check_range("max_sigma", max_sigma, _SHARP)
     score = score_of(fn, target, saliency_of=saliency_of)
     places, weights = quadrature(rule, steps)

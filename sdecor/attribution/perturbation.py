@@ -1,5 +1,6 @@
 """Attribution by the change of the score when parts of the image are hidden; no gradients are needed."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdecor.attribution.baselines import Baseline, baseline_image
+from sdecor.attribution.inputs import positions_of
 from sdecor.attribution.targets import Target, target_score
 from sdecor.core.arrays import widened
 from sdecor.core.checks import check_count, check_range
@@ -19,8 +21,8 @@ def occlusion(
     image: jax.Array,
     target: Target,
     *,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
+    window: int | tuple[int, ...] | None = None,
+    stride: int | tuple[int, ...] | None = None,
     baseline: Baseline = "zero",
     saliency_of: str = "logit",
     key: jax.Array | None = None,
@@ -34,7 +36,8 @@ def occlusion(
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
       target: the class to explain, a `Contrast` of two classes, or a function of the logits.
-      window: height and width of the window in pixels, or one number for both. Default: an eighth of each side.
+      window: height and width of the window in pixels, or one number for both. Default: an eighth of each side. Of a
+        series or a volume, one number for each axis of positions; likewise `stride`.
       stride: distance from window to window in pixels, at most the window's size. Default: half the window. The last
         window of a row or a column is cut off at the border.
       baseline: replacement of the window's pixels, in all channels: see `baseline_image`.
@@ -45,13 +48,14 @@ def occlusion(
     Returns:
       Signed drops `[H, W, 1]` in score units.
 
+    Raises:
+      ValueError: for a window or a stride out of range, and for an input without positions.
+
     References:
       Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2014.
     """
-    sides = image.shape[:2]
-    window = tuple(math.ceil(side / 8) for side in sides) if window is None else checked_pair("window", window)
-    stride = tuple(math.ceil(size / 2) for size in window) if stride is None else checked_pair("stride", stride)
-    rows, columns = (window_starts(*each) for each in zip(("height", "width"), sides, window, stride, strict=True))
+    sides = positions_of(image, "occlusion")
+    window, starts = windows_of(sides, window, stride)
 
     def score(x: jax.Array) -> jax.Array:
         return target_score(fn(x), target, saliency_of=saliency_of)
@@ -59,17 +63,18 @@ def occlusion(
     hidden, unhidden = baseline_image(baseline, image, key=key), score(image)
 
     def drop(i: jax.Array) -> jax.Array:
-        top, left = jnp.asarray(rows)[i // len(columns)], jnp.asarray(columns)[i % len(columns)]
-        covered = _inside(sides[0], top, window[0])[:, None] & _inside(sides[1], left, window[1])[None, :]
+        places = jnp.unravel_index(i, tuple(map(len, starts)))
+        own = [jnp.asarray(each)[place] for each, place in zip(starts, places, strict=True)]
+        covered = functools.reduce(_crossed, map(_inside, sides, own, window))
         seen = jnp.where(covered[..., None], hidden, image)
         return jnp.where(covered, unhidden - score(seen), 0)
 
-    total = sum_over(drop, len(rows) * len(columns), at_once=chunk_size)
+    total = sum_over(drop, math.prod(map(len, starts)), at_once=chunk_size)
     times = [
-        sum(_inside(side, start, size).astype(int) for start in starts)
-        for side, starts, size in zip(sides, (rows, columns), window, strict=True)
+        sum(_inside(side, start, size).astype(int) for start in own)
+        for side, own, size in zip(sides, starts, window, strict=True)
     ]
-    return (total / np.outer(*times).astype(np.float32))[..., None]
+    return (total / functools.reduce(np.multiply.outer, times).astype(np.float32))[..., None]
 
 
 def rise(
@@ -79,7 +84,7 @@ def rise(
     *,
     key: jax.Array,
     samples: int = 4000,
-    cells: int | tuple[int, int] = 7,
+    cells: int | tuple[int, ...] = 7,
     probability: float = 0.5,
     baseline: Baseline = "zero",
     saliency_of: str = "probability",
@@ -96,7 +101,7 @@ def rise(
       target: the class to explain, a `Contrast` of two classes, or a function of the logits.
       key: random key for the masks.
       samples: number of masks.
-      cells: rows and columns of the grid, or one number for both.
+      cells: rows and columns of the grid, or one number for both; of a series or a volume, one for each axis.
       probability: probability that a cell is visible, in (0, 1].
       baseline: replacement of pixels where the mask is 0: see `baseline_image`.
       saliency_of: score of the target: "logit", "log_probability" or "probability".
@@ -110,23 +115,27 @@ def rise(
     """
     check_range("probability", probability, 0, 1, low_open=True)
     check_count("samples", samples)
-    cells = checked_pair("cells", cells)
+    sides = positions_of(image, "rise")
+    cells = checked_sizes("cells", cells, len(sides))
     hidden = widened(baseline_image(baseline, image, key=jax.random.fold_in(key, samples)))  # masks use 0 … samples − 1
 
     def weighted(i: jax.Array) -> jax.Array:
-        mask = _mask(jax.random.fold_in(key, i), image.shape[:2], cells, probability)[..., None].astype(hidden.dtype)
+        mask = _mask(jax.random.fold_in(key, i), sides, cells, probability)[..., None].astype(hidden.dtype)
         seen = (hidden + mask * (widened(image) - hidden)).astype(image.dtype)
         return mask * target_score(fn(seen), target, saliency_of=saliency_of).astype(mask.dtype)
 
     return sum_over(weighted, samples, at_once=chunk_size) / (samples * probability)
 
 
-def _mask(key: jax.Array, sides: tuple[int, int], cells: tuple[int, int], probability: float) -> jax.Array:
+def _mask(key: jax.Array, sides: tuple[int, ...], cells: tuple[int, ...], probability: float) -> jax.Array:
     """Return a mask `[H, W]` in [0, 1], from one draw for each cell and one for the shift along each side."""
-    draws = jax.random.uniform(key, (cells[0] * cells[1] + 2,))
-    grid = (draws[:-2] < probability).reshape(cells).astype(jnp.float32)
-    rows, columns = (_enlargement(*each) for each in zip(draws[-2:], sides, cells, strict=True))
-    return jnp.einsum("yi,ij,xj->yx", rows, grid, columns, precision="highest")
+    axes = len(sides)
+    draws = jax.random.uniform(key, (math.prod(cells) + axes,))
+    mask = (draws[:-axes] < probability).reshape(cells).astype(jnp.float32)
+    for shift, side, count in zip(draws[-axes:], sides, cells, strict=True):
+        # The first axis is enlarged and becomes the last one.
+        mask = jnp.tensordot(mask, _enlargement(shift, side, count), (0, 1), precision="highest")
+    return mask
 
 
 def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
@@ -141,14 +150,26 @@ def _enlargement(draw: jax.Array, side: int, cells: int) -> jax.Array:
     return jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(cells, dtype=draw.dtype)[None]), 0)
 
 
-def checked_pair(name: str, sizes: int | tuple[int, int]) -> tuple[int, int]:
-    """Return a size as two positive integers, for rows and columns; one number stands for both."""
-    pair = (sizes, sizes) if np.ndim(sizes) == 0 else tuple(sizes)
-    if len(pair) != 2:
-        raise ValueError(f"{name} = {sizes!r}: pass a positive integer, or two for rows and columns")
-    for size in pair:
+def checked_sizes(name: str, sizes: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """Return a size as one positive integer for each axis of positions; one number stands for all."""
+    each = (sizes,) * axes if np.ndim(sizes) == 0 else tuple(sizes)
+    if len(each) != axes:
+        several = "two for rows and columns" if axes == 2 else f"one for each of the {axes} axes of positions"
+        raise ValueError(f"{name} = {sizes!r}: pass a positive integer, or {several}")
+    for size in each:
         check_count(name, size)
-    return int(pair[0]), int(pair[1])
+    return tuple(map(int, each))
+
+
+def windows_of(
+    sides: tuple[int, ...], window: int | tuple[int, ...] | None, stride: int | tuple[int, ...] | None
+) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Return the size of a window, and the first positions of all windows along each axis."""
+    axes = len(sides)
+    window = tuple(math.ceil(side / 8) for side in sides) if window is None else checked_sizes("window", window, axes)
+    stride = tuple(math.ceil(size / 2) for size in window) if stride is None else checked_sizes("stride", stride, axes)
+    names = ("height", "width") if axes == 2 else [f"axis {axis}" for axis in range(axes)]
+    return window, [window_starts(*each) for each in zip(names, sides, window, stride, strict=True)]
 
 
 def window_starts(name: str, side: int, size: int, stride: int) -> np.ndarray:
@@ -156,6 +177,11 @@ def window_starts(name: str, side: int, size: int, stride: int) -> np.ndarray:
     check_range(f"{name} of window", size, 1, side)
     check_range(f"{name} of stride", stride, 1, size)
     return np.arange(math.ceil((side - size) / stride) + 1) * stride
+
+
+def _crossed(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Return where both of two masks of different axes hold, bool with the axes of both."""
+    return first[..., None] & second.reshape(*[1] * first.ndim, -1)
 
 
 def _inside(side: int, start: jax.Array, size: int) -> jax.Array:

@@ -3,7 +3,7 @@
 Their rules are in `sdecor.rules`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -12,14 +12,16 @@ import numpy as np
 
 from sdecor.attribution.baselines import Baseline, baseline_image
 from sdecor.attribution.canonical import canonical
-from sdecor.attribution.targets import Target, checked_logits, score_of, target_score
+from sdecor.attribution.inputs import of_any_input
+from sdecor.attribution.targets import Target, target_score
 from sdecor.core.checks import check_choice, check_range
-from sdecor.rules import deeplift as deeplift_rules, lrp as lrp_rules
+from sdecor.rules import deeplift as deeplift_rules
 from sdecor.rules.guided import with_relus
-from sdecor.rules.lrp import RULES, Layer, Settings
+from sdecor.rules.lrp import RULES, SOFTMAX, Layer, Settings, units_of
 from sdecor.rules.program import execute, flatten, plan
 
 
+@of_any_input
 def guided_backpropagation(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -57,10 +59,11 @@ def guided_backpropagation(
     References:
       Springenberg et al., "Striving for Simplicity: The All Convolutional Net", https://arxiv.org/abs/1412.6806, 2014.
     """
-    changed = with_relus(lambda x: checked_logits(fn(x)), image, 0.0, "guided_backpropagation")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+    score = lambda x: target_score(fn(x), target, saliency_of=saliency_of)  # noqa: E731
+    return jax.grad(canonical(with_relus(score, image, 0.0, "guided_backpropagation")))(image)
 
 
+@of_any_input
 def deconvnet(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -75,10 +78,11 @@ def deconvnet(
     References:
       Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901, 2013.
     """
-    changed = with_relus(lambda x: checked_logits(fn(x)), image, -np.inf, "deconvnet")
-    return jax.grad(score_of(changed, target, saliency_of=saliency_of))(image)
+    score = lambda x: target_score(fn(x), target, saliency_of=saliency_of)  # noqa: E731
+    return jax.grad(canonical(with_relus(score, image, -np.inf, "deconvnet")))(image)
 
 
+@of_any_input
 def deeplift(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -141,9 +145,12 @@ def deeplift(
     return (attribution, attribution.sum() - (score - score_of_start)) if with_error else attribution
 
 
-COMPOSITES = ("composite", "epsilon", "gamma", "z_plus")
+COMPOSITES = ("composite", "epsilon", "gamma", "vit", "z_plus")
+_GAMMA = {"convolution": 0.25, "dense": 0.25}
+_GAMMA_OF_VIT = {"convolution": 0.25, "dense": 0.05}
 
 
+@of_any_input
 def lrp(
     fn: Callable[[jax.Array], jax.Array],
     image: jax.Array,
@@ -151,7 +158,8 @@ def lrp(
     *,
     rule: str | Callable[[Layer], str] = "composite",
     epsilon: float = 1e-6,
-    gamma: float = 0.25,
+    gamma: float | Mapping[str, float] | None = None,
+    softmax: str | None = None,
     low: float | jax.Array | None = None,
     high: float | jax.Array | None = None,
     saliency_of: str = "logit",
@@ -170,47 +178,64 @@ def lrp(
     - "box", for the first layer of images with values from `low` to `high`: `t_j = x_j w_j − low w_j⁺ − high w_j⁻`, and
       d is the sum of these terms.
 
-    Sums, means and residual additions use the rule "epsilon". Maxima pass relevance to the winner. An activation with
-    f(0) = 0, such as ReLU or GELU, passes it unchanged. Biases absorb their share of the relevance, except in "box".
-    Cost: one gradient for "epsilon"; two for "gamma" and "z_plus" (three in a layer whose input may be negative).
+    Sums, means and residual additions use the rule "epsilon". Maxima pass relevance to the winner. Biases and other
+    added constants (positions, a class token) absorb their share of the relevance, except in "box". For transformers,
+    gates and normalisations the rules are those of AttnLRP:
+
+    - an elementwise function of one value, such as ReLU, GELU or a sigmoid: relevance passes unchanged;
+    - a product or matrix product of two values: half of the relevance to each, in a sum by the rule "epsilon";
+    - a quotient `a / s`, also by a root as in LayerNorm, RMSNorm, GroupNorm or a cosine: s counts as a constant;
+    - a softmax p of x: `R_i = x_i (R'_i − p_i Σ R')`, the first-order Taylor expansion at x, whose constant part
+      absorbs relevance; or, with `softmax="constant"` (CP-LRP), the weights count as constants in products, and all
+      relevance goes to the values that they weight.
+
+    Cost: one gradient for "epsilon"; two for "gamma", "z_plus" and "vit" (three in a layer whose input may be
+    negative).
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.
       image: floating point, `[H, W, C]`.
       target: the class to explain, a `Contrast` of two classes, or a linear function of the logits.
       rule: the rule of all layers; or "composite", which is "gamma" in convolutions, "epsilon" in dense layers, and
-        "box" in the first layer if `low` and `high` are given; or a function from a `Layer` to the name of its rule.
+        "box" in the first layer if `low` and `high` are given; or "vit", which is "gamma" in all layers and
+        `softmax="constant"`, for vision transformers; or a function from a `Layer` to the name of its rule.
       epsilon: stabiliser of all denominators, in units of the layer's output; at least 0.
-      gamma: additional weight of positive contributions; at least 0.
+      gamma: additional weight of positive contributions, at least 0; one number, or one for each of "convolution" and
+        "dense". Default: 0.25, but 0.05 in the dense layers of "vit".
+      softmax: rule of a softmax, "taylor" or "constant". Default: "taylor", but "constant" in "vit".
       low, high: smallest and largest value that a pixel can have: a number, `[C]` or `[H, W, C]`.
       saliency_of: always "logit". A probability is not a sum of contributions, so relevance cannot start from it.
       with_error: also return the completeness error.
 
     Returns:
       Signed relevance `[H, W, C]` in score units. With `with_error` a pair of these and the scalar
-      `Σ attribution − score`. The scalar is minus the relevance that biases and ε absorb, 0 up to rounding without
-      biases. With "z_plus", relevance is also lost at a layer's outputs without any positive part `x_j w_j`. After a
-      ReLU such outputs are 0 and have no relevance, but after a GELU they have some, and so has a negative score.
+      `Σ attribution − score`. The scalar is minus the relevance that biases, other added constants, ε and the Taylor
+      rule of a softmax absorb; without them it is 0 up to rounding. With "z_plus", relevance is also lost at a layer's
+      outputs without any positive part `x_j w_j`. After a ReLU such outputs are 0 and have no relevance, but after a
+      GELU they have some, and so has a negative score.
 
     Raises:
-      ValueError: for an operation without a rule: products of two values that depend on the image (LayerNorm,
-        attention, gates), softmax, and activations with f(0) ≠ 0; or an option out of range.
+      ValueError: for an operation without a rule, such as sorting or a selection by another value; or an option out of
+        range.
 
     References:
       Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
       https://doi.org/10.1371/journal.pone.0130140, 2015. Montavon et al., "Layer-Wise Relevance Propagation: An
       Overview", https://doi.org/10.1007/978-3-030-28954-6_10, 2019 (gamma, composites). Montavon et al., "Explaining
       NonLinear Classification Decisions with Deep Taylor Decomposition", https://arxiv.org/abs/1512.02479, 2015 (z⁺,
-      box). Anders et al., https://arxiv.org/abs/2106.13200, 2021 (inputs of both signs, as in zennit).
+      box). Anders et al., https://arxiv.org/abs/2106.13200, 2021 (inputs of both signs, as in zennit). Achtibat et al.,
+      "AttnLRP", https://arxiv.org/abs/2402.05602, 2024 (transformers; γ for vision). Ali et al., "XAI for Transformers:
+      Better Explanations through Conservative Propagation", https://arxiv.org/abs/2202.07304, 2022 (CP-LRP).
     """
     rule_of = rules_of(rule, low, high, saliency_of)
     check_range("epsilon", epsilon, 0)
-    check_range("gamma", gamma, 0)
+    gamma = _gamma_of(gamma, rule)
+    softmax = ("constant" if rule == "vit" else "taylor") if softmax is None else softmax
+    check_choice("softmax", softmax, SOFTMAX)
     program = flatten(lambda x: target_score(fn(x), target), image, enter_custom=True)
 
     def score(x: jax.Array, bounds: tuple[jax.Array, ...]) -> jax.Array:
-        settings = Settings(rule_of, epsilon, gamma, bounds)
-        units = plan(program, partial(lrp_rules.unit_of, program, settings))
+        units = units_of(program, Settings(rule_of, epsilon, gamma, softmax, bounds))
         return execute(program, units, [x])[0]
 
     given = () if low is None else (low, high)
@@ -219,6 +244,20 @@ def lrp(
     parts = jax.tree.map(jnp.multiply, (image, bounds), gradients)
     relevance = sum(parts[1], parts[0])
     return (relevance, relevance.sum() - explained) if with_error else relevance
+
+
+def _gamma_of(gamma: float | Mapping[str, float] | None, rule: str | Callable) -> Mapping[str, float]:
+    """Return γ by kind of layer, after a check of the values."""
+    default = _GAMMA_OF_VIT if rule == "vit" else _GAMMA
+    if gamma is None:
+        return default
+    if not isinstance(gamma, Mapping):
+        check_range("gamma", gamma, 0)
+        return dict.fromkeys(_GAMMA, gamma)
+    for kind, value in gamma.items():
+        check_choice("kind of layer in gamma", kind, _GAMMA)
+        check_range(f"gamma[{kind!r}]", value, 0)
+    return default | dict(gamma)
 
 
 def rules_of(rule: str | Callable, low: object, high: object, saliency_of: str) -> Callable[[Layer], str]:
@@ -241,6 +280,6 @@ def rules_of(rule: str | Callable, low: object, high: object, saliency_of: str) 
     if rule != "composite":
         if low is not None:
             raise ValueError(f"low and high belong to the rule 'box', which rule = {rule!r} does not use")
-        return lambda layer: rule
+        return lambda layer: "gamma" if rule == "vit" else rule
     of_first = None if low is None else "box"
     return lambda layer: (layer.first and of_first) or {"convolution": "gamma", "dense": "epsilon"}[layer.kind]

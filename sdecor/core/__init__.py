@@ -4,6 +4,7 @@ Files:
   parallel            devices and processes: meshes, placement, pmap
   rng                 random keys per example
   arrays, classes     precision, sorting and blur; class indices
+  barrier             a barrier in a program for a CPU
   chunks              many evaluations of a function in bounded memory
   jaxpr               interpretation of a function's jaxpr
   checks              validation of plain values

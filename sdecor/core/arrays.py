@@ -22,6 +22,11 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype) if wide else jnp.dtype(jnp.float32)
 
 
+def is_array(value: object) -> bool:
+    """Return whether a value is one array, or its shape, and not a tree of arrays."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
 def widened(array: jax.Array) -> jax.Array:
     """Return an array in float32 or wider."""
     return array.astype(at_least_float32(array.dtype))
@@ -172,22 +177,24 @@ def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Blur images by a Gaussian: rows, then columns, each by a small dense matrix, which is exact at the borders.
 
     Args:
-      images: `[N, H, W, C]`.
+      images: `[N, H, W, C]`, or with another number of axes between the first and the last, as in a series
+        `[N, T, C]`; all of them are blurred.
       sigma: the Gaussian's standard deviation in pixels, a positive number or a traced scalar.
 
     Returns:
-      Images `[N, H, W, C]` in the dtype of `images`, computed in float32. Only pixels of the image
-      count, so a constant image is unchanged.
+      Images in the shape and dtype of `images`, computed in float32. Only pixels of the image count, so a constant
+      image is unchanged.
 
     Raises:
       ValueError: when `sigma` is a Python number that is not positive.
     """
     if isinstance(sigma, int | float):
         check_range("blur_sigma", sigma, 0.0, low_open=True)
-    _, height, width, _ = images.shape
-    smooth = images.astype(jnp.float32)
-    smooth = jnp.einsum("ih,nhwc->niwc", _matrix(height, sigma), smooth, precision="highest")
-    smooth = jnp.einsum("jw,nhwc->nhjc", _matrix(width, sigma), smooth, precision="highest")
+    smooth, letters = images.astype(jnp.float32), "nabdefgc"[: images.ndim - 1] + "c"
+    for axis in range(1, images.ndim - 1):
+        along = letters[axis]
+        how = f"i{along},{letters}->{letters.replace(along, 'i')}"
+        smooth = jnp.einsum(how, _matrix(images.shape[axis], sigma), smooth, precision="highest")
     return smooth.astype(images.dtype)
 
 

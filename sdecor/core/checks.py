@@ -50,6 +50,8 @@ def check_count(field: str, value: int, low: int = 1, high: int | None = None) -
 
 def _is_number(value: Any) -> bool:
     """Return whether a value is one real number: from Python, or from NumPy or JAX without axes."""
+    if type(value) in (int, float):  # as nearly always: the loop of training calls this at each step
+        return True
     if isinstance(value, str | bytes) or np.ndim(value) > 0 or np.iscomplexobj(value):
         return False
     if isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_:

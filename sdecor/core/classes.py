@@ -89,7 +89,8 @@ def check_several(count: int, instead: str = "") -> None:
 
 def _check_integers(field: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"{field} has dtype {dtype}: pass classes, integers from 0")
+        names = ", not names" if getattr(dtype, "kind", "") in "USO" else ""
+        raise ValueError(f"{field} has dtype {dtype}: pass classes, integers from 0{names}")
 
 
 def _no_such_class(field: str, numbers: np.ndarray, wrong: Any, count: int | None) -> str:

@@ -63,14 +63,15 @@ def interpret(fn: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
 
 def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope: str = "") -> list[jax.Array]:
     """Evaluate a closed jaxpr with `rule`, as `interpret` does."""
-    jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+    values = values_of(closed, inputs)
+    run_equations(closed.jaxpr.eqns, values, rule, scope)
+    return [value_of(values, atom) for atom in closed.jaxpr.outvars]
 
-    def read(atom: Any) -> jax.Array:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
 
-    for equation in jaxpr.eqns:
-        given = [read(atom) for atom in equation.invars]
+def run_equations(equations: Sequence[Any], values: dict[core.Var, Any], rule: Rule, scope: str = "") -> None:
+    """Evaluate equations in order with `rule`, as `interpret` does, and add their outputs to `values`."""
+    for equation in equations:
+        given = [value_of(values, atom) for atom in equation.invars]
         place = scope_of(equation, scope)
         outputs = on_reference(equation, given)
         if outputs is None:
@@ -78,7 +79,17 @@ def run(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array], rule: Rule, scope
         if outputs is None:
             outputs = evaluate(equation, given, rule, place)
         values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+
+
+def values_of(closed: core.ClosedJaxpr, inputs: Sequence[jax.Array]) -> dict[core.Var, Any]:
+    """Return the values of a closed jaxpr's constants and inputs."""
+    jaxpr = closed.jaxpr
+    return dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+
+
+def value_of(values: dict[core.Var, Any], atom: Any) -> Any:
+    """Return the value of a variable, or of a literal."""
+    return atom.val if isinstance(atom, core.Literal) else values[atom]
 
 
 def evaluate(equation: Any, inputs: Sequence[jax.Array], rule: Rule | None = None, scope: str = "") -> list[jax.Array]:

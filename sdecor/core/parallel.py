@@ -127,16 +127,22 @@ def shard(batch: Any, devices: int | None = None) -> Any:
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
 
-def shard_micro_batches(batches: list[Any], devices: int | None = None) -> Any:
-    """Split each of the `m` micro-batches of a step over devices: `[devices, m, n / devices, …]`.
+def shard_micro_batches(batches: list[Any], devices: int | None = None, *, steps: int = 1) -> Any:
+    """Split each of the `m` micro-batches of each of some steps over devices: `[devices, steps, m, n / devices, …]`.
 
-    For a single micro-batch the result has no axis `m`: `[devices, n / devices, …]`. Each micro-batch is split by
-    itself, so that its examples and their statistics are the same on any number of devices.
+    The axes of `steps` and `m` are left out where there is only one. Each micro-batch is split by itself, so that its
+    examples and their statistics are the same on any number of devices.
     """
-    sharded = [shard(batch, devices) for batch in batches]
-    if len(sharded) == 1:
-        return sharded[0]
-    return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *sharded)
+    if len(batches) == 1:
+        return shard(batches[0], devices)
+    count = devices or jax.local_device_count()
+    lengths = [length for length in (steps, len(batches) // steps) if length > 1]
+
+    def stack(*xs: np.ndarray) -> np.ndarray:
+        stacked = np.stack([x.reshape(count, x.shape[0] // count, *x.shape[1:]) for x in xs], axis=1)
+        return stacked.reshape(count, *lengths, *stacked.shape[2:])
+
+    return jax.tree.map(stack, *batches)
 
 
 def pmap_step(step: Callable, devices: list[jax.Device] | None = None) -> Callable:

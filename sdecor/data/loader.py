@@ -9,16 +9,16 @@ import numpy as np
 from sdecor.core import interrupt
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.threads import Check
-from sdecor.data.memory import MemoryLoader, MemorySource
+from sdecor.data.memory import IndexLoader, MemoryLoader, MemorySource
 from sdecor.data.reading import first_readable
 from sdecor.data.streaming import GrainLoader
 
-KINDS = ("auto", "memory", "grain")
+KINDS = ("auto", "memory", "device", "grain")
 _FEWEST_THREADS, _MOST_THREADS = 4, 16  # each thread holds a batch in memory
 
 
 class Loader(Protocol):
-    """The interface of both kinds of loader. Their only state is the step, so checkpoints hold nothing of them."""
+    """The interface of all kinds of loader. Their only state is the step, so checkpoints hold nothing of them."""
 
     kind: str
     steps_per_epoch: int
@@ -54,7 +54,7 @@ def create_loader(
     process_count: int = 1,
     check: Check = interrupt.check,
 ) -> Loader:
-    """Create the loader of a training split. Both kinds serve equal batches for the same seed and step.
+    """Create the loader of a training split. All kinds serve equal batches for the same seed and step.
 
     In place of an example that a `Skipping` source leaves out, they serve the next one that can be read.
 
@@ -62,7 +62,9 @@ def create_loader(
       source: a Source.
       batch_size: size of the global batch, over all processes.
       seed: seed of the order of examples, at least 0.
-      kind: "memory" decodes everything once, "grain" streams, "auto" chooses memory if the images fit.
+      kind: "memory" decodes everything once, "grain" streams, "auto" chooses memory if the images fit. "device" decodes
+        everything once and serves the examples' `index` int32 `[n]` in place of `image` and `label`, for a split that
+        lies on the devices.
       memory_limit_mb: largest size of the decoded images for "auto", in MiB for each process.
       num_workers: number of worker processes that decode for Grain; 0 = only threads of this process. A worker takes
         seconds to start, receives a pickled copy of the source, and returns batches in shared memory (/dev/shm).
@@ -96,8 +98,8 @@ def create_loader(
     }
     if kind == "auto":
         kind = "memory" if fits_in_memory(source, memory_limit_mb) else "grain"
-    if kind == "memory":
-        return MemoryLoader(source, **fields)
+    if kind in ("memory", "device"):
+        return (MemoryLoader if kind == "memory" else IndexLoader)(source, **fields)
     return GrainLoader(source, num_workers=num_workers, prefetch=prefetch, **fields)
 
 

@@ -175,9 +175,13 @@ class MemoryLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Return this process's part of the batch at `step`: `image`, `label`, `position`."""
-        indices, positions = batch_indices(self._seed, step, **self._order)
-        indices = indices if self._replaced is None else self._replaced[indices]
+        indices, positions = self._indices(step)
         return {"image": self.source.images[indices], "label": self.source.labels[indices], "position": positions}
+
+    def _indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the source that are this process's part of the batch at `step`, and their positions."""
+        indices, positions = batch_indices(self._seed, step, **self._order)
+        return indices if self._replaced is None else self._replaced[indices], positions
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches of `start_step`, `start_step + 1`, … without end."""
@@ -199,6 +203,17 @@ class MemoryLoader:
         """Return a one-line description of the loader."""
         n, height, width, channels = self.source.images.shape
         return (
-            f"memory: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "
+            f"{self.kind}: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "
             f"{self.steps_per_epoch} steps per epoch"
         )
+
+
+class IndexLoader(MemoryLoader):
+    """Training batches of a split that lies on the devices: where the examples of a `MemoryLoader` are."""
+
+    kind = "device"
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return this process's part of the batch at `step`: `index`, the row in `source`, and `position`."""
+        indices, positions = self._indices(step)
+        return {"index": indices.astype(np.int32), "position": positions}

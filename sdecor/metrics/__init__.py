@@ -20,6 +20,7 @@ Files:
   similarity                correlation, cosine and SSIM of two maps
 """
 
+from sdecor.attribution.baselines import blurred as blurred
 from sdecor.metrics.axiomatic import (
     completeness as completeness,
     input_invariance as input_invariance,
@@ -107,7 +108,6 @@ from sdecor.metrics.replacement import (
     BASELINES as BASELINES,
     area_under as area_under,
     baseline_images as baseline_images,
-    blurred as blurred,
     replacement_curve as replacement_curve,
 )
 from sdecor.metrics.road import RoadCurves as RoadCurves, impute as impute, road as road, road_curves as road_curves

@@ -1,5 +1,6 @@
 """Axiomatic metrics: how far an attribution is from properties that it should have by definition."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,16 @@ from sdecor.core.checks import check_count
 from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
-from sdecor.metrics.inputs import Fn, check_batch, check_classes, check_images, class_count, in_flight
+from sdecor.metrics.inputs import (
+    Fn,
+    check_batch,
+    check_classes,
+    check_images,
+    class_count,
+    in_flight,
+    map_shape,
+    over_channels,
+)
 from sdecor.metrics.replacement import Baseline, baseline_images, finite, map_samples
 from sdecor.metrics.robustness import defined_for, over_examples
 
@@ -111,9 +121,10 @@ def non_sensitivity(
     """
     check_count("samples", samples)
     targets = check_batch(images, maps, targets, fn=fn)
-    n, height, width, _ = images.shape
-    visited = height * width if pixels is None else pixels
-    check_count("pixels", visited, 1, height * width)
+    sides = map_shape(images.shape)[1:]
+    n, count = images.shape[0], math.prod(sides)
+    visited = count if pixels is None else pixels
+    check_count("pixels", visited, 1, count)
     drawn = isinstance(baseline, str) and baseline == "uniform"
     others = images if drawn else baseline_images(images, baseline, key=key)
     examples, at_once = in_flight(fn, chunk_size, images)
@@ -121,9 +132,9 @@ def non_sensitivity(
     def one(image, other, saliency, target, key):
         strength = jnp.abs(saliency.astype(jnp.float32)).ravel()
         key, order_key = jax.random.split(key)
-        order = jnp.arange(height * width)
+        order = jnp.arange(count)
         order = order if pixels is None else jax.random.permutation(order_key, order)[:visited]
-        low, high = (widened(extreme(image, axis=(0, 1))) for extreme in (jnp.min, jnp.max))
+        low, high = (widened(extreme(image, axis=tuple(range(image.ndim - 1)))) for extreme in (jnp.min, jnp.max))
 
         def score(x: jax.Array) -> jax.Array:
             return target_score(fn(x).astype(jnp.float32), target, saliency_of=saliency_of)
@@ -132,12 +143,12 @@ def non_sensitivity(
 
         def ignored(place: jax.Array) -> jax.Array:
             def change(sample: jax.Array) -> jax.Array:
-                value = other.reshape(-1, other.shape[-1])[place]
+                value = other.reshape(count, *image.shape[len(sides) :])[place]
                 if drawn:
                     own_key = jax.random.fold_in(jax.random.fold_in(key, place), sample)
                     draw = jax.random.uniform(own_key, low.shape, low.dtype)
                     value = (low + (high - low) * draw).astype(image.dtype)
-                mask = (jnp.arange(height * width) == place).reshape(height, width, 1)
+                mask = over_channels((jnp.arange(count) == place).reshape(sides), image)
                 return (score(jnp.where(mask, value, image)) - here) ** 2
 
             return jnp.sqrt(jax.lax.map(change, jnp.arange(samples)).mean()) <= score_tolerance

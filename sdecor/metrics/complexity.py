@@ -104,6 +104,7 @@ def mst_compactness(maps: jax.Array, *, percentile: float = 80.0) -> jax.Array:
       https://arxiv.org/abs/2603.29491, 2026. The defaults and the scale are those of its authors' implementation.
     """
     check_range("percentile", percentile, 0, 100, high_open=True)
+    check_maps(maps=maps)
     _, defined = _magnitudes(maps)
     n, height, width = maps.shape
     keys = order_keys(jnp.abs(maps.astype(jnp.float32)).reshape(n, -1))  # unscaled, since rounding would make ties
@@ -151,9 +152,8 @@ def _hull_area(salient: jax.Array) -> jax.Array:
         around = ((left <= column) & (column <= right))[None]
         a, b = heights[:, :, None], heights[:, None, :]
         both = around & jnp.isfinite(a) & jnp.isfinite(b)
-        return jnp.where(both, jnp.where(both, a, 0) * (1 - share) + jnp.where(both, b, 0) * share, -jnp.inf).max(
-            (1, 2)
-        )
+        line = jnp.where(both, a, 0) * (1 - share) + jnp.where(both, b, 0) * share
+        return jnp.where(both, line, -jnp.inf).max((1, 2))
 
     thickness = lax.map(lambda column: upper(top, column) + upper(bottom, column), columns).T
     known = jnp.isfinite(thickness)
@@ -167,7 +167,7 @@ def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Metrics that do not depend on scale use them, because their sums stay in float32's range for any gradient.
     """
-    check_maps(maps=maps)
+    check_maps(maps=maps, of_images=False)
     values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))
     peak = values.max(-1, keepdims=True)
     return values / jnp.where(peak > 0, peak, 1), (peak[:, 0] > 0) & jnp.isfinite(peak[:, 0])

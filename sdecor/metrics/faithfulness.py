@@ -8,6 +8,7 @@ Soft masks (`average_drop`, `average_increase`): the map is scaled to [0, 1] by 
 0, the pixel is that of the baseline. Values are NaN for a map that is constant or not finite.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from sdecor.core.chunks import map_examples
 from sdecor.core.classes import correct
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
-from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight, over_channels
 from sdecor.metrics.replacement import (
     Baseline,
     area_under,
@@ -183,7 +184,7 @@ def pixel_flipping_curve(
       Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
       Propagation", https://doi.org/10.1371/journal.pone.0130140, 2015.
     """
-    steps = maps.shape[1] * maps.shape[2] if steps is None else steps
+    steps = math.prod(maps.shape[1:]) if steps is None else steps
     return deletion_curve(fn, images, maps, targets, key=key, steps=steps, baseline=baseline, **options)
 
 
@@ -315,9 +316,10 @@ def _scores(
     """Return the target's score of the image and of the masked image, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, key=key)
-    maps = moderate(maps.astype(jnp.float32), (1, 2))
-    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    weights = ((maps - low) / jnp.where(high > low, high - low, 1))[..., None]
+    axes = tuple(range(1, maps.ndim))
+    maps = moderate(maps.astype(jnp.float32), axes)
+    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
+    weights = over_channels((maps - low) / jnp.where(high > low, high - low, 1), images)
     score = score_of(saliency_of)
     examples, at_once = in_flight(fn, chunk_size, images)
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdecor.attribution.regions import grid
 from sdecor.core.checks import check_choice, check_count
 from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import normal, per_example
-from sdecor.metrics.inputs import Fn, check_batch, in_flight
-from sdecor.metrics.regions import grid_segments
+from sdecor.metrics.inputs import Fn, check_batch, check_images, in_flight, map_shape, over_channels
 from sdecor.metrics.replacement import Baseline, baseline_images, defined, finite, map_samples, score_of
 
 PERTURBATIONS = ("squares", "grid", "noise")
@@ -46,9 +46,9 @@ def infidelity(
         equally to all channels of a pixel.
       targets: classes whose score is used, integers `[N]`.
       key: one key or `[N]` keys, for the perturbations and the baseline "uniform".
-      perturbation: "squares" (squares at random positions become the baseline), "grid" (each square of a regular grid
-        once; nothing is random, and `samples` is not used) or "noise" (the whole image becomes the baseline plus
-        Gaussian noise; `baseline=images` gives noise on the image).
+      perturbation: "squares" (squares at random positions become the baseline; of a series, intervals), "grid" (each
+        square of a regular grid once; nothing is random, and `samples` is not used) or "noise" (the whole image becomes
+        the baseline plus Gaussian noise; `baseline=images` gives noise on the image).
       samples: number of perturbations.
       patch: side of the squares, in pixels.
       noise: standard deviation of "noise", in input units.
@@ -66,17 +66,20 @@ def infidelity(
     References:
       Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392, 2019.
     """
-    own = attributions[..., 0] if getattr(attributions, "ndim", 0) == 4 else attributions
+    check_images(images)
+    whole = jnp.shape(attributions) == images.shape
+    own = attributions[..., 0] if whole and images.ndim > 2 else attributions
     targets = check_batch(images, own, targets, fn=fn)
     check_choice("perturbation", perturbation, PERTURBATIONS)
     check_choice("scaling", scaling, SCALINGS)
     check_count("samples", samples)
-    check_count("patch", patch, 1, min(images.shape[1:3]))
+    if perturbation != "noise":
+        check_count("patch", patch, 1, min(map_shape(images.shape)[1:]))
     if contributions and perturbation == "noise":
         raise ValueError("contributions = True: noise takes no share of a contribution away; use squares or grid")
     end = baseline_images(images, baseline, key=key)
     phi = attributions.astype(jnp.float32)
-    if phi.ndim == 3:
+    if not whole:
         # A pixel's contribution is the sum over its channels; a slope holds for each channel.
         phi = jnp.broadcast_to((phi / (images.shape[-1] if contributions else 1))[..., None], images.shape)
     perturb, count = _perturbation(perturbation, images.shape[1:], samples, patch, noise)
@@ -110,30 +113,32 @@ def _perturbation(
     kind: str, shape: tuple[int, ...], samples: int, patch: int, noise: float
 ) -> tuple[Callable[..., tuple[jax.Array, jax.Array]], int]:
     """Return `perturb(i, image, base, key) -> (perturbed image, mask of changes)` and the number of perturbations."""
-    height, width, _ = shape
+    sides = map_shape((1, *shape))[1:]
     if kind == "noise":
         return lambda *sample: _noisy(*sample, noise), samples
     if kind == "grid":
-        segments = grid_segments(height, width, patch)
+        segments = grid(sides, patch)
+        samples = int(segments.max()) + 1
         mask_of = lambda i, key: segments == i - 1  # noqa: E731
-        samples = -(-height // patch) * -(-width // patch)
     else:
-        mask_of = lambda i, key: _square(i, key, height, width, patch)  # noqa: E731
+        mask_of = lambda i, key: _square(i, key, sides, patch)  # noqa: E731
 
     def replace(i: jax.Array, image: jax.Array, base: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mask = mask_of(i, key)[..., None]
+        mask = over_channels(mask_of(i, key), image)
         return jnp.where(mask, base, image), jnp.broadcast_to(mask, shape)
 
     return replace, samples
 
 
-def _square(i: jax.Array, key: jax.Array, height: int, width: int, patch: int) -> jax.Array:
+def _square(i: jax.Array, key: jax.Array, sides: tuple[int, ...], patch: int) -> jax.Array:
     """Return the mask of a square at a random position inside the image, bool `[H, W]`; empty for i = 0."""
-    places = jnp.array([height - patch + 1, width - patch + 1])
-    top, left = jax.random.randint(jax.random.fold_in(key, i + 1), (2,), 0, places)
-    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
-    inside = ((rows >= 0) & (rows < patch))[:, None] & ((columns >= 0) & (columns < patch))[None, :]
-    return inside & (i > 0)
+    places = jnp.array([side - patch + 1 for side in sides])
+    starts = jax.random.randint(jax.random.fold_in(key, i + 1), (len(sides),), 0, places)
+    inside = jnp.asarray(i > 0)
+    for axis, side in enumerate(sides):
+        place = jnp.arange(side).reshape(*[1] * axis, side) - starts[axis]
+        inside = inside[..., None] & (place >= 0) & (place < patch)
+    return inside
 
 
 def _noisy(

@@ -15,10 +15,16 @@ from sdecor.core.chunks import default_chunk_size, divide, map_examples
 Fn = Callable[[jax.Array], jax.Array]
 
 
-def check_images(images: jax.Array) -> None:
-    """Raise `ValueError` unless images are floating point `[N, H, W, C]`; differences of integers would wrap around."""
-    if len(_shape("images", images)) != 4:
-        raise ValueError(f"images has shape {images.shape}: pass a batch [N, H, W, C]")
+def check_images(images: jax.Array, *, only_for: str = "") -> None:
+    """Raise `ValueError` unless inputs are floating point `[N, …]`; differences of integers would wrap around.
+
+    Args:
+      images: images `[N, H, W, C]`, other inputs with positions, such as series `[N, T, C]`, or features `[N, F]`.
+      only_for: name of a metric that is defined for images alone; "" = any of these.
+    """
+    if len(_shape("images", images)) < 2 or (only_for and images.ndim != 4):
+        why = f": {only_for} is defined for images" if only_for else ", or other inputs [N, T, C], [N, F]"
+        raise ValueError(f"images has shape {images.shape}: pass a batch [N, H, W, C]{why}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images has dtype {images.dtype}: pass floating point, as the network expects it")
 
@@ -31,18 +37,29 @@ def check_batch(
     fn: Fn | None = None,
     count: int | None = None,
     field: str = "targets",
+    only_for: str = "",
 ) -> jax.Array:
     """Check images and their maps, and return the targets as `check_classes` does.
 
     Raises:
-      ValueError: unless images are floating point `[N, H, W, C]`, maps `[N, H, W]`, and targets as in `check_classes`.
+      ValueError: unless images are as in `check_images`, maps have their shape without channels (of features `[N, F]`,
+        the same shape), and targets are as in `check_classes`.
     """
-    check_images(images)
-    if _shape("maps", maps) != images.shape[:3]:
-        raise ValueError(
-            f"images {images.shape} and maps {maps.shape} do not belong together: pass [N, H, W, C] and [N, H, W]"
-        )
+    check_images(images, only_for=only_for)
+    if _shape("maps", maps) != map_shape(images.shape):
+        forms = {2: "[N, F] twice", 3: "[N, T, C] and [N, T]"}.get(images.ndim, "[N, H, W, C] and [N, H, W]")
+        raise ValueError(f"images {images.shape} and maps {maps.shape} do not belong together: pass {forms}")
     return check_classes(images, targets, fn=fn, count=count, field=field)
+
+
+def map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of maps of inputs: without channels, except for features `[N, F]`, which have none."""
+    return shape if len(shape) == 2 else shape[:-1]
+
+
+def over_channels(values: jax.Array, image: jax.Array) -> jax.Array:
+    """Return values of an input's positions in a shape that broadcasts to the input `[*positions, C]`, or `[F]`."""
+    return values[..., None] if values.ndim < image.ndim else values
 
 
 def check_classes(
@@ -69,7 +86,10 @@ def check_classes(
         check_choice(field, targets, (PREDICTED,))
         return map_examples(lambda image: jnp.argmax(fn(image)), (images,), in_flight(fn, None, images)[0])
     if isinstance(targets, Contrast) or callable(targets):
-        raise ValueError(f"{field} = {targets!r}: metrics follow the score of one class, pass integers [{n}]")
+        raise ValueError(
+            f"{field} = {targets!r}: metrics follow the score of one class, pass integers [{n}]; of another score, "
+            "pass fn=lambda x: jnp.stack([score(network(x))]), the class 0 and saliency_of='logit'"
+        )
     targets = classes.check_classes(field, targets, count)
     if targets.shape not in ((), (n,)):
         raise ValueError(
@@ -96,12 +116,16 @@ def nan_without_class(targets: jax.Array, values: Any) -> Any:
     return jax.tree.map(where, values)
 
 
-def check_maps(**arrays: jax.Array | None) -> None:
-    """Raise `ValueError` unless arrays have one shape `[N, H, W]` and, except for `maps`, dtype bool; skip None."""
+def check_maps(*, of_images: bool = True, **arrays: jax.Array | None) -> None:
+    """Raise `ValueError` unless arrays have one shape `[N, H, W]` and, except for `maps`, dtype bool; skip None.
+
+    Without `of_images`, maps may also be those of series or features, `[N, T]`; reshape those of volumes to it.
+    """
     given = {name: array for name, array in arrays.items() if array is not None}
     shape = _shape(*next(iter(given.items())))
     for name, array in given.items():
-        if len(_shape(name, array)) != 3:
+        axes = len(_shape(name, array))
+        if axes != 3 if of_images else axes not in (2, 3):
             raise ValueError(f"{name} has shape {array.shape}: pass [N, H, W]; attribution.reduce takes channels away")
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: pass {shape}, a mask for each map")

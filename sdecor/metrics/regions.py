@@ -7,20 +7,11 @@ pixel change together. Every function takes the network for one image, `fn: imag
 import jax
 import jax.numpy as jnp
 
+from sdecor.attribution.regions import grid
 from sdecor.core.checks import check_count
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import Fn, check_batch
 from sdecor.metrics.replacement import Baseline, area_under, baseline_images, defined, ranks, replaced_scores, score_of
-
-
-def grid_segments(height: int, width: int, patch: int) -> jax.Array:
-    """Return the number of each pixel's square patch, counted row by row from the top left: int32 `[H, W]`.
-
-    If a side is no multiple of `patch`, its last patches are smaller.
-    """
-    check_count("patch", patch, 1, max(height, width))
-    rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
-    return rows[:, None] * (columns[-1] + 1) + columns[None, :]
 
 
 @automatic
@@ -184,9 +175,9 @@ def irof(
 
 def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, patch: int) -> tuple[jax.Array, int]:
     if segments is None:
-        grid = grid_segments(*maps.shape[1:], patch)
-        count = -(-maps.shape[1] // patch) * -(-maps.shape[2] // patch)
-        return jnp.broadcast_to(grid[None], maps.shape), count
+        check_count("patch", patch, 1, max(maps.shape[1:]))
+        regular = grid(maps.shape[1:], patch)
+        return jnp.broadcast_to(regular[None], maps.shape), int(regular.max()) + 1
     if segments.shape != maps.shape:
         raise ValueError(f"segments have shape {segments.shape}: pass int {maps.shape}, one number for each pixel")
     if count is None:

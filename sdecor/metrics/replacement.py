@@ -1,7 +1,8 @@
 """Scores of an image while its pixels are replaced in an order; the faithfulness metrics are built from them.
 
 All channels of a pixel change together. Every function takes the network for one image,
-`fn: image [H, W, C] -> logits [K]`.
+`fn: image [H, W, C] -> logits [K]`. Other inputs, such as series `[N, T, C]` with maps `[N, T]`, or features `[N, F]`
+with maps `[N, F]`, are taken likewise.
 """
 
 import math
@@ -11,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.attribution.baselines import BASELINES, baseline_image, blurred
+from sdecor.attribution.baselines import BASELINES, baseline_image
 from sdecor.attribution.targets import target_score
 from sdecor.core.arrays import moderate, order_keys, signed, sort_rows, unsigned
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.chunks import map_examples
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
-from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight
+from sdecor.metrics.inputs import Fn, check_batch, check_images, class_count, in_flight, over_channels
 
 ORDERS = ("morf", "lerf", "random")
 Baseline = str | jax.Array | Callable[[jax.Array, jax.Array | None], jax.Array]
@@ -107,8 +108,6 @@ def baseline_images(images: jax.Array, baseline: Baseline, *, key: jax.Array | N
             raise ValueError(f"baseline has shape {given.shape}: pass {known}")
         return given
     check_choice("baseline", baseline, BASELINES)
-    if baseline == "blur":
-        return blurred(images)
     if baseline == "uniform" and key is not None:
         keys = _baseline_keys(key, images)
         return jax.vmap(lambda image, k: baseline_image(baseline, image, key=k))(images, keys)
@@ -182,7 +181,7 @@ def replaced_scores(
 
     def one(first: jax.Array, last: jax.Array, place: jax.Array, target: jax.Array) -> jax.Array:
         def scored(window: jax.Array) -> jax.Array:
-            return score(fn(jnp.where(inside(place, window)[..., None], last, first)), target)
+            return score(fn(jnp.where(over_channels(inside(place, window), first), last, first)), target)
 
         # Under vmap, the loop evaluates all examples at each window: this fills the device in constant memory.
         return map_samples(scored, window_array(windows), samples)
@@ -248,13 +247,15 @@ def defined(maps: jax.Array) -> jax.Array:
 
 def varies(maps: jax.Array) -> jax.Array:
     """Return whether a map is finite and not constant, bool `[N]`."""
-    return finite(maps) & (maps.max((1, 2)) > maps.min((1, 2)))
+    axes = tuple(range(1, maps.ndim))
+    return finite(maps) & (maps.max(axes) > maps.min(axes))
 
 
 def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tuple[int, int]]) -> jax.Array:
     """Return the map's sum over each window of places (see `replaced_scores`), `[N, W]`; huge maps are scaled down."""
-    maps = moderate(maps.astype(jnp.float32), (1, 2))
-    sums = jax.lax.map(lambda w: jnp.where(inside(places, w), maps, 0).sum((1, 2)), window_array(windows))
+    axes = tuple(range(1, maps.ndim))
+    maps = moderate(maps.astype(jnp.float32), axes)
+    sums = jax.lax.map(lambda w: jnp.where(inside(places, w), maps, 0).sum(axes), window_array(windows))
     return sums.T
 
 

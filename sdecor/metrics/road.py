@@ -234,7 +234,7 @@ def road_curves(
       Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
       https://arxiv.org/abs/2202.00449, 2022.
     """
-    check_images(images)
+    check_images(images, only_for="ROAD")
     labels = check_batch(images, maps, labels, count=class_count(fn, images), field="labels")
     for percentage in percentages:
         check_range("percentages", percentage, 0, 100, high_open=True)

@@ -3,5 +3,6 @@
 Files:
   program                  a function as a flat list of steps
   patterns, affine, relus  recognise linear and elementwise steps, affine layers, and ReLUs
+  softmaxes, attentions    recognise softmaxes, and those of an attention
   deeplift, lrp, guided    the rules of each method
 """

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sdecor.core.jaxpr import has_own_derivative
-from sdecor.rules.patterns import elementwise, is_float, is_linear, linearised, same, slope
+from sdecor.rules.patterns import RESHAPING, divisor_of, elementwise, is_float, is_linear, linearised, same, slope
 from sdecor.rules.program import BILINEAR, ELEMENTWISE, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, Value
-
-RESHAPING = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze")
 
 
 class Pair(NamedTuple):
@@ -109,7 +107,7 @@ def unit_of(program: Program, step: Step) -> Unit:
         return function.unit(_rescale(function))
     if not all(map(is_float, step.dependent)):
         raise _unsupported(step, "it selects by a condition on other values that depend on the image")
-    divisor = _divisor(program, step)
+    divisor = divisor_of(program, step)
     if divisor is not None:
         return Unit(step.dependent, step.outputs, _quotient(step, divisor))
     if len(step.dependent) == 2 and step.name in BILINEAR:
@@ -164,20 +162,6 @@ def _product(step: Step) -> Callable[[Pair, Pair], list[Pair]]:
 
 def _middle(x: Pair) -> jax.Array:
     return lax.stop_gradient(x.image / 2 + x.baseline / 2)
-
-
-def _divisor(program: Program, step: Step) -> int | None:
-    """Return the position of a quotient's divisor, or of its reciprocal, among the inputs; None for another step."""
-    if len(step.dependent) != 2 or step.name not in ("div", "mul"):
-        return None
-    return 1 if step.name == "div" else next((i for i in (0, 1) if _is_reciprocal(program, step.inputs[i])), None)
-
-
-def _is_reciprocal(program: Program, value: Value) -> bool:
-    made = program.made_by.get(value)
-    while made is not None and made.name in (*RESHAPING, "convert_element_type", "mul") and len(made.dependent) == 1:
-        made = program.made_by.get(made.dependent[0])
-    return made is not None and (made.name == "rsqrt" or (made.name == "div" and not isinstance(made.inputs[0], Value)))
 
 
 def _quotient(step: Step, divisor: int) -> Callable[[Pair, Pair], list[Pair]]:

@@ -4,7 +4,8 @@ A value x with relevance R carries the ratio `c = R/x`. Each rule is then a modi
 with the network's values and this gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,16 +15,21 @@ from jax import lax
 
 from sdecor.rules import deeplift
 from sdecor.rules.affine import Affine, affine_layer
-from sdecor.rules.patterns import elementwise, is_float, is_linear, is_nonnegative, linearised, route_from_input, slope
-from sdecor.rules.program import BILINEAR, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, plain
+from sdecor.rules.patterns import (
+    divisor_of,
+    elementwise,
+    is_float,
+    is_linear,
+    is_nonnegative,
+    linearised,
+    route_from_input,
+    slope,
+)
+from sdecor.rules.program import BILINEAR, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, Value, plain, plan
+from sdecor.rules.softmaxes import arranged, log_sums, softmax_weights
 
 RULES = ("epsilon", "gamma", "z_plus", "box")
-# Operations that an error names by their purpose.
-_PART_OF = {
-    "exp": "a softmax or an attention",
-    "logistic": "a gate",
-    "rsqrt": "a normalisation by the image's own values, such as LayerNorm",
-}
+SOFTMAX = ("taylor", "constant")
 
 
 class Layer(NamedTuple):
@@ -35,16 +41,42 @@ class Layer(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The rule of each layer, ε, γ, and the image's bounds `(low, high)`, empty where they are not needed."""
+    """The rule of each layer, ε, γ by kind of layer, the rule of a softmax, and the image's bounds.
+
+    The bounds are `(low, high)`, or empty where they are not needed.
+    """
 
     rule_of: Callable[[Layer], str]
     epsilon: float
-    gamma: float
+    gamma: Mapping[str, float]
+    softmax: str
     bounds: tuple[jax.Array, ...]
 
 
-def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
+class _Softmaxes(NamedTuple):
+    """Values of all softmaxes: the outputs of their steps, and the weights that count as constants."""
+
+    steps: frozenset[Value]
+    constant: frozenset[Value]
+
+
+def units_of(program: Program, settings: Settings) -> list[Unit]:
+    """Return LRP's units of a program; raise ValueError for a step without a rule."""
+    weights = softmax_weights(program)
+    found = [*weights, *log_sums(program)]
+    softmaxes = _Softmaxes(
+        steps=frozenset().union(*(softmax.steps for softmax in found)),
+        constant=frozenset(softmax.output for softmax in weights if settings.softmax == "constant"),
+    )
+    return plan(program, partial(_unit_of, program, settings, softmaxes))
+
+
+def _unit_of(program: Program, settings: Settings, softmaxes: _Softmaxes, step: Step) -> Unit:
     """Return LRP's unit for a step; raise `Unsupported` where there is no rule."""
+    if step.outputs[0] in softmaxes.steps:
+        # AttnLRP's rule R_i = x_i (R'_i − p_i Σ R') of p = softmax(x) is the gradient: c_i = Σ_j c'_j ∂p_j/∂x_i. What
+        # is subtracted from x, such as the maximum, receives 0 in sum.
+        return plain(step)
     affine = affine_layer(program, step)
     if affine is not None and affine.has_kernel:
         return Unit((affine.root,), step.outputs, _layer(program, settings, affine))
@@ -57,17 +89,31 @@ def unit_of(program: Program, settings: Settings, step: Step) -> Unit:
         return plain(step)
     function = elementwise(program, step) if is_float(step.outputs[0]) else None
     if function is not None:
-        if np.any(function.probed(np.zeros(1))[1] != 0):
-            whole = _PART_OF.get(step.name)
-            why = "its value at 0 is not 0, so that it does not conserve relevance"
-            raise _unsupported(program, step, f"it is a part of {whole}, which has no rule" if whole else why)
-        return function.unit(_unchanged(function))
+        vanishes = not np.any(function.probed(np.zeros(1))[1])
+        return function.unit(_unchanged(function, None if vanishes else settings.epsilon))
     if floats and step.name in ("max", "min"):
         return plain(step)
-    if step.name in BILINEAR | {"div"}:
-        why = "it multiplies or divides values that both depend on the image (LayerNorm, attention, a gate)"
-        raise _unsupported(program, step, why)
+    divisor = divisor_of(program, step) if floats else None
+    if divisor is not None:
+        return plain(step)._replace(constants=frozenset({step.inputs[divisor]}))
+    if floats and step.name in BILINEAR:
+        return _product(program, settings, softmaxes, step)
     raise _unsupported(program, step, "it has no rule for relevance")
+
+
+def _product(program: Program, settings: Settings, softmaxes: _Softmaxes, step: Step) -> Unit:
+    """Return the rule of a product of two values: half of the relevance to each, or all to the one that varies."""
+    constants = frozenset(x for x in step.dependent if arranged(program, x) in softmaxes.constant)
+    constants = constants if len(constants) < len(set(step.dependent)) else frozenset()
+    part = 1.0 if constants else 0.5
+
+    def apply(*operands: jax.Array) -> list[jax.Array]:
+        (z,) = step(*operands)
+        if step.name == "mul":  # no sum, so that no denominator can vanish
+            return [linearised(lax.stop_gradient(z), (jnp.full_like(z, part),), (z,))]
+        return [_shared(z, settings.epsilon, part=part)]
+
+    return Unit(step.dependent, step.outputs, apply, constants)
 
 
 def _unsupported(program: Program, step: Step, why: str) -> Unsupported:
@@ -80,23 +126,41 @@ def _unsupported(program: Program, step: Step, why: str) -> Unsupported:
     return Unsupported("lrp", step, why, instead)
 
 
-def _unchanged(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], list[jax.Array]]:
-    """Return the rule of an activation, which passes relevance unchanged: `x c_x = y c_y`."""
+def _unchanged(
+    function: Callable[[jax.Array], jax.Array], epsilon: float | None
+) -> Callable[[jax.Array], list[jax.Array]]:
+    """Return the rule of an activation, which passes relevance unchanged: `x c_x = y c_y`.
+
+    If f(0) = 0, `epsilon` is None and f(x)/x is the slope from 0; otherwise it is `f(x) / (x + ε sign x)`.
+    """
 
     def apply(x: jax.Array) -> list[jax.Array]:
         fixed = lax.stop_gradient(x)
-        return [linearised(function(fixed), (slope(function, fixed, jnp.zeros_like(fixed)),), (x,))]
+        y = function(fixed)
+        if epsilon is None:
+            ratio = slope(function, fixed, jnp.zeros_like(fixed))
+        else:
+            stable = _stabilised(fixed, epsilon)
+            ratio = jnp.where(stable == 0, 0, y / jnp.where(stable == 0, 1, stable))
+        return [linearised(y, (ratio,), (x,))]
 
     return apply
 
 
-def _shared(denominator: jax.Array, epsilon: float, value: jax.Array | None = None) -> jax.Array:
-    """Return `value` (default: `denominator`) with its relevance shared in proportion to the parts of `denominator`."""
+def _stabilised(value: jax.Array, epsilon: float) -> jax.Array:
+    return value + jnp.where(value < 0, -epsilon, epsilon).astype(value.dtype)
+
+
+def _shared(denominator: jax.Array, epsilon: float, value: jax.Array | None = None, part: float = 1.0) -> jax.Array:
+    """Return `value` (default: `denominator`) with its relevance shared in proportion to the parts of `denominator`.
+
+    Each part receives the factor `part` of its share.
+    """
     fixed = lax.stop_gradient(denominator)
     value = fixed if value is None else lax.stop_gradient(value)
-    stable = fixed + jnp.where(fixed < 0, -epsilon, epsilon).astype(fixed.dtype)
+    stable = _stabilised(fixed, epsilon)
     none = (stable == 0) | jnp.isneginf(stable)  # a logit of −inf excludes its class: it has no relevance
-    share = jnp.where(none, 0, value / jnp.where(none, 1, stable))
+    share = part * jnp.where(none, 0, value / jnp.where(none, 1, stable))
     return linearised(value, (share,), (denominator,))
 
 
@@ -129,7 +193,7 @@ def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[ja
         if rule == "z_plus":
             return [_shared(positive, settings.epsilon, z)]
         favored = jnp.where(z > 0, positive, z - positive)
-        return [_shared(z + settings.gamma * favored, settings.epsilon, z)]
+        return [_shared(z + settings.gamma[kind] * favored, settings.epsilon, z)]
 
     return apply
 

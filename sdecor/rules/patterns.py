@@ -26,6 +26,7 @@ from sdecor.rules.program import (
     is_elementwise_call,
 )
 
+RESHAPING = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze")
 _NEAR = 16  # in units of rounding: smaller differences are not divided by
 
 
@@ -184,6 +185,26 @@ def _axes_behind(step: Step, axes: tuple[int, ...]) -> tuple[int, ...] | None:
 def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the axes with more than one element."""
     return tuple(i for i, n in enumerate(shape) if n != 1)
+
+
+def divisor_of(program: Program, step: Step) -> int | None:
+    """Return the position of a quotient's divisor, or of its reciprocal, among the inputs; None for another step."""
+    if len(step.dependent) != 2 or step.name not in ("div", "mul"):
+        return None
+    return 1 if step.name == "div" else next((i for i in (0, 1) if _is_reciprocal(program, step.inputs[i])), None)
+
+
+def _is_reciprocal(program: Program, value: Value) -> bool:
+    made = program.made_by.get(value)
+    while made is not None and made.name in (*RESHAPING, "convert_element_type", "mul") and len(made.dependent) == 1:
+        made = program.made_by.get(made.dependent[0])
+    if made is None or len(made.dependent) != 1:
+        return False
+    if made.name in ("integer_pow", "pow"):
+        exponent = made.params["y"] if made.name == "integer_pow" else made.inputs[1]
+        is_known = not isinstance(exponent, Value | jax.core.Tracer)
+        return is_known and np.ndim(exponent) == 0 and float(exponent) < 0
+    return made.name == "rsqrt" or (made.name == "div" and not isinstance(made.inputs[0], Value))
 
 
 def is_nonnegative(program: Program, value: Value) -> bool:

@@ -146,11 +146,15 @@ class Program(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A method's computation of one or more steps: `apply(*operands) -> outputs`."""
+    """A method's computation of one or more steps: `apply(*operands) -> outputs`.
+
+    Nothing is passed back to the operands in `constants`.
+    """
 
     operands: tuple[Value, ...]
     outputs: tuple[Value, ...]
     apply: Callable[..., Sequence[Any]]
+    constants: frozenset[Value] = frozenset()
 
 
 def flatten(fn: Callable[..., Any], *examples: Any, enter_custom: bool) -> Program:
@@ -174,20 +178,23 @@ def plan(program: Program, choose: Callable[[Step], Unit]) -> list[Unit]:
     """Return the units that compute the program's outputs, in order of evaluation.
 
     `choose(step)` returns the unit that makes a step's outputs, or raises `Unsupported`. It is called for the steps
-    that the outputs need, from the last step back.
+    that the outputs need, from the last step back. Steps that only constants of units need are evaluated unchanged.
 
     Raises:
       ValueError: if a step is unsupported, with the message of the first such step in the network.
     """
     needed, units, refused = set(_values(program.outputs)), [], None
+    followed = set(needed)  # values to which something is passed back
     for step in reversed(program.steps):
         if needed.isdisjoint(step.outputs):
             continue
-        try:
-            unit = choose(step)
-        except Unsupported as error:
-            refused = error
-            unit = plain(step)
+        unit = plain(step)
+        if not followed.isdisjoint(step.outputs):
+            try:
+                unit = choose(step)
+            except Unsupported as error:
+                refused = error
+            followed.update(set(unit.operands) - unit.constants)
         needed.update(unit.operands)
         units.append(unit)
     if refused is not None:
@@ -199,7 +206,8 @@ def execute(program: Program, units: Sequence[Unit], inputs: Sequence[Any]) -> l
     """Run a program's units on `inputs` and return the program's outputs."""
     values = dict(zip(program.inputs, inputs, strict=True))
     for unit in units:
-        made = unit.apply(*(values[operand] for operand in unit.operands))
+        given = ((values[x], x in unit.constants) for x in unit.operands)
+        made = unit.apply(*(lax.stop_gradient(x) if constant else x for x, constant in given))
         values.update(zip(unit.outputs, made, strict=True))
     return [values[x] if isinstance(x, Value) else x for x in program.outputs]
 

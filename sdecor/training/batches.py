@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,8 @@ from sdecor.data.reading import Record, Skipping
 from sdecor.training import members, steps
 from sdecor.training.state import TrainState
 
+DECODED = ("memory", "device")  # kinds of loader that decode the split once
+
 
 def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[Any]:
     """Create this process's loader for each seed, with options of `create_loader`; loaders share images in memory."""
@@ -27,7 +29,7 @@ def create_loaders(source: Any, seeds: Sequence[int], **options: Any) -> list[An
     loaders = []
     for seed in seeds:
         loaders.append(create_loader(source, seed=seed, **process, **options))
-        if loaders[-1].kind == "memory":
+        if loaders[-1].kind in DECODED:
             source = loaders[-1].source
     return loaders
 
@@ -47,19 +49,25 @@ def record_left_out(dataset: Any, folder: epath.PathLike) -> None:
 
 def validation_source(source: Any, loader: Any) -> Any:
     """Return the validation split, decoded into memory if the training split is."""
-    return load_in_memory(source, objects=False) if loader.kind == "memory" else source
+    return load_in_memory(source, objects=False) if loader.kind in DECODED else source
 
 
-def step_batches(loader: Any, start: int, *, batch_size: int, accumulate: int = 1) -> Iterator[Any]:
-    """Yield the micro-batches of each step from `start` on, split over the devices."""
+def step_batches(
+    loader: Any, start: int, *, batch_size: int, accumulate: int = 1, calls: Iterable[int] | None = None
+) -> Iterator[Any]:
+    """Yield the micro-batches of each call from the step `start` on, split over the devices.
+
+    `calls` is the number of steps of each call; None for calls of one step without end.
+    """
     size = batch_size // accumulate
     with contextlib.closing(loader.iterate(start * accumulate)) as batches:
-        while True:
-            micro = [next(batches) for _ in range(accumulate)]
-            for i, batch in enumerate(micro):
-                # Positions count through all micro-batches of a step, so that no two examples share random draws.
-                batch["position"] = batch["position"] + np.int32(i * size)
-            yield parallel.shard_micro_batches(micro)
+        for count in itertools.repeat(1) if calls is None else calls:
+            micro = [next(batches) for _ in range(count * accumulate)]
+            if accumulate > 1:
+                for i, batch in enumerate(micro):
+                    # Positions count through all micro-batches of a step, so that no two examples share random draws.
+                    batch["position"] = batch["position"] + np.int32(i % accumulate * size)
+            yield parallel.shard_micro_batches(micro, steps=count)
 
 
 def reordered(loaders: Sequence[Any], seeds: Sequence[int], order: int) -> Sequence[Any]:
@@ -69,13 +77,22 @@ def reordered(loaders: Sequence[Any], seeds: Sequence[int], order: int) -> Seque
     return [loader.reordered(order_seed(seed, order)) for loader, seed in zip(loaders, seeds, strict=True)]
 
 
-def member_batches(loaders: Sequence[Any], start: int, *, replicas: int | None, **sizes: int) -> Iterator[Any]:
-    """Yield all members' `step_batches` of each step; those of R replicas are joined to `[devices, R, …]`."""
+def member_batches(
+    loaders: Sequence[Any], start: int, *, replicas: int | None, calls: Iterable[int] | None = None, **sizes: int
+) -> Iterator[Any]:
+    """Yield all members' `step_batches` of each call; those of R replicas are joined to `[devices, R, …]`.
+
+    A call of several steps has `[devices, steps, R, …]`.
+    """
+    counts, *own = itertools.tee(itertools.repeat(1) if calls is None else calls, 1 + len(loaders))
     with contextlib.ExitStack() as files:
         files.callback(_say_left_out, loaders[0])
-        each = [files.enter_context(contextlib.closing(step_batches(loader, start, **sizes))) for loader in loaders]
-        for batches in zip(*each, strict=True):
-            yield members.join(batches, replicas, axis=1)
+        each = [
+            files.enter_context(contextlib.closing(step_batches(loader, start, calls=calls, **sizes)))
+            for loader, calls in zip(loaders, own, strict=True)
+        ]
+        for count, *batches in zip(counts, *each, strict=True):
+            yield members.join(batches, replicas, axis=1 if count == 1 else 2)
 
 
 def _say_left_out(loader: Any) -> None:
@@ -93,18 +110,28 @@ def batch_shapes(
     batch_size: int,
     accumulate: int = 1,
     devices: int | None = None,
+    steps: int = 1,
+    indices: bool = False,
 ) -> Any:
     """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`.
 
-    `devices` is the number of devices to compile for; by default the shapes are those of this process.
+    Args:
+      image_shape: `(H, W, C)`.
+      replicas: number of replicas; None for a single run.
+      batch_size: images of a step.
+      accumulate: micro-batches of a step.
+      devices: number of devices to compile for; by default the shapes are those of this process.
+      steps: number of steps of the call.
+      indices: whether the batch holds indices into a split on the devices.
     """
     local = jax.local_device_count()
     examples = batch_size // accumulate * local // (devices or jax.device_count())
     blank = np.zeros(examples, np.int32)
     # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
-    batch = {"image": blank.astype(np.uint8), "label": blank, "position": blank}
+    batch = {"index": blank} if indices else {"image": blank.astype(np.uint8), "label": blank}
+    batch["position"] = blank
     loader = SimpleNamespace(iterate=lambda start: (dict(batch) for _ in itertools.count()))
-    sizes = {"batch_size": batch_size, "accumulate": accumulate}
+    sizes = {"batch_size": batch_size, "accumulate": accumulate, "calls": [steps]}
     with contextlib.closing(member_batches([loader] * (replicas or 1), 0, replicas=replicas, **sizes)) as batches:
         found = next(batches)
     behind = {"image": tuple(image_shape)}

@@ -46,10 +46,16 @@ class Schedule:
     warmup: int
     eval_every: int
     checkpoint_every: int | None
+    steps_per_call: int = 1
 
     def is_due(self, step: int, every: int | None) -> bool:
         """Return whether an action that is due every `every` steps, and at the last step, is due after `step`."""
         return every is not None and step > 0 and (step % every == 0 or step == self.total)
+
+    def until_due(self, step: int) -> int:
+        """Return the number of steps from `step` to the next validation, checkpoint by steps, or end of the run."""
+        lengths = [every for every in (self.eval_every, self.checkpoint_every) if every is not None]
+        return min([self.total - step, *(every - step % every for every in lengths)])
 
     def left(self, start: int) -> str:
         """Return a text about the steps left from `start` on."""
@@ -96,6 +102,7 @@ def _check_training(config: ConfigDict, devices: int | None) -> None:
     check_range("config.train.accumulate", train.accumulate, 1)
     parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate, devices)
     _check_masked_share(config, train.batch_size // train.accumulate // (devices or jax.device_count()))
+    check_count("config.train.steps_per_call", train.steps_per_call, 1)
     check_range("config.train.epochs", train.epochs, 0, low_open=True)
     check_range("config.train.eval_every_epochs", train.eval_every_epochs, 0, low_open=True)
     check_choice("config.train.loss", train.loss, losses.CLASSIFICATIONS)
@@ -217,7 +224,7 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
     """Convert the config's epochs to steps.
 
     Raises:
-      ValueError: if the run would have no step.
+      ValueError: if the run would have no step, or no call of `train.steps_per_call` steps.
     """
     train = config.train
     steps_per_epoch = micro_batches_per_epoch // train.accumulate
@@ -227,13 +234,21 @@ def create_schedule(config: ConfigDict, micro_batches_per_epoch: int) -> Schedul
             f"config.train.epochs = {train.epochs} of {steps_per_epoch} steps is less than one step: "
             "train longer, or lower train.batch_size or train.accumulate"
         )
-    return Schedule(
+    schedule = Schedule(
         steps_per_epoch=steps_per_epoch,
         total=total,
         warmup=round(config.optim.warmup_epochs * steps_per_epoch),
         eval_every=max(round(train.eval_every_epochs * steps_per_epoch), 1),
         checkpoint_every=train.checkpoint_every_steps,
+        steps_per_call=train.steps_per_call,
     )
+    if schedule.until_due(0) < schedule.steps_per_call:
+        raise ValueError(
+            f"config.train.steps_per_call = {train.steps_per_call}: a call ends at each validation, checkpoint by "
+            f"steps and end of the run, and these are {schedule.until_due(0)} steps apart. Use at most so many, or "
+            "change config.train.eval_every_epochs or config.train.checkpoint_every_steps"
+        )
+    return schedule
 
 
 def create_policy(config: ConfigDict) -> Policy:
@@ -575,15 +590,16 @@ def create_objective(config: ConfigDict) -> Objective:
 def create_hyper(config: ConfigDict, steps_per_epoch: int) -> Hyper:
     """Build the numbers that are an argument of the compiled step; ramps are converted to steps."""
 
-    def ramp(value: float, epochs: float | None, start: float = 0.0) -> Ramp:
-        epochs = config.train.epochs - start if epochs is None else epochs
-        return Ramp(*(np.float32(each) for each in (value, epochs * steps_per_epoch, round(start * steps_per_epoch))))
+    def ramp(value: float, epochs: float | None, start: float | None = None) -> Ramp:
+        epochs = config.train.epochs - (start or 0.0) if epochs is None else epochs
+        begin = None if start is None else np.float32(round(start * steps_per_epoch))
+        return Ramp(np.float32(value), np.float32(epochs * steps_per_epoch), begin)
 
     weights = {
         name: ramp(
             get_field(config, term.weight),
             get_field(config, term.ramp),
-            get_field(config, term.start) if term.start else 0.0,
+            get_field(config, term.start) if term.start else None,
         )
         for name, term in _used_terms(config).items()
     }

@@ -17,7 +17,7 @@ KEPT = 10_000  # step times of which the quantiles are taken
 
 
 class Clock:
-    """The clock of the training loop. The first step after `begin` is left out: it compiles.
+    """The clock of the training loop. The first call after `begin` is left out: it compiles.
 
     Args:
       seconds: clock of steps.
@@ -46,29 +46,29 @@ class Clock:
 
     @contextlib.contextmanager
     def input(self) -> Iterator[None]:
-        """Begin a step by waiting for its batch."""
+        """Begin a call of steps by waiting for its batch."""
         before = self._seconds()
         if self._since is None:
             self._since = before
         yield
         self._waiting = self._seconds() - before
 
-    def stepped(self) -> None:
-        """End a step; the next one begins now, unless `rest` is called."""
+    def stepped(self, count: int = 1) -> None:
+        """End a call of `count` steps, which take equal times; the next one begins now, unless `rest` is called."""
         now = self._seconds()
         if self._first:
             self._first = False
         else:
             took = now - self._since
-            self._steps.append(took)
-            self._count += 1
+            self._steps.extend([took / count] * count)
+            self._count += count
             self._total += took
             self._waited += self._waiting
             self._productive += took
         self._since = now
 
     def rest(self) -> None:
-        """Let the next step begin at its input: a validation or a checkpoint is no part of it."""
+        """Let the next call begin at its input: a validation or a checkpoint is no part of it."""
         self._since = None
 
     def row(self, images: int) -> dict[str, float]:

@@ -338,6 +338,7 @@ class Plan(NamedTuple):
       batch_size: images of a step of one replica, over all devices.
       accumulate: micro-batches of a step.
       replicas: number of replicas.
+      steps: number of steps of a call.
     """
 
     title: str
@@ -345,6 +346,7 @@ class Plan(NamedTuple):
     batch_size: int
     accumulate: int
     replicas: int
+    steps: int = 1
 
     def images(self, batch_size: int) -> int:
         """Return the images of a step on one device."""
@@ -447,6 +449,8 @@ def _remarks(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         remarks.append(f"{plan.devices[0].device_kind}: no figures of this device are known, so no time is estimated")
     if plan.accumulate > 1:
         remarks.append(f"a loop's body counts once: FLOPs, bytes and time are of one micro-batch of {plan.accumulate}")
+    if plan.steps > 1:
+        remarks.append(f"the memory is that of a call of {plan.steps} steps; the compiler counts one of them")
     return [*remarks, *_ABOUT]
 
 
@@ -469,14 +473,14 @@ def describe_plan(plan: Plan) -> list[str]:
     ]
 
 
-def describe_step(compiled: Compiled) -> str:
+def describe_step(compiled: Compiled, what: str = "step") -> str:
     """Return a line about a compiled step: the time that compiling took, and the memory of a device."""
     verb = "read from the compilation cache" if compiled.cached else "compiled"
     memory = measure_memory(compiled.program)
     if memory is None:
-        return f"step: {verb} in {compiled.seconds:.1f} s"
+        return f"{what}: {verb} in {compiled.seconds:.1f} s"
     parts = ", ".join(f"{name} {show_bytes(memory[name])}" for name in ("arguments", "temporaries"))
-    return f"step: {verb} in {compiled.seconds:.1f} s; at most {show_bytes(memory['peak'])} on each device ({parts})"
+    return f"{what}: {verb} in {compiled.seconds:.1f} s; at most {show_bytes(memory['peak'])} on each device ({parts})"
 
 
 def state_bytes(state: Any) -> int:

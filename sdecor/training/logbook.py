@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import logging as python_logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +12,8 @@ from absl import logging
 from etils import epath
 
 from sdecor.core.files import write_file
+
+FLUSH_SECONDS = 30.0  # after which TensorBoard sees new values, if no checkpoint comes before
 
 
 class Logbook:
@@ -50,7 +52,7 @@ class Logbook:
         self._write_all()
         self._appends = not _is_remote(workdir)
         if tensorboard and self._appends:
-            self._events = _open_events(workdir, step)
+            self._events = _Events(workdir / "tensorboard", step)
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +62,7 @@ class Logbook:
     ) -> None:
         self.flush()
         if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
+            self._events.close()
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Add the row `{"step": …, "split": …, **values}`, unless it exists; values that are not finite become null."""
@@ -70,8 +71,7 @@ class Logbook:
         self._written.add((step, split))
         values = self._add(step, split, values)
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", np.nan if value is None else value, step)
+            self._events.add(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Add a row about an event, such as a rollback, unless an equal one exists; a step may have several.
@@ -102,9 +102,8 @@ class Logbook:
         self._written = {(row["step"], row["split"]) for row in rows}
         self._write_all()
         if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
-            self._events = _open_events(self.path.parent, step)
+            self._events.close()
+            self._events = _Events(self.path.parent / "tensorboard", step)
 
     def flush(self) -> None:
         """Make the rows so far durable; on object stores, which cannot append, write the whole file."""
@@ -113,8 +112,7 @@ class Logbook:
         if self.behind or not self._appends:
             self._write_all()
         if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.flush()
+            self._events.flush()
 
     def _append(self) -> None:
         with self.path.open("a") as file:
@@ -131,25 +129,6 @@ class Logbook:
             if not self.behind:
                 logging.warning("%s cannot be written: %s. Its rows are kept and written later", self.path, error)
             self.behind = error.strerror or str(error)
-
-
-def _keep_going(writer: Any) -> None:
-    """Let TensorBoard's writer drop what it cannot write.
-
-    An error would end its thread, and the training would then wait for that thread for ever.
-    """
-    with contextlib.suppress(AttributeError):  # a version of tensorboardX with other names inside
-        events = writer.file_writer.event_writer._ev_writer
-        for name in ("write_event", "flush"):
-            setattr(events, name, _dropping(getattr(events, name)))
-
-
-def _dropping(write: Callable[..., Any]) -> Callable[..., Any]:
-    def attempt(*arguments: Any) -> Any:
-        with contextlib.suppress(OSError):
-            return write(*arguments)
-
-    return attempt
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -181,14 +160,49 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _open_events(workdir: epath.Path, step: int) -> Any:
-    """Open TensorBoard's event files; it forgets the values after `step`."""
-    from tensorboardX import SummaryWriter
+class _Events:
+    """TensorBoard's event file, written at once; what cannot be written is dropped.
 
-    python_logging.getLogger("tensorboardX.x2num").setLevel("ERROR")  # the run itself says that a loss is not finite
-    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-    _keep_going(events)
-    return events
+    tensorboardX's own `SummaryWriter` passes each value to a thread, which takes more time than writing it, and waits
+    for ever for that thread once an error has ended it.
+
+    Args:
+      folder: folder of the file, created if missing.
+      step: step at which the run continues; TensorBoard forgets the values after it.
+    """
+
+    def __init__(self, folder: epath.Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._flushed = time.monotonic()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(self._event(wall_time=time.time(), step=step + 1, file_version="brain.Event:2"))
+        self._write(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def add(self, step: int, values: dict[str, float | None]) -> None:
+        """Add a step's values, by the name of their curve."""
+        numbers = {name: np.nan if value is None else value for name, value in values.items()}
+        summary = self._summary(value=[self._summary.Value(tag=name, simple_value=x) for name, x in numbers.items()])
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write(self, event: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write_event(event)
 
 
 def _row(step: int, split: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def rows(values: dict[str, Any], replicas: int | None) -> list[dict[str, float]]
     return [{name: float(value[i]) for name, value in values.items()} for i in indices]
 
 
+def step_rows(terms: dict[str, Any], replicas: int | None, count: int) -> Iterator[list[dict[str, float]]]:
+    """Fetch the terms of a call of `count` steps, one array each; yield one row per member for each step."""
+    numbers = {name: value.tolist() for name, value in parallel.to_host(terms).items()}  # faster than single floats
+    for i in range(count):
+        own = numbers if count == 1 else {name: each[i] for name, each in numbers.items()}
+        yield [own] if replicas is None else [{name: each[r] for name, each in own.items()} for r in range(replicas)]
+
+
 def restore(
     members: Sequence[Member], checkpoints: Sequence[Checkpoints], state: TrainState, replicas: int | None
 ) -> tuple[TrainState, list[Health]]:

@@ -24,17 +24,17 @@ FORWARDS = ("shared", "frozen", "eval")
 
 
 class Ramp(NamedTuple):
-    """A value that is 0 before step `start`, and then rises linearly over `steps` steps, at once if `steps` is 0."""
+    """A value that rises linearly from 0 over `steps` steps, at once if `steps` is 0; before step `start` it is 0."""
 
     value: jax.Array | float
     steps: jax.Array | float = 0.0
-    start: jax.Array | float = 0.0
+    start: jax.Array | float | None = None
 
     def at(self, step: jax.Array) -> jax.Array:
         """Return the value at `step`."""
-        since = jnp.asarray(step, jnp.float32) - self.start
+        since = jnp.asarray(step, jnp.float32) - (0.0 if self.start is None else self.start)
         share = jnp.clip(since / jnp.maximum(self.steps, 1.0), jnp.where(self.steps > 0, 0.0, 1.0), 1.0)
-        return jnp.where(since < 0, 0.0, self.value * share)
+        return self.value * share if self.start is None else jnp.where(since < 0, 0.0, self.value * share)
 
 
 @dataclasses.dataclass(frozen=True)

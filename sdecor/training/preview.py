@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sdecor.core import files, parallel, watchdog
-from sdecor.training import build, compiled, members, replicas, run_folder
+from sdecor.training import build, calls, compiled, device_split, members, replicas, run_folder
 from sdecor.training.batches import batch_shapes
 
 
@@ -72,6 +72,7 @@ def compile_only(
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
         replicas=len(chosen) or 1,
+        steps=_steps(config, devices[0]),
     )
     report = compiled.report(plan, methods, lower, say=parallel.say)
     parallel.say(compiled.describe(report))
@@ -106,7 +107,7 @@ def _open_data(config: ConfigDict) -> Any:
 def lower_shapes(
     configs: Sequence[ConfigDict], facts: build.DataFacts, count: int | None, devices: Sequence[jax.Device] | None
 ) -> jax.stages.Lowered:
-    """Lower the step of one config, or of `count` replicas, for devices of a topology; None for those here."""
+    """Lower the call of one config, or of `count` replicas, for devices of a topology; None for those here."""
     config, program = configs[0], build.create_program(configs[0], facts)
     seeds = [own.seed for own in configs]
     key = members.run_key(seeds, 0, count)
@@ -114,6 +115,13 @@ def lower_shapes(
     hypers = [build.create_hyper(own, program.schedule.steps_per_epoch) for own in configs]
     hyper = jax.eval_shape(lambda: members.join(hypers, count))
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    batch = batch_shapes(facts.image_shape, devices=devices and len(devices), **sizes)
-    step = parallel.pmap_step(members.lift(program.step, count), devices)
-    return parallel.lower_step(step, state, batch, hyper, jax.eval_shape(lambda: key))
+    steps, indices = _steps(config, (devices or jax.devices())[0]), config.data.loader == "device"
+    given = (hyper, device_split.shapes(facts.examples, facts.image_shape)) if indices else hyper
+    batch = batch_shapes(facts.image_shape, devices=devices and len(devices), steps=steps, indices=indices, **sizes)
+    step = calls.create(program.step, steps, replicas=count, indices=indices, devices=devices)
+    return parallel.lower_step(step, state, batch, given, jax.eval_shape(lambda: key))
+
+
+def _steps(config: ConfigDict, device: jax.Device) -> int:
+    """Return the steps of the program to look at: one where a call is no loop, so that all numbers are of one step."""
+    return 1 if calls.is_unrolled(device) else config.train.steps_per_call

@@ -63,16 +63,17 @@ class Profiler:
         if not self._range:
             parallel.say(f"Nothing is traced: the steps of --profile are before step {start}, where this start begins.")
 
-    def take(self, step: int, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any, Any]:
-        """Return the result of a step; trace it if it is one of the chosen."""
-        if step not in self._range or not parallel.is_main_process():
+    def take(self, steps: range, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any, Any]:
+        """Return the result of a call of some steps; trace the whole call if one of its steps is chosen."""
+        first, last = max(steps[0], self._range.start), min(steps[-1], self._range.stop - 1)
+        if first > last or not parallel.is_main_process():
             return function(*arguments)
         if not self._running:
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self._running = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        with jax.profiler.StepTraceAnnotation("train", step_num=steps[0]):
             state, terms = function(*arguments)
-        if step == self._range[-1]:
+        if last == self._range[-1]:
             jax.block_until_ready(terms)
             self.close()
         return state, terms

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from sdecor.core import files, parallel, processes, watchdog
-from sdecor.training import build, compiled, health, members, replicas, run_folder
+from sdecor.training import build, calls, compiled, device_split, health, members, replicas, run_folder
 from sdecor.training.batches import (
     Validate,
     batch_shapes,
@@ -35,9 +36,9 @@ class Run:
     members: Sequence[Member]
     replicas: int | None  # number of replicas; None for a single run
     schedule: build.Schedule
-    lower: Callable[[TrainState], jax.stages.Lowered]  # traces the step; once compiled, `train_step` runs it
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the device batches after that step
+    lower: Callable[..., jax.stages.Lowered]  # (state, steps=1): traces a call; once compiled, `train_step` runs it
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, batch, steps=1)
+    batches: Callable[[int, int], Iterator[Any]]  # (step, order): yields the batches of the calls after it
     validate: Validate
     policy: health.Policy  # for a loss that is not finite
 
@@ -67,10 +68,18 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))
-    step = parallel.pmap_step(members.lift(program.step, count))
+    indices = config.data.loader == "device"
+    programs = {
+        steps: calls.create(program.step, steps, replicas=count, indices=indices)
+        for steps in {1, schedule.steps_per_call}
+    }
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    shapes = batch_shapes(facts.image_shape, **sizes)
-    jax.eval_shape(step, state, shapes, hyper, key)  # fails before images are decoded
+    shapes = partial(batch_shapes, facts.image_shape, indices=indices, **sizes)
+    given = hyper
+    if indices:
+        device_split.check_fits(facts.examples, facts.image_shape, jax.local_devices()[0])
+        given = (hyper, device_split.shapes(facts.examples, facts.image_shape))
+    jax.eval_shape(programs[1], state, shapes(), given, key)  # fails before images are decoded
     loaders = create_loaders(
         dataset.source("train"),
         seeds,
@@ -79,14 +88,21 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         memory_limit_mb=config.data.memory_limit_mb,
         num_workers=config.data.workers,
     )
+    if indices:
+        given = (hyper, device_split.create(loaders[0].source))
+
+    def batches(start: int, order: int) -> Iterator[Any]:
+        counts = calls.sizes(schedule, start)
+        return member_batches(reordered(loaders, seeds, order), start, calls=counts, **sizes)
+
     run = Run(
         config=config,
         members=group,
         replicas=count,
         schedule=schedule,
-        lower=lambda state: parallel.lower_step(step, state, shapes, hyper, key),
-        train_step=lambda state, batch: step(state, batch, hyper, key),
-        batches=lambda start, order: member_batches(reordered(loaders, seeds, order), start, **sizes),
+        lower=lambda state, steps=1: parallel.lower_step(programs[steps], state, shapes(steps=steps), given, key),
+        train_step=lambda state, batch, steps=1: programs[steps](state, batch, given, key),
+        batches=batches,
         validate=create_validation(
             program.model.apply,
             program.prepare_evaluation,
@@ -100,15 +116,19 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
 
 
 def compile_step(run: Run, state: TrainState) -> None:
-    """Compile the step that the loop runs from `state` on; print the devices, the batch, memory and time."""
+    """Compile what the loop calls from `state` on; print the devices, the batch, memory and time."""
     config, count = run.config, len(run.members)
     job = compiled.Plan(title(run), jax.devices(), config.train.batch_size, config.train.accumulate, count)
     for line in compiled.describe_plan(job)[1:]:
         parallel.say(line)
     parallel.say(f"state: {compiled.show_bytes(compiled.state_bytes(state))} on each device")
-    if int(state.step) < run.schedule.total:
+    start = int(state.step)
+    if run.schedule.steps_per_call > 1 and start < run.schedule.total:
+        parallel.say(f"calls: {calls.describe(run.schedule, start)}")
+    for steps in sorted(set(calls.sizes(run.schedule, start))):
         watchdog.beat("the compilation of the step", timed=False)
-        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state))))
+        what = "step" if steps == 1 else f"{steps} steps"
+        parallel.say(compiled.describe_step(compiled.compile_timed(run.lower(state, steps)), what))
 
 
 def title(run: Run) -> str:

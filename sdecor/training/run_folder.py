@@ -18,7 +18,7 @@ from sdecor.training import record
 
 FREE = (  # fields that may change when a run is resumed: they change no parameter of the network, but after a NaN
     "log.", "evaluation.", "data.workers", "data.loader", "data.memory_limit_mb", "data.data_dir", "data.path",
-    "train.checkpoint_every_steps", "train.checkpoint_every_minutes",
+    "train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.steps_per_call",
     "data.on_error",  # a run that stopped at a bad file may leave it out from then on
     "train.on_nonfinite", "train.max_skips", "train.max_rollbacks", "train.loss_limit",
 )  # fmt: skip

@@ -118,7 +118,7 @@ def test_a_target_that_is_no_class_is_never_explained_as_another(images, weights
         ({"method": "gradients"}, "did you mean 'gradient'"),
         ({"saliency_off": "logit"}, "did you mean 'saliency_of'"),
         ({"saliency_of": "logits"}, "did you mean 'logit'"),
-        ({"images": jnp.zeros(SHAPE)}, r"images has shape \(4, 5, 3\): pass a batch"),
+        ({"images": jnp.zeros(5)}, r"images has shape \(5,\): pass a batch"),
         ({"images": jnp.zeros((2, *SHAPE), jnp.uint8)}, "images has dtype uint8"),
         ({"targets": jnp.zeros(3, int)}, r"targets has shape \(3,\)"),
         ({"targets": jnp.zeros(2)}, "targets has dtype float32"),

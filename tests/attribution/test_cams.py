@@ -11,8 +11,18 @@ import pytest
 import reference_network as reference
 from flax import nnx
 
-from sdecor.attribution import explain
-from sdecor.attribution.cams import grad_cam, grad_cam_plus_plus, guided_grad_cam, hires_cam, layer_cam
+from sdecor.attribution import Contrast, explain
+from sdecor.attribution.cams import (
+    eigen_cam,
+    finer_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    guided_grad_cam,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
+from sdecor.attribution.channels import ablation_cam, score_cam
 from sdecor.attribution.layers import activation_and_gradient, as_map, default_layer, named_layer
 from sdecor.core.jaxpr import interpret
 from sdecor.models import SmallCNN, ViT, create_model
@@ -426,6 +436,17 @@ def test_default_layer_without_the_tokens_of_a_transformer_s_own(key, before, be
     close(found[1], found[2])
 
 
+def test_a_layer_of_which_only_the_class_token_is_read_is_refused(key):
+    """Patches that a later layer does not read have no gradient: the map would be 0."""
+    fn, image = transformer(2, 0), jnp.ones((16, 16, 3))
+    with pytest.raises(ValueError, match=r"layer = 'block1': of the 18 tokens .* reads 0 alone .* map would be 0"):
+        grad_cam(fn, image, 1, layer="block1")
+    vit = zeros(ViT(3, width=6, depth=2, heads=2, patch_size=4), (8, 16, 3))
+    with pytest.raises(ValueError, match=r"layer = 'block2': of the 9 tokens .* reads 0 alone"):
+        grad_cam(vit, jnp.ones((8, 16, 3)), 1, layer="block2")
+    jax.eval_shape(lambda image: grad_cam(vit, image, 1, layer="block2/norm1"), jnp.ones((8, 16, 3)))
+
+
 def test_default_layer_of_merged_patches_is_asked_for():
     with pytest.raises(ValueError, match=r"sums over 4 elements, not over the 4×4 positions .* layer=, .* reshape="):
         grad_cam(transformer(0, 0, merged=True), jnp.ones((16, 16, 3)), 1)
@@ -451,3 +472,82 @@ def test_as_map(shape, image, expected):
 def test_as_map_refuses_what_does_not_tile_the_image(shape):
     with pytest.raises(ValueError, match="pass reshape"):
         as_map(jnp.zeros(shape), (32, 32, 3))
+
+
+# Weights by principal directions, by scores of channels, and by similar classes; several layers
+
+
+def small_split():
+    """Return a network of one convolution, its features, head and an image, drawn once."""
+    rng = np.random.default_rng(5)
+    kernel, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 3, 2, 5), (5, 4)))
+
+    def features(image):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        with jax.named_scope("features"):
+            x = jax.lax.conv_general_dilated(image[None], kernel, (2, 2), "SAME", dimension_numbers=numbers)
+            return jax.nn.relu(x)[0]
+
+    classify = lambda a: jnp.tanh(a.mean((0, 1))) @ head  # noqa: E731
+    image = jnp.asarray(rng.normal(size=(8, 6, 2)), jnp.float32)
+    return (lambda image: classify(features(image))), features, classify, image
+
+
+def test_formulas_of_other_cams():
+    """XGrad-CAM, Eigen-CAM, Ablation-CAM and Score-CAM by their formulas in NumPy, one channel after the other."""
+    fn, features, classify, image = small_split()
+    raw = {"relu": False, "upsample": None}
+
+    def run(image):
+        maps = {method.__name__: method(fn, image, 1, **raw) for method in (xgrad_cam, eigen_cam, ablation_cam)}
+        maps["score_cam"] = score_cam(fn, image, 1, chunk_size=2, **raw)
+        return maps, features(image), jax.grad(lambda a: classify(a)[1])(features(image))
+
+    found, a, g = jax.tree.map(np.asarray, jax.jit(run)(image))
+    score = jax.jit(lambda a: classify(a)[1])
+    weights = {"xgrad_cam": [], "ablation_cam": [], "score_cam": []}
+    for d in range(5):
+        channel = a[..., d].astype(np.float64)
+        weights["xgrad_cam"].append((channel * g[..., d]).sum() / channel.sum())
+        weights["ablation_cam"].append(score(a) - score(np.where(np.arange(5) == d, 0, a)))
+        mask = np.asarray(jax.image.resize(a[..., d], (8, 6), "linear"))
+        mask = (mask - mask.min()) / (mask.max() - mask.min())
+        weights["score_cam"].append(jax.jit(fn)(image * mask[..., None])[1])
+    shares = np.exp(np.asarray(weights["score_cam"], np.float64))
+    weights["score_cam"] = shares / shares.sum()
+    for name, of_channels in weights.items():
+        close(found[name][..., 0], a @ np.asarray(of_channels, np.float64), err_msg=name)
+    u, s, _ = np.linalg.svd(a.reshape(-1, 5).astype(np.float64))
+    expected = u[:, 0] * s[0] * np.sign(u[:, 0].sum())
+    close(found["eigen_cam"].ravel(), expected)
+
+
+def test_finer_cam_is_a_contrast_with_similar_classes():
+    fn, _, _, image = small_split()
+    logits = fn(image)
+    near = [int(k) for k in jnp.argsort(-logits) if k != 1][:2]
+    given = {"relu": False, "upsample": None}
+
+    def run(image):
+        expected = grad_cam(fn, image, lambda z: z[1] - 0.5 * (z[near[0]] + z[near[1]]) / 2, **given)
+        pair = grad_cam(fn, image, Contrast(1, 3), **given)
+        found = finer_cam(fn, image, 1, others=2, weight=0.5, **given)
+        return (found, expected), (finer_cam(fn, image, Contrast(1, 3), **given), pair)
+
+    for found, expected in jax.jit(run)(image):
+        close(found, expected)
+    with pytest.raises(ValueError, match="pass classes or a Contrast"):
+        finer_cam(fn, image, lambda z: z[0])
+
+
+def test_several_layers_at_once():
+    fn, _, _, image = small_split()
+
+    def run(image):
+        first, second = (grad_cam(fn, image, 1, layer=each) for each in ("features", None))
+        return (first / first.max() + second / second.max()) / 2, grad_cam(fn, image, 1, layer=["features", None])
+
+    expected, found = jax.jit(run)(image)
+    close(found, expected)
+    with pytest.raises(ValueError, match="a way to upsample"):
+        grad_cam(fn, image, 1, layer=["features"], upsample=None)

@@ -22,7 +22,7 @@ MOMENTS = {  # name → the function whose call is the moment
     "building": "sdecor.training.build:create_state",
     "compiling": "jax._src.compiler:compile_or_get_cached",
     "reading a batch": "sdecor.data.memory:MemoryLoader.batch",
-    "fetching the terms of a step": "sdecor.training.members:rows",
+    "fetching the terms of a step": "sdecor.training.members:step_rows",
     "validating": "sdecor.training.batches:evaluation_batches",
     "saving": "sdecor.training.checkpoint:Checkpoints.save",
     "finishing": "sdecor.training.members:finish",

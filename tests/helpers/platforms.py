@@ -9,6 +9,9 @@ import jax
 PLATFORMS = ("cuda", "tpu")
 # Marks of a sharding, which the compiler removes. A call of a library, such as LAPACK, or of the host has another name.
 HARMLESS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+# Solvers of small dense systems and eigenvalues, which JAX has for each platform.
+HARMLESS |= {"Eigh", "cusolver_syevd_ffi"}
+HARMLESS |= {"LuDecomposition", "cusolver_getrf_ffi", "cu_lu_pivots_to_permutation"}
 
 
 def lowered(function: Callable[..., Any], *arguments: Any) -> str:

@@ -67,10 +67,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     take = profiling.Profiler.take
 
-    def taken(self: profiling.Profiler, now: int, *arguments: Any) -> Any:
-        if now == step:
+    def taken(self: profiling.Profiler, steps: range, *arguments: Any) -> Any:
+        if step in steps:
             os.kill(os.getpid(), signal.SIGINT)
-        return take(self, now, *arguments)
+        return take(self, steps, *arguments)
 
     monkeypatch.setattr(profiling.Profiler, "take", taken)
 

@@ -113,7 +113,7 @@ class TestEveryMetric:
 @pytest.mark.parametrize(
     "measure", [complexity.gini, complexity.entropy, complexity.effective_complexity, complexity.mst_compactness]
 )
-@pytest.mark.parametrize("maps", [MAPS[0], MAPS[..., None]], ids=["one", "channels"])
+@pytest.mark.parametrize("maps", [MAPS[0, 0], MAPS[..., None]], ids=["one", "channels"])
 def test_arrays_that_are_no_maps_are_refused(measure, maps):
     with pytest.raises(ValueError, match=r"maps has shape .*: pass \[N, H, W\]"):
         measure(maps)

@@ -11,6 +11,7 @@ import tiny_network as tiny
 from traced import largest
 
 from sdecor.attribution import Contrast, blurred
+from sdecor.attribution.regions import grid as grid_of
 from sdecor.metrics import (
     correlations,
     faithfulness,
@@ -261,11 +262,11 @@ class TestRegions:
 
     def test_the_grid_keeps_what_is_left_over_as_smaller_patches(self):
         expected = [[0, 0, 0, 1, 1, 1, 2]] * 3 + [[3, 3, 3, 4, 4, 4, 5]] * 2
-        np.testing.assert_array_equal(regions.grid_segments(5, 7, 3), expected)
+        np.testing.assert_array_equal(grid_of((5, 7), 3), expected)
 
     @pytest.mark.parametrize("order", ["morf", "lerf"])
     def test_region_perturbation(self, order):
-        grid = np.broadcast_to(regions.grid_segments(H, W, 3), MAPS.shape)
+        grid = np.broadcast_to(grid_of((H, W), 3), MAPS.shape)
         base = np.asarray(baseline_images(IMAGES, "uniform", key=KEYS))
         expected = np.array(self.brute_force(base, grid, np.mean, 1 if order == "morf" else -1))[:, :5]
         aopc = run(regions.region_perturbation, patch=3, regions=4, order=order)
@@ -282,7 +283,7 @@ class TestRegions:
         np.testing.assert_allclose(curve.mean(0), 1 - np.arange(7) / 6, atol=0.1)
 
     def test_selectivity(self):
-        grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
+        grid = np.broadcast_to(grid_of((H, W), 4), MAPS.shape)
         expected = np.array(self.brute_force(np.zeros_like(IMAGES), grid, np.mean))
         area = run(regions.selectivity)
         np.testing.assert_allclose(area, np.trapezoid(expected, dx=1 / 4, axis=1), atol=2e-6)
@@ -294,7 +295,7 @@ class TestRegions:
         curves = self.brute_force(base, segments, np.mean)
         expected = [np.trapezoid(1 - np.array(c) / c[0], dx=1 / (len(c) - 1)) for c in curves]
         np.testing.assert_allclose(run(regions.irof, segments=segments, count=12), expected, atol=1e-5)
-        grid = np.broadcast_to(regions.grid_segments(H, W, 4), MAPS.shape)
+        grid = np.broadcast_to(grid_of((H, W), 4), MAPS.shape)
         np.testing.assert_allclose(run(regions.irof), run(regions.irof, segments=grid), rtol=1e-6)
         with pytest.raises(ValueError, match="count = None"):
             jax.jit(lambda s: regions.irof(tiny.network, IMAGES, MAPS, TARGETS, key=KEY, segments=s))(segments)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_network as reference
+import tiny_transformer as tiny
 
 from sdecor.attribution import explain
 from sdecor.attribution.propagation import deeplift
@@ -119,6 +120,25 @@ def test_contributions_sum_to_the_difference_of_scores(name):
     assert abs(change) > 1e-3 and found.shape == shape
     assert abs(error) < 1e-5 * scale
     np.testing.assert_allclose(found.sum() - change, error, atol=1e-5 * scale)
+
+
+def test_contributions_sum_for_other_ways_to_write_a_transformer():
+    """Masks and weights set to 0; `jax.nn.dot_product_attention` and a norm by a power."""
+    params, image = tiny.weights(), jnp.asarray(tiny.image(), jnp.float32)
+    by_a_power = {"norm": lambda x, scale, bias: x * ((x**2).mean(-1, keepdims=True) + 1e-6) ** -0.5 * scale + bias}
+    ways = tiny.WAYS["masked"], tiny.WAYS["dot_product_attention"] | by_a_power
+
+    @jax.jit
+    def run(image, start):
+        def one(way):
+            fn = partial(tiny.apply, params, blocks=1, **way)
+            return *deeplift(fn, image, 1, baseline=start, with_error=True), fn(image)[1] - fn(start)[1]
+
+        return [one(way) for way in ways]
+
+    for found, error, change in run(image, image[::-1]):
+        assert abs(error) < 1e-4 * float(jnp.abs(found).sum())
+        np.testing.assert_allclose(found.sum(), change, atol=1e-4 * float(jnp.abs(found).sum()))
 
 
 def small():

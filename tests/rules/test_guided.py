@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_network as reference
+import tiny_transformer as tiny
 
 from sdecor.attribution import Contrast, explain
 from sdecor.attribution.propagation import deconvnet, guided_backpropagation
@@ -144,3 +145,17 @@ def test_examples_do_not_depend_on_the_chunk(method):
     assert maps.shape == images.shape
     close(run(images, labels, chunk_size=2), maps)
     close(METHODS[method](dense(jax.nn.relu), images[3], labels[3]), maps[3])
+
+
+def test_a_transformer_keeps_its_gradient_but_for_the_relu():
+    """A ReLU of the logits passes the gradient of a positive logit; the rest of a transformer has no ReLU."""
+    params, image = tiny.weights(), jnp.asarray(tiny.image(), jnp.float32)
+
+    def explained(way):
+        fn = partial(tiny.apply, params, blocks=1, **way)
+        guided = guided_backpropagation(lambda x: jax.nn.relu(jnp.abs(fn(x)[1:2]) * 2), image, 0)
+        return guided, jax.grad(lambda x: 2 * jnp.abs(fn(x)[1]))(image)
+
+    for guided, gradient in jax.jit(lambda: [explained(way) for way in tiny.WAYS.values()])():
+        assert float(jnp.abs(gradient).max()) > 1e-3
+        np.testing.assert_allclose(guided, gradient, rtol=1e-3, atol=1e-5)

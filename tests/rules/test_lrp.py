@@ -10,7 +10,7 @@ import reference_network as reference
 
 from sdecor.attribution import explain
 from sdecor.attribution.propagation import lrp
-from sdecor.models import ResNet, ViT
+from sdecor.models import ResNet
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
 rng = np.random.default_rng(8)
@@ -197,35 +197,28 @@ def test_rule_is_chosen_by_a_function():
     assert {(x.scope, x.kind, x.first) for x in seen} == {("hidden", "dense", True), ("last", "dense", False)}
     close(relevance(dense(), image, 0, rule=lambda layer: "epsilon"), relevance(dense(), image, 0, rule="epsilon"))
     assert not np.allclose(found, relevance(dense(), image, 0, rule="epsilon"))
+    close(relevance(dense(), image, 0, rule="vit"), relevance(dense(), image, 0, rule="gamma", gamma={"dense": 0.05}))
     with pytest.raises(ValueError, match="rule of Layer"):
         relevance(dense(), image, 0, rule=lambda layer: "omega")
-
-
-def test_transformer_is_refused():
-    """The message names the operation and its place."""
-    model, image = ViT(num_classes=3, width=8, depth=1, heads=2, patch_size=4), jnp.ones((8, 8, 3))
-    variables = jax.tree.map(
-        lambda x: jnp.full(x.shape, 0.1, x.dtype), jax.eval_shape(model.init, jax.random.key(0), image[None])
-    )
-    with pytest.raises(ValueError, match=r"lrp cannot handle `\w+` in 'ViT/.+deeplift"):
-        jax.eval_shape(lambda x: relevance(lambda image: model.apply(variables, image[None])[0][0], x, 0), image)
 
 
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        (lambda x: (x - x.mean()) * jax.lax.rsqrt(x.var() + 1), "`rsqrt` .* LayerNorm, which has no rule.*'deeplift'"),
-        (lambda x: x * jax.nn.sigmoid(x[::-1]), "`logistic` .* a gate, which has no rule.*'deeplift'"),
-        (lambda x: x * x[::-1], r"`mul` .*multiplies .* \(LayerNorm, attention, a gate\).*'deeplift'"),
-        (jax.nn.softmax, "`exp` .* a softmax or an attention, which has no rule.*'deeplift'"),
-        (lambda x: jnp.cos(x), "`cos` .* its value at 0 is not 0.*'deeplift'"),
-        (jnp.sort, "`sort` .* no rule for relevance. Use a gradient method"),
+        (jnp.sort, "`sort` in 'net/rank' .* no rule for relevance. Use a gradient method"),
         (lambda x: jnp.where(x[::-1] > 0, x, 2 * x), "no rule for relevance. Use a gradient method"),
+        (lambda x: jnp.arctan2(x, x[::-1]), "`atan2` .* no rule for relevance. Use method='deeplift'"),
     ],
 )
 def test_refused_operations(operation, message):
+    """The message names the operation and its place."""
+
+    def network(image):
+        with jax.named_scope("net/rank"):
+            return operation(image.ravel())
+
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda x: lrp(lambda image: operation(image.ravel()), x, 0), jnp.ones((2, 2, 1)))
+        jax.eval_shape(lambda x: lrp(network, x, 0), jnp.ones((2, 2, 1)))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +227,9 @@ def test_refused_operations(operation, message):
         ({"rule": "alpha"}, "rule"),
         ({"epsilon": -1.0}, "epsilon"),
         ({"gamma": -1.0}, "gamma"),
+        ({"gamma": {"convolutions": 1.0}}, "kind of layer in gamma.* did you mean 'convolution'"),
+        ({"gamma": {"dense": -1.0}}, r"gamma\['dense'\]"),
+        ({"softmax": "none"}, "softmax"),
         ({"low": 0.0}, "low and high go together"),
         ({"rule": "epsilon", "low": 0.0, "high": 1.0}, "belong to the rule 'box'"),
         ({"saliency_of": "probability"}, "saliency_of = 'probability'"),

@@ -325,11 +325,11 @@ def test_compiling_the_step_has_no_time_limit(monkeypatch):
     beats = []
     monkeypatch.setattr("sdecor.core.watchdog.beat", lambda what, *, timed=True: beats.append((what, timed)))
 
-    def lower(state):
+    def lower(state, steps):
         assert beats == [("the compilation of the step", False)]
         return jax.jit(lambda x: x + 1).lower(1.0)
 
-    schedule = types.SimpleNamespace(total=2)
+    schedule = build.Schedule(steps_per_epoch=1, total=2, warmup=0, eval_every=1, checkpoint_every=None)
     run = types.SimpleNamespace(config=default.get_config(), members=[0], schedule=schedule, lower=lower)
     compile_step(run, State(np.zeros((), np.int32), np.zeros(3, np.float32)))
     assert beats

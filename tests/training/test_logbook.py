@@ -4,8 +4,10 @@ import errno
 import json
 import logging
 import os
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from sdecor.training import logbook
 
@@ -66,14 +68,25 @@ def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch, 
 
 
 def test_tensorboard_drops_what_it_cannot_write(tmp_path):
-    """Otherwise its thread would end, and the training would wait for it for ever."""
     with logbook.Logbook(tmp_path) as book:
-        events = book._events.file_writer.event_writer._ev_writer
-        events._py_recordio_writer.write = full
-        events._py_recordio_writer.flush = full
-        for step in range(1, 40):  # more than the thread's queue holds
+        writer = book._events._file._py_recordio_writer
+        writer.write, writer.flush = full, full
+        for step in range(1, 40):
             book.write(step, "train", {"loss": step})
         book.flush()
-        assert book._events.file_writer.event_writer._worker.is_alive()
-        del events._py_recordio_writer.write, events._py_recordio_writer.flush
+        del writer.write, writer.flush
     assert len(logbook.read_rows(tmp_path)) == 39
+
+
+def test_tensorboard_gets_each_row_as_one_event(tmp_path):
+    with logbook.Logbook(tmp_path) as book:
+        book.write(3, "train", {"loss": 0.5, "accuracy": float("nan")})
+        book.write(4, "val", {"accuracy": 0.25})
+    (path,) = (tmp_path / "tensorboard").glob("events.*")
+    content, found = path.read_bytes(), []
+    while content:  # records of a length, its checksum, the event, and its checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        found.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    rows = [(each.step, {v.tag: v.simple_value for v in each.summary.value}) for each in found if each.summary.value]
+    assert str(rows) == "[(3, {'train/loss': 0.5, 'train/accuracy': nan}), (4, {'val/accuracy': 0.25})]"

@@ -13,7 +13,7 @@ from sdecor.training import profiling
 def taken(profiler: profiling.Profiler, start: int, total: int) -> None:
     double = jax.jit(lambda x: (2 * x, {"loss": x}))
     for step in range(start + 1, total + 1):
-        state, terms = profiler.take(step, double, jnp.float32(step))
+        state, terms = profiler.take(range(step, step + 1), double, jnp.float32(step))
         assert (state, terms["loss"]) == (2 * step, step)
     profiler.close()
 
@@ -36,7 +36,7 @@ def test_the_chosen_steps_are_traced(monkeypatch, tmp_path, capsys, text, start,
     monkeypatch.setattr(jax.profiler, "stop_trace", now.clear)
     profiler = profiling.Profiler(profiling.parse(text), str(tmp_path), start=start, total=10)
     for step in range(start + 1, 11):
-        profiler.take(step, lambda step=step: (None, {"tracing": calls.append((step, bool(now)))}))
+        profiler.take(range(step, step + 1), lambda step=step: (None, {"tracing": calls.append((step, bool(now)))}))
     profiler.close()
     assert [step for step, traced in calls if traced] == steps and not now
     output = capsys.readouterr().out

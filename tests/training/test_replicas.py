@@ -86,6 +86,7 @@ def test_fields_are_all_numbers_that_enter_the_step(tmp_path):
     configs = [tiny_runs.tiny_config(tmp_path, method, **changes if "decorrelation" in groups else {})
                for method, groups in METHODS.items()]  # fmt: skip
     by_group = {group: config for config in configs for group in METHODS[config.method]}
+    by_group["masking"] = by_group["consistency"]
     changed = set()
     for field in set(replicas.own_fields()) - {"seed"}:
         config = by_group.get(field.partition(".")[0], configs[-1])

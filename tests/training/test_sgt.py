@@ -25,7 +25,8 @@ def test_config_is_the_published_recipe():
     assert not any((config.augment.crop_padding, config.augment.flip, config.augment.resized_crop))
     objective = build.create_objective(config)
     assert list(objective.terms) == ["consistency"]
-    assert objective.terms["consistency"].keywords == {"direction": "clean_masked", "stop_gradient": False}
+    options = {"direction": "clean_masked", "stop_gradient": False, "loss": "cross_entropy"}
+    assert objective.terms["consistency"].keywords == options
     how = objective.masking
     assert (how.rank_by, how.saliency_of, how.order) == ("signed", "log_probability", "lowest")
     assert (how.fill, how.forward) == ("uniform", "eval")

@@ -1,0 +1,73 @@
+"""A training split that lies on the devices as uint8 images, so that only the indices of a batch travel."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdecor.core import parallel
+from sdecor.core.barrier import barrier
+from sdecor.training import compiled
+
+
+def check_fits(examples: int, image_shape: Sequence[int], device: jax.Device) -> None:
+    """Raise ValueError if a split of uint8 images `[H, W, C]` and their labels is larger than a device's memory.
+
+    The devices of a CPU share the memory of the machine.
+    """
+    needed, memory = split_bytes(examples, image_shape), memory_of(device)
+    if memory is not None and needed > memory:
+        size = "×".join(map(str, image_shape))
+        raise ValueError(
+            f"config.data.loader = 'device': the training split takes {compiled.show_bytes(needed)} ({examples:,} "
+            f"images of {size}), and a device ({device.device_kind}) has {compiled.show_bytes(memory)}: use 'auto', "
+            "'memory' or 'grain', or lower config.data.canvas"
+        )
+
+
+def split_bytes(examples: int, image_shape: Sequence[int]) -> int:
+    """Return the bytes of a split on a device."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes(examples, image_shape).values())
+
+
+def memory_of(device: jax.Device) -> float | None:
+    """Return the memory of a device in bytes, for a device of a CPU its part of the machine's; None if unknown."""
+    if device.platform != "cpu":
+        return compiled.memory_of_device(device)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+
+
+def shapes(examples: int, image_shape: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of `create`."""
+    return {
+        "image": jax.ShapeDtypeStruct((examples, *image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((examples,), np.int32),
+    }
+
+
+def create(source: Any) -> dict[str, jax.Array]:
+    """Copy the images and labels of a `MemorySource` to each local device."""
+    return parallel.replicate({"image": source.images, "label": source.labels})
+
+
+def look_up(split: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return the images and labels of a split for a batch of `index` and `position`, of any leading axes."""
+    index = batch["index"]
+    found = {name: array.at[index].get(mode="promise_in_bounds") for name, array in split.items()}
+    return found | {"position": batch["position"]}
+
+
+def reading(step: Callable, device: jax.Device) -> Callable:
+    """Return a step whose argument `hyper` is `(hyper, split)`, and whose batch holds indices into the split.
+
+    On a CPU its results are those of a batch that the host provides, bit for bit.
+    """
+
+    def read(state: Any, batch: Any, given: Any, key: jax.Array) -> tuple[Any, Any]:
+        hyper, split = given
+        found = look_up(split, batch)
+        return step(state, barrier(found) if device.platform == "cpu" else found, hyper, key)
+
+    return read
