@@ -1,5 +1,6 @@
 """The plan of an evaluation: its methods, its metrics, and the number of images of each metric."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +48,16 @@ class Plan(NamedTuple):
                 settings["looks_at"] = group.looks_at
                 parts[part] = (group, plain_settings({"method": own, "measure": settings}))
         return parts
+
+    def drawn(self) -> "Plan":
+        """Return the plan of the parts that depend on random numbers, of the metric or of the attribution method."""
+        refused = {
+            f"{method.key}/{group.name}"
+            for method in self.methods.values()
+            for group in self.groups
+            if not (group.draws or "key" in inspect.signature(method.function).parameters)
+        }
+        return self._replace(refused=self.refused | refused)
 
     def all_parts(self) -> dict[str, dict[str, Any]]:
         """Return all settings that the numbers of each part depend on, by name of the part."""

@@ -104,10 +104,15 @@ class Metric(NamedTuple):
         unclear = self.reference or self.confounded or self.needs == "set"
         return self.higher_is_better is not None and not unclear
 
+    @property
+    def functions(self) -> tuple[Callable, ...]:
+        """Return the functions that take the options."""
+        return self.signature or (self.function,)
+
     def keywords(self) -> dict[str, Any]:
         """Return the functions' keywords that have a default, with their values in an evaluation."""
         found = {}
-        for function in self.signature or (self.function,):
+        for function in self.functions:
             known = inspect.signature(function).parameters.values()
             found |= {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         return found | dict(self.options)
