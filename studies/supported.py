@@ -48,7 +48,7 @@ def image() -> jax.Array:
     return jnp.asarray(np.random.default_rng(3).normal(size=SHAPE), jnp.float32)
 
 
-def explained(fn: Fn, method: str, *, trace: bool = False) -> Any:
+def explained(fn: Fn, method: str, *, trace: bool = False, jit: bool = True) -> Any:
     """Return the attribution `[H, W, C]` and the completeness error, or 0 without one; or their shapes."""
     info = METHOD_INFO[method]
     known = inspect.signature(info.function).parameters
@@ -60,7 +60,9 @@ def explained(fn: Fn, method: str, *, trace: bool = False) -> Any:
         values, error = found if info.with_error else (found, jnp.zeros(1))
         return values[0], error[0]
 
-    return jax.eval_shape(one, image()) if trace else jax.device_get(jax.jit(one)(image()))
+    if trace:
+        return jax.eval_shape(one, image())
+    return jax.device_get(jax.jit(one)(image())) if jit else one(image())
 
 
 def tried(kind: Kind, method: str, *, trace: bool = False) -> Trial:
