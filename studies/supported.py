@@ -117,7 +117,8 @@ def table(trials: dict[str, dict[str, Trial]]) -> str:
                 reasons.setdefault(trial.refusal, []).append(f"`{method}`")
         works = sum(not trial.refusal for trial in row.values())
         count = f"all {works}" if works == len(row) else f"{works} of {len(row)}"
-        why = "<br>".join(f"{', '.join(methods)}: {cell(reason)}" for reason, methods in reasons.items())
+        named = {reason: ", ".join(each) if len(each) < len(row) else "all" for reason, each in reasons.items()}
+        why = "<br>".join(f"{methods}: {cell(reason)}" for reason, methods in named.items())
         lines.append(f"| {KINDS[name].title} | {count} | {why} |")
     return "\n".join(lines)
 
