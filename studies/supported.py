@@ -103,7 +103,7 @@ def first_sentence(error: Exception) -> str:
     named = isinstance(error, ValueError | NotImplementedError)
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     text = re.split(r"(?<=[a-z\])])[.:;] ", text)[0].rstrip(".:;")
-    text = re.sub(r"0x[0-9a-f]+|/\S*/", "", text)
+    text = re.sub(r" ?\(https?:\S*\)|0x[0-9a-f]+|/\S*/", "", text)
     return text if named else f"{type(error).__name__}: {text}"
 
 
