@@ -100,7 +100,9 @@ def _has_kink(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def _is_variance(program: Program, function: Elementwise) -> bool:
-    """Return whether a ReLU's input is a variance `E[x²] − E[x]²`, which is negative by rounding only."""
+    """Return whether a ReLU's input is a variance, `E[x²] − E[x]²` or `E[(x − E[x])²]`; only rounding is below 0."""
+    if _is_square(program.made_by.get(_averaged(program, function.root))):
+        return True
     made = program.made_by.get(function.root)
     if made is None or made.name != "sub" or len(made.dependent) < 2:
         return False

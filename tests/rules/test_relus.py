@@ -137,3 +137,17 @@ def test_a_difference_of_a_value_and_a_square_is_no_variance():
     assert 0 < np.sum(passed > 0) < np.sum(hidden(image) > 0)  # the rule changes the gradient
     expected = np.tensordot(passed, np.asarray(jax.jacobian(hidden)(image)), axes=1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("square", [jnp.square, lambda x: x * x])
+def test_a_variance_that_is_kept_from_being_negative_is_no_relu(square):
+    """As in Equinox's LayerNorm; without another ReLU, guided backpropagation says that there is none."""
+
+    def normalised(image):
+        x = image.reshape(-1)
+        centred = x - x.mean()
+        return (centred * jax.lax.rsqrt(jnp.maximum(0.0, square(centred).mean()) + 1e-5))[:3]
+
+    for method in (guided_backpropagation, deconvnet):
+        with pytest.raises(ValueError, match="fn has none"):
+            method(normalised, IMAGE, 0)
