@@ -40,7 +40,7 @@ from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
 from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.data.batches import evaluation_indices
-from sdecor.evaluation import Plan, Store, stored
+from sdecor.evaluation import Plan, Store, stored, summary
 from sdecor.evaluation.runs import (
     IMAGES,
     Run,
@@ -58,8 +58,8 @@ from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_
 
 FLAGS = flags.FLAGS
 SHARED = (  # flags that all processes of a job must share; the runs' settings hold the others
-    "workdir", "output", "methods", "metrics", "images", "chunk_size", "force", "all_stored", "export", "dtype",
-    "reduce", "clip_percentile", "on_error", "from_export",
+    "workdir", "output", "methods", "metrics", "images", "chunk_size", "force", "retest", "all_stored", "export",
+    "dtype", "reduce", "clip_percentile", "on_error", "from_export",
 )  # fmt: skip
 USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that are not part of file names
 EXPORT_SIZES = {
@@ -88,6 +88,7 @@ def define_flags() -> None:
         flags.DEFINE_integer(name, None, f"Replaces the run's evaluation.{name}.", lower_bound=1)
     flags.DEFINE_bool("progress", True, "Show a progress bar.")
     flags.DEFINE_bool("force", False, "Evaluate again instead of reusing stored results.")
+    flags.DEFINE_bool("retest", False, "Measure what draws random numbers again, and show the metrics' own noise.")
     flags.DEFINE_bool("all_stored", True, "Also show stored results with the same settings.")
     flags.DEFINE_string("export", None, "Path for the maps of all images of the split; nothing is measured.")
     flags.DEFINE_enum("dtype", "float32", list(export.DTYPES), "Data type of exported maps.")
@@ -109,6 +110,8 @@ def main() -> None:
         files.check_output("--output", FLAGS.output)
     if FLAGS.export is not None:
         files.check_output("--export", FLAGS.export)
+    if FLAGS.retest and (FLAGS.export is not None or FLAGS.from_export is not None):
+        raise ValueError("--retest explains again: leave out --export and --from_export")
     try:
         if parallel.is_main_process():
             check_writable(FLAGS.workdir)
@@ -156,11 +159,12 @@ def evaluate(folders: list[str]) -> None:
     name = "".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL)
     kept = {"name": name, "images": min(FLAGS.images, len(source_of(runs[0])))}
     stores = [complete(run, plan, run.folder, **kept) for run, plan in zip(runs, plans, strict=True)]
+    noise = [measured_again(run, plan, store, name) for run, plan, store in zip(runs, plans, stores, strict=True)]
     if not parallel.is_main_process():
         return
     beside = folders[0] if len(runs) == 1 else epath.Path(folders[0]).parent
     output = files.make_folder("--output", FLAGS.output or beside)
-    report_on([found(*each) for each in zip(runs, plans, stores, strict=True)], folders, output)
+    report_on([found(*each) for each in zip(runs, plans, stores, noise, strict=True)], folders, output)
 
 
 def export_maps(folders: list[str]) -> None:
@@ -246,10 +250,21 @@ def complete(
     return store
 
 
-def found(run: Run, plan: Plan, store: Store) -> Evaluated:
+def measured_again(run: Run, plan: Plan, store: Store, name: str) -> Mapping[str, Mapping[str, Any]]:
+    """With --retest, measure the parts of a plan that draw random numbers with the next seed; return their noise."""
+    if not FLAGS.retest:
+        return {}
+    again = dataclasses.replace(run, settings=run.settings | {"seed": run.settings["seed"] + 1})
+    plan = plan.drawn()
+    second = complete(again, plan, run.folder, name=f"{name}-retest")
+    return summary.retest(store.results, plan.select(second.results))
+
+
+def found(run: Run, plan: Plan, store: Store, noise: Mapping[str, Mapping[str, Any]]) -> Evaluated:
     """Return the results of a run's plan and, unless --noall_stored, its earlier results."""
     plan = plan.with_stored(store.parts, options_of(run)) if FLAGS.all_stored else plan
-    return evaluated_run(run, plan, store.results, store.shown(plan), store.other_versions(plan.all_parts()))
+    others = store.other_versions(plan.all_parts())
+    return evaluated_run(run, plan, store.results, store.shown(plan), others, noise=noise)
 
 
 def report_on(evaluated: list[Evaluated], folders: Sequence[Any], output: epath.Path) -> None:

@@ -1,7 +1,9 @@
 """Caltech-UCSD Birds 2011: 200 species, 224×224, with object masks and boxes.
 
     python train.py --config=configs/caltech_birds2011.py:method=sdecor --workdir=runs/caltech_birds2011_sdecor
+    python train.py --config=configs/caltech_birds2011.py:method=sdecor,init_from=resnet50.safetensors --workdir=…
 
+The second command fine-tunes pretrained weights (docs/pretrained.md), by values that were not measured.
 Prepare the data set once, on a machine with TensorFlow and internet access (docs/data.md); reading needs neither.
 """
 
@@ -15,4 +17,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.base()
     default.large_photographs(config)
     config.data.name = "caltech_birds2011"
-    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS)
+    return default.choose(config, arg, forms=default.PHOTOGRAPH_FORMS, fine_tuned=True)

@@ -9,6 +9,7 @@ in this folder change a few fields of this one. The config string, after the col
     model=NAME                           network, one of sdecor.models.MODELS
     form=NAME                            form of the decorrelation, one of `FORMS`; covariance is the paper's
     runlocal                             smaller data and training, for a run of about a minute on a desktop
+    init_from=FILE                       pretrained weights, with a recipe of fine-tuning, where a file has one
 
 Each field can be changed on the command line: `--config.optim.lr=0.01`.
 """
@@ -86,9 +87,13 @@ def base() -> ConfigDict:
     model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
     model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
+    model.head = config_dict.placeholder(str)  # vgg16: cifar or imagenet
     # resnet*, wide_resnet28_10, vit_*: what the backward computes again to save memory (docs/performance.md):
     # none or blocks (all of a block but its input).
     model.remat = config_dict.placeholder(str)
+    # Weights at the start: a .safetensors file in timm's or torchvision's names, or a run: its folder, or
+    # RUN/checkpoints/STEP (docs/pretrained.md); None => drawn.
+    model.init_from = config_dict.placeholder(str)
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # sgd (Nesterov), adamw or adadelta
@@ -97,6 +102,7 @@ def base() -> ConfigDict:
     optim.weight_decay = 1e-4  # applies to kernels only; decoupled in adamw, L2 in the others
     optim.schedule = "cosine"  # cosine, to zero at the last step, or constant; after the warm-up
     optim.warmup_epochs = 0.5  # linear
+    optim.backbone_lr = config_dict.placeholder(float)  # factor on lr for all but the head; None => 1
     optim.clip_norm = config_dict.placeholder(float)  # bound of the global gradient norm; None => no clipping
     optim.ema_decay = config_dict.placeholder(float)  # decay of the parameters' average, for evaluation; None => none
 
@@ -112,6 +118,9 @@ def base() -> ConfigDict:
     train.checkpoint_every_steps = config_dict.placeholder(int)  # additional checkpoints; None => none
     train.loss = "cross_entropy"  # or bce: binary cross-entropy of each class against all others (docs/method.md)
     train.label_smoothing = 0.0
+    # Modules whose parameters and BatchNorm statistics stay: paths or patterns such as "stage1" or "norm*", or
+    # "backbone", which is all but the head (docs/pretrained.md).
+    train.freeze = ()
     # When the loss or its gradient is not finite: stop; skip the step; or rollback to the last good checkpoint and
     # continue with another order of the data (not for replicas). All of it is in metrics.jsonl.
     train.on_nonfinite = "stop"
@@ -178,13 +187,20 @@ def base() -> ConfigDict:
     return config
 
 
-def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS) -> ConfigDict:
+def choose(
+    config: ConfigDict,
+    arg: str = "",
+    *,
+    forms: dict[str, dict] = FORMS,
+    fine_tuned: bool = False,
+) -> ConfigDict:
     """Apply a config string such as `method=sdecor,form=density,runlocal` to `config` and return it.
 
     Args:
       config: config of the run.
       arg: the config string.
       forms: values that `form=NAME` sets for this kind of data: `FORMS` or `PHOTOGRAPH_FORMS`.
+      fine_tuned: whether the word `init_from=FILE` is known for this data; it also sets the values of `fine_tuning`.
 
     Raises:
       ValueError: for an unknown word or method.
@@ -197,10 +213,14 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
             _change_model(config, value)
         elif name == "form" and value in forms:
             config.decorrelation.update({"form": value, **forms[value]})
+        elif name == "init_from" and value and fine_tuned:
+            config.model.init_from = value
+            fine_tuning(config)
         elif name != "runlocal" or equals:
+            tuned = ", init_from=FILE" if fine_tuned else ""
             raise ValueError(
                 f"config string {name + equals + value!r} is not known. It is a comma-separated list of "
-                f"method={'|'.join(METHODS)}, model=NAME, form={'|'.join(forms)} and runlocal"
+                f"method={'|'.join(METHODS)}, model=NAME, form={'|'.join(forms)}{tuned} and runlocal"
             )
     for group in sorted({group for groups in METHODS.values() for group in groups}):
         if group not in METHODS[config.method]:
@@ -215,7 +235,7 @@ def choose(config: ConfigDict, arg: str = "", *, forms: dict[str, dict] = FORMS)
 def _change_model(config: ConfigDict, name: str) -> None:
     """Change the model; its options are kept only within a family, such as resnet18 and resnet50."""
     if name.rstrip("0123456789") != config.model.name.rstrip("0123456789"):
-        for option in set(config.model) - {"name", "dtype"}:
+        for option in set(config.model) - {"name", "dtype", "init_from"}:
             config.model[option] = None
     config.model.name = name
 
@@ -286,3 +306,18 @@ def large_photographs(config: ConfigDict) -> None:
     config.train.epochs = 200.0
     config.train.eval_every_epochs = 5.0
     config.evaluation.batch_size = 64
+
+
+def fine_tuning(config: ConfigDict) -> None:
+    """Set a recipe of fine-tuning for photographs of 224×224: a short training at a low learning rate.
+
+    All are first values that were not measured. Mean and standard deviation are ImageNet's, as torchvision's weights
+    and timm's ResNets expect them; timm's vit_*_augreg weights expect 0.5 and 0.5.
+    """
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.optim.lr = 0.01
+    config.optim.backbone_lr = 0.1
+    config.optim.warmup_epochs = 1.0
+    config.train.epochs = 30.0
+    config.train.eval_every_epochs = 1.0

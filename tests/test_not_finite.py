@@ -65,7 +65,7 @@ def map_results(maps: jax.Array) -> dict[str, jax.Array]:
     return (
         {metric.__name__: metric(maps, OBJECTS) for metric in (*objects, metrics.best_iou)}
         | {"top_k": metrics.top_k_intersection(maps, OBJECTS, k=9)}
-        | {metric.__name__: metric(maps) for metric in alone}
+        | {metric.__name__: metric(maps) for metric in (*alone, metrics.mst_compactness)}
         | {f.__name__: f(maps, OTHERS) for f in (metrics.pearson, metrics.spearman, metrics.cosine)}
         | {"ssim": metrics.ssim(maps, maps[:, ::-1]), "mosaic": metrics.grid_pointing_game(maps, jnp.arange(N))}
         | {f"scaled by {how}": attribution.normalise(maps, how=how) for how in attribution.NORMALISATIONS}

@@ -116,6 +116,10 @@ class Timer:
 
     def __init__(self, library: str) -> None:
         self.library, self.steps = library, {}
+        if library == "sdecor":
+            from sdecor.core import allocator
+
+            allocator.keep_freed_memory()  # as train.py does, before JAX starts its threads
 
     def prepare(self, name: str, batch_size: int, alternatives: Sequence[str]) -> list[str]:
         """Build the steps of a network, take the first two of each, and return their names."""

@@ -58,6 +58,12 @@ class Group(NamedTuple):
         return "whole attribution" if self.needs in WHOLE else "signed sum over channels" if self.signed else "map"
 
     @property
+    def draws(self) -> bool:
+        """Return whether the metrics draw random numbers, if only for the order of equal values."""
+        takers = [each for name in self.gives if name in KNOWN for each in KNOWN[name].functions]
+        return self.needs == "mosaic" or any(accepted(each, {"key": None}) for each in takers)
+
+    @property
     def title(self) -> str:
         """Return the names of its metrics, for a message."""
         return "/".join(name for name in self.gives if name in KNOWN)

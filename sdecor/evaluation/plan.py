@@ -1,5 +1,6 @@
 """The plan of an evaluation: its methods, its metrics, and the number of images of each metric."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +48,16 @@ class Plan(NamedTuple):
                 settings["looks_at"] = group.looks_at
                 parts[part] = (group, plain_settings({"method": own, "measure": settings}))
         return parts
+
+    def drawn(self) -> "Plan":
+        """Return the plan of the parts that depend on random numbers, of the metric or of the attribution method."""
+        refused = {
+            f"{method.key}/{group.name}"
+            for method in self.methods.values()
+            for group in self.groups
+            if not (group.draws or "key" in inspect.signature(method.function).parameters)
+        }
+        return self._replace(refused=self.refused | refused)
 
     def all_parts(self) -> dict[str, dict[str, Any]]:
         """Return all settings that the numbers of each part depend on, by name of the part."""
@@ -235,9 +246,16 @@ def _explaining(
 def _fitting_mosaics(
     group: Group, setup: Setup, variables: Any, batch: Mapping[str, Any]
 ) -> tuple[Group, Exception | None]:
-    """Add the option `resize`: mosaics are resized only if the network does not accept larger images."""
+    """Add the option `resize`: mosaics are resized only if the network does not accept larger images.
+
+    A mosaic shows a class once, so that there is an error for a network of fewer classes than cells.
+    """
     size = dict(group.options)["size"]
     one = jax.eval_shape(lambda image: center_crop(image, setup.size), batch["image"])
+    single = jax.ShapeDtypeStruct((1, *one.shape[1:]), jnp.float32)
+    classes = jax.eval_shape(setup.apply, variables, single)[0].shape[-1]
+    if classes < size**2:
+        return group, ValueError(f"a mosaic of {size**2} different classes needs more than the network's {classes}")
     cells = jax.ShapeDtypeStruct((1, size**2, *one.shape[1:]), jnp.float32)
     resize, larger = False, jax.eval_shape(partial(make_mosaics, size=size), cells)
     try:

@@ -88,6 +88,45 @@ def compare(
     return differences
 
 
+def retest(results: Results, again: Results) -> dict[str, dict[str, float | int | None]]:
+    """Return the noise of each metric itself, from two measurements of the same images with different seeds.
+
+    Args:
+      results: the results that are reported.
+      again: results with another seed, of the metrics that were measured twice.
+
+    Returns:
+      By key, for the metrics in both: `n` (images for which both are defined); `sd`, the standard deviation of an
+      image's value over seeds; `of_mean`, that of the reported mean or median; and `reliability`, the share of the
+      variance of the values that is due to the images. These are the within-image standard deviation, this over √n,
+      and the intraclass correlation ICC(1,1) of a one-way analysis of variance (Shrout and Fleiss, Psychological
+      Bulletin 86, 1979). For a median, and for metrics whose images depend on one another, `of_mean` is the absolute
+      difference of the two summaries over √2. None where undefined.
+    """
+    first, second = _with_relative(results.examples), _with_relative(again.examples)
+    found = {}
+    for key, values in first.items():
+        if _of(key) in KNOWN and _method(key) not in ("", RANDOM.key) and key in second:
+            found[key] = _noise(key, np.stack([values, second[key]]).astype(np.float64))
+    return found
+
+
+def _noise(key: str, twice: np.ndarray) -> dict[str, float | int | None]:
+    """Return the numbers of `retest` for the values `[2, N]` of one metric."""
+    twice = twice[:, ~np.isnan(twice).any(0)]
+    n = twice.shape[1]
+    if n < 2:
+        return {"n": n, "sd": None, "of_mean": None, "reliability": None}
+    within = np.mean((twice[0] - twice[1]) ** 2) / 2
+    between = 2 * twice.mean(0).var(ddof=1)
+    of_mean = np.sqrt(within / n)
+    median = KNOWN[_of(key)].statistic == "median"
+    if median or _depends_on_others(key):
+        of_mean = abs(np.subtract(*(np.median if median else np.mean)(twice, axis=1))) / np.sqrt(2)
+    share = (between - within) / (between + within) if between + within > 0 else np.nan
+    return {"n": n, "sd": _plain(np.sqrt(within)), "of_mean": _plain(of_mean), "reliability": _plain(share)}
+
+
 def mean_curves(results: Results) -> dict[str, np.ndarray]:
     """Return each method's curves, averaged over defined examples; those of a random order are named `…_random`."""
     means = {}

@@ -26,7 +26,12 @@ from sdecor.metrics.axiomatic import (
     input_invariance as input_invariance,
     non_sensitivity as non_sensitivity,
 )
-from sdecor.metrics.complexity import effective_complexity as effective_complexity, entropy as entropy, gini as gini
+from sdecor.metrics.complexity import (
+    effective_complexity as effective_complexity,
+    entropy as entropy,
+    gini as gini,
+    mst_compactness as mst_compactness,
+)
 from sdecor.metrics.correlations import (
     faithfulness_correlation as faithfulness_correlation,
     faithfulness_estimate as faithfulness_estimate,

@@ -1,7 +1,10 @@
 """Complexity metrics: how concentrated a saliency map is. All of them use absolute values."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows
 from sdecor.core.checks import check_choice, check_range
@@ -76,6 +79,87 @@ def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str
     if scale == "raw":
         values = jnp.abs(maps.astype(jnp.float32)).reshape(values.shape)
     return jnp.where(defined, (values > threshold).sum(-1).astype(jnp.float32), jnp.nan)
+
+
+def mst_compactness(maps: jax.Array, *, percentile: float = 80.0) -> jax.Array:
+    """Return MST-C, the structural compactness of the most salient pixels: `100·d·|V| / (L·√A)`.
+
+    V are the pixels whose absolute value is not 0 and at least the percentile of the map's, L is the length of their
+    Euclidean minimum spanning tree, A the area of the convex hull of their centers, all in pixels; d is the map's
+    diagonal. Many points near each other in a small area give a large value.
+
+    The tree is exact. It takes |V| steps over all pixels: on two CPU cores, 0.5 ms for a map of 32×32 and 0.7 s for one
+    of 224×224.
+
+    Args:
+      maps: `[N, H, W]`, any sign and scale.
+      percentile: a number in [0, 100).
+
+    Returns:
+      `[N]`, above 0. Pixels on one line have no area and count as `A = d²`. NaN for fewer than two pixels, a map of
+      zeros or one that is not finite.
+
+    References:
+      Mesgari et al., "Structural Compactness as a Complementary Criterion for Explanation Quality",
+      https://arxiv.org/abs/2603.29491, 2026. The defaults and the scale are those of its authors' implementation.
+    """
+    check_range("percentile", percentile, 0, 100, high_open=True)
+    check_maps(maps=maps)
+    _, defined = _magnitudes(maps)
+    n, height, width = maps.shape
+    keys = order_keys(jnp.abs(maps.astype(jnp.float32)).reshape(n, -1))  # unscaled, since rounding would make ties
+    # A percentile between two neighbouring values is interpolated: the pixels above it start at the larger one.
+    place = math.ceil(percentile / 100 * (height * width - 1) - 1e-6)
+    salient = (keys >= sort_rows(keys)[:, place, None]) & (keys > order_keys(jnp.zeros((1, 1))))
+    count, area = salient.sum(-1), _hull_area(salient.reshape(maps.shape))
+    diagonal = math.hypot(height, width)
+    side = jnp.where(area > 0.25, jnp.sqrt(area), diagonal)  # three pixels that are not on a line have an area of ½
+    score = 100 * diagonal * count / (jnp.maximum(_tree_length(salient, width), 1) * side)
+    return jnp.where(defined & (count > 1), score, jnp.nan)
+
+
+def _tree_length(salient: jax.Array, width: int) -> jax.Array:
+    """Return the length of the minimum spanning tree of the salient pixels `[N, H·W]`, by Prim's algorithm."""
+    n, pixels = salient.shape
+    far = jnp.iinfo(jnp.int32).max
+    position = jnp.arange(pixels, dtype=jnp.int32)[None]
+    row, column = position // width, position % width
+
+    def add_nearest(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        outside, distance, last, length = state
+        squared = (row - (last // width)[:, None]) ** 2 + (column - (last % width)[:, None]) ** 2
+        distance = jnp.where(outside, jnp.minimum(distance, squared), far)
+        nearest, step = distance.argmin(-1).astype(jnp.int32), distance.min(-1)
+        length += jnp.where(step < far, jnp.sqrt(step.astype(jnp.float32)), 0)
+        return outside & (position != nearest[:, None]), distance, nearest, length
+
+    first = salient.argmax(-1).astype(jnp.int32)
+    state = (salient & (position != first[:, None]), jnp.full(salient.shape, far), first, jnp.zeros(n, jnp.float32))
+    return lax.fori_loop(0, salient.sum(-1).max() - 1, add_nearest, state)[-1]
+
+
+def _hull_area(salient: jax.Array) -> jax.Array:
+    """Return the area of the convex hull of the salient pixels' centers `[N, H, W]`; its corners are whole numbers."""
+    n, height, width = salient.shape
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width)
+    top = jnp.where(salient, rows[None, :, None], -jnp.inf).max(1)
+    bottom = jnp.where(salient, -rows[None, :, None], -jnp.inf).max(1)
+    left, right = columns[:, None], columns[None]
+
+    def upper(heights: jax.Array, column: jax.Array) -> jax.Array:
+        """Return the hull's upper bound at a column, the highest line between any two columns around it."""
+        share = (jnp.where(left < right, column - left, 0) / jnp.maximum(right - left, 1))[None]
+        around = ((left <= column) & (column <= right))[None]
+        a, b = heights[:, :, None], heights[:, None, :]
+        both = around & jnp.isfinite(a) & jnp.isfinite(b)
+        line = jnp.where(both, a, 0) * (1 - share) + jnp.where(both, b, 0) * share
+        return jnp.where(both, line, -jnp.inf).max((1, 2))
+
+    thickness = lax.map(lambda column: upper(top, column) + upper(bottom, column), columns).T
+    known = jnp.isfinite(thickness)
+    inside = jnp.where(known, thickness, 0)
+    first, last = known.argmax(1), width - 1 - known[:, ::-1].argmax(1)
+    return inside.sum(1) - (inside[jnp.arange(n), first] + inside[jnp.arange(n), last]) / 2
 
 
 def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -177,7 +177,11 @@ def _segments(maps: jax.Array, segments: jax.Array | None, count: int | None, pa
     if segments is None:
         check_count("patch", patch, 1, max(maps.shape[1:]))
         regular = grid(maps.shape[1:], patch)
-        return jnp.broadcast_to(regular[None], maps.shape), int(regular.max()) + 1
+        count = int(regular.max()) + 1
+        if count == 1:
+            sides = "×".join(map(str, maps.shape[1:]))
+            raise ValueError(f"patch = {patch}: one patch covers the whole image of {sides}; pass a smaller patch")
+        return jnp.broadcast_to(regular[None], maps.shape), count
     if segments.shape != maps.shape:
         raise ValueError(f"segments have shape {segments.shape}: pass int {maps.shape}, one number for each pixel")
     if count is None:

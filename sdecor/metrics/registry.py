@@ -104,10 +104,15 @@ class Metric(NamedTuple):
         unclear = self.reference or self.confounded or self.needs == "set"
         return self.higher_is_better is not None and not unclear
 
+    @property
+    def functions(self) -> tuple[Callable, ...]:
+        """Return the functions that take the options."""
+        return self.signature or (self.function,)
+
     def keywords(self) -> dict[str, Any]:
         """Return the functions' keywords that have a default, with their values in an evaluation."""
         found = {}
-        for function in self.signature or (self.function,):
+        for function in self.functions:
             known = inspect.signature(function).parameters.values()
             found |= {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         return found | dict(self.options)
@@ -174,6 +179,9 @@ METRICS: dict[str, Metric] = {
     "effective_complexity": Metric(
         complexity.effective_complexity, False, "maps", "Effective complexity",
         "Number of pixels whose saliency is not negligible compared with the map's largest."),
+    "mst_compactness": Metric(
+        complexity.mst_compactness, True, "maps", "Structural compactness (MST-C)",
+        "Compactness of the most salient fifth of the pixels: few clusters in a small area have a large value."),
     "insertion": Metric(
         faithfulness.insertion, True, "network", "Insertion area",
         "Area under the explained class's probability while the most salient pixels replace those of a baseline image.",

@@ -9,6 +9,8 @@ Files:
   layers               common parts of the networks
   tap                  outputs of named layers of any Linen module
   frozen               BatchNorm's batch statistics as constants of the pull-back
+  freezing             modules whose parameters and BatchNorm statistics stay in training
+  pretrained           weights in timm's and torchvision's names
   whitened             ZCA whitening in the forward pass, and its folding into the weights
 """
 
@@ -22,8 +24,10 @@ import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice
 from sdecor.models.cnn import MnistNet as MnistNet, SmallCNN as SmallCNN
+from sdecor.models.freezing import freeze as freeze, is_frozen as is_frozen
 from sdecor.models.frozen import frozen_statistics as frozen_statistics, record_statistics as record_statistics
 from sdecor.models.layers import check_positive
+from sdecor.models.pretrained import load_pretrained as load_pretrained
 from sdecor.models.resnet import ResNet as ResNet
 from sdecor.models.tap import Tap as Tap, layer_names as layer_names
 from sdecor.models.vgg import VGG16 as VGG16

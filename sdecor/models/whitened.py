@@ -11,7 +11,7 @@ from sdecor.core.arrays import inverse_root, widened
 from sdecor.core.checks import check_count, check_range
 from sdecor.models.tap import Calls, check_called_once
 
-_STATISTICS = "whitening"  # their name in the collection batch_stats
+STATISTICS = "whitening"  # their name in the collection batch_stats
 _MOMENTUM = 0.9  # of the running statistics, as in BatchNorm
 _Moments = dict[str, jax.Array]  # mean [D], and covariance [groups, D / groups, D / groups]
 
@@ -69,7 +69,7 @@ class Whitened(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Any:
-        running = self.variable("batch_stats", _STATISTICS, dict)
+        running = self.variable("batch_stats", STATISTICS, dict)
         moments: dict[str, _Moments] = {}
 
         def whiten(layer: nn.Module, name: str, x: jax.Array) -> jax.Array:
@@ -134,8 +134,8 @@ def fold_whitening(module: Whitened, variables: Any) -> dict[str, Any]:
       Variables of `module.module`, which in eval mode computes what `module` computes, up to rounding.
     """
     params = jax.tree.map(lambda leaf: leaf, variables["params"])  # dicts of its own
-    statistics = {name: value for name, value in variables["batch_stats"].items() if name != _STATISTICS}
-    for name, moments in variables["batch_stats"][_STATISTICS].items():
+    statistics = {name: value for name, value in variables["batch_stats"].items() if name != STATISTICS}
+    for name, moments in variables["batch_stats"][STATISTICS].items():
         root = module.root(moments)
         *path, last = name.split("/")
         parent = params

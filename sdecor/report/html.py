@@ -15,6 +15,7 @@ from sdecor.report.wording import (
     format_bounds,
     format_chance,
     format_mean,
+    format_retest,
     format_several,
     method_title,
     split_key,
@@ -165,6 +166,8 @@ def _value(key: str, entry: Mapping[str, Any] | None, *, best: bool = False) -> 
     mean, bounds = format_mean(key, entry), format_bounds(key, entry)
     cell = f'<span class="best">{mean}</span>' if best else mean
     cell += f"<small>{bounds[0]} to {bounds[1]}</small>" if bounds else ""
+    noise = format_retest(key, entry)
+    cell += f"<small>retest {noise}</small>" if noise else ""
     return f"<td>{cell}</td>"
 
 

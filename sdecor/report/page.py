@@ -74,7 +74,7 @@ def html_report(
         f'<p class="lead">{text(lead)}</p>' if lead else "",
         _cards(summaries, of_runs),
         _model(groups, summaries, comparisons),
-        f'<p class="note">{text(_reading(comparisons, level))}</p>',
+        f'<p class="note">{text(_reading(comparisons, level, retested=_retested(summaries)))}</p>',
         _saliency(groups, summaries, comparisons, curves or {}),
         _gallery(pictures, class_names),
         *(f"<h2>{text(heading)}</h2>{figure(heading, caption, themes)}" for heading, caption, themes in figures),
@@ -82,6 +82,10 @@ def html_report(
         "<h2>Settings of the evaluation</h2>" + facts_table(common) if common else "",
     ]
     write_file(path, document(title, "\n".join(filter(None, sections))))
+
+
+def _retested(summaries: Mapping[str, Entries]) -> bool:
+    return any("retest" in entry for summary in summaries.values() for entry in summary.values())
 
 
 def _is_by_run(value: Any, runs: Mapping[str, Any]) -> bool:
@@ -156,7 +160,7 @@ def _gallery(pictures: Pictures | None, class_names: Sequence[str]) -> str:
     return f'<h2>Gallery</h2><p class="note">{how}</p>{part("gallery.html")}{script}'
 
 
-def _reading(comparisons: Mapping[str, Any], level: float) -> str:
+def _reading(comparisons: Mapping[str, Any], level: float, *, retested: bool) -> str:
     words = (
         f"Below a value: its {100 * level:g} % bootstrap interval over images. ↑ more is better, ↓ less is better. "
         "Left out: images for which a metric was not computed or is undefined, such as images without an object. "
@@ -164,6 +168,11 @@ def _reading(comparisons: Mapping[str, Any], level: float) -> str:
         "deletion and similar metrics it is the score of a random order of pixels on the same network; for feature "
         "correlation, that of independent features."
     )
+    if retested:
+        words += (
+            " Retest: the standard deviation of the value over the random numbers of the metric and of the attribution "
+            "method, from a second measurement of the same images."
+        )
     if comparisons:
         words += (
             " Differences are paired: both runs on the same images, resampled together. A difference is marked better "

@@ -58,7 +58,13 @@ class Evaluated:
 
 
 def evaluated_run(
-    run: Run, plan: Plan, results: Results, shown: Results, other_versions: Mapping[str, Any] | None = None
+    run: Run,
+    plan: Plan,
+    results: Results,
+    shown: Results,
+    other_versions: Mapping[str, Any] | None = None,
+    *,
+    noise: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Evaluated:
     """Summarise the results of a run, and gather the content of its report.
 
@@ -68,8 +74,10 @@ def evaluated_run(
       results: results of all examples.
       shown: the `index` of some images and, by key of the method, their attributions `[images, H, W, C]`.
       other_versions: see `Evaluated`.
+      noise: key → the metric's own noise, see `summary.retest`; it becomes the entry `retest` of the key's numbers.
     """
-    results = plan.select(results)
+    results, noise = plan.select(results), noise or {}
+    numbers = summary.summarise(results, n_resamples=run.settings["resamples"])
     return Evaluated(
         name=run.name,
         config=run.recorded["config"],
@@ -77,7 +85,7 @@ def evaluated_run(
         log=logbook.read_rows(run.folder),
         settings=run.settings | plan.settings(),
         results=results,
-        summary=summary.summarise(results, n_resamples=run.settings["resamples"]),
+        summary={key: entry | ({"retest": noise[key]} if key in noise else {}) for key, entry in numbers.items()},
         curves=plan.with_percentages(summary.mean_curves(results)),
         pictures=_pictures(run, plan.setup.reduction, results, shown),
         other_versions=other_versions or {},

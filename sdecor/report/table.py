@@ -11,6 +11,7 @@ from sdecor.report.wording import (
     expected_by_chance,
     format_chance,
     format_interval,
+    format_retest,
     keys_by_method,
     method_title,
     title,
@@ -42,6 +43,8 @@ def terminal_table(
         header = ["Paired difference", *(f"{run} − {runs[0]}" for run in comparisons)]
         text += ["", *_blocks(header, groups, partial(_differences, comparisons=comparisons), right=set())]
     note = "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"
+    if any("retest" in entry for summary in summaries.values() for entry in summary.values()):
+        note += " · ± standard deviation over the metric's random numbers (retest)"
     return "\n".join([*text, note, *_by_chance(comparisons)])
 
 
@@ -75,7 +78,10 @@ def _row(key: str, summaries: Mapping[str, Any], comparisons: Mapping[str, Any])
     return [
         _title(key),
         format_chance(key, entries),
-        *("–" if entry is None else format_interval(key, entry) for entry in entries),
+        *(
+            "–" if entry is None else f"{format_interval(key, entry)} {format_retest(key, entry)}".rstrip()
+            for entry in entries
+        ),
         "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
         *(_difference(key, comparison.get(key)) for comparison in comparisons.values()),
     ]

@@ -109,6 +109,12 @@ def format_interval(key: str, entry: Mapping[str, Any], *, signed: bool = False)
     return mean if bounds is None else f"{mean} [{bounds[0]}, {bounds[1]}]"
 
 
+def format_retest(key: str, entry: Mapping[str, Any] | None) -> str:
+    """Return the standard deviation of a mean over the seeds of its metric as text; "" if it was not measured."""
+    noise = (entry or {}).get("retest", {}).get("of_mean")
+    return "" if noise is None else f"± {format_value(key, noise)}"
+
+
 def _size(entry: Mapping[str, Any]) -> float | None:
     """Return the magnitude for `format_value`: the mean's, or the largest of mean and bounds if the mean is near 0."""
     values = [entry[end] for end in ("mean", "low", "high") if entry.get(end) is not None]

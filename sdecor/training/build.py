@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import optax
 from absl import logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from sdecor import attribution, losses, masking, models
@@ -26,7 +27,9 @@ from sdecor.data.augment import augment, center_crop, normalise, to_float
 from sdecor.data.batches import steps_per_epoch
 from sdecor.data.loader import KINDS
 from sdecor.data.reading import ON_ERROR
-from sdecor.training import replicas, steps
+from sdecor.models import freezing, pretrained
+from sdecor.training import replicas, run_folder, steps
+from sdecor.training.checkpoint import Checkpoints
 from sdecor.training.health import POLICIES, Policy
 from sdecor.training.objective import FORWARDS, Masking, Objective, Ramp
 from sdecor.training.state import SCHEDULES, TrainState, create_optimizer, create_train_state, learning_rate_schedule
@@ -99,6 +102,8 @@ def _check_training(config: ConfigDict, devices: int | None) -> None:
     check_range("config.optim.weight_decay", optimizer.weight_decay, 0)
     check_range("config.optim.warmup_epochs", optimizer.warmup_epochs, 0)
     _check_if_set("config.optim.ema_decay", optimizer.ema_decay, 0, 1, high_open=True)
+    _check_if_set("config.optim.backbone_lr", optimizer.backbone_lr, 0, low_open=True)
+    _check_patterns("config.train.freeze", train.freeze)
     check_range("config.train.accumulate", train.accumulate, 1)
     parallel.check_batch_size("config.train.batch_size", train.batch_size, train.accumulate, devices)
     _check_masked_share(config, train.batch_size // train.accumulate // (devices or jax.device_count()))
@@ -113,6 +118,11 @@ def _check_training(config: ConfigDict, devices: int | None) -> None:
     check_count("config.train.max_skips", train.max_skips, 1)
     check_count("config.train.max_rollbacks", train.max_rollbacks, 1)
     _check_if_set("config.train.loss_limit", train.loss_limit, 0, low_open=True)
+
+
+def _check_patterns(field: str, patterns: Any) -> None:
+    if not isinstance(patterns, list | tuple) or not all(isinstance(each, str) and each for each in patterns):
+        raise ValueError(f'{field} = {patterns!r} must be a sequence of names or patterns, such as ("stage1", "norm*")')
 
 
 def _check_method(config: ConfigDict) -> None:
@@ -423,7 +433,8 @@ def create_model(
       ValueError: for an option that the model does not take, or a layer that it does not have.
     """
     options = {name: value for name, value in config.model.items() if value is not None}
-    del options["name"], options["dtype"]
+    for field in ("name", "dtype", "init_from"):
+        options.pop(field, None)
     if "widths" in options:
         options["widths"] = tuple(options["widths"])
     model = models.create_model(
@@ -565,8 +576,63 @@ def _initial_state(
     config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array
 ) -> TrainState:
     optimizer = config.optim
-    tx = create_optimizer(optimizer.name, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
-    return create_train_state(model, tx, key=key, image_shape=image_shape, ema=optimizer.ema_decay is not None)
+    patterns = tuple(config.train.get("freeze", ()))  # configs of earlier versions lack it
+    tx = create_optimizer(
+        optimizer.name,
+        momentum=optimizer.momentum,
+        clip_norm=optimizer.clip_norm,
+        frozen=partial(freezing.frozen_parameters, patterns=patterns) if patterns else None,
+        backbone=freezing.backbone_parameters,
+        backbone_lr=optimizer.get("backbone_lr"),
+    )
+    apply = freezing.freeze(model.apply, patterns) if patterns else model.apply
+    ema = optimizer.ema_decay is not None
+    return create_train_state(model, tx, key=key, image_shape=image_shape, ema=ema, apply_fn=apply)
+
+
+def initialise_from(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], state: TrainState, replicas: int | None
+) -> tuple[TrainState, list[str]]:
+    """Return the state before the first step with the weights of `config.model.init_from`, and lines about these.
+
+    Replicas all get the same weights. Where the head's shape differs, each keeps its own.
+
+    Raises:
+      ValueError: for a file or run that is missing or does not fit the network.
+    """
+    source = config.model.init_from
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[replicas is not None :], x.dtype), variables)
+    try:
+        is_run = run_folder.is_checkpoint(source)
+        loaded = _variables_of_run(source) if is_run else pretrained.read_pretrained(model, source)
+        fitted, notes = pretrained.fit_variables(model, like, loaded, image_shape, source=source)
+    except ValueError as error:
+        raise ValueError(f"config.model.init_from: {error}") from error
+    if replicas is not None:
+        fitted = {path: np.broadcast_to(array, (replicas, *array.shape)) for path, array in fitted.items()}
+    new = pretrained.replace_variables(variables, {path: parallel.replicate(leaf) for path, leaf in fitted.items()})
+    state = state.replace(params=new["params"], batch_stats=new["batch_stats"])
+    if state.ema_params is not None:  # an array of its own: the step donates its state
+        copy = partial(jax.tree.map, jax.numpy.copy)
+        state = state.replace(ema_params=copy(state.params), ema_batch_stats=copy(state.batch_stats))
+    return state, [f"the network starts from {source}", *notes]
+
+
+def _variables_of_run(source: str) -> dict[tuple[str, ...], np.ndarray]:
+    """Return the variables of a trained run by their paths: of its best checkpoint, or of the one that is named."""
+    folder, step = run_folder.split_checkpoint(source)
+    recorded = run_folder.read(folder)
+    config, known = ConfigDict(recorded["config"]), recorded["dataset"]
+    image_shape = image_size(config, tuple(known["image_shape"]))
+    model = create_model(config, known["num_classes"], image_shape, tapped=False)
+    state = state_shapes(config, model, image_shape, rng.run_key(config.seed, 0))
+    with Checkpoints(folder, create=False) as checkpoints:
+        restored = checkpoints.restore(state, checkpoints.best_step() if step is None else step)
+    if restored is None:
+        raise ValueError(f"{folder} has no checkpoint")
+    _, variables = without_whitening(model, restored[0].variables)
+    return flatten_dict(jax.tree.map(np.asarray, parallel.to_host(variables)))
 
 
 def create_objective(config: ConfigDict) -> Objective:

@@ -65,6 +65,11 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     given |= {f"checkpoints in the shared folder {each}": Checkpoints(each, create=False).steps() for each in folders}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     record_left_out(dataset, folder)
+    found = [set(Checkpoints(each, create=False).steps()) for each in folders]
+    if config.model.init_from and not set.intersection(*found):  # a run that continues needs the file no more
+        state, notes = build.initialise_from(config, program.model, program.image_shape, state, count)
+        for note in notes:
+            parallel.say(note)
     hypers = [build.create_hyper(own, schedule.steps_per_epoch) for own in configs]
     hyper = parallel.replicate(members.join(hypers, count))
     key = parallel.replicate(members.run_key(seeds, 1, count))

@@ -27,6 +27,7 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
 ADDED = {
     "masking.every": 1, "masking.start_epoch": 0.0, "model.remat": None, "train.loss": "cross_entropy",
     "decorrelation.group": None, "decorrelation.through_root": True,
+    "model.init_from": None, "model.head": None, "optim.backbone_lr": None, "train.freeze": [],
 }  # fmt: skip
 
 PAPERS_FORM = "covariance"
@@ -153,6 +154,19 @@ def facts(workdir: epath.PathLike) -> dict[str, Any]:
         return {}
     content = read(workdir)
     return {"config": lasting(content["config"]), "dataset": content["dataset"]}
+
+
+def is_checkpoint(source: epath.PathLike) -> bool:
+    """Return whether a path is that of a run or of one of its checkpoints."""
+    return (split_checkpoint(source)[0] / "checkpoints").is_dir()
+
+
+def split_checkpoint(source: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """Return the run's folder and the step of `RUN/checkpoints/STEP`; None as the step of `RUN`."""
+    path = epath.Path(source)
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        return path.parent.parent, int(path.name)
+    return path, None
 
 
 def known_dataset(workdir: epath.PathLike) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 The learning rate and the weight decay are values of the state, not constants of the compiled step.
 """
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +22,13 @@ SCHEDULES = ("cosine", "constant")
 
 
 def create_optimizer(
-    name: str, *, momentum: float = 0.9, clip_norm: float | None = None
+    name: str,
+    *,
+    momentum: float = 0.9,
+    clip_norm: float | None = None,
+    frozen: Callable[[Any], Any] | None = None,
+    backbone: Callable[[Any], Any] | None = None,
+    backbone_lr: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Build an optimizer whose `opt_state.hyperparams` holds `learning_rate` and `weight_decay`.
 
@@ -31,23 +39,37 @@ def create_optimizer(
         in SGT's published recipe.
       momentum: momentum of `sgd`, in [0, 1).
       clip_norm: bound of the global gradient norm; None for no bound.
+      frozen: `params -> booleans`, which parameters stay, without moments; None for none.
+      backbone: `params -> booleans`, to which parameters `backbone_lr` applies.
+      backbone_lr: the learning rate of the backbone as a multiple of the others'; None for 1.
 
     Raises:
-      ValueError: for an unknown name, a momentum out of range, or a bound that is not positive.
+      ValueError: for an unknown name, a momentum out of range, or a bound or multiple that is not positive.
     """
     check_choice("optim.name", name, OPTIMIZERS)
     check_range("optim.momentum", momentum, 0.0, 1.0, high_open=True)
     if clip_norm is not None:
         check_range("optim.clip_norm", clip_norm, 0.0, low_open=True)
+    if backbone_lr is not None:
+        check_range("optim.backbone_lr", backbone_lr, 0.0, low_open=True)
 
-    def build(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+    def parts(learning_rate: Any, weight_decay: Any) -> list[optax.GradientTransformation]:
         clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
         if name == "adamw":
-            return optax.chain(clip, optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_kernel))
+            return [clip, optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_kernel)]
         decay = optax.add_decayed_weights(weight_decay, mask=is_kernel)
         if name == "adadelta":
-            return optax.chain(clip, decay, optax.adadelta(learning_rate))
-        return optax.chain(clip, decay, optax.sgd(learning_rate, momentum=momentum, nesterov=True))
+            return [clip, decay, optax.adadelta(learning_rate)]
+        return [clip, decay, optax.sgd(learning_rate, momentum=momentum, nesterov=True)]
+
+    def build(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        chain = parts(learning_rate, weight_decay)
+        if backbone_lr is not None:  # last: the update, weight decay included, is proportional to the learning rate
+            chain.append(optax.masked(optax.scale(backbone_lr), backbone))
+        if frozen is None:
+            return optax.chain(*chain)
+        trained = optax.masked(optax.chain(*chain), lambda params: jax.tree.map(operator.not_, frozen(params)))
+        return optax.chain(trained, optax.masked(optax.set_to_zero(), frozen))
 
     return optax.inject_hyperparams(build)(learning_rate=0.0, weight_decay=0.0)
 
@@ -112,10 +134,12 @@ def create_train_state(
     key: jax.Array,
     image_shape: tuple[int, int, int],
     ema: bool = False,
+    apply_fn: Callable[..., Any] | None = None,
 ) -> TrainState:
     """Initialise `model` for images of `image_shape` (H, W, C) and return the state before the first step.
 
-    Keys `[R]` give the state of R replicas: each array except the step has a leading axis `[R]`.
+    Keys `[R]` give the state of R replicas: each array except the step has a leading axis `[R]`. Training calls
+    `apply_fn`, by default `model.apply`.
     """
 
     def create(key: jax.Array) -> TrainState:
@@ -123,7 +147,7 @@ def create_train_state(
         variables = model.init({"params": key}, images, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return TrainState.create(
-            apply_fn=model.apply,
+            apply_fn=apply_fn or model.apply,
             params=params,
             tx=tx,
             batch_stats=batch_stats,

@@ -110,7 +110,25 @@ def test_other_settings_have_files_of_their_own_and_one_run_may_be_reported_else
     assert "gradient/gini" not in json.loads((folders / "ce" / "evaluation.json").read_text())["metrics"]
 
 
+@pytest.mark.full
+def test_retest_measures_again_what_draws(folders, tmp_path):
+    chosen = ("--methods=gradient,smoothgrad:samples=2", "--metrics=gini,road,average_drop", "--retest")
+    status, output = run(f"--workdir={folders / 'ce'}", *chosen, "--noall_stored", f"--output={tmp_path / 'page'}")
+    assert status == 0 and "retest" in output, output
+    numbers = json.loads((folders / "ce" / "evaluation.json").read_text())["metrics"]
+    retested = {key for key, entry in numbers.items() if "retest" in entry}
+    of_both = {f"{method}/{name}" for method in METHODS for name in ("road", "road_vs_random")}
+    assert retested == of_both | {f"{METHODS[1]}/gini", f"{METHODS[1]}/average_drop"}  # SmoothGrad draws, too
+    assert all(numbers[key]["retest"]["n"] == numbers[key]["n"] for key in retested)
+    assert numbers[f"{METHODS[1]}/gini"]["retest"]["sd"] > 0
+    assert "<small>retest ± " in (tmp_path / "page" / "report.html").read_text()
+    before = (folders / "ce" / "evaluation-retest.npz").stat().st_mtime_ns
+    assert run(f"--workdir={folders / 'ce'}", *chosen)[0] == 0
+    assert (folders / "ce" / "evaluation-retest.npz").stat().st_mtime_ns == before
+
+
 WRONG = {
+    "retest": ("--retest --export=maps.zarr", "--retest explains again: leave out --export and --from_export"),
     "run": ("--workdir=nowhere", "holds no run"),
     "checkpoint": ("--checkpoint=5", "no checkpoint of step 5"),
     "options": ("--methods=integrated_gradients:steps=1.5", "integrated_gradients:steps=1.5 cannot be taken"),
@@ -127,7 +145,7 @@ WRONG = {
 def refused(folders):
     """Return the exit status and output of each wrong command line."""
     whose = lambda flag: [] if flag.startswith("--workdir") else [f"--workdir={folders / 'ce'}"]  # noqa: E731
-    lists = [[*whose(flag), flag, "--images=3"] for flag, _ in WRONG.values()]
+    lists = [[*whose(flag), *flag.split(), "--images=3"] for flag, _ in WRONG.values()]
     return dict(zip(WRONG, command_lines.answers("evaluate", lists, environment(1)), strict=True))
 
 

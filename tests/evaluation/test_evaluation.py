@@ -247,6 +247,25 @@ def test_what_the_network_does_not_support_is_left_out_of_presets_and_an_error_b
     assert dict(plan.groups[0].options)["resize"] is False
 
 
+def test_what_an_image_is_too_small_for_and_a_mosaic_of_too_few_classes_are_left_out():
+    """At 8×8 pixels one patch of AOPC's 8 covers the image: any order would give the same value."""
+
+    def two(variables, images):
+        logits, features = evaluated.apply(variables, images)
+        return logits[:, :2], features
+
+    plan, notes = plan_of(["quick"], ["standard"], side=SIDE, apply=two)
+    assert {"aopc_morf", "aopc_lerf", "grid_pointing_game"}.isdisjoint(each.name for each in plan.groups)
+    assert "road" in [each.name for each in plan.groups]
+    patch = "metric aopc_morf is left out: patch = 8: one patch covers the whole image of 8×8; pass a smaller patch"
+    few = "metric grid_pointing_game is left out: a mosaic of 4 different classes needs more than the network's 2"
+    assert {patch, few} <= set(notes)
+    with pytest.raises(ValueError, match="aopc_morf cannot be taken of this network: patch = 8: one patch covers"):
+        plan_of(["quick"], ["aopc_morf"], side=SIDE)
+    with pytest.raises(ValueError, match="grid_pointing_game cannot be taken of this network: a mosaic of 4"):
+        plan_of(["quick"], ["grid_pointing_game"], apply=two)
+
+
 def test_without_objects_their_metrics_are_left_out_and_an_error_by_name():
     plan, _ = plan_of(["quick"], ["quick"], with_objects=False)
     assert [each.name for each in plan.groups] == ["gini", "replacement"]

@@ -9,7 +9,7 @@ from evaluated import COUNT, LABELS, QUICK
 
 from sdecor import metrics
 from sdecor.evaluation import GROUPS, RANDOM, Results, extend
-from sdecor.evaluation.summary import FEWEST, compare, mean_curves, summarise
+from sdecor.evaluation.summary import FEWEST, compare, mean_curves, retest, summarise
 from sdecor.metrics.registry import KNOWN
 
 MODEL = {name for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items() if metric.needs == "model"}
@@ -200,3 +200,51 @@ def test_one_image_does_not_decide_a_heavy_tailed_metric(reference, name):
 def test_best_iou_has_no_level_of_chance(reference):
     run = changed(reference, gradient_best_iou=np.full(COUNT, 0.2))
     assert "chance" not in summarise(run, n_resamples=10)["gradient/best_iou"]
+
+
+def twice(values: np.ndarray, noise: np.ndarray, name: str = "road") -> dict:
+    """Return the retest of one metric of a gradient, measured as `values` and as `values + noise`."""
+    key = f"gradient/{name}"
+    return retest(*(Results({key: each}, {}) for each in (values, values + noise)))[key]
+
+
+def test_retest_is_a_one_way_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(30, 1)) + 0.5 * rng.normal(size=(30, 2))
+    found = twice(pairs[:, 0], pairs[:, 1] - pairs[:, 0])
+    grand, means = pairs.mean(), pairs.mean(1)
+    between = 2 * sum((means - grand) ** 2) / 29
+    within = sum((pairs[i, j] - means[i]) ** 2 for i in range(30) for j in range(2)) / 30
+    assert found["n"] == 30
+    assert found["sd"] == pytest.approx(np.sqrt(within))
+    assert found["of_mean"] == pytest.approx(np.sqrt(within / 30))
+    assert found["reliability"] == pytest.approx((between - within) / (between + within))
+
+
+def test_retest_finds_the_noise_that_is_there():
+    """Values of variance 1 with noise of variance 1/4, in each measurement: the reliability is 0.8."""
+    rng = np.random.default_rng(0)
+    values, (first, second) = rng.normal(size=20_000), 0.5 * rng.normal(size=(2, 20_000))
+    found = twice(values + first, second - first)
+    assert found["sd"] == pytest.approx(0.5, rel=0.02) and found["reliability"] == pytest.approx(0.8, abs=0.01)
+    means = (values[:, None] + 0.5 * rng.normal(size=(20_000, 100))).mean(0)
+    assert found["of_mean"] == pytest.approx(means.std(), rel=0.2)
+
+
+def test_retest_of_what_does_not_vary_and_of_what_is_undefined():
+    values = np.array([1.0, 3.0, np.nan, 2.0])
+    assert twice(values, np.zeros(4)) == {"n": 3, "sd": 0.0, "of_mean": 0.0, "reliability": 1.0}
+    assert twice(values[1:3], np.zeros(2)) == {"n": 1, "sd": None, "of_mean": None, "reliability": None}
+    assert twice(np.ones(4), np.zeros(4))["reliability"] is None
+
+
+def test_retest_of_a_median_compares_the_medians():
+    found = twice(np.array([1.0, 2.0, 9.0]), np.array([0.0, 3.0, 0.0]), "relative_input_stability")
+    assert found["of_mean"] == pytest.approx(3 / np.sqrt(2))
+
+
+def test_retest_is_of_metrics_measured_twice_and_of_their_difference_to_random(reference, other):
+    again = Results({key: x for key, x in other.examples.items() if "gini" not in key}, {})
+    found = retest(reference, again)
+    assert {"gradient/insertion", "gradient/insertion_vs_random"} <= found.keys() <= KEYS
+    assert not [key for key in found if "gini" in key or key.startswith("random/") or "/" not in key]

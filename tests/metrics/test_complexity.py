@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 from reference_network import stored
+from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial import ConvexHull, QhullError, distance_matrix
 
 from sdecor.metrics import complexity
 
@@ -12,6 +14,7 @@ MAPS = (RNG.gamma(0.5, size=(5, 9, 7)) * RNG.choice([-1, 1], (5, 9, 7))).astype(
 gini = jax.jit(complexity.gini)
 entropy = jax.jit(complexity.entropy)
 effective_complexity = jax.jit(complexity.effective_complexity, static_argnames=("scale", "threshold"))
+mst_compactness = jax.jit(complexity.mst_compactness, static_argnames="percentile")
 
 
 class TestEntropy:
@@ -43,7 +46,53 @@ class TestEffectiveComplexity:
             complexity.effective_complexity(MAPS, threshold=-0.1)
 
 
-@pytest.mark.parametrize("measure", [gini, entropy, effective_complexity])
+def mst_c(saliency: np.ndarray, percentile: float = 80.0) -> float:
+    """Return MST-C of one map by SciPy: the tree of the complete graph, and Qhull's area."""
+    saliency = np.abs(saliency.astype(np.float64))
+    points = np.argwhere((saliency >= np.percentile(saliency, percentile)) & (saliency > 0))
+    diagonal = np.hypot(*saliency.shape)
+    try:
+        side = np.sqrt(ConvexHull(points).volume)  # of points in the plane: the area
+    except QhullError:  # fewer than three, or all on one line
+        side = diagonal
+    length = minimum_spanning_tree(distance_matrix(points, points)).sum()
+    return 100 * diagonal * len(points) / (length * side)
+
+
+class TestMstCompactness:
+    @pytest.mark.parametrize("percentile", [0.0, 62.5, 80.0])
+    def test_against_scipy(self, percentile):
+        maps = RNG.gamma(0.5, size=(6, 13, 17)).astype(np.float32)
+        maps[1] = np.round(maps[1])  # ties
+        maps[2] *= RNG.random((13, 17)) < 0.1  # fewer pixels than a fifth
+        maps[3, :, 3:] = 0  # a narrow strip, with a hull from border to border
+        expected = [mst_c(each, percentile) for each in maps]
+        np.testing.assert_allclose(mst_compactness(maps, percentile=percentile), expected, rtol=1e-5)
+
+    def test_known_cases(self):
+        maps = np.zeros((5, 10, 10), np.float32)
+        maps[0, 2:4, 5:7] = 1, 2  # four pixels: a tree of length 3, an area of 1
+        maps[1, 4, 1:6] = 7  # five on a line: no area, so the squared diagonal counts
+        maps[2, range(4), range(4)] = 1  # the same, slanted
+        maps[3, 0, 0], maps[3, 9, 9] = 1, -3
+        maps[4, 5, 5] = 1  # one pixel
+        diagonal = np.sqrt(200)
+        expected = [100 * diagonal * 4 / 3, 100 * 5 / 4, 100 * 4 / (3 * np.sqrt(2)), 100 * 2 / np.sqrt(162), np.nan]
+        np.testing.assert_allclose(mst_compactness(maps), expected, rtol=1e-6)
+
+    def test_one_cluster_is_more_compact_than_two_and_than_noise(self):
+        maps = np.zeros((3, 20, 20), np.float32)
+        maps[0, 4:13, 5:14] = 1
+        maps[1, :9, :5] = maps[1, 11:, 16:] = 1
+        maps[2] = RNG.random((20, 20)) < 0.2
+        assert (np.diff(mst_compactness(maps)) < 0).all()
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="percentile = 100"):
+            complexity.mst_compactness(MAPS, percentile=100)
+
+
+@pytest.mark.parametrize("measure", [gini, entropy, effective_complexity, mst_compactness])
 class TestEveryMetric:
     def test_belongs_to_its_map(self, measure):
         whole = measure(MAPS)
@@ -61,7 +110,9 @@ class TestEveryMetric:
         np.testing.assert_array_equal(np.isnan(measure(maps)), [True, True, True, False])
 
 
-@pytest.mark.parametrize("measure", [complexity.gini, complexity.entropy, complexity.effective_complexity])
+@pytest.mark.parametrize(
+    "measure", [complexity.gini, complexity.entropy, complexity.effective_complexity, complexity.mst_compactness]
+)
 @pytest.mark.parametrize("maps", [MAPS[0, 0], MAPS[..., None]], ids=["one", "channels"])
 def test_arrays_that_are_no_maps_are_refused(measure, maps):
     with pytest.raises(ValueError, match=r"maps has shape .*: pass \[N, H, W\]"):

@@ -46,6 +46,19 @@ def test_terminal_table_holds_the_numbers_and_marks_only_clear_differences():
     assert "✓ better" in rows["Sparseness (Gini) ↑"]
 
 
+def test_retest_error_stands_beside_its_value():
+    entry = SUMMARIES["ce"]["gradient/insertion"] | {
+        "retest": {"n": 499, "sd": 0.2, "of_mean": 0.012, "reliability": 0.9}
+    }
+    row = next(
+        line for line in report.terminal_table({"ce": {"gradient/insertion": entry}}).splitlines() if "area" in line
+    )
+    assert "0.500 [0.400, 0.600] ± 0.012" in row
+    page = methods_table({"gradient": ["gradient/insertion"]}, {"gradient/insertion": entry}, label="x")
+    assert "<small>retest ± 0.012</small>" in page
+    assert "±" not in report.terminal_table(SUMMARIES)
+
+
 def test_terminal_table_has_a_block_for_the_model_and_one_for_each_method():
     lines = report.terminal_table(SUMMARIES, COMPARISONS).splitlines()
     rule = lines[1]

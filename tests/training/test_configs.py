@@ -82,6 +82,21 @@ def test_unknown_config_string_says_what_is_right(arg):
         default.get_config(arg)
 
 
+@pytest.mark.parametrize("name", ["oxford_iiit_pet", "caltech_birds2011"])
+def test_fine_tuning_is_a_word_of_the_config_string(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config = get_config("method=sgt,init_from=weights/resnet18.safetensors,model=resnet18")
+    build.check_config(config)
+    assert (config.model.init_from, config.model.name) == ("weights/resnet18.safetensors", "resnet18")
+    assert (config.optim.backbone_lr, config.train.epochs) == (0.1, 30.0)
+    assert build.create_model(config, 10, (224, 224, 3)).stem == "imagenet"
+    assert get_config("init_from=x.safetensors,runlocal").train.epochs == 2.0
+    with pytest.raises(ValueError, match="init_from=FILE and runlocal"):
+        get_config("init_from=")
+    with pytest.raises(ValueError, match="'init_from=x.safetensors' is not known"):
+        default.get_config("init_from=x.safetensors")
+
+
 def test_misspelt_field_is_an_error():
     config = default.get_config()
     config.lock()
@@ -121,6 +136,8 @@ IMPOSSIBLE = [
     ("train.label_smoothing", 1.0, "label_smoothing"),
     ("optim.name", "adam", "adamw"),
     ("optim.ema_decay", 1.0, "ema_decay"),
+    ("optim.backbone_lr", 0.0, r"\(0, inf"),
+    ("train.freeze", "stage1", "a sequence of names or patterns"),
     ("model.name", "resnet", "resnet"),
     ("model.dtype", "float16", "bfloat16"),
     ("data.loader", "ram", "memory"),
