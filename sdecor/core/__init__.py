@@ -11,6 +11,7 @@ Files:
   compile_cache       the user's cache of compiled programs
   allocator           freed memory that a CPU's programs use again
   files               whole-file writes, JSON, digests, differences of configs
+  safetensors         reading of safetensors files
   locks, leases       lock files; locks of folders that one job writes, also on object stores
   threads, interrupt  reading ahead in threads; signals as a flag
   native, children    signal handlers of libraries; child processes that end with their parent
