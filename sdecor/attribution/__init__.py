@@ -1,9 +1,8 @@
 """Attribution maps of any function such as `image [H, W, C] -> logits [K]`, in batches and on the device.
 
 Conventions: images are NHWC and floating point; other inputs have any rank, with channels last. A method explains one
-image, and `explain` lifts it over a batch. A
-method returns signed attributions of the image's shape. Reduction over channels (`reduce`) and scaling (`normalise`)
-are separate steps, so that no choice is hidden in a method.
+image, and `explain` lifts it over a batch. A method returns signed attributions of the image's shape. Reduction over
+channels (`reduce`) and scaling (`normalise`) are separate steps, so that no choice is hidden in a method.
 
 Files:
   explain, targets     explain a batch with a method; the explained score

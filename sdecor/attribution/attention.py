@@ -56,13 +56,7 @@ def attention_rollout(
     """
     network = _network(fn, image)
     last = network.found[-1]
-
-    def score(change: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        values = _run(network.units, {network.input: image}, {last.weights: change})
-        matrices = [attention.matrices(values[attention.weights]) for attention in network.found]
-        return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
-
-    gradient, matrices = jax.grad(score, has_aux=True)(_zeros([last])[0])
+    (gradient,), matrices = _gradients_and_matrices(network, image, target, saliency_of, [last])
     dtype = at_least_float32(image.dtype)
     rollout = jnp.eye(network.tokens, dtype=dtype)
     for matrix in (matrix.astype(dtype).mean(0) for matrix in matrices):
@@ -92,13 +86,7 @@ def attention_relevance(
       Transformers", https://arxiv.org/abs/2103.15679, 2021.
     """
     network = _network(fn, image)
-
-    def score(changes: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        values = _run(network.units, {network.input: image}, _by_weights(network.found, changes))
-        matrices = [attention.matrices(values[attention.weights]) for attention in network.found]
-        return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
-
-    gradients, matrices = jax.grad(score, has_aux=True)(_zeros(network.found))
+    gradients, matrices = _gradients_and_matrices(network, image, target, saliency_of, network.found)
     dtype = at_least_float32(image.dtype)
     identity = relevance = jnp.eye(network.tokens, dtype=dtype)
     for attention, matrix, gradient in zip(network.found, matrices, gradients, strict=True):
@@ -227,6 +215,19 @@ def _run(
                 values[_Kept(output)], value = value, jax.lax.stop_gradient(value)
             values[output] = value
     return values
+
+
+def _gradients_and_matrices(
+    network: _Network, image: jax.Array, target: Target, saliency_of: str, wanted: Sequence[Attention]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Return the score's gradient by the weights of the wanted attentions, and the matrices of all attentions."""
+
+    def score(changes: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        values = _run(network.units, {network.input: image}, _by_weights(wanted, changes))
+        matrices = [attention.matrices(values[attention.weights]) for attention in network.found]
+        return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
+
+    return jax.grad(score, has_aux=True)(_zeros(wanted))
 
 
 def _zeros(found: Sequence[Attention]) -> list[jax.Array]:

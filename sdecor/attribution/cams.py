@@ -80,7 +80,7 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391, 2017.
     """
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
-    return finished(_weighted(activation, gradient.mean(_places(image))), relu, upsample, image)
+    return finished(weighted_sum(activation, gradient.mean(_places(image))), relu, upsample, image)
 
 
 @of_several_layers
@@ -111,7 +111,7 @@ def grad_cam_plus_plus(
     activation, gradient = _maps(fn, image, target, layer, saliency_of, reshape)
     rising = jax.nn.relu(gradient)  # α counts only where g > 0, and there g² cancels in it
     alpha = 1 / (2 + rising * activation.sum(_places(image), keepdims=True))
-    return finished(_weighted(activation, (alpha * rising).sum(_places(image))), relu, upsample, image)
+    return finished(weighted_sum(activation, (alpha * rising).sum(_places(image))), relu, upsample, image)
 
 
 @of_several_layers
@@ -194,7 +194,7 @@ def xgrad_cam(
     total = activation.sum(_places(image))
     weighted = (activation * gradient).sum(_places(image))
     weights = jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
-    return finished(_weighted(activation, weights), relu, upsample, image)
+    return finished(weighted_sum(activation, weights), relu, upsample, image)
 
 
 @of_several_layers
@@ -258,7 +258,7 @@ def eigen_cam(
     upsample: str | None = "bilinear",
     reshape: Reshape | None = None,
 ) -> jax.Array:
-    """Return Eigen-CAM: the layer's activations along their first principal direction, which is not centered.
+    """Return Eigen-CAM: the layer's activations along their first principal direction, which is not centred.
 
     The map shows what dominates the layer; it does not depend on the target. Its sign, which the direction leaves open,
     is that of a positive sum. See `grad_cam` for the arguments.
@@ -269,9 +269,7 @@ def eigen_cam(
     References:
       Bany Muhammad, Yeasin, "Eigen-CAM", https://arxiv.org/abs/2008.00299, 2020.
     """
-    split = split_at(
-        fn if isinstance(layer, tuple) or is_function(target) else lambda x: checked_logits(fn(x)), image, layer
-    )
+    split = split_at(fn, image, target, layer)
     positions_of(image, "a class activation map")
     activation = mapped(split, image.shape, layer, reshape)(widened(split.activation))
     rows = activation.reshape(-1, activation.shape[-1])
@@ -332,7 +330,7 @@ def _maps(
     return as_maps(widened(activation)), as_maps(widened(gradient))
 
 
-def _weighted(activation: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_sum(activation: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the sum of the features `[H', W', D]`, weighted by `[D]`, as `[H', W', 1]`."""
     # A product with a vector: on a CPU it is faster than a sum of products, into which XLA fuses the weights.
     return jnp.einsum("...d,d->...", activation, weights, precision="highest")[..., None]

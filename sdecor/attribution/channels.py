@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution.baselines import Baseline, baseline_image
-from sdecor.attribution.cams import UPSAMPLING, Reshape, finished, mapped, of_several_layers
+from sdecor.attribution.cams import UPSAMPLING, Reshape, finished, mapped, of_several_layers, weighted_sum
 from sdecor.attribution.inputs import positions_of
-from sdecor.attribution.layers import Layer, Split, split_at
-from sdecor.attribution.targets import Target, checked_logits, is_function, target_score
+from sdecor.attribution.layers import Layer, split_at
+from sdecor.attribution.targets import Target, target_score
 from sdecor.core.arrays import widened
 from sdecor.core.chunks import sum_over
 
@@ -51,7 +51,7 @@ def score_cam(
       Wang et al., "Score-CAM", https://arxiv.org/abs/1910.01279, 2020. The score of the baseline, which the paper
       subtracts, cancels in the softmax.
     """
-    split, sides = _split(fn, image, target, layer), positions_of(image, "score_cam")
+    split, sides = split_at(fn, image, target, layer), positions_of(image, "score_cam")
     activation = mapped(split, image.shape, layer, reshape)(widened(split.activation))
     hidden, places = widened(baseline_image(baseline, image, key=key)), jnp.arange(activation.shape[-1])
     how = UPSAMPLING[upsample or "bilinear"]
@@ -65,7 +65,7 @@ def score_cam(
         return jnp.where(places == channel, value, 0)
 
     weights = jax.nn.softmax(sum_over(score, len(places), at_once=chunk_size))
-    return finished(activation * _aligned(weights, activation), relu, upsample, image)
+    return finished(weighted_sum(activation, weights.astype(activation.dtype)), relu, upsample, image)
 
 
 @of_several_layers
@@ -96,7 +96,7 @@ def ablation_cam(
     References:
       Desai, Ramaswamy, "Ablation-CAM", https://doi.org/10.1109/WACV45572.2020.9093360, 2020.
     """
-    split, sides = _split(fn, image, target, layer), positions_of(image, "ablation_cam")
+    split, sides = split_at(fn, image, target, layer), positions_of(image, "ablation_cam")
     activation = mapped(split, image.shape, layer, reshape)(widened(split.activation))
     places = jnp.arange(activation.shape[-1])
     first = split.patches is not None and split.patches.channels_first and split.activation.ndim > len(sides)
@@ -114,14 +114,4 @@ def ablation_cam(
         return jnp.where(places == channel, whole - score(jnp.where(kept, split.activation, 0)), 0)
 
     weights = sum_over(drop, len(places), at_once=chunk_size)
-    return finished(activation * _aligned(weights, activation), relu, upsample, image)
-
-
-def _split(fn: Callable, image: jax.Array, target: Target, layer: Layer) -> Split:
-    checked = fn if isinstance(layer, tuple) or is_function(target) else lambda x: checked_logits(fn(x))
-    return split_at(checked, image, layer)
-
-
-def _aligned(weights: jax.Array, activation: jax.Array) -> jax.Array:
-    """Return weights `[D]` in a shape that broadcasts to an activation `[*positions, D]`."""
-    return weights.reshape(*[1] * (activation.ndim - 1), -1).astype(activation.dtype)
+    return finished(weighted_sum(activation, weights.astype(activation.dtype)), relu, upsample, image)

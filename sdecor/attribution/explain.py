@@ -88,6 +88,7 @@ def explain(
 
     if "regions" in known and np.ndim(options.get("regions")) == _map_axes(images):
         labels = options.pop("regions")
+        labels = np.asarray(labels) if isinstance(labels, list) else labels
         if options.get("count") is None and not isinstance(labels, jax.core.Tracer):
             options["count"] = int(np.max(labels)) + 1
         mapped["regions"] = _checked_labels(labels, images)

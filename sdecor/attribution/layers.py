@@ -414,15 +414,19 @@ class Split(NamedTuple):
     read: Callable[[], frozenset[int] | None] | None
 
 
-def split_at(fn: Callable[[jax.Array], Any], image: jax.Array, layer: Layer) -> Split:
+def split_at(fn: Callable[[jax.Array], Any], image: jax.Array, target: Target, layer: Layer) -> Split:
     """Split a network at a layer: see `activation_and_gradient` for the arguments.
 
     The part before the layer is evaluated once; `head` evaluates the rest.
+
+    Raises:
+      ValueError: for an unknown layer, and a network that returns no logits although the target is a class.
     """
     if isinstance(layer, tuple):
         features_fn, head_fn = layer
         return Split(features_fn(image), head_fn, None, None)
-    flat, output, tree = _flat_and_layer(fn, image, layer)
+    checked = fn if is_function(target) else lambda x: checked_logits(fn(x))
+    flat, output, tree = _flat_and_layer(checked, image, layer)
     equations = flat.jaxpr.eqns
     end = next(i for i, equation in enumerate(equations) if output in equation.outvars) + 1
     before = values_of(flat, [image])
@@ -440,8 +444,7 @@ def layer_and_patches(
     fn: Callable[[jax.Array], Any], image: jax.Array, target: Target, layer: Layer, *, saliency_of: str
 ) -> tuple[jax.Array, jax.Array, Split]:
     """Return the results of `activation_and_gradient`, and the network split at the layer."""
-    checked = fn if isinstance(layer, tuple) or is_function(target) else lambda x: checked_logits(fn(x))
-    split = split_at(checked, image, layer)
+    split = split_at(fn, image, target, layer)
     return split.activation, jax.grad(score_of(split.head, target, saliency_of=saliency_of))(split.activation), split
 
 

@@ -28,6 +28,7 @@ def labels_of(regions: Regions, count: int | None, image: jax.Array) -> tuple[ja
     if regions is None or np.ndim(regions) == 0:
         size = (math.ceil(max(sides) / 8) if image.ndim > 1 else 1) if regions is None else regions
         regions = grid(sides, size)
+    regions = np.asarray(regions) if isinstance(regions, list) else regions
     if np.shape(regions) != sides or not jnp.issubdtype(regions.dtype, jnp.integer):
         raise ValueError(
             f"regions has shape {np.shape(regions)} and dtype {regions.dtype}: pass a label map, integers {sides} from "

@@ -8,7 +8,13 @@ Files:
   chunks              many evaluations of a function in bounded memory
   jaxpr               interpretation of a function's jaxpr
   checks              validation of plain values
-  files, locks        whole-file writes, JSON, digests, differences of configs; lock files
+  compile_cache       the user's cache of compiled programs
+  allocator           freed memory that a CPU's programs use again
+  files               whole-file writes, JSON, digests, differences of configs
+  safetensors         reading of safetensors files
+  locks, leases       lock files; locks of folders that one job writes, also on object stores
   threads, interrupt  reading ahead in threads; signals as a flag
+  native, children    signal handlers of libraries; child processes that end with their parent
+  watchdog            the end of a program that makes no progress
   commands, launch    command lines: exit statuses, errors, progress bar; the start of train.py and evaluate.py
 """

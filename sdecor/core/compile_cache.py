@@ -45,8 +45,10 @@ def use(folder: str | None = None) -> str | None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     if jax.config.jax_compilation_cache_dir:
         return jax.config.jax_compilation_cache_dir
+    # JAX bounds a cache, and locks it while an entry is read or written, with the package filelock.
+    bounds = importlib.util.find_spec("filelock") is not None
     if folder is None:
-        folder = default_folder()
+        folder = default_folder(bounds=bounds)
         if folder is not None and (reason := _unwritable(folder)):
             logging.warning("Compiled programs are not kept (%s: %s): name a --compilation_cache", folder, reason)
             return None
@@ -55,20 +57,24 @@ def use(folder: str | None = None) -> str | None:
     if not folder:
         return None
     jax.config.update("jax_compilation_cache_dir", folder)
-    # JAX bounds a cache, and locks it while an entry is read or written, with the package filelock.
-    if jax.config.jax_compilation_cache_max_size == -1 and importlib.util.find_spec("filelock"):
+    if jax.config.jax_compilation_cache_max_size == -1 and bounds:
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     if jax.config.jax_compilation_cache_max_size != -1 and "://" not in folder:
         drop_abandoned(folder)
     return folder
 
 
-def default_folder(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the user's folder for this kind of processor, below $XDG_CACHE_HOME or ~/.cache; None without a home."""
+def default_folder(environment: Mapping[str, str] = os.environ, *, bounds: bool = True) -> str | None:
+    """Return the user's folder for this kind of processor, below $XDG_CACHE_HOME or ~/.cache; None without a home.
+
+    Without bounds it is a folder of its own: to a cache with bounds JAX adds nothing beside an entry without a time of
+    use, and it stores such entries where there are no bounds.
+    """
     home = environment.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):  # such a value is to be ignored (XDG Base Directory Specification)
         home = os.path.expanduser("~/.cache")
-    return os.path.join(home, "sdecor", "compilation", processor()) if os.path.isabs(home) else None
+    name = processor() if bounds else f"{processor()}-without-bounds"
+    return os.path.join(home, "sdecor", "compilation", name) if os.path.isabs(home) else None
 
 
 def processor(cpuinfo: str = "/proc/cpuinfo") -> str:

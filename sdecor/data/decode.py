@@ -73,21 +73,13 @@ class Decoder:
         return example
 
 
-def decode_image(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
-    """Decode an image and convert it to uint8 `[H, W, channels]`.
-
-    Palette, CMYK, 16-bit grayscale and bilevel images are converted; an alpha channel is dropped.
-
-    Raises:
-      ValueError: when the bytes are no complete image; the error names the file.
-    """
-    return _decoded(data, name=name, channels=channels, canvas=None, fit="stretch")[0]
-
-
 def _decoded(
     data: bytes, *, name: str, channels: int, canvas: tuple[int, int] | None, fit: str
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return an image uint8 `[H, W, channels]` on the canvas, and its stored size `(height, width)`."""
+    """Return an image uint8 `[H, W, channels]` on the canvas, and its stored size `(height, width)`.
+
+    Palette, CMYK, 16-bit grayscale and bilevel images are converted; an alpha channel is dropped.
+    """
     from PIL import Image
 
     try:

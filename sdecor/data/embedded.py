@@ -31,11 +31,11 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     half-made. If two processes build it at once, the first to finish wins (both draw the same arrays).
 
     Args:
-      name: `name`, or `name/configuration`.
+      name: `name`, or `name/configuration`; `:version` may follow.
       data_dir: a local directory.
 
     Raises:
-      ValueError: for a configuration that does not exist, and when `data_dir` is remote.
+      ValueError: for a configuration or version that does not exist, and when `data_dir` is remote.
     """
     base, _, version = name.partition(":")
     base, _, configuration = base.partition("/")
@@ -50,7 +50,7 @@ def prepare(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     check_choice("version of data.name", version or str(builder.VERSION), (str(builder.VERSION),))
     known = tuple(each.name for each in builder.BUILDER_CONFIGS)
     if known:
-        check_choice("data.name", name, tuple(f"{base}/{each}" for each in known))
+        check_choice("data.name", name.partition(":")[0], tuple(f"{base}/{each}" for each in known))
     elif configuration:
         raise ValueError(f"data.name = {name!r}: {base} has no configurations, its name is {base!r}")
     root = pathlib.Path(data_dir).expanduser()

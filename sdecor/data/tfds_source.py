@@ -206,7 +206,7 @@ def _version_key(version: str) -> tuple[int, ...]:
 def _not_prepared(name: str, builder_name: str, root: Any, base: Any, others: Sequence[str]) -> str:
     import tensorflow_datasets as tfds
 
-    known = (*others, *tfds.list_builders(with_community_datasets=False))
+    known = tuple(dict.fromkeys((*others, *tfds.list_builders(with_community_datasets=False))))  # some are in both
     if builder_name not in known:
         close = difflib.get_close_matches(builder_name, known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""

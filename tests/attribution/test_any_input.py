@@ -78,7 +78,8 @@ def test_noise_is_relative_to_the_range_of_each_input():
 def test_completeness_errors_and_images_that_are_not_finite():
     inputs = {"image": IMAGE.at[1, 0, 0].set(jnp.nan), "table": TABLE}
     baseline = {"image": "zero", "table": jnp.ones(5)}
-    maps, errors = explain(network, inputs, 2, method="deeplift", baseline=baseline, with_error=True)
+    options = {"method": "deeplift", "baseline": baseline, "with_error": True}
+    maps, errors = jax.jit(lambda inputs: explain(network, inputs, 2, **options))(inputs)
     assert jnp.isnan(maps["table"][1]).all() and jnp.isnan(errors[1])
     rise = jax.vmap(network)(inputs)[:, 2] - network({"image": jnp.zeros((4, 2)), "table": jnp.ones(5)})[2]
     close((maps["image"].sum((1, 2)) + maps["table"].sum(1))[::2], rise[::2])
@@ -104,7 +105,8 @@ def test_tokens_are_explained_behind_their_embedding():
 def test_occlusion_of_series_and_volumes_by_a_loop(shape, window, stride):
     x, weights = drawn(*shape), drawn(*shape)
     score = lambda x: jnp.sum(weights * x**2)[None]  # noqa: E731
-    found = explain(score, x[None], 0, method="occlusion", window=window, stride=stride)[0]
+    options = {"method": "occlusion", "window": window, "stride": stride}
+    found = jax.jit(lambda x: explain(score, x[None], 0, **options)[0])(x)
     sides = shape[:-1]
     windows, strides = (np.broadcast_to(each, len(sides)) for each in (window, stride))
     total, times = np.zeros(sides), np.zeros(sides)

@@ -183,8 +183,11 @@ def test_rows_agree_with_the_functions():
 
 
 def test_every_method_is_in_the_documentation():
-    text = (pathlib.Path(__file__).parents[2] / "docs/attribution.md").read_text()
-    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == list(METHODS)
+    root = pathlib.Path(__file__).parents[2]
+    rows = re.findall(r"^\| `(\w+)`", (root / "docs/attribution.md").read_text(), re.MULTILINE)
+    assert rows == list(METHODS)
+    counts = re.findall(r"(\d+) (?:attribution )?methods", (root / "README.md").read_text())
+    assert set(counts) == {str(len(METHODS))}
 
 
 @every_method

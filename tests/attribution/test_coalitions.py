@@ -139,14 +139,14 @@ def test_lime_is_a_weighted_ridge_regression():
 def test_label_maps_of_each_image_and_unused_labels(found):
     """Images may have other regions and other numbers of them; labels without positions take nothing."""
     labels = np.stack([LABELS, np.where(LABELS == 4, 0, LABELS)])
-    run = lambda labels: explain(  # noqa: E731
-        network, IMAGES, 1, method="kernel_shap", key=KEY, samples=30, baseline=0.3, regions=labels, with_error=True
+    run = lambda images: explain(  # noqa: E731
+        network, images, 1, method="kernel_shap", key=KEY, samples=30, baseline=0.3, regions=labels, with_error=True
     )
-    maps, errors = run(labels)
+    maps, errors = jax.jit(run)(IMAGES)
     close(maps[0], found["exact"][0][0])
     np.testing.assert_allclose(errors, 0, atol=2e-5)
-    alone = kernel_shap(network, IMAGES[1], 1, key=KEY, samples=14, baseline=0.3, regions=labels[1])
-    close(maps[1], alone)
+    options = {"key": KEY, "samples": 14, "baseline": 0.3, "regions": labels[1]}
+    close(maps[1], jax.jit(lambda image: kernel_shap(network, image, 1, **options))(IMAGES[1]))
 
 
 def test_default_regions_grids_and_features():
@@ -157,7 +157,7 @@ def test_default_regions_grids_and_features():
     close(found, np.asarray(rows) * np.arange(24))
     tree = {"a": rows[:, :3], "b": IMAGES}
     total = lambda x: (2 * x["a"].sum() + x["b"].sum())[None]  # noqa: E731
-    found = explain(total, tree, 0, method="shapley_sampling", key=KEY, samples=1)
+    found = jax.jit(lambda x: explain(total, x, 0, method="shapley_sampling", key=KEY, samples=1))(tree)
     close(found["a"], 2 * tree["a"], atol=1e-4)
     close(found["b"], IMAGES, atol=1e-4)
 
@@ -175,6 +175,7 @@ def test_superpixels_are_label_maps():
     ("options", "message"),
     [
         ({"regions": LABELS[:2]}, r"regions has shape \(2, 4\) .* pass a label map, integers \(3, 4\)"),
+        ({"regions": LABELS[:2].tolist()}, r"regions has shape \(2, 4\)"),
         ({"regions": LABELS * 1.0}, "dtype float64: pass a label map"),
         ({"regions": LABELS - 1}, r"labels from -1 to 3"),
         ({"regions": LABELS, "count": 4}, r"pass labels in \[0, 4\)"),

@@ -324,18 +324,20 @@ def test_each_metric_says_what_a_network_has_to_return():
 def test_each_method_refuses_the_probability_of_one_logit():
     kernel = RNG.normal(size=(3, 3, 1, 2)).astype(np.float32)
 
-    def fn(image):
+    def fn(image, attends=False):
         found = jax.lax.conv_general_dilated(
             image[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return jax.nn.relu(found)[0].sum()[None]
+        x = jax.nn.relu(found)[0].reshape(-1, 2) if attends else jax.nn.relu(found)[0]
+        return (x + jax.nn.softmax(x @ x.T) @ x if attends else x).sum()[None]
 
     for name in METHODS:
+        network = functools.partial(fn, attends=name in ("attention_rollout", "attention_relevance", "legrad"))
         for saliency_of in ("probability", "log_probability"):
             if name not in ("lrp", "eigen_cam"):  # LRP starts from logits alone, Eigen-CAM from none
                 with pytest.raises(ValueError, match=r"1 logit: .* \[0, z\] .* saliency_of='logit'"):
                     jax.eval_shape(
-                        functools.partial(explain, fn, IMAGES, 0, method=name, saliency_of=saliency_of, key=KEY)
+                        functools.partial(explain, network, IMAGES, 0, method=name, saliency_of=saliency_of, key=KEY)
                     )
                     pytest.fail(name)
     with pytest.raises(ValueError, match="1 logit"):  # RISE explains the probability by default

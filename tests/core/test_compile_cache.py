@@ -35,6 +35,11 @@ def chosen(folder=None, **values):
 def test_the_folder_is_the_users_unless_another_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     default = tmp_path / "cache/sdecor/compilation" / compile_cache.processor()
+    with mock.patch.object(compile_cache.importlib.util, "find_spec", return_value=None):  # no package filelock
+        without = chosen()
+    assert without.jax_compilation_cache_dir == f"{default}-without-bounds"
+    assert without.jax_compilation_cache_max_size == -1
+    pytest.importorskip("filelock")
     assert chosen().jax_compilation_cache_dir == str(default) and default.stat().st_mode & 0o777 == 0o700
     elsewhere = str(tmp_path / "elsewhere")
     assert chosen(elsewhere).jax_compilation_cache_dir == elsewhere and os.path.isdir(elsewhere)

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFilter
 
 from sdecor.data import create_dataset, dataset, splits
-from sdecor.data.decode import Decoder, decode_image, decode_mask
+from sdecor.data.decode import Decoder, decode_mask
 from sdecor.data.image_folders import FileSource
 from sdecor.data.loader import create_loader
 
@@ -33,6 +33,10 @@ def encode(array: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 # --- decoding ---
+
+
+def decoded(data: bytes, *, name: str, channels: int = 3) -> np.ndarray:
+    return Decoder(channels=channels)(data, name=name)["image"]
 
 
 def test_every_stored_mode_is_converted():
@@ -54,11 +58,11 @@ def test_every_stored_mode_is_converted():
     for kind, image in stored.items():
         stream = io.BytesIO()
         image.save(stream, "PNG")
-        np.testing.assert_array_equal(decode_image(stream.getvalue(), name=kind), expected[kind], err_msg=kind)
+        np.testing.assert_array_equal(decoded(stream.getvalue(), name=kind), expected[kind], err_msg=kind)
     stream = io.BytesIO()
     Image.new("CMYK", (10, 12), (255, 0, 0, 0)).save(stream, "JPEG")
-    assert np.abs(decode_image(stream.getvalue(), name="cmyk").astype(int) - [0, 255, 255]).max() < 8
-    assert decode_image(encode(NOISE[0]), name="to grey", channels=1).shape == (12, 10, 1)
+    assert np.abs(decoded(stream.getvalue(), name="cmyk").astype(int) - [0, 255, 255]).max() < 8
+    assert decoded(encode(NOISE[0]), name="to grey", channels=1).shape == (12, 10, 1)
 
 
 def photograph(height: int, width: int) -> bytes:
@@ -88,7 +92,7 @@ def test_a_photograph_on_the_canvas_equals_float64_resizing(size, fit, channels)
     data, canvas = photograph(*size), (112, 96)
     scale = max(112 / size[0], 96 / size[1])
     height, width = canvas if fit == "stretch" else (round(size[0] * scale), round(size[1] * scale))
-    whole = decode_image(data, name="x", channels=channels).astype(np.float64)
+    whole = decoded(data, name="x", channels=channels).astype(np.float64)
     rows, columns = triangles(size[0], height), triangles(size[1], width)
     expected = np.einsum("ih,hwc,jw->ijc", rows, whole, columns, optimize=True)
     top, left = (height - 112) // 2, (width - 96) // 2
@@ -117,7 +121,7 @@ def test_both_loaders_serve_the_pixels_that_the_decoder_gives(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"no image", encode(NOISE[0])[:200], encode(NOISE[0], "JPEG")[:400]])
 def test_a_damaged_image_names_the_file(damage):
     with pytest.raises(ValueError, match="cats/7.png: cannot be decoded"):
-        decode_image(damage, name="cats/7.png")
+        decoded(damage, name="cats/7.png")
 
 
 def test_masks_are_read_in_either_encoding():

@@ -106,7 +106,7 @@ def test_the_prepared_data_set_has_the_drawn_images(tmp_path, monkeypatch, capfd
             np.testing.assert_array_equal(example["object"], expected.masks[start + i])
             assert example["label"] == expected.labels[start + i]
         start += count
-    create_dataset(name, data_dir=tmp_path, channels=1)
+    create_dataset(f"{name}:1.0.0", data_dir=tmp_path, channels=1)
     assert "Preparing" not in capfd.readouterr().err
 
 
@@ -115,5 +115,9 @@ def test_a_configuration_must_be_named_and_known(tmp_path):
         create_dataset("xai_tris/xor_whit_8x8", data_dir=tmp_path)
     with pytest.raises(ValueError, match="data.name = 'xai_tris'.*xai_tris/linear_white_8x8"):
         create_dataset("xai_tris", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"did you mean 'xai_tris'\? "):
+        create_dataset("xai_tri/xor_white_8x8", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="version of data.name = '2.0.0'"):
+        create_dataset("xai_tris/xor_white_8x8:2.0.0", data_dir=tmp_path)
     with pytest.raises(ValueError, match="digit_scenes has no configurations"):
         create_dataset("digit_scenes/small", data_dir=tmp_path)

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -398,5 +399,9 @@ def test_the_documentation_lists_the_register():
     for name, metric in (metrics.METRICS | metrics.DATASET_METRICS).items():
         row = f"| `{name}` {arrows[metric.higher_is_better]} | {metric.needs} | {metric.description} |"
         assert row in text, f"docs/metrics.md lacks {row!r}"
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    counts = re.findall(r"(\d+) metrics (?:of|judge) [\w ]*maps,? and (\d+)", readme)
+    total = len(metrics.METRICS) + len(metrics.DATASET_METRICS)
+    assert len(counts) == 2 and all(int(maps) + int(others) == total for maps, others in counts)
     for need in metrics.NEEDS:
         assert f"`{need}`" in text

@@ -96,19 +96,23 @@ def test_what_is_not_defined_is_refused(call, message):
 
 @pytest.mark.parametrize("shape", [(2, 8, 3), (2, 3, 2, 4, 2)])
 def test_masks_and_fills_of_series_and_volumes(shape):
-    x = jnp.asarray(_RNG.normal(size=shape), jnp.float32)
-    saliency = masking.rank_saliency(x)
-    np.testing.assert_allclose(saliency, jnp.abs(x).mean(-1), rtol=1e-6)
-    mask = masking.least_salient(KEY, saliency, fraction=0.5)
+    x = _RNG.normal(size=shape).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        saliency = masking.rank_saliency(x)
+        mask = masking.least_salient(KEY, saliency, fraction=0.5)
+        return saliency, mask, {how: masking.fill(KEY, x, mask, how=how) for how in masking.FILLS}
+
+    saliency, mask, fills = jax.tree.map(np.asarray, run(x))
+    np.testing.assert_allclose(saliency, np.abs(x).mean(-1), rtol=1e-6)
     half = math.prod(shape[1:-1]) // 2
-    for row, hidden in zip(np.asarray(saliency).reshape(2, -1), np.asarray(mask).reshape(2, -1), strict=True):
+    for row, hidden in zip(saliency.reshape(2, -1), mask.reshape(2, -1), strict=True):
         assert hidden.sum() == half and row[hidden].max() < row[~hidden].min()
-    for how in masking.FILLS:
-        filled = masking.fill(KEY, x, mask, how=how)
+    for filled in fills.values():
         np.testing.assert_array_equal(filled[~mask], x[~mask])
         assert (filled[mask] != x[mask]).any()
-    mean = masking.fill(KEY, x, mask, how="mean")
-    np.testing.assert_allclose(mean[0][mask[0]][0], x[0].reshape(-1, shape[-1]).mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(fills["mean"][0][mask[0]][0], x[0].reshape(-1, shape[-1]).mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_features_are_masked_one_by_one():
