@@ -169,7 +169,16 @@ OF_ATTENTION = ("attention_rollout", "attention_relevance", "legrad")
 ALLOWED = {"eigen_cam": platforms.EIGENVALUES, "kernel_shap": platforms.EQUATIONS, "lime": platforms.EQUATIONS}
 
 
-@pytest.mark.parametrize("name", METHOD_INFO)
+# One method of each family is lowered in the quick suite.
+QUICK = {
+    *("gradient", "smoothgrad", "integrated_gradients", "guided_integrated_gradients", "grad_cam", "eigen_cam", "lrp"),
+    *("guided_backpropagation", "deeplift", "occlusion", "rise", "kernel_shap", "attention_relevance", "ablation_cam"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in METHOD_INFO]
+)
 def test_every_attribution_method(name):
     setup, variables = SETUP, VARIABLES
     if name in OF_ATTENTION:

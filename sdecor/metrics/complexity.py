@@ -111,7 +111,7 @@ def mst_compactness(maps: jax.Array, *, percentile: float = 80.0) -> jax.Array:
     # A percentile between two neighbouring values is interpolated: the pixels above it start at the larger one.
     place = math.ceil(percentile / 100 * (height * width - 1) - 1e-6)
     salient = (keys >= sort_rows(keys)[:, place, None]) & (keys > order_keys(jnp.zeros((1, 1))))
-    count, area = salient.sum(-1), _hull_area(salient.reshape(maps.shape))
+    count, area = salient.sum(-1).astype(jnp.float32), _hull_area(salient.reshape(maps.shape))
     diagonal = math.hypot(height, width)
     side = jnp.where(area > 0.25, jnp.sqrt(area), diagonal)  # three pixels that are not on a line have an area of ½
     score = 100 * diagonal * count / (jnp.maximum(_tree_length(salient, width), 1) * side)

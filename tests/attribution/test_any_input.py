@@ -41,6 +41,7 @@ AS_A_VECTOR = (
 ).split()
 
 
+@pytest.mark.full
 def test_several_inputs_are_explained_like_one_vector():
     labels, baseline = jnp.array([0, 3, 1]), {"image": IMAGE[::-1], "table": TABLE[0]}
     together = jnp.concatenate([IMAGE.reshape(3, 8), TABLE], 1)

@@ -149,6 +149,7 @@ def test_label_maps_of_each_image_and_unused_labels(found):
     close(maps[1], jax.jit(lambda image: kernel_shap(network, image, 1, **options))(IMAGES[1]))
 
 
+@pytest.mark.full
 def test_default_regions_grids_and_features():
     np.testing.assert_array_equal(regions.grid((3, 4), 2), [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
     np.testing.assert_array_equal(regions.grid((5,), 2), [0, 0, 1, 1, 2])

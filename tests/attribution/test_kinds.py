@@ -14,6 +14,7 @@ SAME = [name for name, kind in KINDS.items() if kind.twin is plain and name not 
 RULES = ("scan", "custom_vjp", "equinox")  # where LRP, which reads the equations, is compared too
 
 
+@pytest.mark.full
 def test_one_network_written_in_many_ways_has_one_map():
     def maps(fn, methods):
         return {method: explained(fn, method, jit=False)[0] for method in methods}

@@ -46,6 +46,7 @@ def every_metric(images, maps):
     return found
 
 
+@pytest.mark.full
 def test_metrics_of_a_series_are_those_of_an_image_of_one_row():
     compiled = jax.jit(every_metric)
     expected = compiled(SERIES[:, None], MAPS[:, None])

@@ -277,6 +277,7 @@ def written_out(module):
     return network
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [Attentive, Modular])
 def test_modules_of_nnx_and_equinox(kind):
     """Their relevance is that of their formula; the norms differ in ε only."""
@@ -290,6 +291,7 @@ def test_modules_of_nnx_and_equinox(kind):
     close(found, expected, atol=1e-4)
 
 
+@pytest.mark.full
 def test_norms_and_gates_of_convolutional_networks():
     module, image = SqueezeExcitation(), jnp.asarray(rng.normal(size=(6, 6, 3)), jnp.float32)
     variables = module.init(jax.random.key(0), image[None])  # biases are 0

@@ -118,6 +118,7 @@ def test_frozen_parameters_get_no_gradient_and_images_do():
     np.testing.assert_allclose(of_images, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.full
 def test_frozen_blocks_may_be_rematerialised():
     model = ResNet(num_classes=3, blocks=(1,), stem="cifar", remat="blocks")
     variables, images = trained_variables(model, (8, 8, 3)), np.random.default_rng(0).normal(size=(4, 8, 8, 3))
