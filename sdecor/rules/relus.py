@@ -124,9 +124,14 @@ def _is_square(made: Step | None) -> bool:
 
 
 def _averaged(program: Program, value: Value) -> Value | None:
-    """Return the value that `value` is a sum or mean of; None if it is neither."""
+    """Return the value that `value` is a sum or mean of; None if it is neither.
+
+    `jnp.var` selects NaN for no elements, by a condition that does not depend on the image.
+    """
     made, is_sum = program.made_by.get(value), False
-    while made is not None and len(made.dependent) == 1 and made.name in {*_KEEPING, "div", "reduce_sum"}:
+    while made is not None and len(made.dependent) == 1 and made.name in {*_KEEPING, "div", "reduce_sum", "select_n"}:
+        if made.name == "select_n" and isinstance(made.inputs[0], Value):
+            return None
         is_sum |= made.name == "reduce_sum"
         value = made.dependent[0]
         made = program.made_by.get(value)
