@@ -19,7 +19,7 @@ CHUNK = 1000  # images drawn at once, which bounds the memory
 
 
 class Size(NamedTuple):
-    """What depends on the images' size.
+    """Options of the drawing for one size of the images.
 
     Attributes:
       pixels: height and width.

@@ -37,7 +37,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class _Leaf(NamedTuple):
-    """What becomes of a tensor: the collection, names of the variables, and the arrays for these."""
+    """Convert one tensor: the collection and names of its variables, and the function that gives their arrays."""
 
     collection: str
     names: tuple[str, ...]

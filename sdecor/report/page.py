@@ -23,6 +23,7 @@ from sdecor.report.wording import (
     expected_by_chance,
     format_bounds,
     format_mean,
+    is_retested,
     keys_by_method,
     method_title,
     split_key,
@@ -74,7 +75,7 @@ def html_report(
         f'<p class="lead">{text(lead)}</p>' if lead else "",
         _cards(summaries, of_runs),
         _model(groups, summaries, comparisons),
-        f'<p class="note">{text(_reading(comparisons, level, retested=_retested(summaries)))}</p>',
+        f'<p class="note">{text(_reading(comparisons, level, retested=is_retested(summaries)))}</p>',
         _saliency(groups, summaries, comparisons, curves or {}),
         _gallery(pictures, class_names),
         *(f"<h2>{text(heading)}</h2>{figure(heading, caption, themes)}" for heading, caption, themes in figures),
@@ -82,10 +83,6 @@ def html_report(
         "<h2>Settings of the evaluation</h2>" + facts_table(common) if common else "",
     ]
     write_file(path, document(title, "\n".join(filter(None, sections))))
-
-
-def _retested(summaries: Mapping[str, Entries]) -> bool:
-    return any("retest" in entry for summary in summaries.values() for entry in summary.values())
 
 
 def _is_by_run(value: Any, runs: Mapping[str, Any]) -> bool:

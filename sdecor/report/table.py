@@ -12,6 +12,7 @@ from sdecor.report.wording import (
     format_chance,
     format_interval,
     format_retest,
+    is_retested,
     keys_by_method,
     method_title,
     title,
@@ -43,7 +44,7 @@ def terminal_table(
         header = ["Paired difference", *(f"{run} − {runs[0]}" for run in comparisons)]
         text += ["", *_blocks(header, groups, partial(_differences, comparisons=comparisons), right=set())]
     note = "mean [95 % bootstrap interval] · ↑ more is better, ↓ less is better"
-    if any("retest" in entry for summary in summaries.values() for entry in summary.values()):
+    if is_retested(summaries):
         note += " · ± standard deviation over the metric's random numbers (retest)"
     return "\n".join([*text, note, *_by_chance(comparisons)])
 

@@ -109,6 +109,11 @@ def format_interval(key: str, entry: Mapping[str, Any], *, signed: bool = False)
     return mean if bounds is None else f"{mean} [{bounds[0]}, {bounds[1]}]"
 
 
+def is_retested(summaries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether a metric of any run was measured again with another seed."""
+    return any("retest" in entry for summary in summaries.values() for entry in summary.values())
+
+
 def format_retest(key: str, entry: Mapping[str, Any] | None) -> str:
     """Return the standard deviation of a mean over the seeds of its metric as text; "" if it was not measured."""
     noise = (entry or {}).get("retest", {}).get("of_mean")

@@ -492,9 +492,7 @@ def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[in
     if decor.weight == 0 or decor.rectify or decor.form not in losses.CENTRED:
         return
     n = config.train.batch_size // config.train.accumulate
-    images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
-    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
-    for layer in jax.tree.leaves(features):
+    for layer in jax.tree.leaves(_feature_shapes(model, n, image_shape)):
         samples = n if decor.spatial == "pool" else math.prod(layer.shape[:-1])
         width = layer.shape[-1]
         if samples < 2 * width:
@@ -510,15 +508,20 @@ def _warn_small_groups(config: ConfigDict, model: models.Whitened, image_shape: 
     n = config.train.batch_size // config.train.accumulate
     if "head" not in model.layers:  # at other layers, each position of a map is a sample
         return
-    images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
-    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
-    group = model.group or features.shape[-1]
+    group = model.group or _feature_shapes(model, n, image_shape).shape[-1]
     if n < 2 * group:
         logging.warning(
             "whitening of %d features together from %d samples is inexact: set config.decorrelation.group to at most "
             "%d, or use a batch of %d",
             group, n, n // 2, 2 * group,
         )  # fmt: skip
+
+
+def _feature_shapes(model: nn.Module, n: int, image_shape: tuple[int, int, int]) -> Any:
+    """Return the shapes of the model's features for `n` images."""
+    images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
+    (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+    return features
 
 
 def create_replicas(

@@ -61,12 +61,12 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     given = {"config": config.to_dict(), "dataset": dataset.info(), "folder": folder, "versions": files.versions()}
     replicas_given = {each.name: dict(each.overrides) for each in chosen}
     # A folder that one process does not see would let the processes read different checkpoints, and wait for ever.
-    folders = [member.folder for member in group]
-    given |= {f"checkpoints in the shared folder {each}": Checkpoints(each, create=False).steps() for each in folders}
+    found = {member.folder: Checkpoints(member.folder, create=False).steps() for member in group}
+    given |= {f"checkpoints in the shared folder {each}": checkpoints for each, checkpoints in found.items()}
     processes.compare("the run", lambda: given | {"replicas": replicas_given, "devices": jax.local_device_count()})
     record_left_out(dataset, folder)
-    found = [set(Checkpoints(each, create=False).steps()) for each in folders]
-    if config.model.init_from and not set.intersection(*found):  # a run that continues needs the file no more
+    continues = bool(set.intersection(*map(set, found.values())))  # and then needs no file of weights
+    if config.model.init_from and not continues:
         state, notes = build.initialise_from(config, program.model, program.image_shape, state, count)
         for note in notes:
             parallel.say(note)
