@@ -36,7 +36,7 @@ def augment(
 
     Args:
       key: one key, or keys `[N]`; they determine all random draws.
-      images: float `[N, H, W, C]` in [0, 1].
+      images: float `[N, H, W, C]` in [0, 1]. Inputs of another rank are returned unchanged if no option is set.
       crop_padding: black pixels on each side of the image before a random crop, at least 0.
       flip: whether to mirror left and right with probability 1/2.
       resized_crop: the smallest and largest share of the image's area, in (0, 1]; None = no resized crop.
@@ -49,6 +49,8 @@ def augment(
       ValueError: for images that are not float `[N, H, W, C]`, both kinds of crop at once, or a crop larger than
         the padded image.
     """
+    if images.ndim != 4 and not (crop_padding or flip or resized_crop is not None or size is not None):
+        return images  # series, for example
     _check_images(images)
     n, height, width, _ = images.shape
     check_range("crop_padding", crop_padding, 0)
@@ -76,7 +78,7 @@ def _check_images(images: jax.Array) -> None:
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images is {images.dtype} {tuple(images.shape)}: it should be float [N, H, W, C] in [0, 1] "
-            "(to_float converts uint8)"
+            "(to_float converts uint8). Crops and flips are of images: leave them off for other inputs"
         )
 
 
@@ -185,6 +187,8 @@ def center_crop(images: Any, size: int | None) -> Any:
     if size is None:
         return images
     check_range("size", size, 1)
+    if images.ndim < 3:
+        raise ValueError(f"size = {size}: crops are of images, and these are {tuple(images.shape)}; pass None")
     height, width = images.shape[1:3]
     if size > height or size > width:
         raise ValueError(f"size = {size} is larger than the images of {height}×{width}: choose at most their size")
@@ -197,7 +201,7 @@ def to_float(images: jax.Array) -> jax.Array:
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images has dtype {images.dtype}: it should be uint8, or float in [0, 1]")
+        raise ValueError(f"images has dtype {images.dtype}: it should be uint8, or float")
     return images
 
 

@@ -116,17 +116,28 @@ def training_batch(
     """Read the examples at `indices`; the next readable example replaces one that is left out.
 
     Returns:
-      The batch, a dict of `image` uint8 `[n, H, W, C]`, `label` int32 `[n]` and `position` int32 `[n]`, and the
-      examples that were left out.
+      The batch, a dict of `image` `[n, *shape]` in the dtype of the source, `label` int32 `[n]` and `position` int32
+      `[n]`, and the examples that were left out.
     """
-    images = np.empty((len(indices), *shape), np.uint8)
+    images: np.ndarray | None = None
     labels = np.empty(len(indices), np.int32)
     left_out = []
     for row, index in enumerate(indices):
         example, passed = read_or_next(source, int(index), shape)
+        if images is None:
+            images = np.empty((len(indices), *shape), example["image"].dtype)
+        check_dtype(source, int(index), example["image"], images.dtype)
         images[row], labels[row] = example["image"], example["label"]
         left_out += passed
     return {"image": images, "label": labels, "position": positions}, left_out
+
+
+def check_dtype(source: Any, index: int, image: np.ndarray, dtype: Any) -> None:
+    """Raise `ValueError` unless an image has the dtype of the others; an assignment would convert it silently."""
+    if image.dtype != dtype:
+        raise ValueError(
+            f"{source.name(index)} (example {index}) has an image of {image.dtype}: it should be {dtype} as the others"
+        )
 
 
 def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
@@ -138,7 +149,10 @@ def rasterise_box(box: Iterable[int], height: int, width: int) -> np.ndarray:
 
 
 def object_mask(example: dict[str, Any]) -> np.ndarray | None:
-    """Return an example's object codes, uint8 `[H, W]`: its mask (0, 1, 2 = ignore), else its drawn box, else None."""
+    """Return an example's object codes, uint8 `[H, W]`: its mask (0, 1, 2 = ignore), else its drawn box, else None.
+
+    The mask of other inputs than images has a value for each position, or for each position and channel.
+    """
     if "object" in example:
         return np.asarray(example["object"], np.uint8)
     if "box" in example:
@@ -192,9 +206,9 @@ def evaluation_batches(
       check: function that is called several times a second while a batch is awaited; an exception of it ends the loop.
 
     Yields:
-      Dicts of `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight`
+      Dicts of `image` uint8 `[n, H, W, C]`, or float32 `[n, *positions, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight`
       float32 `[n]` and, if the data set has masks or boxes, `object` uint8 `[n, H, W]` (0 background, 1 object, 2
-      ignore); a mask is preferred to a box.
+      ignore); a mask is preferred to a box. Masks of series may also have channels, `[n, T, C]`.
 
     Raises:
       ValueError: for impossible sizes, at the call; for an example that cannot be read, when its batch is due.
@@ -244,12 +258,13 @@ def _evaluation_batch(source: Any, indices: np.ndarray, first: dict[str, Any]) -
     if object_mask(first) is None:
         return batch
     masks = [object_mask(example) for example in examples]
+    allowed = (shape[:-1],) if masks[0].ndim < len(shape) else (shape,)
     for index, mask in zip(indices, masks, strict=True):
-        if mask is None or mask.shape != shape[:2]:
+        if mask is None or mask.shape not in allowed:
             found = "no object mask or box" if mask is None else f"an object mask of shape {mask.shape}"
             raise ValueError(
                 f"{source.name(int(index))} (example {index}) has {found}: other examples of its split have one, "
-                f"and it should be of shape {tuple(shape[:2])}"
+                f"and it should be of shape {tuple(shape[:-1])}"
             )
     return batch | {"object": np.stack(masks)}
 

@@ -12,7 +12,7 @@ import numpy as np
 from sdecor.core import threads
 from sdecor.core.checks import check_choice, check_range
 from sdecor.core.files import check_text
-from sdecor.data import embedded, image_folders, splits, tfds_source
+from sdecor.data import embedded, image_folders, series, splits, tfds_source
 from sdecor.data.batches import epoch_order
 from sdecor.data.decode import MASK_ENCODINGS, Decoder
 from sdecor.data.reading import ON_ERROR, Skipping, Unreadable, first_readable, read
@@ -42,21 +42,24 @@ class _Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A data set whose images all have one shape. Made by `create_dataset`.
+    """A data set whose images, or series, all have one shape. Made by `create_dataset`.
 
     Attributes:
       name: name given to `create_dataset`.
       class_names: class names in label order.
-      image_shape: `(H, W, C)` of every image.
-      mean: mean per channel of pixel values in [0, 1]; images are normalised by `mean` and `std`.
+      image_shape: `(H, W, C)` of every image, or `(T, C)` of every series.
+      mean: mean per channel of pixel values in [0, 1], or of a series' own values; inputs are normalised by `mean` and
+        `std`.
       std: standard deviation per channel, positive.
+      dtype: "uint8" of images, "float32" of series.
     """
 
     name: str
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    dtype: str = "uint8"
     _open: Callable[[str], Source] = dataclasses.field(repr=False)
 
     @property
@@ -104,14 +107,14 @@ def create_dataset(
     """Open a data set by name; nothing is downloaded.
 
     Args:
-      name: "digit_scenes" or "xai_tris/CONFIGURATION" (embedded, prepared on first use), "folder", "tiny_imagenet", or
-        the name of a TFDS data set that is prepared as ArrayRecord.
+      name: "digit_scenes" or "xai_tris/CONFIGURATION" (embedded, prepared on first use), "series/CONFIGURATION"
+        (drawn at each start), "folder", "tiny_imagenet", or the name of a TFDS data set that is prepared as ArrayRecord.
       path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory outside `data_dir`.
       data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       canvas: size in pixels, one number or `(height, width)`, to which images are resized; None keeps the images,
         which must all have one size.
       canvas_fit: "stretch" resizes the whole image to the canvas; "crop" keeps the image's proportions and its centre.
-      channels: 1 or 3; images are converted.
+      channels: 1 or 3; images are converted. For series, their number of channels.
       val_fraction: share of train that becomes val if the data set has no val split.
       split_seed: seed for choosing that share, and the examples under `limit`.
       mean: mean per channel of pixel values in [0, 1]. By default the published value for the best-known data sets,
@@ -134,10 +137,15 @@ def create_dataset(
         if value is not None:
             check_text(field, value)
     skips = on_error == "skip"
-    decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
+    if _is_series(name, path):
+        _check_series(channels, canvas)
+        decoder = Decoder()  # drawn arrays have no use for it
+    else:
+        decoder = Decoder(channels=channels, canvas=_as_canvas(canvas), fit=canvas_fit)
     origin = _origin(name, path=path, data_dir=data_dir, mask_encoding=mask_encoding, skips=skips)
     train = origin.open("train", decoder)
-    shape = first_readable(Skipping(train, split="train") if skips else train)["image"].shape
+    first = first_readable(Skipping(train, split="train") if skips else train)["image"]
+    shape = first.shape
     # The cache opens a train split, and scans its labels, only once if val is carved from it.
     stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))
     choice = {"val_fraction": val_fraction, "split_seed": split_seed, "limit": limit, "skips": skips}
@@ -155,6 +163,7 @@ def create_dataset(
         image_shape=shape,
         mean=mean,
         std=std,
+        dtype=first.dtype.name,
         _open=opened,
     )
 
@@ -164,13 +173,39 @@ def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str, skips: b
         if path is None:
             raise ValueError(f"data.path is not set: data.name = {name!r} needs the directory it lies in")
         return IN_FOLDERS[name](path)
+    if _is_series(name, path):
+        return _series(name)
     if embedded.is_embedded(name) and path is None:
         directory = embedded.prepare(name, tfds_source.resolve_data_dir(data_dir))
     else:
-        others = (*embedded.BUILDERS, *IN_FOLDERS)
+        others = (*embedded.BUILDERS, SERIES, *IN_FOLDERS)
         directory = tfds_source.find(name, path=path, data_dir=data_dir, others=others)
     decoded = name.partition(":")[0] == "digit_scenes" and path is None
     return _tfds(name, directory, mask_encoding_of(name, mask_encoding), skips, decoded)
+
+
+SERIES = "series"
+
+
+def _is_series(name: str, path: Any) -> bool:
+    return path is None and name.partition(":")[0].partition("/")[0] == SERIES
+
+
+def _check_series(channels: int, canvas: Any) -> None:
+    if canvas is not None:
+        raise ValueError(f"data.canvas = {canvas!r} is for images: series have no pixels to resize, leave it out")
+    if channels != series.CHANNELS:
+        raise ValueError(f"data.channels = {channels!r}: the series have {series.CHANNELS} channels, give this number")
+
+
+def _series(name: str) -> _Origin:
+    check_choice("data.name", name, [f"{SERIES}/{each}" for each in series.CONFIGURATIONS])
+    configuration = name.partition("/")[2]
+
+    def opened(split: str, decoder: Decoder) -> Source:
+        return series.open_split(configuration, split)
+
+    return _Origin(series.CLASS_NAMES, {split: split for split in SPLITS}, opened, "")
 
 
 def _folder(path: Any) -> _Origin:
@@ -304,26 +339,32 @@ def resolve(
 
 
 def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and standard deviation per channel, of pixel values in [0, 1], over at most `sample` examples.
+    """Compute mean and standard deviation per channel over at most `sample` examples.
+
+    They are those of pixel values in [0, 1], or of the own values of float inputs.
 
     Examples that their source leaves out do not count. The others are chosen at random, always the same ones; a stride
-    could miss part of a repeating pattern. The sums are integers, so the result does not depend on their order. A
+    could miss part of a repeating pattern. The sums of pixels are integers, so the result does not depend on their order. A
     constant channel gets the standard deviation 1/255, so that division by it is safe.
     """
     total = squares = pixels = 0
+    unit = 255
     for i in np.sort(epoch_order(0, 0, len(source))[:sample]):
         try:
-            image = read(source, i)["image"].astype(np.int64)
+            image = read(source, i)["image"]
         except Unreadable:
             continue
-        total = total + image.sum(axis=(0, 1))
-        squares = squares + (image * image).sum(axis=(0, 1))
-        pixels += image.shape[0] * image.shape[1]
+        unit = 255 if image.dtype == np.uint8 else 1
+        image = image.astype(np.int64 if image.dtype == np.uint8 else np.float64)
+        positions = tuple(range(image.ndim - 1))
+        total = total + image.sum(axis=positions)
+        squares = squares + (image * image).sum(axis=positions)
+        pixels += math.prod(image.shape[:-1])
     mean, std = [], []
     for s, q in zip(total.tolist(), squares.tolist(), strict=True):
-        mean.append(round(s / (255 * pixels), 6))
-        variance = (pixels * q - s * s) / (255 * pixels) ** 2
-        std.append(round(max(math.sqrt(variance), 1 / 255), 6))
+        mean.append(round(s / (unit * pixels), 6))
+        variance = (pixels * q - s * s) / (unit * pixels) ** 2
+        std.append(round(max(math.sqrt(max(variance, 0)), 1 / 255), 6))
     return tuple(mean), tuple(std)
 
 

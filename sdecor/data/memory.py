@@ -1,8 +1,8 @@
-"""A split decoded once into uint8 arrays, and training batches taken from these arrays."""
+"""A split decoded once into arrays, and training batches taken from these arrays."""
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,20 +11,26 @@ from absl import logging
 from sdecor.core import interrupt, watchdog
 from sdecor.core.checks import check_range
 from sdecor.core.threads import Check, map_ahead
-from sdecor.data.batches import batch_indices, steps_per_epoch
+from sdecor.data.batches import batch_indices, check_dtype, steps_per_epoch
 from sdecor.data.reading import Unreadable, first_readable, next_readable, read
 
 _CHUNK = 256  # examples that a thread decodes before the progress bar moves
 _LARGE = 5000  # from this number of examples on, decoding shows a progress bar
 
 
+def describe_examples(count: int, shape: Sequence[int]) -> str:
+    """Return the number and the shape of examples as text: "12 images of 8×8×3", or "12 series of 50×6"."""
+    kind = {2: "series", 3: "images"}.get(len(shape), "inputs")
+    return f"{count} {kind} of {'×'.join(map(str, shape))}"
+
+
 class MemorySource:
     """A Source of decoded examples: rows of arrays.
 
     Attributes:
-      images: uint8 `[N, H, W, C]`.
+      images: uint8 `[N, H, W, C]`, or float32 `[N, *positions, C]`.
       labels: int32 `[N]`.
-      objects: uint8 `[N, H, W]` object masks, or None.
+      objects: uint8 `[N, H, W]` object masks, or None; those of series are `[N, T]` or `[N, T, C]`.
       boxes: int32 `[N, 4]` as `[y0, x0, y1, x1)`, or None.
       origin: the Source from which the examples were decoded; it names them.
       missing: the examples that `origin` leaves out, by index, each with the reason. Their rows hold no image.
@@ -96,7 +102,7 @@ def load_in_memory(
     check_range("threads", threads, 1)
     n, first = len(source), first_readable(source)
     kept = ["image"] + [field for field in ("object", "box") if objects and field in first]
-    dtypes = {"image": np.uint8, "object": np.uint8, "box": np.int32}
+    dtypes = {"image": first["image"].dtype, "object": np.uint8, "box": np.int32}
     arrays = {field: np.empty((n, *np.shape(first[field])), dtypes[field]) for field in kept}
     arrays["label"] = np.empty(n, np.int32)
     progress = n >= _LARGE if progress is None else progress
@@ -125,6 +131,7 @@ def _decode_into(
                 for field, array in arrays.items():
                     array[index] = source.labels[index] if field == "label" else 0
                 continue
+            check_dtype(source, index, example["image"], arrays["image"].dtype)
             for field, array in arrays.items():
                 if np.shape(example.get(field)) != array.shape[1:]:
                     raise ValueError(
@@ -201,9 +208,9 @@ class MemoryLoader:
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""
-        n, height, width, channels = self.source.images.shape
+        n, *shape = self.source.images.shape
         return (
-            f"{self.kind}: {n} images of {height}×{width}×{channels}, {self.source.nbytes / 2**20:.1f} MiB, "
+            f"{self.kind}: {describe_examples(n, shape)}, {self.source.nbytes / 2**20:.1f} MiB, "
             f"{self.steps_per_epoch} steps per epoch"
         )
 

@@ -51,7 +51,7 @@ class Skipping:
     Attributes:
       source: the examples.
       split: name of the split, for messages.
-      shape: image shape `(H, W, C)` that every example must have; None = any.
+      shape: shape that every image must have; None = any.
       found: the examples that could not be read so far, by index, each with the reason.
     """
 
@@ -171,11 +171,12 @@ def read(source: Any, index: int, shape: tuple[int, ...] | None = None) -> dict[
     Args:
       source: a Source.
       index: the example's place in the split.
-      shape: the expected image shape `(H, W, C)`; None = any.
+      shape: the expected image shape; None = any.
 
     Raises:
       Unreadable: when the source leaves the example out.
-      ValueError: when the example cannot be read, or its image is not uint8 `[H, W, C]` of that shape.
+      ValueError: when the example cannot be read, or its image is neither uint8 `[H, W, C]` nor float32, with channels
+        last, or not of that shape.
     """
     try:
         return _valid(source, int(index), shape)
@@ -225,11 +226,12 @@ def next_readable(missing: np.ndarray) -> np.ndarray:
 def _valid(source: Any, index: int, shape: tuple[int, ...] | None) -> dict[str, Any]:
     example = source[index]
     image = example["image"]
-    if image.dtype != np.uint8 or image.ndim != 3 or (shape is not None and image.shape != tuple(shape)):
-        wanted = "[H, W, C]" if shape is None else f"{tuple(shape)}"
+    known = image.ndim == 3 if image.dtype == np.uint8 else image.dtype == np.float32 and image.ndim >= 2
+    if not known or (shape is not None and image.shape != tuple(shape)):
+        wanted = f"{tuple(shape)}" if known else "[H, W, C], or float32, such as a series [T, C]"
         raise ValueError(
             f"{source.name(index)} (example {index}) has an image of {image.dtype} {image.shape}: "
-            f"it should be uint8 {wanted}"
+            f"it should be {image.dtype if known else 'uint8'} {wanted}"
         )
     return example
 

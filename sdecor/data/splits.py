@@ -10,7 +10,9 @@ class Source(Protocol):
     """Examples by index. A Source is picklable, and safe to read from several threads.
 
     An example is a dict with `image` uint8 `[H, W, C]`, `label` int32 and, if the data set has them, `object` uint8
-    `[H, W]` (0 background, 1 object, 2 ignore) and `box` int32 `[4]`, `[y0, x0, y1, x1)` in pixels.
+    `[H, W]` (0 background, 1 object, 2 ignore) and `box` int32 `[4]`, `[y0, x0, y1, x1)` in pixels. Inputs that are no
+    images are an `image` float32 with channels last, such as a series `[T, C]`; the `object` of a series is `[T]`, or
+    `[T, C]` where single channels count.
     """
 
     @property

@@ -23,6 +23,7 @@ from sdecor.core.commands import TemporaryFailure
 from sdecor.core.threads import Check, in_background, map_ahead
 from sdecor.data import workers
 from sdecor.data.batches import batch_indices, steps_per_epoch, training_batch
+from sdecor.data.memory import describe_examples
 from sdecor.data.reading import Skipping, Unreadable, first_readable
 
 _LAST_STEP = 2**31 - 1  # Grain's pipelines need a length
@@ -234,9 +235,8 @@ class GrainLoader:
 
     def describe(self) -> str:
         """Return a one-line description of the loader."""
-        height, width, channels = self._assemble.shape
         workers = f"{self._num_workers} worker processes, " if self._num_workers else ""
         return (
-            f"grain: {len(self._assemble.source)} images of {height}×{width}×{channels}, "
+            f"grain: {describe_examples(len(self._assemble.source), self._assemble.shape)}, "
             f"{workers}{min(self._threads, self._prefetch)} threads, {self.steps_per_epoch} steps per epoch"
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdecor.data import scenes
+from sdecor.data.draws import Random
 
 SCENARIOS = ("linear", "multiplicative", "translations_rotations", "xor")
 BACKGROUNDS = ("white", "correlated", "natural")
@@ -96,7 +97,7 @@ def draw(scenario: str, background: str, size: str, *, count: int | None = None)
     count = sum(options.counts.values()) if count is None else count
     alpha = options.alpha[scenario][BACKGROUNDS.index(background)]
     labels = (np.arange(count) % 2).astype(np.int32)
-    random = _Random(SCENARIOS.index(scenario) * 1009 + BACKGROUNDS.index(background) * 101 + options.pixels)
+    random = Random(SCENARIOS.index(scenario) * 1009 + BACKGROUNDS.index(background) * 101 + options.pixels)
     signals, masks, noise = [], [], []
     for start in range(0, count, CHUNK):
         of_chunk = labels[start : start + CHUNK]
@@ -119,26 +120,7 @@ def _norm(chunks: list[np.ndarray]) -> np.float32:
     return np.float32(np.sqrt(sum(np.sum(np.square(chunk, dtype=np.float64)) for chunk in chunks)))
 
 
-class _Random:
-    """Random numbers from the raw 64-bit stream of PCG64."""
-
-    def __init__(self, seed: int):
-        self._bits = np.random.PCG64(seed)
-
-    def below(self, bound: int, count: int) -> np.ndarray:
-        """Return `count` integers in `[0, bound)`."""
-        raw = self._bits.random_raw(count) >> np.uint64(40)
-        return ((raw.astype(np.int64) * bound) >> 24).astype(np.int64)
-
-    def normal(self, *shape: int) -> np.ndarray:
-        """Return standard normal numbers, float32, by the inverse of their distribution function."""
-        from scipy.special import ndtri
-
-        raw = self._bits.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return ndtri((raw.astype(np.float64) + 0.5) * 2.0**-53).astype(np.float32).reshape(shape)
-
-
-def _signals(random: _Random, scenario: str, labels: np.ndarray, options: Size) -> tuple[np.ndarray, np.ndarray]:
+def _signals(random: Random, scenario: str, labels: np.ndarray, options: Size) -> tuple[np.ndarray, np.ndarray]:
     """Return signals, float32 `[n, H, W]`, and the masks of the pixels that tell the class, uint8."""
     if scenario == "translations_rotations":
         signals = _moved(random, labels, options)
@@ -158,7 +140,7 @@ def _fixed(shape: np.ndarray, corner: tuple[int, int], options: Size) -> np.ndar
     return _place(np.kron(shape, np.ones((options.cell, options.cell))), [side * eighth for side in corner], options)
 
 
-def _moved(random: _Random, labels: np.ndarray, options: Size) -> np.ndarray:
+def _moved(random: Random, labels: np.ndarray, options: Size) -> np.ndarray:
     """Draw a tetromino of each label, turned by a multiple of 90 degrees, anywhere inside its image."""
     cell = np.ones((options.moved_cell, options.moved_cell))
     turned = [[np.kron(np.rot90(shape, k), cell) for k in range(4)] for shape in (T, L)]
@@ -183,7 +165,7 @@ def _place(shape: np.ndarray, corner: list[int], options: Size) -> np.ndarray:
     return gaussian_filter(image, BLUR) if blurred else image
 
 
-def _background(random: _Random, kind: str, count: int, options: Size) -> np.ndarray:
+def _background(random: Random, kind: str, count: int, options: Size) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     if kind == "natural":
@@ -192,7 +174,7 @@ def _background(random: _Random, kind: str, count: int, options: Size) -> np.nda
     return noise if kind == "white" else gaussian_filter(noise, (0, options.sigma, options.sigma))
 
 
-def _photographs(random: _Random, count: int, pixels: int) -> np.ndarray:
+def _photographs(random: Random, count: int, pixels: int) -> np.ndarray:
     """Return random gray crops of scikit-learn's two photographs, each less its mean: float32 `[n, H, W]`."""
     grays = _grays()
     which, scale = random.below(len(grays), count), 1 + random.below(5, count)

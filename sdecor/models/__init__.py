@@ -1,6 +1,6 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
-`features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
+One of them takes series `[N, T, C]` instead. `features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
 outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name.
 
 Files:
@@ -39,6 +39,7 @@ from sdecor.models.wide_resnet import WideResNet as WideResNet
 MODELS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = MappingProxyType(
     {
         "cnn": (SmallCNN, {}),
+        "cnn1d": (SmallCNN, {"axes": 1}),  # series
         "mnist_net": (MnistNet, {}),
         "vgg16": (VGG16, {}),
         "resnet18": (ResNet, {"blocks": (2, 2, 2, 2), "bottleneck": False}),
@@ -65,7 +66,7 @@ def create_model(
       **options: more attributes of the module, such as `norm="layer"` of "cnn" or `stem="cifar"` of "resnet18".
 
     Returns:
-      An unbound module: images `[N, H, W, C]` to `(logits float32 [N, K], features [N, D])`.
+      An unbound module: images `[N, H, W, C]`, or series `[N, T, C]` for "cnn1d", to `(logits float32 [N, K], features [N, D])`.
 
     Raises:
       ValueError: for an unknown name, dtype or option, or an invalid value; the message names valid ones.
@@ -75,7 +76,7 @@ def create_model(
     check_choice("dtype", dtype, DTYPES)
     module, preset = MODELS[name]
     fields = {field.name for field in dataclasses.fields(module)}
-    reserved = {"num_classes", "dtype", "axis_name", "parent", "name", *preset}
+    reserved = {"num_classes", "dtype", "axis_name", "axes", "parent", "name", *preset}
     for option in options:
         check_choice(f"option of model {name!r}", option, sorted(fields - reserved))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -1,4 +1,4 @@
-"""Small convolutional networks: one for quick experiments on small images, and the MNIST net of the SGT paper."""
+"""Small convolutional networks: one for quick experiments on small images or series, and SGT's MNIST net."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice, check_range
-from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv, max_pool_2x2
+from sdecor.models.layers import batch_norm, check_image_size, check_positive, classifier, conv, halve_by_maximum
 
 NORMS = ("batch", "layer", "group", "none")
 
@@ -24,7 +24,7 @@ def _normalise(x: jax.Array, norm: str, *, index: int, train: bool, dtype: Any, 
 
 
 class SmallCNN(nn.Module):
-    """A classifier of small images: a convolution, normalisation and ReLU per width, with max-pooling between them.
+    """A classifier of small images or series: a convolution, normalisation and ReLU per width, max-pooling between.
 
     The first convolution has stride 2 by default. It then runs several times faster, and its 4×4 kernel covers every
     pixel equally often, so that input gradients show no checkerboard. `stem_stride=1` is a 3×3 convolution at full
@@ -36,11 +36,12 @@ class SmallCNN(nn.Module):
       norm: "batch", "layer", "group" (at most 8 groups) or "none" (the convolutions then have a bias).
       dropout: rate of dropout before the last linear layer.
       stem_stride: 1 or 2.
+      axes: axes of positions: 2 for images, 1 for series, whose convolutions and pooling run over time.
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. The features are the
-    global average before dropout, because dropout's noise is no property of the representation.
+    Called with images `[N, H, W, C]`, or series `[N, T, C]`, it returns `(logits float32 [N, K], features [N, D])`. The
+    features are the global average before dropout, because dropout's noise is no property of the representation.
 
     Raises:
       ValueError: for an invalid attribute, or images that are too small.
@@ -51,6 +52,7 @@ class SmallCNN(nn.Module):
     norm: str = "batch"
     dropout: float = 0.0
     stem_stride: int = 2
+    axes: int = 2
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -59,6 +61,7 @@ class SmallCNN(nn.Module):
         check_choice("norm", self.norm, NORMS)
         check_range("dropout", self.dropout, 0, 1, high_open=True)
         check_choice("stem_stride", self.stem_stride, (1, 2))
+        check_choice("axes", self.axes, (1, 2))
         super().__post_init__()
 
     @property
@@ -69,7 +72,7 @@ class SmallCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        check_image_size(images, least=self.stem_stride * 2 ** (len(self.widths) - 1))
+        check_image_size(images, least=self.stem_stride * 2 ** (len(self.widths) - 1), axes=self.axes)
         x = images.astype(self.dtype)
         for index, width in enumerate(self.widths):
             stride = self.stem_stride if index == 0 else 1
@@ -78,13 +81,14 @@ class SmallCNN(nn.Module):
                 4 if stride == 2 else 3,
                 stride=stride,
                 use_bias=self.norm == "none",
+                axes=self.axes,
                 dtype=self.dtype,
                 name=f"conv{index}",
             )
-            x = max_pool_2x2(x) if index else x
+            x = halve_by_maximum(x) if index else x
             x = _normalise(layer(x), self.norm, index=index, train=train, dtype=self.dtype, axis_name=self.axis_name)
             x = nn.relu(x)
-        features = x.mean(axis=(1, 2))
+        features = x.mean(axis=tuple(range(1, 1 + self.axes)))
         dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
         return classifier(dropped, self.num_classes), features
 
@@ -150,7 +154,7 @@ class MnistNet(nn.Module):
                 name=f"conv{index}",
             )
             x = nn.relu(layer(x))
-        x = nn.Dropout(self.dropout[0], deterministic=not train)(max_pool_2x2(x))
+        x = nn.Dropout(self.dropout[0], deterministic=not train)(halve_by_maximum(x))
         x = x.reshape(x.shape[0], -1)
         init = _torch_uniform(x.shape[-1])
         features = nn.relu(nn.Dense(128, dtype=self.dtype, kernel_init=init, bias_init=init, name="hidden")(x))

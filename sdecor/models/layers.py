@@ -25,16 +25,23 @@ def he_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
 
 
 def conv(
-    features: int, kernel: int, *, stride: int = 1, padding: int | None = None, use_bias: bool = False, **fields: Any
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    use_bias: bool = False,
+    axes: int = 2,
+    **fields: Any,
 ) -> nn.Conv:
-    """Return a square convolution with the same padding on every side, as in the published networks.
+    """Return a convolution over `axes` axes of positions, with the same padding on every side, as in published networks.
 
     Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
     """
     pad = (kernel - 1) // 2 if padding is None else padding
     fields.setdefault("kernel_init", he_fan_out)
     return nn.Conv(
-        features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), use_bias=use_bias, **fields
+        features, (kernel,) * axes, (stride,) * axes, padding=((pad, pad),) * axes, use_bias=use_bias, **fields
     )
 
 
@@ -66,26 +73,33 @@ def rematerialised(block: type[nn.Module], remat: str, *, train: bool) -> type[n
     return nn.remat(block, static_argnums=(2,))  # `train`, after the module and x
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Halve height and width of `x [N, H, W, C]` by the maximum of 2×2 windows; an odd last row or column is cut.
+def halve_by_maximum(x: jax.Array) -> jax.Array:
+    """Halve every axis of positions of `x [N, *positions, C]` by the maximum of windows of 2; an odd last place is cut.
 
     The values equal those of `nn.max_pool`, but come from a reshape and a maximum. The gradient of `nn.max_pool`, XLA's
     select-and-scatter, would halve the training speed of a small network on CPU.
     """
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    n, *sides, channels = x.shape
+    x = x[(slice(None), *(slice(side // 2 * 2) for side in sides))]
+    pairs = [length for side in sides for length in (side // 2, 2)]
+    return x.reshape(n, *pairs, channels).max(axis=tuple(range(2, 2 + 2 * len(sides), 2)))
 
 
-def check_image_size(images: jax.Array, *, least: int) -> None:
-    """Raise `ValueError` unless `images` is `[N, H, W, C]` with `H` and `W` at least `least` pixels."""
-    if images.ndim != 4:
-        raise ValueError(f"images has shape {images.shape}: it must be [N, H, W, C]")
-    if min(images.shape[1:3]) < least:
+_FORMS = {1: ("[N, T, C]", "length"), 2: ("[N, H, W, C]", "height and width")}
+
+
+def check_image_size(images: jax.Array, *, least: int, axes: int = 2) -> None:
+    """Raise `ValueError` unless `images` is `[N, *positions, C]` with `axes` positions, each of at least `least`."""
+    form, sides = _FORMS[axes]
+    if images.ndim != axes + 2:
+        raise ValueError(f"images has shape {images.shape}: it must be {form}{_HINTS.get((axes, images.ndim), '')}")
+    if min(images.shape[1:-1]) < least:
         raise ValueError(
-            f"images has shape {images.shape}: this model halves its maps so often that height and width must be "
-            f"at least {least}"
+            f"images has shape {images.shape}: this model halves its maps so often that {sides} must be at least {least}"
         )
+
+
+_HINTS = {(2, 3): "; the model for series [N, T, C] is cnn1d", (1, 4): "; the model for images is cnn"}
 
 
 def check_positive(field: str, values: Sequence[int]) -> None:

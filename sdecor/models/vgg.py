@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core.checks import check_choice, check_range
-from sdecor.models.layers import batch_norm, check_image_size, classifier, conv, max_pool_2x2
+from sdecor.models.layers import batch_norm, check_image_size, classifier, conv, halve_by_maximum
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -60,7 +60,7 @@ class VGG16(nn.Module):
             for index, width in enumerate(widths, start=1):
                 x = conv(width, 3, use_bias=True, dtype=self.dtype, name=f"conv{stage}_{index}")(x)
                 x = nn.relu(norm(name=f"norm{stage}_{index}")(x))
-            x = max_pool_2x2(x)
+            x = halve_by_maximum(x)
         if self.head == "cifar":
             features = x.mean(axis=(1, 2))
             return classifier(features, self.num_classes), features

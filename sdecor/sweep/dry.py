@@ -82,7 +82,7 @@ def check_start(config: ConfigDict) -> None:
     canvas = tuple(data.image_shape)
     build.create_model(config, data.num_classes, build.image_size(config, canvas))
     prepare, _ = build.create_preparation(config, data.mean, data.std)
-    build.check_preparation(prepare, canvas)
+    build.check_preparation(prepare, canvas, data.dtype)
     build.create_schedule(config, len(data.source("train")) * config.train.accumulate // config.train.batch_size)
 
 

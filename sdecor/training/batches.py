@@ -112,23 +112,25 @@ def batch_shapes(
     devices: int | None = None,
     steps: int = 1,
     indices: bool = False,
+    dtype: str = "uint8",
 ) -> Any:
-    """Return the shapes and dtypes that `member_batches` yields for uint8 images `[H, W, C]`.
+    """Return the shapes and dtypes that `member_batches` yields.
 
     Args:
-      image_shape: `(H, W, C)`.
+      image_shape: `(H, W, C)` of images, or `(T, C)` of series.
       replicas: number of replicas; None for a single run.
       batch_size: images of a step.
       accumulate: micro-batches of a step.
       devices: number of devices to compile for; by default the shapes are those of this process.
       steps: number of steps of the call.
       indices: whether the batch holds indices into a split on the devices.
+      dtype: dtype of the stored images.
     """
     local = jax.local_device_count()
     examples = batch_size // accumulate * local // (devices or jax.device_count())
     blank = np.zeros(examples, np.int32)
-    # A byte in place of each image, so that no batch lies in memory; only the leading axes are arranged.
-    batch = {"index": blank} if indices else {"image": blank.astype(np.uint8), "label": blank}
+    # One number in place of each image, so that no batch lies in memory; only the leading axes are arranged.
+    batch = {"index": blank} if indices else {"image": blank.astype(dtype), "label": blank}
     batch["position"] = blank
     loader = SimpleNamespace(iterate=lambda start: (dict(batch) for _ in itertools.count()))
     sizes = {"batch_size": batch_size, "accumulate": accumulate, "calls": [steps]}
@@ -151,7 +153,7 @@ def create_validation(
 
     Args:
       apply_fn: the model's `(variables, images, train=False) -> (logits, features)`.
-      prepare: preparation of uint8 images for the model.
+      prepare: preparation of stored images for the model.
       source: examples of the split.
       batch_size: number of examples over all devices; it changes no result.
       replicas: number of replicas; None for a single run.

@@ -306,16 +306,18 @@ class DataFacts(NamedTuple):
 
     Attributes:
       num_classes: K.
-      image_shape: `(H, W, C)` of the stored images.
-      mean, std: per channel, of pixel values in [0, 1].
+      image_shape: `(H, W, C)` of the stored images, or `(T, C)` of series.
+      mean, std: per channel, of pixel values in [0, 1] or of a series' own values.
       examples: number of training examples.
+      dtype: "uint8" of images, "float32" of series.
     """
 
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     examples: int
+    dtype: str = "uint8"
 
 
 _UNKNOWN = ((0.5,), (0.25,))  # mean and standard deviation of images that are not at hand
@@ -324,7 +326,9 @@ _UNKNOWN = ((0.5,), (0.25,))  # mean and standard deviation of images that are n
 def read_facts(dataset: Any) -> DataFacts:
     """Return the facts of a data set that `create_data` opened."""
     shape, examples = tuple(dataset.image_shape), len(dataset.source("train"))
-    return DataFacts(dataset.num_classes, shape, dataset.mean, dataset.std, examples)
+    # A data set of your own may lack a dtype: then it has images.
+    dtype = getattr(dataset, "dtype", "uint8")
+    return DataFacts(dataset.num_classes, shape, dataset.mean, dataset.std, examples, dtype)
 
 
 def assume_facts(
@@ -342,10 +346,12 @@ def assume_facts(
     Raises:
       ValueError: if a number is out of range, or the size of the images is unknown.
     """
-    from sdecor.data.dataset import PUBLISHED, resolve
+    from sdecor.data.dataset import PUBLISHED, SERIES, resolve
 
     data = config.data
     check_range("--classes", classes, 2)
+    if data.name.partition("/")[0] == SERIES:
+        raise ValueError(f"--classes is for images: config.data.name = {data.name!r} is drawn here, leave it out")
     if examples is not None:
         check_range("--examples", examples, 1)
     size = image_shape or data.canvas
@@ -365,14 +371,14 @@ class Program(NamedTuple):
 
     Attributes:
       model: the network.
-      image_shape: `(H, W, C)` of the network's input.
-      prepare_evaluation: preparation of uint8 images for validation.
+      image_shape: shape of the network's input, such as `(H, W, C)`.
+      prepare_evaluation: preparation of stored images for validation.
       schedule: the lengths of the run.
       step: `train_step` with all static choices bound.
     """
 
     model: nn.Module
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     prepare_evaluation: Callable
     schedule: Schedule
     step: Callable
@@ -387,7 +393,7 @@ def create_program(config: ConfigDict, facts: DataFacts) -> Program:
     image_shape = image_size(config, facts.image_shape)
     model = create_model(config, facts.num_classes, image_shape)
     prepare, prepare_evaluation = create_preparation(config, facts.mean, facts.std)
-    check_preparation(prepare, facts.image_shape)
+    check_preparation(prepare, facts.image_shape, facts.dtype)
     micro_batch = config.train.batch_size // config.train.accumulate
     schedule = create_schedule(config, steps_per_epoch(facts.examples, micro_batch))
     step = partial(
@@ -422,7 +428,7 @@ def change_method(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def create_model(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], *, tapped: bool = True
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], *, tapped: bool = True
 ) -> nn.Module:
     """Build the config's model, in a `Tap` if the loss decorrelates other layers than the last.
 
@@ -448,7 +454,7 @@ def create_model(
     return models.Tap(model, layers=_chosen_layers(config, model, image_shape))
 
 
-def _whitening(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def _whitening(config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the options of the whitening in the forward pass: at the last layer, unless layers are named."""
     decor = config.decorrelation
     options = {name: decor[name] for name in ("group", "epsilon") if decor[name] is not None}
@@ -464,7 +470,7 @@ def without_whitening(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]
     return model.module, models.fold_whitening(model, variables)
 
 
-def _chosen_layers(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+def _chosen_layers(config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the layers that `config.decorrelation.layers` names."""
     known = models.layer_names(model, image_shape)
     layers = [
@@ -483,7 +489,7 @@ def _matches(pattern: str, known: Sequence[str]) -> list[str]:
     return found
 
 
-def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Warn if the batch is too small for a meaningful covariance; only centred forms need this."""
     decor = config.decorrelation
     if isinstance(model, models.Whitened):
@@ -504,7 +510,7 @@ def warn_small_batch(config: ConfigDict, model: nn.Module, image_shape: tuple[in
             )  # fmt: skip
 
 
-def _warn_small_groups(config: ConfigDict, model: models.Whitened, image_shape: tuple[int, int, int]) -> None:
+def _warn_small_groups(config: ConfigDict, model: models.Whitened, image_shape: tuple[int, ...]) -> None:
     n = config.train.batch_size // config.train.accumulate
     if "head" not in model.layers:  # at other layers, each position of a map is a sample
         return
@@ -517,7 +523,7 @@ def _warn_small_groups(config: ConfigDict, model: models.Whitened, image_shape: 
         )  # fmt: skip
 
 
-def _feature_shapes(model: nn.Module, n: int, image_shape: tuple[int, int, int]) -> Any:
+def _feature_shapes(model: nn.Module, n: int, image_shape: tuple[int, ...]) -> Any:
     """Return the shapes of the model's features for `n` images."""
     images = jax.ShapeDtypeStruct((n, *image_shape), np.float32)
     (_, features), _ = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
@@ -560,7 +566,7 @@ def create_replicas(
 
 
 def create_state(
-    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array | None = None
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], key: jax.Array | None = None
 ) -> TrainState:
     """Initialise the config's model and optimizer on the local devices; keys `[R]` give the state of R replicas.
 
@@ -570,13 +576,13 @@ def create_state(
     return parallel.replicate(_initial_state(config, model, image_shape, key))
 
 
-def state_shapes(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
+def state_shapes(config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
     """Return the shapes of `create_state`, without computing it."""
     return jax.eval_shape(partial(_initial_state, config, model, image_shape), key)
 
 
 def _initial_state(
-    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], key: jax.Array
 ) -> TrainState:
     optimizer = config.optim
     patterns = tuple(config.train.get("freeze", ()))  # configs of earlier versions lack it
@@ -594,7 +600,7 @@ def _initial_state(
 
 
 def initialise_from(
-    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int], state: TrainState, replicas: int | None
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], state: TrainState, replicas: int | None
 ) -> tuple[TrainState, list[str]]:
     """Return the state before the first step with the weights of `config.model.init_from`, and lines about these.
 
@@ -702,35 +708,37 @@ def create_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedu
     return learning_rate_schedule(config.optim.schedule, total_steps=schedule.total, warmup_steps=schedule.warmup)
 
 
-def check_preparation(prepare: Callable, canvas: tuple[int, int, int]) -> None:
+def check_preparation(prepare: Callable, canvas: tuple[int, ...], dtype: str = "uint8") -> None:
     """Trace the training preparation, so that invalid augmentation fails before training.
 
     Raises:
       ValueError: for invalid augmentation; the message names the field and its valid values.
     """
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    image = jax.ShapeDtypeStruct((1, *canvas), np.uint8)
+    image = jax.ShapeDtypeStruct((1, *canvas), dtype)
     try:
         jax.eval_shape(prepare, key, image)
     except ValueError as error:
         raise ValueError(f"config.augment: {error}") from error
 
 
-def image_size(config: ConfigDict, canvas: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the shape of the model's input for images on the `canvas` (H, W, C).
+def image_size(config: ConfigDict, canvas: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the model's input for images on the `canvas` (H, W, C), or other inputs of its shape.
 
     Raises:
-      ValueError: if the input is larger than the canvas.
+      ValueError: if the input is larger than the canvas, or a crop is to be taken of what is no image.
     """
     size = config.augment.size
     if size is None:
         return canvas
+    if len(canvas) != 3:
+        raise ValueError(f"config.augment.size = {size!r} is for images: inputs of shape {canvas} are not cropped")
     check_range("config.augment.size", size, 1, min(canvas[:2]))
     return (size, size, canvas[2])
 
 
 def create_preparation(config: ConfigDict, mean: Any, std: Any) -> tuple[Callable, Callable]:
-    """Return the preparations of images on the device: training's `(keys, uint8) -> float32`, and evaluation's."""
+    """Return the preparations of images on the device: training's `(keys, stored) -> float32`, and evaluation's."""
     options = config.augment
     change = partial(
         augment,

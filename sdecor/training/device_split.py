@@ -1,4 +1,4 @@
-"""A training split that lies on the devices as uint8 images, so that only the indices of a batch travel."""
+"""A training split that lies on the devices as it is stored, so that only the indices of a batch travel."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from sdecor.core.barrier import barrier
 from sdecor.training import compiled
 
 
-def check_fits(examples: int, image_shape: Sequence[int], device: jax.Device) -> None:
-    """Raise ValueError if a split of uint8 images `[H, W, C]` and their labels is larger than a device's memory.
+def check_fits(examples: int, image_shape: Sequence[int], device: jax.Device, dtype: str = "uint8") -> None:
+    """Raise ValueError if a split of images of `image_shape` and their labels is larger than a device's memory.
 
     The devices of a CPU share the memory of the machine.
     """
-    needed, memory = split_bytes(examples, image_shape), memory_of(device)
+    needed, memory = split_bytes(examples, image_shape, dtype), memory_of(device)
     if memory is not None and needed > memory:
         size = "×".join(map(str, image_shape))
         raise ValueError(
@@ -27,9 +27,9 @@ def check_fits(examples: int, image_shape: Sequence[int], device: jax.Device) ->
         )
 
 
-def split_bytes(examples: int, image_shape: Sequence[int]) -> int:
+def split_bytes(examples: int, image_shape: Sequence[int], dtype: str = "uint8") -> int:
     """Return the bytes of a split on a device."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes(examples, image_shape).values())
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes(examples, image_shape, dtype).values())
 
 
 def memory_of(device: jax.Device) -> float | None:
@@ -39,10 +39,10 @@ def memory_of(device: jax.Device) -> float | None:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
-def shapes(examples: int, image_shape: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(examples: int, image_shape: Sequence[int], dtype: str = "uint8") -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and dtypes of `create`."""
     return {
-        "image": jax.ShapeDtypeStruct((examples, *image_shape), np.uint8),
+        "image": jax.ShapeDtypeStruct((examples, *image_shape), dtype),
         "label": jax.ShapeDtypeStruct((examples,), np.int32),
     }
 

@@ -116,8 +116,9 @@ def lower_shapes(
     hyper = jax.eval_shape(lambda: members.join(hypers, count))
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
     steps, indices = _steps(config, (devices or jax.devices())[0]), config.data.loader == "device"
-    given = (hyper, device_split.shapes(facts.examples, facts.image_shape)) if indices else hyper
-    batch = batch_shapes(facts.image_shape, devices=devices and len(devices), steps=steps, indices=indices, **sizes)
+    given = (hyper, device_split.shapes(facts.examples, facts.image_shape, facts.dtype)) if indices else hyper
+    sizes |= {"indices": indices, "dtype": facts.dtype}
+    batch = batch_shapes(facts.image_shape, devices=devices and len(devices), steps=steps, **sizes)
     step = calls.create(program.step, steps, replicas=count, indices=indices, devices=devices)
     return parallel.lower_step(step, state, batch, given, jax.eval_shape(lambda: key))
 

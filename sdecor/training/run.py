@@ -79,11 +79,11 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
         for steps in {1, schedule.steps_per_call}
     }
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}
-    shapes = partial(batch_shapes, facts.image_shape, indices=indices, **sizes)
+    shapes = partial(batch_shapes, facts.image_shape, indices=indices, dtype=facts.dtype, **sizes)
     given = hyper
     if indices:
-        device_split.check_fits(facts.examples, facts.image_shape, jax.local_devices()[0])
-        given = (hyper, device_split.shapes(facts.examples, facts.image_shape))
+        device_split.check_fits(facts.examples, facts.image_shape, jax.local_devices()[0], facts.dtype)
+        given = (hyper, device_split.shapes(facts.examples, facts.image_shape, facts.dtype))
     jax.eval_shape(programs[1], state, shapes(), given, key)  # fails before images are decoded
     loaders = create_loaders(
         dataset.source("train"),

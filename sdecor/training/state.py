@@ -132,11 +132,11 @@ def create_train_state(
     tx: optax.GradientTransformation,
     *,
     key: jax.Array,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     ema: bool = False,
     apply_fn: Callable[..., Any] | None = None,
 ) -> TrainState:
-    """Initialise `model` for images of `image_shape` (H, W, C) and return the state before the first step.
+    """Initialise `model` for inputs of `image_shape`, such as (H, W, C), and return the state before the first step.
 
     Keys `[R]` give the state of R replicas: each array except the step has a leading axis `[R]`. Training calls
     `apply_fn`, by default `model.apply`.

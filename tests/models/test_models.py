@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdecor.models import MODELS, ResNet, Tap, ViT, WideResNet, create_model
-from sdecor.models.layers import REMATS, he_fan_out, max_pool_2x2
+from sdecor.models.layers import REMATS, he_fan_out, halve_by_maximum
 from sdecor.models.vit import patch_product
 
 # (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
@@ -258,7 +258,7 @@ def test_max_pool_equals_the_windowed_one():
     import flax.linen as nn
 
     x = normal((2, 7, 6, 3))
-    np.testing.assert_array_equal(max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(halve_by_maximum(x), nn.max_pool(x, (2, 2), (2, 2)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""Series of Saliency-Guided Training: 50 times × 50 channels, where a box tells the class. Minutes on two CPU cores.
+
+    python train.py --config=configs/series.py:method=sdecor --workdir=runs/series_sdecor
+
+`--config.data.name=series/PROCESS_BOX` chooses the process gaussian, autoregressive or harmonic; and the box middle,
+small_middle, rare_time or rare_channel, or moving_ before one of them (docs/data.md). The series are drawn at each
+start. The mask hides whole times. The weights are those of scenes and were not chosen for this data.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config, changed by the config string `arg` (configs/default.py)."""
+    config = default.base()
+    config.data.name = "series/autoregressive_moving_rare_time"
+    config.data.channels = 50  # of the series
+    config.model.name = "cnn1d"
+    config.model.stem_stride = 1  # every time keeps a position of its own before the first pooling
+    config.train.epochs = 16.0
+    config.train.eval_every_epochs = 2.0
+    return default.choose(config, arg)
