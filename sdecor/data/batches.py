@@ -206,9 +206,9 @@ def evaluation_batches(
       check: function that is called several times a second while a batch is awaited; an exception of it ends the loop.
 
     Yields:
-      Dicts of `image` uint8 `[n, H, W, C]`, or float32 `[n, *positions, C]`, `label` int32 `[n]`, `index` int32 `[n]` (place in the split), `weight`
-      float32 `[n]` and, if the data set has masks or boxes, `object` uint8 `[n, H, W]` (0 background, 1 object, 2
-      ignore); a mask is preferred to a box. Masks of series may also have channels, `[n, T, C]`.
+      Dicts of `image` uint8 `[n, H, W, C]`, or float32 `[n, *positions, C]`, `label` int32 `[n]`, `index` int32 `[n]`
+      (place in the split), `weight` float32 `[n]` and, if the data set has masks or boxes, `object` uint8 `[n, H, W]`
+      (0 background, 1 object, 2 ignore); a mask is preferred to a box. Masks of series may have channels, `[n, T, C]`.
 
     Raises:
       ValueError: for impossible sizes, at the call; for an example that cannot be read, when its batch is due.

@@ -107,8 +107,8 @@ def create_dataset(
     """Open a data set by name; nothing is downloaded.
 
     Args:
-      name: "digit_scenes" or "xai_tris/CONFIGURATION" (embedded, prepared on first use), "series/CONFIGURATION"
-        (drawn at each start), "folder", "tiny_imagenet", or the name of a TFDS data set that is prepared as ArrayRecord.
+      name: "digit_scenes" or "xai_tris/CONFIGURATION" (embedded, prepared on first use), "series/CONFIGURATION" (drawn
+        at each start), "folder", "tiny_imagenet", or the name of a TFDS data set that is prepared as ArrayRecord.
       path: the directory of "folder" and "tiny_imagenet", or a prepared TFDS directory outside `data_dir`.
       data_dir: directory of TFDS data sets; by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       canvas: size in pixels, one number or `(height, width)`, to which images are resized; None keeps the images,
@@ -344,8 +344,8 @@ def compute(source: Source, *, sample: int = SAMPLE) -> tuple[tuple[float, ...],
     They are those of pixel values in [0, 1], or of the own values of float inputs.
 
     Examples that their source leaves out do not count. The others are chosen at random, always the same ones; a stride
-    could miss part of a repeating pattern. The sums of pixels are integers, so the result does not depend on their order. A
-    constant channel gets the standard deviation 1/255, so that division by it is safe.
+    could miss part of a repeating pattern. The sums of pixels are integers, so the result does not depend on their
+    order. A constant channel gets the standard deviation 1/255, so that division by it is safe.
     """
     total = squares = pixels = 0
     unit = 255

@@ -77,8 +77,8 @@ def create_loader(
       check: function that is called several times a second while a batch is awaited; an exception of it ends the wait.
 
     Returns:
-      A `Loader`. Its batches hold `image` uint8 `[n, H, W, C]` (or float32 `[n, *positions, C]`), `label` int32 `[n]` and `position` int32 `[n]` (the
-      position in the global batch), with `n = batch_size / process_count`.
+      A `Loader`. Its batches hold `image` uint8 `[n, H, W, C]` (or float32 `[n, *positions, C]`), `label` int32 `[n]`
+      and `position` int32 `[n]` (the position in the global batch), with `n = batch_size / process_count`.
 
     Raises:
       ValueError: for invalid arguments, and for an example that cannot be read and is not left out; the error names it.

@@ -77,7 +77,7 @@ class Method(NamedTuple):
 
 def _random_order(fn: Callable, image: jax.Array, target: jax.Array, *, saliency_of: str = "logit") -> jax.Array:
     """Return a constant map: metrics that rank pixels order equal values at random."""
-    return jnp.ones((*image.shape[:2], 1), jnp.float32)
+    return jnp.ones((*image.shape[:-1], 1), jnp.float32)
 
 
 RANDOM = Method("random", _random_order)

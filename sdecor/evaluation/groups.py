@@ -151,7 +151,7 @@ def replacement(
         context.fn,
         jnp.concatenate([start, images]),
         jnp.concatenate([images, end]),
-        jnp.tile(context.maps, (2, 1, 1)),
+        jnp.concatenate([context.maps, context.maps]),
         jnp.tile(context.targets, 2),
         key=jnp.tile(context.keys, 2),
         steps=steps,
@@ -250,11 +250,12 @@ def sufficiency(maps: np.ndarray, predictions: np.ndarray, **options: Any) -> np
 
 
 def consistency(maps: np.ndarray, predictions: np.ndarray, *, cells: int) -> np.ndarray:
-    """Return consistency; explanations are equal if the same one of `cells` × `cells` parts is the most salient."""
-    rows = np.minimum(np.arange(maps.shape[1]) * cells // maps.shape[1], cells - 1)
-    columns = np.minimum(np.arange(maps.shape[2]) * cells // maps.shape[2], cells - 1)
-    part = rows[:, None] * cells + columns
-    sums = np.stack([np.where(part == cell, maps, 0).sum((1, 2)) for cell in range(cells**2)], axis=1)
+    """Return consistency; explanations are equal if the same part is the most salient: of `cells` along each axis."""
+    part = np.zeros((), int)
+    for side in maps.shape[1:]:
+        part = part[..., None] * cells + np.minimum(np.arange(side) * cells // side, cells - 1)
+    rows = maps.reshape(len(maps), -1)
+    sums = np.stack([np.where(part.ravel() == cell, rows, 0).sum(1) for cell in range(cells**part.ndim)], axis=1)
     values, defined = np.full(len(maps), np.nan, np.float32), np.isfinite(sums).all(1) & (sums > 0).any(1)
     codes = sums[defined].argmax(1)
     values[defined] = metrics.consistency(jnp.asarray(codes), jnp.asarray(predictions[defined]))

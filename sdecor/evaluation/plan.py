@@ -252,6 +252,8 @@ def _fitting_mosaics(
     """
     size = dict(group.options)["size"]
     one = jax.eval_shape(lambda image: center_crop(image, setup.size), batch["image"])
+    if len(one.shape) != 4:
+        return group, ValueError(f"mosaics are of images, and these inputs have the shape {one.shape[1:]}")
     single = jax.ShapeDtypeStruct((1, *one.shape[1:]), jnp.float32)
     classes = jax.eval_shape(setup.apply, variables, single)[0].shape[-1]
     if classes < size**2:

@@ -3,9 +3,9 @@
 Each `make_…` function returns a pure function `(variables, batch, key)` of one device's part of a batch, to be
 compiled. A program is compiled once for networks that compare equal, also when several runs are evaluated. A batch has
 
-  image                   uint8 `[n, H, W, C]`
+  image                   uint8 `[n, H, W, C]`, or float32 `[n, T, C]` of series, and likewise below
   label, index, weight    `[n]`
-  object                  uint8 `[n, H, W]`, if the data set has masks or boxes
+  object                  uint8 `[n, H, W]`, or `[n, T, C]` of series, if the data set has masks or boxes
   target                  `[n]`, after the prediction
 
 and, after the explanation, the arrays of `make_explanation`.
@@ -198,9 +198,16 @@ def images_of(setup: Setup, batch: Batch) -> jax.Array:
 
 
 def objects_of(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Return a batch's object masks and ignored pixels, bool `[n, H, W]` each."""
+    """Return a batch's object masks and ignored pixels, bool `[n, H, W]` each.
+
+    A mask of a series may have channels; a time is object if one of its channels is.
+    """
     codes = center_crop(batch["object"], setup.size)
-    return codes == 1, codes == IGNORE
+    objects, ignored = codes == 1, codes == IGNORE
+    if codes.ndim == batch["image"].ndim:
+        objects = objects.any(-1)
+        ignored = ignored.any(-1) & ~objects
+    return objects, ignored
 
 
 def network(setup: Setup, variables: Any) -> Fn:

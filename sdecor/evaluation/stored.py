@@ -80,7 +80,8 @@ def _missing(group: Group, reduction: str | None) -> str | None:
 def shown(maps: Maps, methods: Iterable[str], index: np.ndarray) -> Results:
     """Return the maps of some examples by key of the method, `[n, H, W, C]`; C = 1 if they are reduced."""
     read = {key: maps.read(key, index) for key in methods}
-    return Results({"index": index} | {key: x[..., None] if x.ndim == 3 else x for key, x in read.items()}, {})
+    whole = maps.reduction is None
+    return Results({"index": index} | {key: x if whole else x[..., None] for key, x in read.items()}, {})
 
 
 def explaining(subject: Subject, method: Method, maps: Maps) -> Callable[[Batch], Batch]:

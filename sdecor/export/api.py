@@ -55,10 +55,12 @@ def export(
       fn: the network, `image [H, W, C] float32 -> logits [K]`, in evaluation mode. Its parameters (the arrays that it
         closes over) must be the same when the export is resumed.
       data: a Source or an iterable of batches. A Source has `len` and `[i]`, a dict with `image` `[H, W, C]` and
-        optionally `label`; it may have `.name(i)`. A batch is a dict with `image` `[n, H, W, C]`, of any n, and
-        optionally `label` and `id` (numbers or text) `[n]`. An iterable must yield the same examples in the same order
-        at each start. Labels are classes of `fn`, or −1 if unknown. They are validated before anything is computed for
-        a Source with `labels`, a list or a tuple, else when they are read.
+        optionally `label`; it may have `.name(i)`. Series `[T, C]` and volumes `[D, H, W, C]` are taken likewise; a
+        list of entries of rank 3 is one of images `[H, W, C]`, so pass batches of series as an iterator. A batch is a
+        dict with `image` `[n, H, W, C]`, of any n, and optionally `label` and `id` (numbers or text) `[n]`. An iterable
+        must yield the same examples in the same order at each start. Labels are classes of `fn`, or −1 if unknown. They
+        are validated before anything is computed for a Source with `labels`, a list or a tuple, else when they are
+        read.
       path: a local folder or `gs://…`; the name usually ends in `.zarr`.
       methods: names for `evaluation.choose_methods`, or `evaluation.Method`s.
       target: the class whose score is explained: "predicted", "label", or a class number.
@@ -158,7 +160,7 @@ def export_split(
       setup: the evaluation's network, input and target; its reduction and chunk size are not used.
       methods: the attribution methods.
       variables: the network's variables.
-      source: the examples of a split, uint8.
+      source: the examples of a split, as stored.
       path: see `export`.
       dtype: type of the stored maps, see `export`.
       reduce: reduction of channels to one map; None keeps the channels.

@@ -44,14 +44,20 @@ def column(export: Export, name: str, dtype: Any) -> LazyArray:
 
 def maps_of(export: Export, method: str) -> LazyArray:
     """Return a method's maps `[N, C, H, W]`; C is 1 for maps without channels."""
-    height, width, *channels = export.arrays[export.name_of(method)].tail
-    shape = (*(channels or [1]), height, width)
-    return LazyArray(shape, np.float32, lambda places: channels_first(export.attribution(method, places)))
+    axes = len(positions_of(export))
+    tail = export.arrays[export.name_of(method)].tail
+    shape = (*(tail[axes:] or [1]), *tail[:axes])
+    return LazyArray(shape, np.float32, lambda places: channels_first(export.attribution(method, places), axes))
 
 
-def channels_first(values: np.ndarray) -> np.ndarray:
-    """Return `[n, C, H, W]` from `[n, H, W, C]`, or `[n, 1, H, W]` from `[n, H, W]`."""
-    return values[:, None] if values.ndim == 3 else np.moveaxis(values, -1, 1)
+def positions_of(export: Export) -> tuple[int, ...]:
+    """Return the shape of an input without its channels: `(H, W)`, or `(T,)` of series."""
+    return tuple(export.attributes["image_shape"][:-1])
+
+
+def channels_first(values: np.ndarray, axes: int) -> np.ndarray:
+    """Return `[n, C, *positions]` from `[n, *positions, C]` with `axes` positions, or `[n, 1, …]` without channels."""
+    return values[:, None] if values.ndim == axes + 1 else np.moveaxis(values, -1, 1)
 
 
 def finite_places(export: Export, method: str, places: np.ndarray) -> np.ndarray:
@@ -66,7 +72,10 @@ def finite_places(export: Export, method: str, places: np.ndarray) -> np.ndarray
 
 
 class Pictures(NamedTuple):
-    """Images `[n, H, W, C]`, and object codes uint8 `[n, H, W]`, or None if the data have no masks or boxes."""
+    """Images `[n, H, W, C]`, and object codes uint8 `[n, H, W]`, or None if the data have no masks or boxes.
+
+    Series are `[n, T, C]`, and their codes `[n, T]` or `[n, T, C]`.
+    """
 
     images: np.ndarray
     objects: np.ndarray | None
@@ -122,9 +131,9 @@ def pictures(export: Export, source: Any, places: Sequence[int]) -> Pictures:
 
 
 def network_input(export: Export, images: np.ndarray) -> np.ndarray:
-    """Return the network's float32 inputs: uint8 images are normalised by the data set's mean and std."""
+    """Return the network's float32 inputs: those of a trained run are normalised by the data set's mean and std."""
     known = _provenance(export).get("dataset", {})
-    if images.dtype != np.uint8 or "mean" not in known:
+    if "mean" not in known:
         return images.astype(np.float32)
     return np.asarray(normalise(images, known["mean"], known["std"]))
 
@@ -146,10 +155,13 @@ def _same_example(export: Export, source: Any, place: int) -> dict[str, Any]:
 
 
 def _cut(export: Export, images: np.ndarray) -> np.ndarray:
-    height, width, _ = export.attributes["image_shape"]
-    if images.shape[1:3] != (height, width) and height != width:
-        raise ValueError(f"the source's images are {images.shape[1:3]} and the maps {(height, width)}: give the same")
-    return images if images.shape[1:3] == (height, width) else center_crop(images, height)
+    wanted = positions_of(export)
+    found = images.shape[1 : 1 + len(wanted)]
+    if found == wanted:
+        return images
+    if len(wanted) != 2 or wanted[0] != wanted[1]:
+        raise ValueError(f"the source's images are {found} and the maps {wanted}: give the same")
+    return center_crop(images, wanted[0])
 
 
 def to_npz(
@@ -165,7 +177,8 @@ def to_npz(
     The archive holds the finite maps `a_batch` float32 `[N, 1 or C, H, W]`, the explained classes `y_batch` int64
     `[N]`, and `label`, `prediction` and `index` (the places in the export) int64 `[N]`. With a source it also holds the
     network's inputs `x_batch` float32 `[N, C, H, W]` and, if the data have masks or boxes, `s_batch` uint8
-    `[N, 1, H, W]`, which is 1 on the object.
+    `[N, 1, H, W]`, which is 1 on the object. Arrays of series have the axis T in place of H and W; where the masks of
+    the data have channels, `s_batch` is `[N, C, T]`.
 
     Args:
       export: the export to convert.
@@ -194,15 +207,21 @@ def to_npz(
 
 def _inputs(export: Export, source: Any) -> dict[str, LazyArray]:
     """Return the network's inputs, and the object masks if the data have any."""
-    height, width, channels = export.attributes["image_shape"]
+    *wanted, channels = export.attributes["image_shape"]
+    axes = len(wanted)
     x = LazyArray(
-        (channels, height, width),
+        (channels, *wanted),
         np.float32,
-        lambda places: channels_first(network_input(export, pictures(export, source, places).images)),
+        lambda places: channels_first(network_input(export, pictures(export, source, places).images), axes),
     )
-    if pictures(export, source, [0]).objects is None:
+    objects = pictures(export, source, [0]).objects
+    if objects is None:
         return {"x_batch": x}
-    s = LazyArray((1, height, width), np.uint8, lambda places: pictures(export, source, places).objects[:, None] == 1)
+    s = LazyArray(
+        channels_first(objects, axes).shape[1:],
+        np.uint8,
+        lambda places: channels_first(pictures(export, source, places).objects, axes) == 1,
+    )
     return {"x_batch": x, "s_batch": s}
 
 
@@ -242,8 +261,14 @@ def to_hdf5(
       source: the exported data, for the images.
 
     Raises:
-      ValueError: when h5py is not installed, the directory is remote, or images differ from the exported ones.
+      ValueError: when h5py is not installed, the directory is remote, the export is not of images, or images differ
+        from the exported ones.
     """
+    if len(positions_of(export)) != 2:
+        raise ValueError(
+            f"{export.path} is of inputs of shape {tuple(export.attributes['image_shape'])}: ViRelAy's files are of "
+            "images; write a NumPy archive instead"
+        )
     try:
         import h5py
     except ImportError:
@@ -271,7 +296,7 @@ def _images(export: Export, source: Any) -> LazyArray:
     height, width, channels = export.attributes["image_shape"]
     dtype = pictures(export, source, [0]).images.dtype
     return LazyArray(
-        (channels, height, width), dtype, lambda places: channels_first(pictures(export, source, places).images)
+        (channels, height, width), dtype, lambda places: channels_first(pictures(export, source, places).images, 2)
     )
 
 

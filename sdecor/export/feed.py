@@ -43,7 +43,8 @@ class Batch(NamedTuple):
     """The batches that all devices of this process take at once.
 
     Attributes:
-      arrays: `image` `[devices · size, H, W, C]`, `label` and `index` int32 `[devices · size]`.
+      arrays: `image` `[devices · size, H, W, C]`, or other inputs likewise; `label` and `index` int32
+        `[devices · size]`.
       by_device: one batch per device; fewer in the last `Batch`, possibly none for an iterable.
       total: the number of all examples, in the last `Batch` of an iterable; else None.
     """
@@ -121,9 +122,10 @@ def validate_labels(labels: np.ndarray, classes: int, *, start: int = 0, needed:
 
 
 def valid_images(images: np.ndarray, what: str) -> np.ndarray:
-    if images.ndim != 4 or len(images) == 0:
+    if images.ndim < 3 or len(images) == 0:
         raise ValueError(
-            f"{what} has images of shape {images.shape}: they should be [H, W, C], or batches [n, H, W, C]"
+            f"{what} has images of shape {images.shape}: they should be [H, W, C], or batches [n, H, W, C]; "
+            "other inputs, such as series [T, C], likewise"
         )
     return images if images.dtype in _KEPT else images.astype(np.float32)
 
@@ -303,7 +305,7 @@ def reader_of(data: Any, *, on_error: str = "stop", names: Any = None, count: in
     if by_index and not hasattr(data, "name"):
         if len(data) == 0:
             raise ValueError("data is empty: there is nothing to export")
-        by_index = np.ndim(data[0]["image"]) == 3  # else a list of batches
+        by_index = np.ndim(data[0]["image"]) <= 3  # else a list of batches
     return reader_of_source(data, on_error, names) if by_index else _batches(data, names, count)
 
 

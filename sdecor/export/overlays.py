@@ -11,6 +11,7 @@ from sdecor.core.files import write_file
 from sdecor.export.convert import pictures
 from sdecor.export.reader import Export
 from sdecor.report.gallery import brightest, color_table, relative
+from sdecor.report.heatmaps import series_maps
 
 LONGEST = 256  # pixels: smaller pictures are enlarged by an integer factor
 STRONGEST = 0.85  # opacity of the most salient pixels
@@ -45,12 +46,20 @@ def overlays(
     for place in export.places(examples):
         (image,) = pictures(export, source, [place]).images
         for method, name in names.items():
-            values = export.attribution(method, int(place))
-            drawn = overlay(image, values.sum(-1) if values.ndim == 3 else values)
+            drawn = overlay(*_drawable(image, export.attribution(method, int(place))))
             if drawn is not None:
                 written.append(directory / f"{place:06d}_{name}.png")
                 write_file(written[-1], _png(drawn))
     return written
+
+
+def _drawable(image: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image `[H, W, C]` and a map `[H, W]`; a series `[T, C]` becomes a picture of channels and times."""
+    if image.ndim == 2:
+        return image.T[..., None], series_maps(values[None], image.shape[1])[0]
+    if image.ndim != 3:
+        raise ValueError(f"inputs of shape {image.shape} cannot be drawn: images [H, W, C] and series [T, C] can")
+    return image, values.sum(-1) if values.ndim == 3 else values
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray | None:

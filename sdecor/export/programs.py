@@ -141,7 +141,7 @@ def _error(
         return score(fn(image)) - score(fn(baseline_image(baseline, image)))
 
     rises = map_examples(rise, (images, targets), task.chunk_size)
-    return attributions.astype(jnp.float32).sum((1, 2, 3)) - rises.astype(jnp.float32)
+    return attributions.astype(jnp.float32).sum(tuple(range(1, attributions.ndim))) - rises.astype(jnp.float32)
 
 
 def fitting_chunk_size(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any) -> int:
@@ -163,25 +163,30 @@ def error_name(name: str) -> str:
     return f"{name}_completeness_error"
 
 
-AXES = ("y", "x", "channel")
+POSITIONS = {1: ("time",), 2: ("y", "x"), 3: ("z", "y", "x")}  # names of axes, by their number
 
 
 def specs(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, device_batch: int) -> tuple[ArraySpec, ...]:
     """Return the arrays of a task, for images of `shape` and `dtype` as read.
 
     Raises:
-      ValueError: when a method does not support the network, or two arrays would have the same name.
+      ValueError: when inputs have more than three axes of positions, a method does not support the network, or two
+        arrays would have the same name.
     """
     batch = {name: jax.ShapeDtypeStruct((device_batch,), jnp.int32) for name in ("label", "index", "target")}
     batch["image"] = jax.ShapeDtypeStruct((device_batch, *shape), dtype)
     key = jax.random.key(0)
+    if len(shape) - 1 not in POSITIONS:
+        raise ValueError(
+            f"data has images of shape {shape}: an export takes one to three axes of positions, and channels"
+        )
     predicted = jax.eval_shape(make_prediction(task), variables, batch, key)
     arrays = [ArraySpec("example_id", dtype="int64", fill=-1)]
     arrays += [ArraySpec(name, dtype="int32", fill=-1) for name in ("label", "prediction", "target")]
     arrays.append(ArraySpec("logits", tuple(predicted["logits"].shape[1:]), dims=("class",)))
     for name, method in task.methods.items():
         found, _ = jax.eval_shape(make_explanation(task, name), variables, batch, key)
-        arrays += _specs_of(task, name, method, found)
+        arrays += _specs_of(task, name, method, found, (*POSITIONS[len(shape) - 1], "channel"))
     names = [array.name for array in arrays]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -189,7 +194,9 @@ def specs(task: Task, variables: Any, shape: tuple[int, ...], dtype: Any, device
     return tuple(arrays)
 
 
-def _specs_of(task: Task, name: str, method: Method, found: Mapping[str, Any]) -> list[ArraySpec]:
+def _specs_of(
+    task: Task, name: str, method: Method, found: Mapping[str, Any], axes: tuple[str, ...]
+) -> list[ArraySpec]:
     settings, zero = plain_settings(method.settings(task.saliency_of)), zero_point(task.dtype, signed=is_signed(task))
     scale, error = scale_name(name), error_name(name)
     attributes = {
@@ -206,7 +213,7 @@ def _specs_of(task: Task, name: str, method: Method, found: Mapping[str, Any]) -
     }
     tail = tuple(found[name].shape[1:])
     fill = zero if task.dtype == "uint8" else None
-    own = [ArraySpec(name, tail, task.dtype, AXES[: len(tail)], fill, attributes)]
+    own = [ArraySpec(name, tail, task.dtype, axes[: len(tail)], fill, attributes)]
     return own + [ArraySpec(each) for each in (scale, error) if each in found]
 
 

@@ -91,8 +91,8 @@ def _validate_attributes(attributes: Mapping[str, Any]) -> None:
     if count is not None or attributes.get("complete"):
         check_count("num_examples", count, 0)
     check_count("num_classes", attributes.get("num_classes"))
-    if not isinstance(shape, list) or len(shape) != 3:
-        raise ValueError(f"image_shape = {shape!r} is no shape: give height, width and channels")
+    if not isinstance(shape, list) or len(shape) < 2:
+        raise ValueError(f"image_shape = {shape!r} is no shape: give height, width and channels, or time and channels")
     for size in shape:
         check_count("image_shape", size)
     for field in ("provenance", "totals"):

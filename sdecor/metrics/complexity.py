@@ -104,7 +104,7 @@ def mst_compactness(maps: jax.Array, *, percentile: float = 80.0) -> jax.Array:
       https://arxiv.org/abs/2603.29491, 2026. The defaults and the scale are those of its authors' implementation.
     """
     check_range("percentile", percentile, 0, 100, high_open=True)
-    check_maps(maps=maps)
+    check_maps(maps=maps, only_for="structural compactness")
     _, defined = _magnitudes(maps)
     n, height, width = maps.shape
     keys = order_keys(jnp.abs(maps.astype(jnp.float32)).reshape(n, -1))  # unscaled, since rounding would make ties
@@ -167,7 +167,7 @@ def _magnitudes(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Metrics that do not depend on scale use them, because their sums stay in float32's range for any gradient.
     """
-    check_maps(maps=maps, of_images=False)
+    check_maps(maps=maps)
     values = moderate(jnp.abs(maps.astype(jnp.float32)).reshape(maps.shape[0], -1), (-1,))
     peak = values.max(-1, keepdims=True)
     return values / jnp.where(peak > 0, peak, 1), (peak[:, 0] > 0) & jnp.isfinite(peak[:, 0])

@@ -76,6 +76,8 @@ def make_mosaics(images: jax.Array, size: int = 2, *, resize: bool = False) -> j
     Raises:
       ValueError: unless each mosaic has size² images, and if `resize` would split pixels.
     """
+    if images.ndim != 5:
+        raise ValueError(f"images have shape {images.shape}: mosaics are of images, pass [M, {size**2}, H, W, C]")
     count, cells, height, width, channels = images.shape
     if cells != size**2:
         raise ValueError(f"images have shape {images.shape}: a mosaic of {size}×{size} cells takes [M, {size**2}, …]")
@@ -101,7 +103,7 @@ def grid_pointing_game(maps: jax.Array, cells: jax.Array, *, size: int = 2) -> j
     Raises:
       ValueError: if the maps do not divide into equal cells.
     """
-    check_maps(maps=maps)
+    check_maps(maps=maps, only_for="the grid pointing game")
     _, height, width = maps.shape
     cell_height, cell_width = _cell(height, width, size)
     row, column = jnp.arange(height) // cell_height, jnp.arange(width) // cell_width

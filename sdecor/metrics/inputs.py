@@ -116,17 +116,26 @@ def nan_without_class(targets: jax.Array, values: Any) -> Any:
     return jax.tree.map(where, values)
 
 
-def check_maps(*, of_images: bool = True, **arrays: jax.Array | None) -> None:
-    """Raise `ValueError` unless arrays have one shape `[N, H, W]` and, except for `maps`, dtype bool; skip None.
+def check_maps(*, only_for: str = "", **arrays: jax.Array | None) -> None:
+    """Raise `ValueError` unless arrays have one shape and, except for `maps`, dtype bool; skip None.
 
-    Without `of_images`, maps may also be those of series or features, `[N, T]`; reshape those of volumes to it.
+    The shape is `[N, H, W]`, or `[N, T]` of series and features; maps of volumes are reshaped to it by the caller.
+
+    Args:
+      only_for: name of a metric that is defined for images alone, `[N, H, W]`; "" = any of these.
+      **arrays: `maps`, and masks by name.
     """
     given = {name: array for name, array in arrays.items() if array is not None}
     shape = _shape(*next(iter(given.items())))
     for name, array in given.items():
         axes = len(_shape(name, array))
-        if axes != 3 if of_images else axes not in (2, 3):
-            raise ValueError(f"{name} has shape {array.shape}: pass [N, H, W]; attribution.reduce takes channels away")
+        if axes == 2 and only_for:
+            raise ValueError(f"{name} has shape {array.shape}: pass [N, H, W]; {only_for} is defined for images")
+        if axes not in (2, 3):
+            raise ValueError(
+                f"{name} has shape {array.shape}: pass [N, H, W], or [N, T] of series; attribution.reduce takes "
+                "channels away"
+            )
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: pass {shape}, a mask for each map")
         if name != "maps" and array.dtype != bool:
@@ -156,5 +165,7 @@ def _one(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _shape(name: str, array: Any) -> tuple[int, ...]:
     if not hasattr(array, "shape"):
-        raise ValueError(f"{name} is a {type(array).__name__}: pass an array")
+        several = isinstance(array, dict | list | tuple)
+        why = "; of several inputs, join all features to rows [N, F] (docs/metrics.md)" if several else ""
+        raise ValueError(f"{name} is a {type(array).__name__}: pass an array{why}")
     return tuple(array.shape)

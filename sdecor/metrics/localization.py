@@ -1,8 +1,8 @@
 """Localization metrics: how much saliency lies on the object, by its sum or by the ranks of the pixels.
 
-Maps are `[N, H, W]`. Object and ignore masks are bool `[N, H, W]`; ignored pixels, such as the rim of a trimap, count
-neither as object nor as background. Results are one value per image, beside the chance level of a map without
-information. NaN is never counted as a hit. A value is NaN
+Maps are `[N, H, W]`, or `[N, T]` of series. Object and ignore masks are bool of the same shape. Ignored pixels, such as
+the rim of a trimap, count neither as object nor as background. Results are one value per image, beside the chance level
+of a map without information. NaN is never counted as a hit. A value is NaN
 
 - for an empty object, and for an object that is the whole image;
 - for a map that is not finite;
@@ -50,6 +50,11 @@ def boxes_to_masks(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
     return covered > 0
 
 
+def positions(array: jax.Array) -> tuple[int, ...]:
+    """Return the axes of an array `[N, *positions]` without the first one."""
+    return tuple(range(1, array.ndim))
+
+
 def split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Return the object without ignored pixels, and all pixels that are not ignored, bool `[N, H, W]` each."""
     counted = jnp.ones_like(objects) if ignore is None else ~jnp.asarray(ignore)
@@ -58,7 +63,7 @@ def split(objects: jax.Array, ignore: jax.Array | None) -> tuple[jax.Array, jax.
 
 def two_sided(inside: jax.Array, counted: jax.Array) -> jax.Array:
     """Return whether an image has pixels of both object and background, bool `[N]`."""
-    return inside.any((-2, -1)) & (counted & ~inside).any((-2, -1))
+    return inside.any(positions(inside)) & (counted & ~inside).any(positions(inside))
 
 
 def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
@@ -79,11 +84,11 @@ def energy_inside(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | No
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
-    maps = moderate(_positive(maps, counted), (-2, -1))
-    peak = maps.max((-2, -1), keepdims=True)
+    maps = moderate(_positive(maps, counted), positions(maps))
+    peak = maps.max(positions(maps), keepdims=True)
     # Shares do not depend on scale; dividing by the peak keeps sums of tiny or huge gradients in float32's range.
     maps = maps / jnp.where(peak > 0, peak, 1)
-    share = jnp.where(inside, maps, 0).sum((-2, -1)) / jnp.maximum(maps.sum((-2, -1)), 1e-30)
+    share = jnp.where(inside, maps, 0).sum(positions(maps)) / jnp.maximum(maps.sum(positions(maps)), 1e-30)
     return jnp.where(two_sided(inside, counted) & _has_saliency(maps), share, jnp.nan)
 
 
@@ -117,7 +122,7 @@ def area_share(objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Ar
     """
     check_maps(objects=objects, ignore=ignore)
     inside, counted = split(objects, ignore)
-    share = inside.sum((-2, -1)) / jnp.maximum(counted.sum((-2, -1)), 1)
+    share = inside.sum(positions(inside)) / jnp.maximum(counted.sum(positions(counted)), 1)
     return jnp.where(two_sided(inside, counted), share.astype(jnp.float32), jnp.nan)
 
 
@@ -146,9 +151,9 @@ def pointing_game(
     inside, counted = split(objects, ignore)
     hits = _dilate(inside, tolerance) & counted
     positive = _positive(maps, counted)
-    peak = positive.max((-2, -1), keepdims=True)
+    peak = positive.max(positions(positive), keepdims=True)
     tied = counted & (positive == peak)
-    share = (tied & hits).sum((-2, -1)) / jnp.maximum(tied.sum((-2, -1)), 1)
+    share = (tied & hits).sum(positions(tied)) / jnp.maximum(tied.sum(positions(tied)), 1)
     return jnp.where(two_sided(inside, counted) & _has_saliency(positive), share.astype(jnp.float32), jnp.nan)
 
 
@@ -159,8 +164,8 @@ def _positive(maps: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def _has_saliency(positive: jax.Array) -> jax.Array:
-    peak = positive.max((-2, -1))
-    return (peak > 0) & jnp.isfinite(positive).all((-2, -1))
+    peak = positive.max(positions(positive))
+    return (peak > 0) & jnp.isfinite(positive).all(positions(positive))
 
 
 def _dilate(mask: jax.Array, radius: float) -> jax.Array:
@@ -170,10 +175,14 @@ def _dilate(mask: jax.Array, radius: float) -> jax.Array:
         raise ValueError(f"tolerance = {radius!r}: pass a distance in pixels, 0 or more")
     if reach == 0:
         return mask
-    offset = np.arange(-reach, reach + 1)
-    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(np.float32)[:, :, None, None]
+    offset, axes = np.arange(-reach, reach + 1), mask.ndim - 1
+    squared = sum(each**2 for each in np.meshgrid(*[offset] * axes, indexing="ij"))
+    ball = (squared <= radius**2).astype(np.float32)[..., None, None]
+    # Channels are the last axis of mask and result, and the last two of the ball.
+    sides = "HW"[:axes]
+    numbers = (f"N{sides}C", f"{sides}IO", f"N{sides}C")
     near = jax.lax.conv_general_dilated(
-        mask.astype(jnp.float32)[..., None], disc, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        mask.astype(jnp.float32)[..., None], ball, (1,) * axes, "SAME", dimension_numbers=numbers
     )
     return near[..., 0] > 0.5
 
@@ -195,7 +204,7 @@ def relevance_rank_accuracy(maps: jax.Array, objects: jax.Array, *, ignore: jax.
     """
     check_maps(maps=maps, objects=objects, ignore=ignore)
     inside, _ = split(objects, ignore)
-    return _share_of_top(maps, objects, ignore, inside.sum((-2, -1)))
+    return _share_of_top(maps, objects, ignore, inside.sum(positions(inside)))
 
 
 def top_k_intersection(
@@ -212,7 +221,7 @@ def top_k_intersection(
     check_count("k", k)
     check_maps(maps=maps, objects=objects, ignore=ignore)
     _, counted = split(objects, ignore)
-    return _share_of_top(maps, objects, ignore, jnp.minimum(k, counted.sum((-2, -1))))
+    return _share_of_top(maps, objects, ignore, jnp.minimum(k, counted.sum(positions(counted))))
 
 
 def roc_auc(maps: jax.Array, objects: jax.Array, *, ignore: jax.Array | None = None) -> jax.Array:
@@ -279,7 +288,7 @@ def _keys(maps: jax.Array, counted: jax.Array, bit: jax.Array) -> jax.Array:
     size = jnp.where(keys < 0, ~keys, keys)
     # All sizes move down together to make room for the bit, which breaks ties when keys are sorted. Only values 2¹²⁶
     # times smaller than the largest one become equal.
-    size = jnp.maximum(size - jnp.maximum(size.max((-2, -1), keepdims=True) - (2**30 - 2), 0), 0)
+    size = jnp.maximum(size - jnp.maximum(size.max(positions(size), keepdims=True) - (2**30 - 2), 0), 0)
     return _rows(jnp.where(counted, jnp.where(keys < 0, ~size, size) * 2 + bit.astype(jnp.int32), LAST))
 
 
@@ -289,7 +298,7 @@ def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
         raise ValueError(f"maps of {labels.shape[1]} pixels: roc_auc takes at most {2**24}, shrink them")
     place = jnp.arange(labels.shape[1], dtype=jnp.uint32)[None]
     positives = labels.sum(1)
-    negatives = counted.sum((-2, -1)) - positives
+    negatives = counted.sum(positions(counted)) - positives
     # The mean place of the positives is computed from exact sums of 8-bit digits, because a float32 sum would round
     # every term. 32 bits hold the sum of at most 2²⁴ digits.
     digits = [jnp.where(labels, place >> shift & 0xFF, 0).sum(1, dtype=jnp.uint32) for shift in (16, 8, 0)]
@@ -300,8 +309,8 @@ def _area_under_roc(labels: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def _ranks(maps: jax.Array, counted: jax.Array) -> jax.Array:
-    finite = (jnp.isfinite(maps) | ~counted).all((-2, -1))
-    return finite & ((maps != 0) & counted).any((-2, -1))
+    finite = (jnp.isfinite(maps) | ~counted).all(positions(maps))
+    return finite & ((maps != 0) & counted).any(positions(maps))
 
 
 def _rows(x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.chunks import map_examples, sum_over
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
-from sdecor.metrics.inputs import check_classes, check_images, in_flight, nan_without_class
+from sdecor.metrics.inputs import check_classes, check_images, in_flight, map_shape, nan_without_class
 from sdecor.metrics.parameters import layers_of, leaf_names, mixed, schedule
 from sdecor.metrics.replacement import finite
 from sdecor.metrics.robustness import NOISE, symmetric_uniform
@@ -55,18 +55,20 @@ def map_maker(
             return explain_with(params, *example)
 
         examples, _ = in_flight(one, chunk_size, images, targets, keys)
-        found = reduced(map_examples(one, (images, targets, keys), examples), reduction)
-        return jnp.where(finite(images)[:, None, None], found, jnp.nan)
+        found = reduced(map_examples(one, (images, targets, keys), examples), images, reduction)
+        return jnp.where(finite(images).reshape(-1, *[1] * (found.ndim - 1)), found, jnp.nan)
 
     return maps
 
 
-def reduced(attributions: jax.Array, reduction: str) -> jax.Array:
-    """Return attributions `[N, H, W]` or `[N, H, W, C]` as maps `[N, H, W]`, float32."""
-    if attributions.ndim == 4:
+def reduced(attributions: jax.Array, images: jax.Array, reduction: str) -> jax.Array:
+    """Return attributions of images `[N, *positions, C]` as maps `[N, *positions]`, float32; maps stay as they are."""
+    axes = len(map_shape(images.shape))
+    if attributions.ndim == axes + 1:
         return reduce(attributions, how=reduction)
-    if attributions.ndim != 3:
-        raise ValueError(f"attributions have shape {attributions.shape}: they are maps [N, H, W] or [N, H, W, C]")
+    if attributions.ndim != axes:
+        forms = {2: "[N, T] or [N, T, C]", 3: "[N, H, W] or [N, H, W, C]"}.get(axes, "without or with channels")
+        raise ValueError(f"attributions have shape {attributions.shape}: they are maps {forms}")
     return attributions.astype(jnp.float32)
 
 
@@ -133,7 +135,7 @@ def parameter_randomization(
     if layers is None:
         layers = layers_of(explain_with, params, images[0], targets[0], keys[0])
     maps = map_maker(explain_with, images, targets, keys, reduction=reduction, chunk_size=chunk_size)
-    own = maps(params) if attributions is None else reduced(attributions, reduction)
+    own = maps(params) if attributions is None else reduced(attributions, images, reduction)
     compare = likeness(own, similarity)
 
     def column(replaced: jax.Array) -> jax.Array:
@@ -222,7 +224,7 @@ def efficient_mprt(
         states = jax.tree.map(lambda *pair: jnp.stack(pair), params, random_params)
         before, after = jax.lax.map(maps, states)  # a loop, so that it is compiled once
     else:
-        before, after = reduced(attributions, reduction), maps(random_params)
+        before, after = reduced(attributions, images, reduction), maps(random_params)
     before, after = histogram_entropy(before, bins=bins), histogram_entropy(after, bins=bins)
     return nan_without_class(targets, jnp.where((before > 0) & (after > 0), (after - before) / before, jnp.nan))
 
@@ -270,7 +272,7 @@ def random_logit(
     if attributions is None:
         own, other = jax.lax.map(maps, jnp.arange(2))  # a loop, so that it is compiled once
     else:
-        own, other = reduced(attributions, reduction), maps(1)
+        own, other = reduced(attributions, images, reduction), maps(1)
     return nan_without_class(targets, likeness(own, similarity)(other))
 
 

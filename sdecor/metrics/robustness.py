@@ -200,8 +200,10 @@ def continuity(
 ) -> jax.Array:
     """Return the largest change of the explanation per change of the image, as the image moves sideways.
 
+    A series `[T, C]` moves in time.
+
     Args:
-      shifts: distances in pixels other than 0, to the right if positive.
+      shifts: distances in pixels, or time steps, other than 0; to the right, or later, if positive.
       baseline: replacement of the pixels that move in at the other side: see `baseline_images`.
       relative: whether to divide the change by the sum of the explanation's absolute values; the paper does not.
 
@@ -217,14 +219,16 @@ def continuity(
     if not len(shifts) or 0 in shifts:
         raise ValueError(f"shifts = {shifts!r}: pass distances in pixels other than 0, at least one")
     fills = baseline_images(images, baseline, key=key)
+    if images.ndim < 3:
+        raise ValueError(f"images has shape {images.shape}: features have no positions to move along")
 
     def one(image, target, key, own, at_once, fill):
-        columns = jnp.arange(image.shape[1])
+        columns = jnp.arange(image.shape[-2])
 
         def moved(shift: jax.Array) -> jax.Array:
             source = columns - shift
-            inside = ((source >= 0) & (source < columns.size))[None, :, None]
-            near = jnp.where(inside, image[:, jnp.clip(source, 0, columns.size - 1)], fill)
+            inside = ((source >= 0) & (source < columns.size)).reshape(*[1] * (image.ndim - 2), -1, 1)
+            near = jnp.where(inside, jnp.take(image, jnp.clip(source, 0, columns.size - 1), axis=-2), fill)
             change = jnp.abs(explain_one(near, target, key).astype(jnp.float32) - own).sum()
             return change / norm((near - image).astype(jnp.float32))
 

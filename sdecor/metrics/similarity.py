@@ -73,6 +73,8 @@ def ssim(
     """
     check_choice("window", window, WINDOWS)
     rows_a, rows_b = _rows(a, b)
+    if a.ndim != 3:
+        raise ValueError(f"a has shape {a.shape}: pass [N, H, W]; structural similarity is defined for images")
     if data_range is None:
         rows_a, rows_b = moderate(jnp.stack([rows_a, rows_b]), (0, 2))
         data_range = jnp.maximum(rows_a.max(1), rows_b.max(1)) - jnp.minimum(rows_a.min(1), rows_b.min(1))

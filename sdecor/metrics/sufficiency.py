@@ -33,7 +33,7 @@ def sufficiency(maps: jax.Array, predictions: jax.Array, *, threshold: float = 0
     """
     check_range("threshold", threshold, 0, 1)
     check_count("chunk_size", chunk_size)
-    check_maps(maps=maps, of_images=False)
+    check_maps(maps=maps)
     n = maps.shape[0]
     if jnp.shape(predictions) != (n,):
         raise ValueError(f"predictions has shape {jnp.shape(predictions)}: pass ({n},), one for each map")

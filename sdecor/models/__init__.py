@@ -1,7 +1,8 @@
 """Image classifiers in Flax Linen, all `module(images [N, H, W, C], train=False) -> (logits [N, K], features [N, D])`.
 
-One of them takes series `[N, T, C]` instead. `features` are the input of the last linear layer, before any dropout. `module.activations` names the layers whose
-outputs go through a ReLU (in a transformer: a GELU). `create_model` builds a classifier by name.
+One of them takes series `[N, T, C]` instead. `features` are the input of the last linear layer, before any dropout.
+`module.activations` names the layers whose outputs go through a ReLU (in a transformer: a GELU). `create_model` builds
+a classifier by name.
 
 Files:
   cnn, vgg, vit        small convolutional networks; VGG-16; vision transformers
@@ -66,7 +67,8 @@ def create_model(
       **options: more attributes of the module, such as `norm="layer"` of "cnn" or `stem="cifar"` of "resnet18".
 
     Returns:
-      An unbound module: images `[N, H, W, C]`, or series `[N, T, C]` for "cnn1d", to `(logits float32 [N, K], features [N, D])`.
+      An unbound module: images `[N, H, W, C]`, or series `[N, T, C]` for "cnn1d", to `(logits float32 [N, K], features
+      [N, D])`.
 
     Raises:
       ValueError: for an unknown name, dtype or option, or an invalid value; the message names valid ones.

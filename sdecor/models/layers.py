@@ -34,7 +34,7 @@ def conv(
     axes: int = 2,
     **fields: Any,
 ) -> nn.Conv:
-    """Return a convolution over `axes` axes of positions, with the same padding on every side, as in published networks.
+    """Return a convolution over `axes` axes, with the same padding on every side, as in the published networks.
 
     Flax's own "SAME" pads a strided convolution on one side only, which shifts the map by half a pixel.
     """
@@ -95,7 +95,8 @@ def check_image_size(images: jax.Array, *, least: int, axes: int = 2) -> None:
         raise ValueError(f"images has shape {images.shape}: it must be {form}{_HINTS.get((axes, images.ndim), '')}")
     if min(images.shape[1:-1]) < least:
         raise ValueError(
-            f"images has shape {images.shape}: this model halves its maps so often that {sides} must be at least {least}"
+            f"images has shape {images.shape}: this model halves its maps so often that {sides} must be "
+            f"at least {least}"
         )
 
 

@@ -15,6 +15,7 @@ from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Results, summary
 from sdecor.evaluation.runs import Run, source_of
 from sdecor.report.figures import figure_curves, figure_differences, figure_training
+from sdecor.report.heatmaps import NOTE, series_maps, series_pictures
 from sdecor.report.maps import figure_methods, figure_side_by_side
 from sdecor.report.page import html_report
 from sdecor.report.style import THEMES, save_figure
@@ -94,7 +95,7 @@ def evaluated_run(
 
 def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dict[str, Any]:
     """Return some images with their predictions and maps, see `gallery_data`."""
-    source, size = source_of(run), run.settings["data"]["crop"]
+    source, size, known = source_of(run), run.settings["data"]["crop"], run.recorded["dataset"]
     attributions = dict(shown.examples)
     index = attributions.pop("index")
     chosen = [source[int(i)] for i in index]
@@ -104,10 +105,30 @@ def _pictures(run: Run, reduction: str, results: Results, shown: Results) -> dic
     masks = [object_mask(example) for example in chosen]
     if masks[0] is not None:
         pictures["object"] = center_crop(np.stack(masks), size) == 1
+    if _is_series(known):
+        return pictures | _of_series(pictures, attributions, known)
     signed = {key: np.asarray(reduce(values, how="sum")) for key, values in attributions.items()}
     how = "abs_sum" if reduction == "sum" else reduction  # these maps must have no signs
     return pictures | {
         "maps": {key: np.asarray(reduce(values, how=how)) for key, values in attributions.items()},
+        "signed": {key: maps for key, maps in signed.items() if (maps < 0).any()},
+    }
+
+
+def _is_series(dataset: Mapping[str, Any]) -> bool:
+    return len(dataset.get("image_shape", ())) == 2
+
+
+def _of_series(
+    pictures: Mapping[str, np.ndarray], attributions: Mapping[str, np.ndarray], dataset: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return series, masks and attributions as pictures of channels and times; the channels are not reduced."""
+    channels = pictures["image"].shape[-1]
+    signed = {key: series_maps(values, channels) for key, values in attributions.items()}
+    found = {"object": series_maps(pictures["object"], channels)} if "object" in pictures else {}
+    return found | {
+        "image": series_pictures(pictures["image"], dataset["mean"], dataset["std"]),
+        "maps": {key: np.abs(maps) for key, maps in signed.items()},
         "signed": {key: maps for key, maps in signed.items() if (maps < 0).any()},
     }
 
@@ -181,6 +202,7 @@ def _facts(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     """Return the settings of the evaluation, name → value; the checkpoint's step is given for each run."""
     first = evaluated[0]
     facts = {"data set": first.dataset["name"]}
+    facts |= {"pictures": NOTE} if _is_series(first.dataset) else {}
     facts |= {name: value for name, value in first.settings.items() if name not in _NO_FACTS}
     facts |= {"versions": files.versions(), "checkpoint step": {each.name: each.settings["step"] for each in evaluated}}
     return {name: value for name, value in facts.items() if value is not None}
@@ -201,6 +223,7 @@ def _figures(evaluated: Sequence[Evaluated], comparisons: _Comparisons) -> _Draw
         "Each map is divided by its sum, so a color is a share of the map's saliency. The maps of an image use the "
         "same scale. The outline is the object, if the data set has one."
     )
+    shown += f" {NOTE}" if _is_series(reference.dataset) else ""
     drawn: _Drawn = {}
     if others:
         caption = f"Differences from {reference.name} on the same images; better is to the right."

@@ -581,9 +581,7 @@ def state_shapes(config: ConfigDict, model: nn.Module, image_shape: tuple[int, .
     return jax.eval_shape(partial(_initial_state, config, model, image_shape), key)
 
 
-def _initial_state(
-    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], key: jax.Array
-) -> TrainState:
+def _initial_state(config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
     optimizer = config.optim
     patterns = tuple(config.train.get("freeze", ()))  # configs of earlier versions lack it
     tx = create_optimizer(

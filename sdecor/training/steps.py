@@ -60,8 +60,8 @@ def train_step(
 
     Args:
       state: the state, equal on all devices.
-      batch: `image` as stored, such as uint8 `[n, H, W, C]`, `label` `[n]` and `position` `[n]` in the global batch, each with a leading
-        axis `[accumulate]` if `accumulate` is above 1.
+      batch: `image` as stored, such as uint8 `[n, H, W, C]`, `label` `[n]` and `position` `[n]` in the global batch,
+        each with a leading axis `[accumulate]` if `accumulate` is above 1.
       hyper: the numbers that a sweep changes, equal on all devices.
       key: the run's key, the same at every step and on every device.
       objective: the static choices of the loss.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdecor.models import MODELS, ResNet, Tap, ViT, WideResNet, create_model
-from sdecor.models.layers import REMATS, he_fan_out, halve_by_maximum
+from sdecor.models.layers import REMATS, halve_by_maximum, he_fan_out
 from sdecor.models.vit import patch_product
 
 # (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
