@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from configs import default
 
+NAME = "series/autoregressive_moving_rare_time"
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config, changed by the config string `arg` (configs/default.py)."""
     config = default.base()
-    config.data.name = "series/autoregressive_moving_rare_time"
+    config.data.name = NAME
     config.data.channels = 50  # of the series
     config.model.name = "cnn1d"
     config.model.stem_stride = 1  # every time keeps a position of its own before the first pooling
-    config.train.epochs = 16.0
-    config.train.eval_every_epochs = 2.0
+    config.train.epochs = 4.0
+    config.train.eval_every_epochs = 1.0
     return default.choose(config, arg)
