@@ -52,13 +52,14 @@ def base() -> ConfigDict:
     config.seed = 0  # seed of initialisation, order, augmentation, masks and fills
 
     config.data = data = ConfigDict()
-    data.name = "digit_scenes"  # digit_scenes, folder, tiny_imagenet, or a TFDS data set with image and label
+    # digit_scenes, xai_tris/…, series/…, folder, tiny_imagenet, or a TFDS data set with image and label (docs/data.md)
+    data.name = "digit_scenes"
     data.path = config_dict.placeholder(str)  # root directory, for folder and tiny_imagenet
     data.data_dir = config_dict.placeholder(str)  # directory of TFDS data sets; None => ~/tensorflow_datasets
     data.canvas = config_dict.placeholder(int)  # pixels; images are resized to canvas × canvas; None => stored size
     data.canvas_fit = "stretch"  # stretch the whole image, or crop: its center, with its proportions
     data.mask_encoding = "auto"  # encoding of TFDS segmentation masks: binary, trimap, or auto
-    data.channels = 3  # 1 or 3; gray images are repeated, color images converted
+    data.channels = 3  # 1 or 3; gray images are repeated, color images converted. Of series: their own number
     data.val_fraction = 0.1  # share of train, stratified, if the data set has no validation split
     data.split_seed = 0  # seed of that split; use the same for all runs that are compared
     data.mean = config_dict.placeholder(object)  # per channel, in [0, 1]; None => known values, or measured on train
@@ -81,11 +82,11 @@ def base() -> ConfigDict:
     model.name = "cnn"  # a name in sdecor.models.MODELS
     model.dtype = "float32"  # compute type: float32 or bfloat16; parameters and statistics stay float32
     # Options of single models; None => the model's own default.
-    model.widths = config_dict.placeholder(object)  # cnn: channels of each stage
-    model.norm = config_dict.placeholder(str)  # cnn: batch, layer, group or none
-    model.dropout = config_dict.placeholder(float)  # cnn, vgg16, vit_*, wide_resnet28_10: rate
+    model.widths = config_dict.placeholder(object)  # cnn, cnn1d: channels of each stage
+    model.norm = config_dict.placeholder(str)  # cnn, cnn1d: batch, layer, group or none
+    model.dropout = config_dict.placeholder(float)  # cnn, cnn1d, vgg16, vit_*, wide_resnet28_10: rate
     model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
-    model.stem_stride = config_dict.placeholder(int)  # cnn: 1 or 2
+    model.stem_stride = config_dict.placeholder(int)  # cnn, cnn1d: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
     model.head = config_dict.placeholder(str)  # vgg16: cifar or imagenet
     # resnet*, wide_resnet28_10, vit_*: what the backward computes again to save memory (docs/performance.md):

@@ -122,7 +122,7 @@ def test_the_step_of_every_optimizer(tx):
 @pytest.mark.full
 @pytest.mark.parametrize("name", MODELS)
 def test_the_step_of_every_model(name):
-    shape = (28, 28, 3) if name == "mnist_net" else (32, 32, 3)
+    shape = {"mnist_net": (28, 28, 3), "cnn1d": (32, 3)}.get(name, (32, 32, 3))
     model = create_model(name, num_classes=4, axis_name=AXIS)
     lower_step(model, shape=shape, batch=networks.tiny_batch(4, shape=shape))
 

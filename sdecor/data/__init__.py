@@ -8,6 +8,8 @@ Files:
   embedded              data sets that are drawn here on first use
   digit_scenes, scenes  digits on photographs: the TFDS builder, and the drawing of its images
   xai_tris, tetrominoes tetrominoes on noise: the same
+  series                multivariate time series with known relevant times, drawn in memory
+  draws                 random numbers of the drawn data sets
   decoded               the arrays of digit_scenes, kept beside its records
   decode                bytes to images, object masks and boxes
   reading               errors that name the file; examples that are left out

@@ -182,6 +182,13 @@ def top_k_intersection(context: Context, *, share: float) -> tuple[jax.Array]:
     return (metrics.top_k_intersection(context.maps, context.objects, k=k, ignore=context.ignore),)
 
 
+def non_sensitivity(context: Context, *, pixels: int, **options: Any) -> tuple[jax.Array]:
+    """Return non-sensitivity over `pixels` random pixels, or all of a smaller input."""
+    batch = (context.images, context.maps, context.targets)
+    options |= {"pixels": min(pixels, context.maps[0].size), "key": context.keys, "chunk_size": context.chunk_size}
+    return (metrics.non_sensitivity(context.fn, *batch, **options),)
+
+
 def completeness(context: Context, *, baseline: Any, **options: Any) -> tuple:
     """Return the absolute completeness gap."""
     batch = (context.images, context.signed, context.targets)
@@ -268,6 +275,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     road: ("road", "road_curve"),
     masked_accuracy: ("masked_accuracy", "masked_accuracy_curve"),
     top_k_intersection: ("top_k_intersection",),
+    non_sensitivity: ("non_sensitivity",),
     completeness: ("completeness",),
     infidelity: ("infidelity",),
     sensitivities: ("max_sensitivity", "avg_sensitivity", "local_lipschitz"),

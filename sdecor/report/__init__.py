@@ -5,6 +5,7 @@ Files:
   page, html       the page; its HTML elements
   gallery, assets  data of the page's gallery; its scripts and styles
   figures, maps    figures of numbers; figures of attribution maps
+  heatmaps         time series as pictures of channels and times
   table            the table for a terminal; differences between configs
   wording, style   titles and formatted numbers; the common style of figures
 """

@@ -206,9 +206,9 @@ LARGE = [pytest.mark.full]
     "name", [pytest.param(name, marks=LARGE if name in ("resnet50", "wide_resnet28_10") else []) for name in FAMILIES]
 )
 def test_every_family_of_models_is_differentiated_twice(name):
-    size = 28 if name == "mnist_net" else 32
+    shape = {"mnist_net": (28, 28, 3), "cnn1d": (32, 3)}.get(name, (32, 32, 3))
     model = models.create_model(name, num_classes=CLASSES)
-    state = jax.eval_shape(functools.partial(networks.tiny_state, model, shape=(size, size, 3)))
-    batch = networks.tiny_batch(2, shape=(size, size, 3))
+    state = jax.eval_shape(functools.partial(networks.tiny_state, model, shape=shape))
+    batch = networks.tiny_batch(2, shape=shape)
     grads, *_ = jax.eval_shape(functools.partial(networks.gradients, objective=GRADPEN), state, batch)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, state.params)

@@ -151,7 +151,7 @@ MEASURES = [
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
 def test_arrays_that_are_no_maps_or_masks_are_refused(measure):
     for maps, objects, ignore, message in (
-        (MAPS[0], OBJECTS[0], None, r"maps has shape \(6, 7\): pass \[N, H, W\]"),
+        (MAPS[0, 0], OBJECTS[0, 0], None, r"maps has shape \(7,\): pass \[N, H, W\], or \[N, T\]"),
         (MAPS[..., None], OBJECTS[..., None], None, r"maps has shape \(12, 6, 7, 1\): pass \[N, H, W\]"),
         (MAPS, OBJECTS[:1], None, r"objects has shape \(1, 6, 7\): pass \(12, 6, 7\)"),
         (MAPS, OBJECTS.astype(np.uint8), None, "objects has dtype uint8: pass bool"),  # code 2 is not an object

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import sdecor
 from sdecor import masking, metrics
+from sdecor.attribution import normalise
 
 KEY = jax.random.key(0)
 _RNG = np.random.default_rng(0)
@@ -81,7 +83,11 @@ def test_intervals_of_infidelity():
     [
         (lambda: metrics.road(network, SERIES, MAPS, LABELS, key=KEY), "ROAD is defined for images"),
         (lambda: metrics.deletion(network, SERIES, SERIES, LABELS, key=KEY), r"pass \[N, T, C\] and \[N, T\]"),
-        (lambda: metrics.energy_inside(MAPS, MAPS > 0), r"maps has shape \(2, 8\): pass \[N, H, W\]"),
+        (lambda: metrics.mst_compactness(MAPS), r"maps has shape \(2, 8\): .*compactness is defined for images"),
+        (lambda: metrics.grid_pointing_game(MAPS, LABELS), "the grid pointing game is defined for images"),
+        (lambda: metrics.ssim(MAPS, MAPS), "structural similarity is defined for images"),
+        (lambda: metrics.gini({"a": MAPS}), r"maps is a dict: pass an array; of several inputs, join all features"),
+        (lambda: metrics.energy_inside(SERIES[None], SERIES[None] > 0), r"pass \[N, H, W\], or \[N, T\] of series"),
         (
             lambda: metrics.deletion(network, SERIES, MAPS, lambda y: y[0], key=KEY),
             r"of another score, pass fn=lambda x: jnp.stack\(\[score\(network\(x\)\)\]\)",
@@ -114,6 +120,70 @@ def test_masks_and_fills_of_series_and_volumes(shape):
         np.testing.assert_array_equal(filled[~mask], x[~mask])
         assert (filled[mask] != x[mask]).any()
     np.testing.assert_allclose(fills["mean"][0][mask[0]][0], x[0].reshape(-1, shape[-1]).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_localization_of_a_series_is_that_of_an_image_of_one_row():
+    objects = jnp.asarray(_RNG.random((2, 8)) < 0.4).at[:, 0].set(True).at[:, 1].set(False)
+    ignore = jnp.zeros_like(objects).at[:, 5].set(True)
+
+    @jax.jit
+    def values(maps, objects, ignore):
+        names = ("energy_inside", "relevance_rank_accuracy", "roc_auc", "best_iou", "attribution_localization")
+        found = {name: getattr(metrics, name)(maps, objects, ignore=ignore) for name in names}
+        found |= {"top": metrics.top_k_intersection(maps, objects, k=3), "area": metrics.area_share(objects)}
+        return found | {t: metrics.pointing_game(maps, objects, tolerance=float(t)) for t in "012"}
+
+    found = values(MAPS, objects, ignore)
+    for name, expected in values(MAPS[:, None], objects[:, None], ignore[:, None]).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
+        assert np.isfinite(found[name]).all(), name
+
+
+def test_explanations_of_a_series_again_are_those_of_an_image_of_one_row():
+    """As the image moves sideways, or parameters change; the reduction over channels is the same."""
+
+    def explained(scale, image, target, key):
+        return jax.grad(lambda x: scale * network(x)[target] + jnp.sum(scale * x**2))(image)
+
+    @jax.jit
+    def values(images):
+        moved = metrics.continuity(gradient, images, LABELS, key=KEY, shifts=(-2, 1))
+        params = {"layer": {"scale": jnp.float32(2.0)}}, {"layer": {"scale": jnp.float32(0.1)}}
+        own = lambda params, *example: explained(params["layer"]["scale"], *example)  # noqa: E731
+        return moved, metrics.parameter_randomization(own, *params, images, LABELS, key=KEY)
+
+    for found, expected in zip(values(SERIES), values(SERIES[:, None]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        assert np.isfinite(found).all()
+
+
+def test_several_inputs_are_judged_as_rows_of_features():
+    """The recipe of docs/metrics.md: features of a tree in one row, which the network takes apart."""
+    trees = {"series": SERIES[:, :4, :2], "table": SERIES[:, 0, :]}
+    weights = {"series": HEAD[:8].reshape(4, 2, 3), "table": HEAD[8:11]}
+
+    def of_tree(tree):
+        return sum(jnp.tensordot(tree[name], weights[name], tree[name].ndim) for name in tree)
+
+    one = jax.tree.map(lambda x: x[0], trees)
+    _, apart = ravel_pytree(one)
+    together = jax.vmap(lambda tree: ravel_pytree(tree)[0])
+    maps = jax.vmap(jax.grad(lambda tree, label: of_tree(tree)[label]), (0, 0))(trees, LABELS)
+    rows, of_rows = together(trees), together(maps)
+    curve = metrics.deletion_curve(
+        lambda row: of_tree(apart(row)), rows, of_rows, LABELS, key=KEY, steps=11, saliency_of="logit"
+    )
+    order = jnp.argsort(-of_rows, axis=1)
+    lost = jnp.take_along_axis(rows * of_rows, order, 1)  # of a linear network
+    expected = curve[:, :1] - jnp.cumsum(lost, 1)
+    np.testing.assert_allclose(curve[:, 1:], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_are_scaled_one_by_one():
+    scaled = normalise(MAPS, how="sum", axes=1)
+    np.testing.assert_allclose(scaled, MAPS / jnp.abs(MAPS).sum(1, keepdims=True), rtol=1e-6)
+    share = normalise(MAPS, how="percentile", percentile=75.0, axes=1)
+    np.testing.assert_allclose(share, normalise(MAPS[:, None], how="percentile", percentile=75.0)[:, 0], rtol=1e-6)
 
 
 def test_features_are_masked_one_by_one():

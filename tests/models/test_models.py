@@ -27,10 +27,11 @@ COUNTS = [
     ("vit_ti", 1000, (224, 224, 3), {}, 5_717_416),
     ("vit_s", 1000, (224, 224, 3), {}, 22_050_664),
 ]
-SMALL = {"mnist_net": ((28, 28, 1), {}), "vit_ti": ((32, 32, 3), {"patch_size": 4})}
+SMALL = {"cnn1d": ((32, 3), {}), "mnist_net": ((28, 28, 1), {}), "vit_ti": ((32, 32, 3), {"patch_size": 4})}
 SMALL["vit_s"] = SMALL["vit_ti"]
 WIDTHS = {
     "cnn": 128,
+    "cnn1d": 128,
     "mnist_net": 128,
     "vgg16": 512,
     "resnet18": 512,

@@ -278,7 +278,8 @@ def test_a_form_sets_where_it_is_taken_and_its_weight(name, form):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_density_is_of_all_activations_of_every_model(name):
-    model = build.create_model(default.get_config(f"form=density,model={name}"), 10, (32, 32, 3))
+    shape = (32, 3) if name == "cnn1d" else (32, 32, 3)
+    model = build.create_model(default.get_config(f"form=density,model={name}"), 10, shape)
     assert model.layers == model.module.activations
 
 
