@@ -171,7 +171,7 @@ def test_a_name_that_would_lead_out_of_a_folder_is_refused_when_read(maps, tmp_p
         (lambda group: group["consolidated_metadata"]["metadata"]["label"].update(attributes=None), "array 'label'"),
         (lambda group: group["attributes"].pop("num_examples"), "num_examples = ''"),
         (of_export(num_examples="many"), "num_examples = 'many'"),
-        (of_export(image_shape=[6, 7]), "image_shape"),
+        (of_export(image_shape=[6]), "image_shape"),
         (of_export(num_classes=None), "num_classes = None"),
         (of_export(provenance=[1]), "provenance"),
     ],
