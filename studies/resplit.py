@@ -1,4 +1,4 @@
-"""Write the Tiny ImageNet directory of the study in docs/evidence.md: test images on which no earlier study decided.
+"""Write the Tiny ImageNet directory of docs/evidence/scarce.md: test images on which no earlier study decided.
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
 
