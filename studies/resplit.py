@@ -59,7 +59,7 @@ def _boxes(file: pathlib.Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", type=pathlib.Path, required=True, help="directory of Tiny ImageNet, or of its classes")
+    parser.add_argument("--path", type=pathlib.Path, required=True, help="Tiny ImageNet, or some of its classes")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
     args = parser.parse_args()
     write(args.path, args.out)

@@ -1,4 +1,4 @@
-"""The studies of docs/evidence/first_studies.md: which training methods sharpen gradient saliency, and their cost in accuracy.
+"""The studies of docs/evidence/first_studies.md: what sharpens gradient saliency, and its cost in accuracy.
 
     python -m sdecor.sweep --config=configs/sweeps/evidence.py:PART --workdir=runs/evidence/PART
     python -m sdecor.sweep --report runs/evidence/PART

@@ -1,14 +1,13 @@
-"""The study of docs/evidence/scarce.md: scarce training images: accuracy and saliency where a network overfits.
+"""The study of docs/evidence/scarce.md: accuracy and saliency where a network overfits.
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
-    python -m sdecor.sweep --config=configs/sweeps/scarce.py:PART --workdir=runs/scarce/PART --set config.data.path=fresh
-    python -m sdecor.sweep --report runs/scarce/PART
+    python -m sdecor.sweep --config=configs/sweeps/scarce.py:PART --workdir=runs/PART --set config.data.path=fresh
+    python -m sdecor.sweep --report runs/PART
 
 PART is KIND_DATA. KIND is
 
     curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
     tuning     six settings of each method, on validation data
-    methods    the preregistered part: the chosen settings, on the test split
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -16,7 +15,6 @@ and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 from collections.abc import Sequence
 
 from configs.sweeps import cells
-from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
 
 Cell = tuple[str, dict]
@@ -26,17 +24,15 @@ DATA = {  # name → share of the 6,000 training images, epochs
     "photographs5": (0.05, 400.0),
 }
 ACCURACY = {"methods": [], "metrics": [], "split": "val", "checkpoint": "latest", "images": 4}  # no maps
-VALIDATION = {
+TEST = {
     "methods": ["gradient"],
     "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
-    "split": "val",
+    "split": "test",
     "checkpoint": "latest",
-    "map_images": 500,
-    "curve_images": 200,
-    "robustness_images": 50,
-    "images": 4,
+    "curve_images": 1000,
+    "robustness_images": 200,
+    "images": 8,
 }
-TEST = VALIDATION | {"split": "test", "map_images": 2000, "curve_images": 1000, "robustness_images": 200, "images": 8}
 
 
 def _base(data: str) -> dict:
