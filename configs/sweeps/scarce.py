@@ -70,6 +70,15 @@ def _regularised(**also: object) -> list[Cell]:
     return [(f"ce_{name}", overrides) for name, overrides in cells.grid(grid, also=ce(**also))]
 
 
+# VCReg (arXiv 2306.13292) regularises variance and covariance of every block; DeCov (1511.06068) the last features.
+VCREG = DENSITY | COVARIANCE
+
+
+def _vcreg() -> list[tuple[str, dict]]:
+    pairs = ((0.01, 0.1), (0.1, 0.1), (0.1, 1.0))  # covariance, variance
+    return [(f"{w}_{v}", decor(w, VCREG | {"decorrelation.variance_weight": v})) for w, v in pairs]
+
+
 def _both(name: str, values: Sequence[tuple[str, dict]], strong: dict = STRONG) -> list[Cell]:
     """Return the cells of a method: three values on both bases."""
     bases = {"plain": {}, "strong": strong}
@@ -115,6 +124,8 @@ def _tuning(data: str) -> list[Cell]:
         *_both("decor-density", _form("density", (0.1, 0.3, 1.0))),
         *_both("zca", _zca()),
         *_both("whitening", _form("whitening", (0.3, 1.0, 3.0))),
+        *_both("vcreg", _vcreg()),
+        *_both("decov", _form("decov", (0.01, 0.03, 0.1))),
         *_both("gradpen", [(str(w), gradpen(w)) for w in (0.01, 0.03, 0.1)]),
         *_bce(),
         *_both("sdecor-bce", _joint(JOINT, COVARIANCE, **BCE), STRONG_BCE),
