@@ -62,6 +62,7 @@ def base() -> ConfigDict:
     data.channels = 3  # 1 or 3; gray images are repeated, color images converted. Of series: their own number
     data.val_fraction = 0.1  # share of train, stratified, if the data set has no validation split
     data.split_seed = 0  # seed of that split; use the same for all runs that are compared
+    data.train_fraction = 1.0  # share of the training images that is used, evenly over the classes
     data.mean = config_dict.placeholder(object)  # per channel, in [0, 1]; None => known values, or measured on train
     data.std = config_dict.placeholder(object)  # as for mean
     data.limit = config_dict.placeholder(int)  # number of examples kept of each split; None => all

@@ -6,9 +6,9 @@
 The small CNN at 32×32 trains on two CPU cores. Change size and model by fields. The directory's val is our test split;
 our validation split is part of its train.
 
-Measured on 20 of the 200 classes, 9,000 training images, five seeds (docs/evidence.md, `confirmation`), for ce and
-for method=sdecor,form=density: accuracy 60.5 % and 59.9 %, saliency in the box 59.5 % and 60.8 % (chance 51 %), Gini
-0.381 and 0.410. The paper's form was not measured for this many epochs.
+Measured on 20 of the 200 classes, 9,000 training images, five seeds (docs/evidence/first_studies.md, `confirmation`),
+for ce and for method=sdecor,form=density: accuracy 60.5 % and 59.9 %, saliency in the box 59.5 % and 60.8 % (chance
+51 %), Gini 0.381 and 0.410. The paper's form was not measured for this many epochs.
 """
 
 from ml_collections import ConfigDict

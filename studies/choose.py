@@ -1,4 +1,4 @@
-"""Choose a coefficient for each training method from runs on validation data, by the rule of docs/evidence.md.
+"""Choose a coefficient for each training method from validation data, by the rule of docs/evidence/first_studies.md.
 
     python -m studies.choose docs/evidence/tuning_scenes.csv
 

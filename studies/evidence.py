@@ -1,4 +1,4 @@
-"""Print the tables and draw the figure of docs/evidence.md, from the results.csv of its sweeps.
+"""Print the tables and draw the figure of docs/evidence/first_studies.md, from the results.csv of its sweeps.
 
     python -m studies.evidence [--results=docs/evidence] [--out=docs]
 

@@ -1,4 +1,4 @@
-"""The study of docs/evidence.md: which training methods sharpen gradient saliency, and their cost in accuracy.
+"""The studies of docs/evidence/first_studies.md: what sharpens gradient saliency, and its cost in accuracy.
 
     python -m sdecor.sweep --config=configs/sweeps/evidence.py:PART --workdir=runs/evidence/PART
     python -m sdecor.sweep --report runs/evidence/PART
@@ -80,7 +80,7 @@ def _tuning_longer() -> list[Cell]:
     ]
 
 
-# Cells that were chosen on the validation split, by the rules of docs/evidence.md.
+# Cells that were chosen on the validation split, by the rules of docs/evidence/first_studies.md.
 CHOSEN = {
     "scenes": {
         "sgt": sgt(3.0, **ramp(6.0)),

@@ -1,4 +1,4 @@
-"""Config overrides of each training method in the study of docs/evidence.md, by its weights."""
+"""Config overrides of each training method in the studies of docs/evidence.md, by its weights."""
 
 DENSITY = {  # density of the outputs of all ReLUs of the small CNN, with positions as samples
     "decorrelation.form": "density",

@@ -100,6 +100,7 @@ def create_dataset(
     split_seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    train_fraction: float = 1.0,
     limit: int | None = None,
     mask_encoding: str = "auto",
     on_error: str = "stop",
@@ -116,7 +117,9 @@ def create_dataset(
       canvas_fit: "stretch" resizes the whole image to the canvas; "crop" keeps the image's proportions and its centre.
       channels: 1 or 3; images are converted. For series, their number of channels.
       val_fraction: share of train that becomes val if the data set has no val split.
-      split_seed: seed for choosing that share, and the examples under `limit`.
+      split_seed: seed for choosing that share, and the examples under `train_fraction` and `limit`.
+      train_fraction: share of train, of what val leaves of it, that is kept, evenly over the classes; a smaller share
+        is part of a larger one. val and test stay as they are.
       mean: mean per channel of pixel values in [0, 1]. By default the published value for the best-known data sets,
         else computed from at most 4,096 training images.
       std: standard deviation per channel, with the same defaults.
@@ -131,6 +134,7 @@ def create_dataset(
     check_choice("data.mask_encoding", mask_encoding, ("auto", *MASK_ENCODINGS))
     check_choice("data.on_error", on_error, ON_ERROR)
     check_range("data.val_fraction", val_fraction, 0, 1, low_open=True, high_open=True)
+    check_range("data.train_fraction", train_fraction, 0, 1, low_open=True)
     if limit is not None:
         check_range("data.limit", limit, 1)
     for field, value in (("data.path", path), ("data.data_dir", data_dir)):
@@ -148,7 +152,13 @@ def create_dataset(
     shape = first.shape
     # The cache opens a train split, and scans its labels, only once if val is carved from it.
     stored = functools.cache(functools.partial(origin.open, decoder=dataclasses.replace(decoder, shape=shape)))
-    choice = {"val_fraction": val_fraction, "split_seed": split_seed, "limit": limit, "skips": skips}
+    choice = {
+        "val_fraction": val_fraction,
+        "split_seed": split_seed,
+        "train_fraction": train_fraction,
+        "limit": limit,
+        "skips": skips,
+    }
 
     @functools.cache
     def opened(split: str) -> Source:
@@ -267,6 +277,7 @@ def _open(
     *,
     val_fraction: float,
     split_seed: int,
+    train_fraction: float,
     limit: int | None,
     skips: bool,
 ) -> Source:
@@ -274,11 +285,15 @@ def _open(
         raise ValueError(origin.no_test)
     carved = split != "test" and origin.stored["val"] is None
     source = stored("train" if carved else origin.stored[split])
-    if carved or limit is not None:
+    reduced = split == "train" and train_fraction < 1
+    if carved or reduced or limit is not None:
         indices = np.arange(len(source))
         labels = _checked(source, len(origin.class_names), skips).labels
         if carved:
             indices = splits.carve(labels, fraction=val_fraction, seed=split_seed)[split == "val"]
+        if reduced:
+            size = max(1, round(len(indices) * train_fraction))
+            indices = indices[splits.pick(labels[indices], size, seed=split_seed)]
         if limit is not None:
             indices = indices[splits.pick(labels[indices], limit, seed=split_seed)]
         return Subset(source, indices)

@@ -98,6 +98,7 @@ def open_source(export: Export, **changes: Any) -> Any:
     fields = made_of["config"]["data"] | {name: value for name, value in changes.items() if value is not None}
     names = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
     options = {name: fields.get(name) for name in (*names, "limit")}
+    options["train_fraction"] = fields.get("train_fraction", 1.0)  # exports of earlier versions lack it
     return create_dataset(fields["name"], **options, mean=known["mean"], std=known["std"]).source(known["split"])
 
 

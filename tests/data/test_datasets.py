@@ -365,6 +365,7 @@ def test_folder_errors(root, tmp_path):
     fails("data.canvas_fit = 'croop'.*did you mean 'crop'", canvas_fit="croop")
     fails("data.limit = 0", limit=0)
     fails("data.val_fraction = 1.5", val_fraction=1.5)
+    fails("data.train_fraction = 0", train_fraction=0.0)
     (root / "test" / "cow").mkdir()
     fails("test/cow: there is no class 'cow'")
     (root / "test" / "cow").rmdir()
@@ -412,6 +413,18 @@ def test_tiny_imagenet(tiny):
         assert train[i]["image"].shape == (64, 64, 3)
     small = create_dataset("tiny_imagenet", path=tiny, canvas=32)
     assert small.source("test")[0]["box"].tolist() == [16, 0, 32, 23]
+
+
+def test_a_share_of_train_is_nested_and_leaves_val_alone(tiny):
+    def names(share, split):
+        source = create_dataset("tiny_imagenet", path=tiny, val_fraction=0.25, train_fraction=share).source(split)
+        return [source.name(i) for i in range(len(source))], np.bincount(source.labels).tolist()
+
+    whole, two_thirds, third = (names(share, "train") for share in (1.0, 2 / 3, 1 / 3))
+    assert [len(each) for each, _ in (whole, two_thirds, third)] == [6, 4, 2]
+    assert set(third[0]) < set(two_thirds[0]) < set(whole[0])
+    assert two_thirds[1] == [2, 2] and third[1] == [1, 1]
+    assert names(1 / 3, "val") == names(1.0, "val") and names(1 / 3, "test") == names(1.0, "test")
 
 
 def test_tiny_imagenet_errors(tiny):

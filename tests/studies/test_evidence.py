@@ -1,4 +1,4 @@
-"""Tests of the study of docs/evidence.md: its rule of choice, its corrected tests, and its sweeps."""
+"""Tests of the studies of docs/evidence: its rule of choice, its corrected tests, and its sweeps."""
 
 import numpy as np
 import pytest

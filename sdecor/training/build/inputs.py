@@ -27,8 +27,9 @@ def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> A
     data = config.data
     fields = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
     fields += ("mean", "std", "limit")
-    on_error = data.get("on_error", "stop")  # configs of earlier versions lack it
+    on_error = data.get("on_error", "stop")  # configs of earlier versions lack it and train_fraction
     values = {field: data[field] for field in fields}
+    values["train_fraction"] = data.get("train_fraction", 1.0)
     if known is not None and on_error == "skip":
         values |= {field: known[field] for field in ("mean", "std") if values[field] is None}
     try:

@@ -1,0 +1,151 @@
+"""The study of docs/evidence/scarce.md: accuracy and saliency where a network overfits.
+
+    python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
+    python -m sdecor.sweep --config=configs/sweeps/scarce.py:PART --workdir=runs/PART --set config.data.path=fresh
+    python -m sdecor.sweep --report runs/PART
+
+PART is KIND_DATA. KIND is
+
+    curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
+    tuning     six settings of each method, on validation data
+
+and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
+"""
+
+from collections.abc import Sequence
+
+from configs.sweeps import cells
+from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
+
+Cell = tuple[str, dict]
+BATCH = 100
+DATA = {  # name → share of the 6,000 training images, epochs
+    "photographs20": (0.2, 100.0),
+    "photographs5": (0.05, 400.0),
+}
+ACCURACY = {"methods": [], "metrics": [], "split": "val", "checkpoint": "latest", "images": 4}  # no maps
+TEST = {
+    "methods": ["gradient"],
+    "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
+    "split": "test",
+    "checkpoint": "latest",
+    "curve_images": 1000,
+    "robustness_images": 200,
+    "images": 8,
+}
+
+
+def _base(data: str) -> dict:
+    share, epochs = DATA[data]
+    return {
+        "config": "configs/tiny_imagenet.py",
+        "overrides": {
+            "data.path": "fresh",
+            "data.val_fraction": 0.25,
+            "data.train_fraction": share,
+            "train.batch_size": BATCH,
+            "log.tensorboard": False,
+            **_lasting(epochs),
+        },
+    }
+
+
+def _lasting(epochs: float) -> dict:
+    return {"train.epochs": epochs, "train.eval_every_epochs": epochs / 10, "optim.warmup_epochs": epochs / 20}
+
+
+def _curve(data: str) -> list[Cell]:
+    return [(f"ce_x{factor}", ce(**_lasting(DATA[data][1] * factor))) for factor in (0.25, 0.5, 1, 2, 4)]
+
+
+# Two bases of every method: no regularisation but a weak decay, and a strong one.
+STRONG = {"optim.weight_decay": 0.3, "train.label_smoothing": 0.1}
+STRONG_BCE = {"optim.weight_decay": 0.3}  # label smoothing is another thing there
+COVARIANCE = {"decorrelation.form": "covariance"}
+BCE = {"train.loss": "bce"}
+
+
+def _regularised(**also: object) -> list[Cell]:
+    grid = {"optim.weight_decay": [1e-4, 0.3, 1.0], "train.label_smoothing": [0.0, 0.1]}
+    return [(f"ce_{name}", overrides) for name, overrides in cells.grid(grid, also=ce(**also))]
+
+
+# VCReg (arXiv 2306.13292) regularises variance and covariance of every block; DeCov (1511.06068) the last features.
+VCREG = DENSITY | COVARIANCE
+
+
+def _vcreg() -> list[tuple[str, dict]]:
+    pairs = ((0.01, 0.1), (0.1, 0.1), (0.1, 1.0))  # covariance, variance
+    return [(f"{w}_{v}", decor(w, VCREG | {"decorrelation.variance_weight": v})) for w, v in pairs]
+
+
+def _both(name: str, values: Sequence[tuple[str, dict]], strong: dict = STRONG) -> list[Cell]:
+    """Return the cells of a method: three values on both bases."""
+    bases = {"plain": {}, "strong": strong}
+    return [(f"{name}_{value}_{base}", cell | bases[base]) for value, cell in values for base in bases]
+
+
+def _bce() -> list[Cell]:
+    grid = {"optim.weight_decay": [1e-4, 0.3, 1.0], "optim.lr": [2e-3, 1e-3]}
+    return [(f"ce-bce_{name}", overrides) for name, overrides in cells.grid(grid, also=ce(**BCE))]
+
+
+def _zca() -> list[tuple[str, dict]]:
+    every = {"decorrelation.layers": ("conv*",), "decorrelation.group": 16}
+    options = {
+        "last": {},
+        "last_group16": {"decorrelation.group": 16},
+        "every_group16": every,
+    }
+    return [(name, decor(1.0, {"decorrelation.form": "zca"} | also)) for name, also in options.items()]
+
+
+def _form(form: str, weights: Sequence[float]) -> list[tuple[str, dict]]:
+    features = DENSITY if form == "density" else {"decorrelation.form": form}
+    return [(str(w), decor(w, features)) for w in weights]
+
+
+def _joint(pairs: Sequence[tuple[float, float]], features: dict, **also: object) -> list[tuple[str, dict]]:
+    return [(f"{c}_{w}", sdecor(c, w, features, **also)) for c, w in pairs]
+
+
+JOINT = ((0.3, 1.0), (0.3, 3.0), (1.0, 1.0))  # consistency, covariance: the values of the pilot
+JOINT_DENSITY = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0))
+
+
+def _tuning(data: str) -> list[Cell]:
+    """Return six cells of each method, named METHOD_…"""
+    return [
+        *_regularised(),
+        *_both("sdecor", _joint(JOINT, COVARIANCE)),
+        *_both("decor", _form("covariance", (0.3, 1.0, 3.0))),
+        *_both("sgt", [(str(w), sgt(w)) for w in (0.1, 0.3, 1.0)]),
+        *_both("sdecor-density", _joint(JOINT_DENSITY, DENSITY)),
+        *_both("decor-density", _form("density", (0.1, 0.3, 1.0))),
+        *_both("zca", _zca()),
+        *_both("whitening", _form("whitening", (0.3, 1.0, 3.0))),
+        *_both("vcreg", _vcreg()),
+        *_both("decov", _form("decov", (0.01, 0.03, 0.1))),
+        *_both("gradpen", [(str(w), gradpen(w)) for w in (0.01, 0.03, 0.1)]),
+        *_bce(),
+        *_both("sdecor-bce", _joint(JOINT, COVARIANCE, **BCE), STRONG_BCE),
+    ]
+
+
+PARTS = {"curve": _curve, "tuning": _tuning}
+
+
+def get_config(part: str = "tuning_photographs20") -> dict:
+    """Return the sweep of a part."""
+    kind, _, data = part.partition("_")
+    if kind not in PARTS or data not in DATA:
+        raise ValueError(
+            f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
+        )
+    return {
+        "base": _base(data),
+        "cells": PARTS[kind](data),
+        "seeds": 2,
+        "evaluate": ACCURACY,
+        "tags": {"references": ["ce"], "measures": ["accuracy"]},
+    }
