@@ -12,8 +12,6 @@ PART is KIND_DATA. KIND is
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
 
-from collections.abc import Sequence
-
 from configs.sweeps import cells
 from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
 
@@ -23,7 +21,14 @@ DATA = {  # name → share of the 6,000 training images, epochs
     "photographs20": (0.2, 100.0),
     "photographs5": (0.05, 400.0),
 }
-ACCURACY = {"methods": [], "metrics": [], "split": "val", "checkpoint": "latest", "images": 4}  # no maps
+ACCURACY = {  # no metric of maps has a part in the tuning; an evaluation needs one
+    "methods": ["gradient"],
+    "metrics": ["gini"],
+    "split": "val",
+    "checkpoint": "latest",
+    "map_images": 100,
+    "images": 4,
+}
 TEST = {
     "methods": ["gradient"],
     "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
@@ -79,7 +84,7 @@ def _vcreg() -> list[tuple[str, dict]]:
     return [(f"{w}_{v}", decor(w, VCREG | {"decorrelation.variance_weight": v})) for w, v in pairs]
 
 
-def _both(name: str, values: Sequence[tuple[str, dict]], strong: dict = STRONG) -> list[Cell]:
+def _both(name: str, values: list[tuple[str, dict]], strong: dict = STRONG) -> list[Cell]:
     """Return the cells of a method: three values on both bases."""
     bases = {"plain": {}, "strong": strong}
     return [(f"{name}_{value}_{base}", cell | bases[base]) for value, cell in values for base in bases]
@@ -100,12 +105,12 @@ def _zca() -> list[tuple[str, dict]]:
     return [(name, decor(1.0, {"decorrelation.form": "zca"} | also)) for name, also in options.items()]
 
 
-def _form(form: str, weights: Sequence[float]) -> list[tuple[str, dict]]:
+def _form(form: str, weights: tuple[float, ...]) -> list[tuple[str, dict]]:
     features = DENSITY if form == "density" else {"decorrelation.form": form}
     return [(str(w), decor(w, features)) for w in weights]
 
 
-def _joint(pairs: Sequence[tuple[float, float]], features: dict, **also: object) -> list[tuple[str, dict]]:
+def _joint(pairs: tuple[tuple[float, float], ...], features: dict, **also: object) -> list[tuple[str, dict]]:
     return [(f"{c}_{w}", sdecor(c, w, features, **also)) for c, w in pairs]
 
 
@@ -147,5 +152,5 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         "cells": PARTS[kind](data),
         "seeds": 2,
         "evaluate": ACCURACY,
-        "tags": {"references": ["ce"], "measures": ["accuracy"]},
+        "tags": {"measures": ["accuracy", "cross_entropy", "calibration_error"]},
     }
