@@ -98,6 +98,9 @@ WORK: dict[str, Work] = {
     "continuity": Work(0, 9, {"shifts": (-4, -3, -2, -1, 1, 2, 3, 4)}),
     # The forward pass of the gradient returns logits and features too.
     **dict.fromkeys([f"relative_{of}_stability" for of in ("input", "output", "representation")], _NEAR),
+    "coherency": Work(0, 2),
+    "adcc": Work(2, 2),
+    "arcc": Work(8, 2),
     "random_logit": Work(0, 2, {"num_classes": NETWORK.layers[-1][1]}),
     "parameter_randomization": Work(0, 1 + LAYERS),
     "smooth_mprt": Work(0, 50 * (1 + LAYERS), {"samples": 50}),

@@ -1,10 +1,11 @@
 """Try every attribution method on every kind of network, and write the table of docs/networks.md.
 
-    python -m studies.supported            the whole table, with all checks: about half an hour on two CPU cores
-    python -m studies.supported --trace    traced only, nothing computed: minutes
+    python -m studies.supported            the whole table, with all checks: about MINUTES
+    python -m studies.supported --trace    traced only, nothing computed
 
-The numbers of a pair are checked where it works: shape and finiteness, equality with the kind's twin, and the
-completeness that the method promises. A pair that fails a check is an error, not an entry of the table.
+The numbers of a pair are checked where it works: shape, finiteness, that the maps are not 0, that an image's map does
+not depend on the rest of its batch, equality with the kind's twin, and the completeness that the method promises. A
+pair that fails a check is an error, not an entry of the table.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import inspect
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ START, END = "<!-- made by studies/supported.py -->", "<!-- end -->"
 TARGET = 0
 # Few draws and few regions are enough to see whether a method works.
 CHEAP = {"samples": 8, "regions": np.arange(64).reshape(8, 8) // 32 * 2 + np.arange(64).reshape(8, 8) % 8 // 4}
+ADDITIVE = ("feature_ablation",)  # sums to the rise of the score only where regions do not interact
+QUICKLY = {"xla_backend_optimization_level": 1}  # most of the time is compilation; at 0 DeepLIFT of a CNN is wrong
 COMPLETE = 0.05  # largest completeness error, as a share of the largest score; the paths have 50 steps
 
 
@@ -43,59 +46,77 @@ class Trial(NamedTuple):
     problem: str = ""
 
 
-def image() -> jax.Array:
-    """Return the image that is explained."""
-    return jnp.asarray(np.random.default_rng(3).normal(size=SHAPE), jnp.float32)
+def images() -> jax.Array:
+    """Return the batch that is explained, `[2, H, W, C]`."""
+    return jnp.asarray(np.random.default_rng(3).normal(size=(2, *SHAPE)), jnp.float32)
 
 
-def explained(fn: Fn, method: str, *, trace: bool = False, jit: bool = True) -> Any:
-    """Return the attribution `[H, W, C]` and the completeness error, or 0 without one; or their shapes."""
+def explainer(fn: Fn, method: str) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return a function from images to their attributions `[N, H, W, C]` and completeness errors `[N]`, 0 without."""
     info = METHOD_INFO[method]
     known = inspect.signature(info.function).parameters
     options = {name: value for name, value in CHEAP.items() if name in known}
     options |= {"with_error": True} if info.with_error else {}
 
-    def one(image: jax.Array) -> Any:
-        found = explain(fn, image[None], TARGET, method=method, key=jax.random.key(0), **options)
-        values, error = found if info.with_error else (found, jnp.zeros(1))
-        return values[0], error[0]
+    def explained(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = explain(fn, images, TARGET, method=method, key=jax.random.key(0), **options)
+        return found if info.with_error else (found, jnp.zeros(len(images)))
 
-    if trace:
-        return jax.eval_shape(one, image())
-    return jax.device_get(jax.jit(one)(image())) if jit else one(image())
+    return explained
+
+
+def computed(fn: Fn, method: str, *batches: jax.Array) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the attributions and completeness errors of batches of one size, compiled once."""
+    compiled = jax.jit(explainer(fn, method), compiler_options=QUICKLY)
+    return [jax.device_get(compiled(batch)) for batch in batches]
 
 
 def tried(kind: Kind, method: str, *, trace: bool = False) -> Trial:
     """Try a method on a kind of network."""
-    fn = kind.build()
+    fn, batch = kind.build(), images()
     try:
-        values, error = explained(fn, method, trace=trace)
+        if trace:
+            values, _ = jax.eval_shape(explainer(fn, method), batch)
+        else:
+            (values, error), (other, _) = computed(fn, method, batch, batch.at[1].multiply(-2))
     except Exception as refusal:  # any error is a refusal, and the table says which one
         return Trial(refusal=first_sentence(refusal))
-    if values.shape[:2] != SHAPE[:2] or values.shape[2] not in (1, SHAPE[2]):
+    if values.shape[:3] != (2, *SHAPE[:2]) or values.shape[3] not in (1, SHAPE[2]):
         return Trial(problem=f"shape {values.shape}")
-    return Trial() if trace else Trial(problem=problem_of(kind, fn, method, values, error))
+    return Trial() if trace else Trial(problem=problem_of(kind, fn, method, values, error, other))
 
 
-def problem_of(kind: Kind, fn: Fn, method: str, values: np.ndarray, error: np.ndarray) -> str:
-    """Return what is wrong with the attribution of a pair; "" if nothing is."""
+def problem_of(
+    kind: Kind, fn: Fn, method: str, values: np.ndarray, error: np.ndarray, other: np.ndarray | None = None
+) -> str:
+    """Return what is wrong with the attributions of a pair; "" if nothing is.
+
+    `other` are the attributions of a batch that has the same first image.
+    """
     if not np.isfinite(values).all():
         return "not finite"
-    scores = [float(fn(each)[TARGET]) for each in (image(), jnp.zeros(SHAPE))]
-    if METHOD_INFO[method].sums_to == ABOVE_BASELINE and abs(error) > COMPLETE * max(map(abs, scores)):
-        return f"completeness error {float(error):.3g} of scores {scores}"
-    if kind.twin is not None:
-        expected = of_twin(kind.twin, method)
-        gap, largest = np.abs(values - expected).max(), np.abs(expected).max()
-        if gap > kind.tolerance * largest:
-            return f"differs from its twin by {gap / largest:.2g} of the largest value"
+    if not values.any():
+        return "all values are 0"
+    if other is not None and gap(values[0], other[0]) > 1e-5:
+        return f"depends on the other image by {gap(values[0], other[0]):.2g} of the largest value"
+    if METHOD_INFO[method].sums_to == ABOVE_BASELINE and method not in ADDITIVE:
+        scores = np.asarray([fn(each)[TARGET] for each in (*images(), jnp.zeros(SHAPE))], np.float32)
+        if np.abs(error).max() > COMPLETE * np.abs(scores).max():
+            return f"completeness errors {error} of scores {scores}"
+    if kind.twin is not None and (apart := gap(values, of_twin(kind.twin, method))) > kind.tolerance:
+        return f"differs from its twin by {apart:.2g} of the largest value"
     return ""
+
+
+def gap(values: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, as a share of the largest expected value."""
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 
 @functools.cache
 def of_twin(twin: Callable[[], Fn], method: str) -> np.ndarray:
-    """Return the attribution of the network written plainly."""
-    return explained(twin(), method)[0]
+    """Return the attributions of the network written plainly."""
+    return computed(twin(), method, images())[0][0]
 
 
 def first_sentence(error: Exception) -> str:

@@ -136,6 +136,8 @@ def call(name: str, function):
     metric = metrics.METRICS[name]
     if name == "random_logit":
         return lambda x, m: function(explain_one, x, LABELS, num_classes=CLASSES, key=KEY)
+    if name in ("adcc", "arcc"):
+        return lambda x, m: function(explain_one, fn, x, LABELS, key=KEY)
     if name == "input_invariance":
         return lambda x, m: function(explain_of, fn, x, LABELS, key=KEY)
     if name == "relative_representation_stability":

@@ -224,6 +224,18 @@ def stabilities(context: Context, **options: Any) -> tuple[jax.Array, ...]:
     return tuple(metrics.relative_stabilities(*explained, **context.repeated(), **options))
 
 
+def adcc(context: Context, **options: Any) -> tuple[jax.Array]:
+    """Return ADCC."""
+    explained = (context.explain_one, context.fn, context.images, context.targets)
+    return (metrics.adcc(*explained, **context.repeated(), **options),)
+
+
+def arcc(context: Context, **options: Any) -> tuple[jax.Array]:
+    """Return ARCC."""
+    explained = (context.explain_one, context.fn, context.images, context.targets)
+    return (metrics.arcc(*explained, **context.repeated(), **options),)
+
+
 def random_logit(context: Context, **options: Any) -> tuple[jax.Array]:
     """Return the similarity to the explanation of another class."""
     explained = (context.explain_one, context.images, context.targets)
@@ -280,6 +292,8 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     infidelity: ("infidelity",),
     sensitivities: ("max_sensitivity", "avg_sensitivity", "local_lipschitz"),
     stabilities: ("relative_input_stability", "relative_output_stability", "relative_representation_stability"),
+    adcc: ("adcc",),
+    arcc: ("arcc",),
     random_logit: ("random_logit",),
     input_invariance: ("input_invariance",),
     parameter_randomization: ("parameter_randomization", "parameter_randomization_layers"),

@@ -12,6 +12,7 @@ Files:
   complexity                how concentrated a map is
   faithfulness, regions     score after pixels, or patches and segments, are replaced in the map's order
   road, replacement         ROAD; the replacement loop of these metrics
+  composite                 coherency, ADCC and ARCC: harmonic means of several properties
   correlations, infidelity  relevance against the change of the score
   robustness, sufficiency   maps of similar images; predictions of images with similar maps
   randomization             maps after the parameters or the class are changed
@@ -32,6 +33,7 @@ from sdecor.metrics.complexity import (
     gini as gini,
     mst_compactness as mst_compactness,
 )
+from sdecor.metrics.composite import adcc as adcc, arcc as arcc, coherency as coherency
 from sdecor.metrics.correlations import (
     faithfulness_correlation as faithfulness_correlation,
     faithfulness_estimate as faithfulness_estimate,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.arrays import moderate, widened
+from sdecor.core.arrays import widened
 from sdecor.core.chunks import map_examples
 from sdecor.core.classes import correct
 from sdecor.core.parallel import automatic
@@ -33,6 +33,7 @@ from sdecor.metrics.replacement import (
     replaced_scores,
     replacement_curve,
     score_of,
+    unit_scaled,
     varies,
 )
 
@@ -316,10 +317,7 @@ def _scores(
     """Return the target's score of the image and of the masked image, `[N]` each."""
     targets = check_batch(images, maps, targets, fn=fn)
     end = baseline_images(images, baseline, key=key)
-    axes = tuple(range(1, maps.ndim))
-    maps = moderate(maps.astype(jnp.float32), axes)
-    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
-    weights = over_channels((maps - low) / jnp.where(high > low, high - low, 1), images)
+    weights = over_channels(unit_scaled(maps), images)
     score = score_of(saliency_of)
     examples, at_once = in_flight(fn, chunk_size, images)
 

@@ -13,6 +13,7 @@ from sdecor.attribution.baselines import BLUR_SIGMA
 from sdecor.metrics import (
     axiomatic,
     complexity,
+    composite,
     correlations,
     faithfulness,
     grid,
@@ -285,6 +286,15 @@ METRICS: dict[str, Metric] = {
         robustness.relative_representation_stability, False, "explanation", "Relative representation stability",
         "Largest ratio of the explanation's relative change to the features' relative change.",
         statistic="median", signature=_STABILITIES),
+    "coherency": Metric(
+        composite.coherency, True, "explanation", "Coherency",
+        "Correlation of the map with the map of the image that it masks, scaled to [0, 1]."),
+    "adcc": Metric(
+        composite.adcc, True, "explanation", "ADCC",
+        "Harmonic mean of coherency, 1 − complexity and 1 − average drop.", confounded=True),
+    "arcc": Metric(
+        composite.arcc, True, "explanation", "ARCC",
+        "Harmonic mean of coherency, 1 − complexity and the combined ROAD score.", confounded=True),
     "random_logit": Metric(
         randomization.random_logit, False, "explanation", "Random logit",
         "Similarity of the explanation to that of another class."),

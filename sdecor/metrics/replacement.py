@@ -251,6 +251,14 @@ def varies(maps: jax.Array) -> jax.Array:
     return finite(maps) & (maps.max(axes) > maps.min(axes))
 
 
+def unit_scaled(maps: jax.Array) -> jax.Array:
+    """Return maps scaled to [0, 1] by their own minimum and maximum, float32; 0 where constant."""
+    axes = tuple(range(1, maps.ndim))
+    maps = moderate(maps.astype(jnp.float32), axes)
+    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
+    return (maps - low) / jnp.where(high > low, high - low, 1)
+
+
 def window_sums(maps: jax.Array, places: jax.Array, windows: Sequence[int | tuple[int, int]]) -> jax.Array:
     """Return the map's sum over each window of places (see `replaced_scores`), `[N, W]`; huge maps are scaled down."""
     axes = tuple(range(1, maps.ndim))

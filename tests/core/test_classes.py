@@ -258,6 +258,9 @@ def following(weights, images, maps, targets):
             metrics.input_invariance, lambda f, x, t, k: gradient(f, x, t), fn, images, targets, **options
         ),
         "random_logit": n(metrics.random_logit, *explained, num_classes=CLASSES, similarity="cosine", **options),
+        "coherency": n(metrics.coherency, *explained, **options),
+        "adcc": n(metrics.adcc, explain_one, fn, images, targets, **options),
+        "arcc": n(metrics.arcc, explain_one, fn, images, targets, percentages=(50,), **options),
         "parameter_randomization": n(
             metrics.parameter_randomization, explain_with, params, other, images, targets,
             layers={"w": ["w"]}, similarity="cosine", **options,
@@ -270,6 +273,7 @@ PROBABILITIES = (
     *("insertion", "deletion_vs_random", "masked_accuracy", "region_perturbation", "irof", "monotonicity"),
     *("average_drop", "average_increase", "faithfulness_correlation", "faithfulness_estimate"),
     *("monotonicity_correlation", "sensitivity_n", "non_sensitivity", "completeness", "infidelity", "road"),
+    *("adcc", "arcc"),
 )
 
 

@@ -129,6 +129,9 @@ EXPECTED = {
     "sensitivities": lambda: metrics.sensitivities(explain_one, IMAGES, TARGETS, key=OWN, samples=2),
     "stabilities": stabilities,
     "random_logit": lambda: metrics.random_logit(explain_one, IMAGES, TARGETS, num_classes=CLASSES, key=OWN),
+    "coherency": lambda: metrics.coherency(explain_one, IMAGES, TARGETS, key=OWN),
+    "adcc": lambda: metrics.adcc(explain_one, fn, IMAGES, TARGETS, key=OWN),
+    "arcc": lambda: metrics.arcc(explain_one, fn, IMAGES, TARGETS, key=OWN),
     "input_invariance": lambda: metrics.input_invariance(explain_of, fn, IMAGES, TARGETS, key=OWN),
     "parameter_randomization": lambda: layers_of(metrics.parameter_randomization),
     "smooth_mprt": lambda: layers_of(metrics.smooth_mprt, samples=2),
@@ -172,7 +175,8 @@ def measured(name: str, word: str = "input_x_gradient", key: jax.Array | None = 
 
 # In the full suite only: they share their arguments with others and take seconds to compile.
 FULL = (
-    *("aopc_lerf", "continuity", "efficient_mprt", "faithfulness_estimate", "irof", "monotonicity_correlation"),
+    *("adcc", "aopc_lerf", "arcc", "coherency"),
+    *("continuity", "efficient_mprt", "faithfulness_estimate", "irof", "monotonicity_correlation"),
     *("non_sensitivity", "pixel_flipping", "selectivity", "smooth_mprt"),
 )
 
