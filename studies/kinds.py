@@ -180,10 +180,10 @@ def nnx_cnn(lift: Callable = lambda block: block) -> Fn:
     return lambda image: model(image[None])[0]
 
 
-def nnx_split() -> Fn:
+def nnx_split(lift: Callable = lambda block: block) -> Fn:
     """Return the NNX CNN as a jitted function of its state."""
-    graph, state = nnx.split(NnxCNN())
-    apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    graph, state = nnx.split(NnxCNN(lift))
+    apply = jax.jit(lambda state, x: nnx.merge(graph, state, copy=True)(x))
     return lambda image: apply(state, image[None])[0]
 
 
@@ -452,6 +452,8 @@ KINDS: dict[str, Kind] = {
     "linen_scan": Kind("Linen, `nn.scan`", lambda: linen("scan"), plain),
     "nnx": Kind("NNX", nnx_cnn, plain),
     "nnx_split": Kind("NNX, `jax.jit` with the state as an argument", nnx_split, plain),
+    "nnx_split_jit": Kind("NNX, `nnx.jit` inside, the state as an argument", lambda: nnx_split(nnx.jit), plain),
+    "nnx_split_remat": Kind("NNX, `nnx.remat` inside, the state as an argument", lambda: nnx_split(nnx.remat), plain),
     "nnx_jit": Kind("NNX, `nnx.jit` in a module closed over", lambda: nnx_cnn(nnx.jit), plain),
     "nnx_remat": Kind("NNX, `nnx.remat` in a module closed over", lambda: nnx_cnn(nnx.remat), plain),
     "equinox": Kind("Equinox", equinox, plain),

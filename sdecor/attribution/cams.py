@@ -342,8 +342,8 @@ def mapped(split: Split, shape: tuple[int, ...], layer: Layer, reshape: Reshape 
     Raises:
       ValueError: when called, for a layer that is no map; at once for a layer of tokens whose patches are not read.
     """
+    _check_that_patches_are_read(split, layer, reshape)
     if reshape is None:
-        _check_that_patches_are_read(split, layer)
         return lambda values: as_map(values, shape, split.patches)
 
     def reshaped(values: jax.Array) -> jax.Array:
@@ -355,22 +355,27 @@ def mapped(split: Split, shape: tuple[int, ...], layer: Layer, reshape: Reshape 
     return reshaped
 
 
-def _check_that_patches_are_read(split: Split, layer: Layer) -> None:
-    """Raise `ValueError` for a layer of tokens of which a class token alone matters: its map would be 0."""
+def _check_that_patches_are_read(split: Split, layer: Layer, reshape: Reshape | None) -> None:
+    """Raise `ValueError` for a layer of tokens of which the class token alone matters, but no token of the map."""
     tokens = squeezed(split.activation.shape, 1)
     if layer is None or split.read is None or len(tokens) != 2:
         return
     read, patches = split.read(), split.patches
     if read is None:
         return
-    first = patches.first.get(tokens[0]) if patches is not None else None
-    own = range(1, tokens[0]) if first is None else range(first, first + math.prod(patches.grid))
-    if read.isdisjoint(own):
+    if reshape is None:
+        first = patches.first.get(tokens[0]) if patches is not None else None
+        own = range(1, tokens[0]) if first is None else range(first, first + math.prod(patches.grid))
+        known = not read.isdisjoint(own)
+    else:
+        with jax.ensure_compile_time_eval():
+            known = bool(reshape(jnp.zeros(split.activation.shape).at[..., sorted(read), :].set(1)).any())
+    if not known:
         raise ValueError(
             f"layer = {layer if isinstance(layer, str) else type(layer).__name__!r}: of the {tokens[0]} tokens of its "
             f"output, what follows reads {', '.join(map(str, sorted(read)))} alone (counted from 0), such as a class "
-            "token, and no patch: the map would be 0. Name a layer that the last attention reads, such as the block "
-            "before or the normalization inside this one"
+            "token, and no patch: the score does not depend on the map. Name a layer that the last attention reads, "
+            "such as the block before or the normalization inside this one"
         )
 
 

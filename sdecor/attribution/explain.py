@@ -150,9 +150,13 @@ def _class_count(fn: Callable[[Any], Any], example: Any, targets: Any) -> int | 
         output = jax.eval_shape(fn, example)
     except Exception as error:
         shapes = jax.tree.map(lambda leaf: leaf.shape, example)
-        error.add_note(
-            f"explain calls fn with one example, here of shape {shapes}: the first axis of images is examples"
-        )
+        note = f"explain calls fn with one example, here of shape {shapes}: the first axis of images is examples"
+        if type(error).__name__ == "TraceContextError":  # Flax's, which is not imported here
+            note = (
+                "fn closes over an NNX module that uses nnx.jit, nnx.remat or nnx.scan inside: build it in fn instead, "
+                "graph, state = nnx.split(model), fn = lambda x: nnx.merge(graph, state, copy=True)(x[None])[0]"
+            )
+        error.add_note(note)
         raise
     return None if is_function(targets) else checked_logits(output).shape[0]
 

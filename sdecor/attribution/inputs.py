@@ -22,14 +22,15 @@ def checked_inputs(images: Any) -> tuple[Any, int]:
       images: floating point `[N, …]`, or a tuple, dict or other tree of such arrays.
 
     Raises:
-      ValueError: for a list, an array without examples, other dtypes, and arrays with different numbers of examples.
+      ValueError: for a list, what is no array, an array without examples, other dtypes, and arrays with different
+        numbers of examples.
     """
     if isinstance(images, list):
         raise ValueError(
             f"images is a list of {len(images)}: stack examples to one array, jnp.stack(images); pass several inputs "
             "of one network as a tuple or a dict of arrays [N, …]"
         )
-    images = jax.tree.map(jnp.asarray, images)
+    images = jax.tree.map(_array, images)
     leaves = jax.tree.leaves(images)
     if not leaves:
         raise ValueError("images holds no array: pass a batch [N, …], or a tuple or a dict of such arrays")
@@ -45,6 +46,14 @@ def checked_inputs(images: Any) -> tuple[Any, int]:
             shapes = ", ".join(str(each.shape) for each in leaves)
             raise ValueError(f"images has arrays of shape {shapes}: pass as many examples [N, …] in each")
     return images, leaves[0].shape[0]
+
+
+def _array(leaf: Any) -> jax.Array:
+    try:
+        return jnp.asarray(leaf)
+    except TypeError as error:
+        what = f"{leaf!r}" if isinstance(leaf, str) else f"a {type(leaf).__name__}"
+        raise ValueError(f"images holds {what}: pass arrays of numbers, a batch [N, …]") from error
 
 
 def example_of(images: Any) -> Any:

@@ -97,6 +97,7 @@ def test_segmentations_embeddings_regressions_and_pairs_of_image_and_text():
         (logits, {"targets": "cat"}, r"targets = 'cat' is no target"),
         (logits, {"targets": "predict"}, r"did you mean 'predicted'\?"),
         (logits, {"targets": ["cat", "dog"]}, "pass classes, integers from 0, not names"),
+        (logits, {"targets": 0, "images": "dog.png"}, r"images holds 'dog.png': pass arrays of numbers"),
         (logits, {"targets": 0, "images": [IMAGES[0], IMAGES[1]]}, r"a list of 2: stack .*jnp.stack\(images\)"),
     ],
 )

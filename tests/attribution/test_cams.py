@@ -439,8 +439,11 @@ def test_default_layer_without_the_tokens_of_a_transformer_s_own(key, before, be
 def test_a_layer_of_which_only_the_class_token_is_read_is_refused(key):
     """Patches that a later layer does not read have no gradient: the map would be 0."""
     fn, image = transformer(2, 0), jnp.ones((16, 16, 3))
-    with pytest.raises(ValueError, match=r"layer = 'block1': of the 18 tokens .* reads 0 alone .* map would be 0"):
-        grad_cam(fn, image, 1, layer="block1")
+    for given in ({}, {"reshape": lambda tokens: tokens[2:].reshape(4, 4, 6)}):
+        with pytest.raises(ValueError, match=r"layer = 'block1': of the 18 tokens .* reads 0 alone .* not depend on"):
+            jax.eval_shape(lambda image, given=given: grad_cam(fn, image, 1, layer="block1", **given), image)
+    every = {"reshape": lambda tokens: tokens[:, None]}  # with the class token, as the score reads it
+    jax.eval_shape(lambda image: grad_cam(fn, image, 1, layer="block1", **every), image)
     vit = zeros(ViT(3, width=6, depth=2, heads=2, patch_size=4), (8, 16, 3))
     with pytest.raises(ValueError, match=r"layer = 'block2': of the 9 tokens .* reads 0 alone"):
         grad_cam(vit, jnp.ones((8, 16, 3)), 1, layer="block2")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdecor.attribution import METHOD_INFO
+from sdecor.attribution import METHOD_INFO, explain
 from studies import supported
 from studies.kinds import KINDS, SHAPE, Kind, plain
 from studies.supported import Trial, computed, images, problem_of, tried
@@ -22,6 +22,12 @@ REFUSED = {
 @pytest.mark.parametrize("kind, method", REFUSED)
 def test_what_a_method_cannot_do_is_an_error_before_anything_is_computed(kind, method):
     assert REFUSED[kind, method] in tried(KINDS[kind], method, trace=True).refusal
+
+
+def test_a_module_with_nnx_transforms_is_refused_with_the_remedy():
+    with pytest.raises(Exception, match="Cannot mutate") as refusal:
+        explain(KINDS["nnx_remat"].build(), images(), 0)
+    assert "nnx.merge(graph, state, copy=True)" in "".join(refusal.value.__notes__)
 
 
 def test_the_table_has_a_row_for_each_kind_and_names_each_reason_once():
