@@ -48,7 +48,8 @@ def test_a_wrong_map_is_found():
     assert "other image by 0.01" in problem_of(KINDS["jit"], fn, "gradient", values, error, values / 1.01)
     assert problem_of(KINDS["jit"], fn, "gradient", np.full((2, *SHAPE), np.nan), error) == "not finite"
     assert problem_of(KINDS["jit"], fn, "gradient", 0 * values, error) == "all values are 0"
-    assert "completeness" in problem_of(KINDS["jit"], fn, "deeplift", values, np.float32([0, 9]))
+    assert "completeness errors [0. 9.]" in problem_of(KINDS["jit"], fn, "deeplift", values, np.float32([0, 9]))
+    assert "but has" in problem_of(KINDS["jit"], fn, "integrated_gradients", values + 1, 0 * error)
 
 
 @pytest.mark.full
