@@ -1,4 +1,4 @@
-"""Figures of attribution maps beside their images, on one common color scale."""
+"""Figures of attribution maps beside their images, on a common color scale or each on its own."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,12 @@ from sdecor.report.wording import method_title
 
 SEQUENTIAL, DIVERGING = "magma", "berlin"  # perceptually uniform, and black where there is nothing
 _OUTLINE = "#6ff2ff"
+_CORNER = {
+    "color": "white",
+    "fontsize": 6,
+    "zorder": 4,
+    "bbox": {"facecolor": "black", "alpha": 0.6, "pad": 1, "lw": 0},
+}
 _UNIT = "share of the map's saliency; 1 = an even spread over the image"
 
 
@@ -94,7 +100,8 @@ def figure_methods(
       signed: whether to draw signs, on a diverging scale that is symmetric about 0.
       labels: texts at the left of the rows, `[n]`.
       objects: object masks, bool `[n, H, W]`, outlined on every picture.
-      common: whether all maps of a row use the same scale; otherwise each map has its own, without a color bar.
+      common: whether all maps of a row use the same scale. Otherwise each map has its own, whose top is in its corner:
+        a diffuse map, such as attention rollout, would be black beside a concentrated one.
       colormap: name of a matplotlib color map; None for "magma", or "berlin" if `signed`. "coolwarm" draws 0 in a
         light color, for white paper.
       theme: "light" or "dark".
@@ -113,6 +120,8 @@ def figure_methods(
             else:
                 scale = common_scale(shown.values() if common else [shown[method]])
                 drawn = _map(axes, shown[method], colormap, -scale if signed else 0, scale)
+                if not common and not np.isnan(shown[method]).any():
+                    axes.text(0.97, 0.03, f"{scale:.2g}×", transform=axes.transAxes, ha="right", va="bottom", **_CORNER)
             if objects is not None:
                 _outline(axes, objects[i])
             if i == 0:
@@ -122,7 +131,8 @@ def figure_methods(
             _name(figure, left - 0.12, y + cell / 2, labels[i], color)
         if common and maps:
             _bar(figure, drawn, left + (1 + len(maps)) * cell, y, cell - 0.06, color)
-    _note(figure, left, _UNIT if common else "share of the map's saliency, each map on its own scale", color)
+    own = "share of the map's saliency, each map on its own scale, up to the value in its corner; 1 = an even spread"
+    _note(figure, left, _UNIT if common else own, color)
     return figure
 
 
@@ -146,7 +156,7 @@ def _map(axes: Any, values: np.ndarray, colormap: str, low: float, high: float) 
     drawn = axes.imshow(np.nan_to_num(values), cmap=colormap, vmin=low, vmax=high, interpolation="nearest")
     if np.isnan(values).any():
         middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "undefined", color="#98a2b3", fontsize=8, **middle)
+        axes.text(0.5, 0.5, "undefined", color="#98a2b3", fontsize=8, zorder=4, backgroundcolor="black", **middle)
     return drawn
 
 

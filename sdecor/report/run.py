@@ -232,7 +232,8 @@ def _figures(evaluated: Sequence[Evaluated], comparisons: _Comparisons) -> _Draw
     heading = f"{method_title(methods[0])} saliency of the same images"
     drawn["saliency"] = (heading, shown, partial(_side_by_side, evaluated, methods[0]))
     if len(methods) > 1 and not others:
-        drawn["methods"] = ("Methods side by side", shown, partial(_methods, reference))
+        caption = shown.replace("The maps of an image use the same scale.", "Each map has its own scale.")
+        drawn["methods"] = ("Methods side by side", caption, partial(_methods, reference))
     logs = {each.name: each.log for each in evaluated}
     if any(logs.values()):
         caption = "The loss is that of each run's own training method, so only accuracies can be compared."
@@ -261,5 +262,6 @@ def _methods(evaluated: Evaluated, *, theme: str) -> Any:
         {method: maps[:_ROWS] for method, maps in picture["maps"].items()},
         labels=[names[label] for label in picture["label"][:_ROWS]],
         objects=picture["object"][:_ROWS] if "object" in picture else None,
+        common=False,
         theme=theme,
     )

@@ -121,6 +121,7 @@ def test_methods_may_have_their_own_scales_and_colors():
     _, first, second = figure.axes[:3]
     assert first.images[0].get_clim() != second.images[0].get_clim()
     assert first.images[0].get_cmap().name == "viridis"
+    assert [text.get_text() for text in first.texts] == [f"{first.images[0].get_clim()[1]:.2g}×"]
 
 
 def test_themes_differ_and_an_unknown_one_is_named():

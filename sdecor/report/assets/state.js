@@ -9,7 +9,7 @@ const initialState = (data) => ({
   run: 0,
   label: "",
   signed: false,
-  own: false,
+  own: data.runs.length === 1 && data.methods.length > 1, // methods differ more than runs do: one scale hides some
   outline: true,
   opacity: 100,
   size: initialSize(data.mapSize[1]),
