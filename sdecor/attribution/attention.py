@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.attribution.cams import UPSAMPLING, Reshape
+from sdecor.attribution.inputs import positions_of
 from sdecor.attribution.layers import Patches, as_map, patches_in
-from sdecor.attribution.targets import Target, checked_logits, target_score
+from sdecor.attribution.targets import Target, target_score
 from sdecor.core.arrays import at_least_float32
 from sdecor.core.checks import check_choice
 from sdecor.rules.attentions import Attention, attends_to_all, attentions, evaluated_units, residual_sums
@@ -36,9 +37,10 @@ def attention_rollout(
     backward evaluation down to the last attention.
 
     Args:
-      fn: the network, `image [H, W, C] -> logits [K]`, a transformer whose blocks attend to all tokens.
-      image: floating point, `[H, W, C]`.
-      target: the class to explain, a `Contrast` of two classes, or a function of the logits.
+      fn: the network, `image [H, W, C] -> logits [K]`, a transformer whose blocks attend to all tokens. With a function
+        as target it may return anything; only what the score needs of it is read.
+      image: floating point, `[H, W, C]`, or another input with positions `[*positions, C]`.
+      target: the class to explain, a `Contrast` of two classes, or a function of the output.
       saliency_of: score of the target: "logit", "log_probability" or "probability".
       upsample: interpolation to the image's size, "bilinear" or "nearest"; None keeps the grid of tokens.
       reshape: function from values `[T, 1]` of the last attention's tokens to a map `[H', W', 1]`. Default: the grid of
@@ -54,9 +56,9 @@ def attention_rollout(
     References:
       Abnar, Zuidema, "Quantifying Attention Flow in Transformers", https://arxiv.org/abs/2005.00928, 2020.
     """
-    network = _network(fn, image)
+    network = _network(fn, image, target, saliency_of)
     last = network.found[-1]
-    (gradient,), matrices = _gradients_and_matrices(network, image, target, saliency_of, [last])
+    (gradient,), matrices = _gradients_and_matrices(network, image, [last])
     dtype = at_least_float32(image.dtype)
     rollout = jnp.eye(network.tokens, dtype=dtype)
     for matrix in (matrix.astype(dtype).mean(0) for matrix in matrices):
@@ -85,8 +87,8 @@ def attention_relevance(
       Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
       Transformers", https://arxiv.org/abs/2103.15679, 2021.
     """
-    network = _network(fn, image)
-    gradients, matrices = _gradients_and_matrices(network, image, target, saliency_of, network.found)
+    network = _network(fn, image, target, saliency_of)
+    gradients, matrices = _gradients_and_matrices(network, image, network.found)
     dtype = at_least_float32(image.dtype)
     identity = relevance = jnp.eye(network.tokens, dtype=dtype)
     for attention, matrix, gradient in zip(network.found, matrices, gradients, strict=True):
@@ -121,14 +123,13 @@ def legrad(
       Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
       https://arxiv.org/abs/2404.03214, 2024.
     """
-    network = _network(fn, image)
+    network = _network(fn, image, target, saliency_of)
     blocks = [attention for attention in network.found if attention.shape[0] == network.tokens]
     ends = _ends(network, blocks)
     last = 1 + next(i for i, unit in enumerate(network.units) if ends[-1] in unit.outputs)
 
     def head(tokens: jax.Array) -> jax.Array:
-        values = _run(network.units[last:], {ends[-1]: tokens}, {})
-        return target_score(network.logits(values), target, saliency_of=saliency_of)
+        return network.score(_run(network.units[last:], {ends[-1]: tokens}, {}))
 
     def score(changes: Sequence[jax.Array]) -> jax.Array:
         """Return the sum of the blocks' scores; a block's tokens are constants for the next block."""
@@ -146,8 +147,8 @@ class _Network(NamedTuple):
     """A function as a program, with its attentions.
 
     Attributes:
-      program: the function, `image -> logits`.
-      units: the steps that the logits need.
+      program: the function, `image -> score`.
+      units: the steps that the score needs.
       found: the attentions in order; all of `tokens` queries and keys, except for a pooling at the end.
       tokens: the number of keys.
       patches: the grid of the patch embedding, if it is a convolution.
@@ -163,7 +164,7 @@ class _Network(NamedTuple):
     def input(self) -> Value:
         return self.program.inputs[0]
 
-    def logits(self, values: Mapping[Any, Any]) -> jax.Array:
+    def score(self, values: Mapping[Any, Any]) -> jax.Array:
         return values[self.program.outputs[0]]
 
 
@@ -173,9 +174,10 @@ class _Kept(NamedTuple):
     value: Value
 
 
-def _network(fn: Callable[[jax.Array], jax.Array], image: jax.Array) -> _Network:
-    """Return a function's program and attentions; raise ValueError unless they are over all tokens."""
-    program = flatten(lambda x: checked_logits(fn(x)), image, enter_custom=True)
+def _network(fn: Callable[[jax.Array], Any], image: jax.Array, target: Target, saliency_of: str) -> _Network:
+    """Return a score's program and attentions; raise ValueError unless they are over all tokens."""
+    positions_of(image, "an attention map")
+    program = flatten(lambda x: target_score(fn(x), target, saliency_of=saliency_of), image, enter_custom=True)
     units = evaluated_units(program)
     found = attentions(program, units)
     if not found:
@@ -218,14 +220,14 @@ def _run(
 
 
 def _gradients_and_matrices(
-    network: _Network, image: jax.Array, target: Target, saliency_of: str, wanted: Sequence[Attention]
+    network: _Network, image: jax.Array, wanted: Sequence[Attention]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Return the score's gradient by the weights of the wanted attentions, and the matrices of all attentions."""
 
     def score(changes: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         values = _run(network.units, {network.input: image}, _by_weights(wanted, changes))
         matrices = [attention.matrices(values[attention.weights]) for attention in network.found]
-        return target_score(network.logits(values), target, saliency_of=saliency_of), matrices
+        return network.score(values), matrices
 
     return jax.grad(score, has_aux=True)(_zeros(wanted))
 
@@ -275,7 +277,7 @@ def _finished(
     values = of_keys[:, None]
     if reshape is not None:
         found = reshape(values)
-        if found.ndim != 3:
+        if found.ndim != image.ndim:
             raise ValueError(f"reshape returned shape {found.shape}: it must return a map [H', W', 1]")
     elif network.patches is not None and network.tokens not in network.patches.first:
         grid = "×".join(map(str, network.patches.grid))
@@ -284,6 +286,11 @@ def _finished(
             "tokens added to them: patches may have been merged, or divided into windows. Pass reshape, a function "
             "from values [T, 1] to a map [H', W', 1]"
         )
+    elif network.patches is None and image.ndim == 2 and network.tokens != len(image):
+        raise ValueError(
+            f"the attention is over {network.tokens} tokens, and the input has {len(image)} positions: pass reshape, a "
+            "function from values [T, 1] to the positions [T', 1]"
+        )
     else:
         found = as_map(values, image.shape, network.patches)
-    return found if upsample is None else jax.image.resize(found, (*image.shape[:2], 1), upsample)
+    return found if upsample is None else jax.image.resize(found, (*image.shape[:-1], 1), upsample)

@@ -150,7 +150,7 @@ def default_layer(jaxpr: core.Jaxpr, axes: int = 2) -> core.Var:
 
 def patches_in(fn: Callable, image: jax.Array) -> Patches | None:
     """Return the positions of the last convolution of a function, as `patches_of` does."""
-    return patches_of(jax.make_jaxpr(interpret(fn, _enter))(image).jaxpr)
+    return patches_of(jax.make_jaxpr(interpret(fn, _enter))(image).jaxpr, image.ndim - 1)
 
 
 def patches_of(jaxpr: core.Jaxpr, axes: int = 2) -> Patches | None:

@@ -189,8 +189,8 @@ def lrp(
       absorbs relevance; or, with `softmax="constant"` (CP-LRP), the weights count as constants in products, and all
       relevance goes to the values that they weight.
 
-    Cost: one gradient for "epsilon"; two for "gamma", "z_plus" and "vit" (three in a layer whose input may be
-    negative).
+    Cost: one gradient for "epsilon"; two for "gamma", "z_plus" and "vit" (three for "z_plus" in a layer whose input may
+    be negative). These count products with kernels; in a transformer, elementwise rules take time beside them.
 
     Args:
       fn: the network, `image [H, W, C] -> logits [K]`.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdecor.core.checks import check_count
+from sdecor.core.checks import check_count, check_range
 
 # A label map, integers of the positions' shape from 0; the side of a grid's cells; or None for the default.
 Regions = jax.Array | np.ndarray | int | None
@@ -67,20 +67,24 @@ def superpixels(images: Any, *, segments: int = 50, compactness: float = 10.0, s
 
     Args:
       images: `[N, H, W, C]`; each is scaled to [0, 1] by its own minimum and maximum first.
-      segments: approximate number of superpixels of an image.
-      compactness: weight of the distance of positions against that of colors.
+      segments: approximate number of superpixels of an image, at least 1.
+      compactness: weight of the distance of positions against that of colors, positive.
       sigma: standard deviation, in pixels, of a Gaussian blur before the segmentation.
 
     Returns:
       Labels int32 `[N, H, W]`, from 0.
 
     Raises:
-      ValueError: if scikit-image is not installed, or images are not `[N, H, W, C]`.
+      ValueError: if scikit-image is not installed, for images that are not finite or not `[N, H, W, C]`, and for
+        options out of range.
 
     References:
       Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods",
       https://doi.org/10.1109/TPAMI.2012.120, 2012.
     """
+    check_count("segments", segments)
+    check_range("compactness", compactness, 0, low_open=True)
+    check_range("sigma", sigma, 0)
     try:
         from skimage.segmentation import slic
     except ImportError as error:
@@ -88,6 +92,9 @@ def superpixels(images: Any, *, segments: int = 50, compactness: float = 10.0, s
     images = np.asarray(images, np.float32)
     if images.ndim != 4:
         raise ValueError(f"images has shape {images.shape}: pass [N, H, W, C]")
+    finite = np.isfinite(images).all((1, 2, 3))
+    if not finite.all():
+        raise ValueError(f"images[{np.argmin(finite)}] is not finite: it has no superpixels")
     low, high = (extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max))
     scaled = (images - low) / np.where(high > low, high - low, 1)
     options = {"n_segments": segments, "compactness": compactness, "sigma": sigma, "start_label": 0}

@@ -23,7 +23,6 @@ from sdecor.rules.patterns import (
     is_nonnegative,
     linearised,
     route_from_input,
-    slope,
 )
 from sdecor.rules.program import BILINEAR, MAXIMA, MINIMA, Program, Step, Unit, Unsupported, Value, plain, plan
 from sdecor.rules.softmaxes import arranged, log_sums, softmax_weights
@@ -138,7 +137,11 @@ def _unchanged(
         fixed = lax.stop_gradient(x)
         y = function(fixed)
         if epsilon is None:
-            ratio = slope(function, fixed, jnp.zeros_like(fixed))
+            # Only at 0 is a derivative needed; the compiler folds it.
+            at_zero, pull_back = jax.vjp(function, jnp.zeros_like(fixed))
+            (derivative,) = pull_back(jnp.ones_like(at_zero))
+            ratio = jnp.where(fixed == 0, derivative, y / jnp.where(fixed == 0, 1, fixed))
+            ratio = jnp.where(jnp.isfinite(ratio), ratio, 0)
         else:
             stable = _stabilised(fixed, epsilon)
             ratio = jnp.where(stable == 0, 0, y / jnp.where(stable == 0, 1, stable))
@@ -178,24 +181,41 @@ def _layer(program: Program, settings: Settings, affine: Affine) -> Callable[[ja
         if rule == "epsilon":
             return [_shared(affine(x), settings.epsilon)]
         kernel, shift, linear = affine.weights()
-        above, below = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
         if rule == "box":
-            z = linear(x, kernel)
+            z, above, below = linear(x, kernel), jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
             low, high = (_routed(route, bound) for bound in settings.bounds)
             denominator = z - linear(low, above) - linear(high, below)
             return [_shared(denominator, settings.epsilon, z + shift)]
-        if nonnegative:  # one layer with twice the features costs less than two layers
-            z, positive = jax.vmap(linear, (None, 0))(x, jnp.stack([kernel, above]))
-        else:
-            parts = jnp.where(x > 0, x, 0), jnp.where(x < 0, x, 0)
-            z, positive = linear(x, kernel), affine.added(linear, parts, (above, below))
-        z, positive = z + shift, positive + jnp.maximum(shift, 0)
         if rule == "z_plus":
-            return [_shared(positive, settings.epsilon, z)]
-        favored = jnp.where(z > 0, positive, z - positive)
+            z, positive = _with_positive(affine, linear, x, kernel, nonnegative)
+            return [_shared(positive + jnp.maximum(shift, 0), settings.epsilon, z + shift)]
+        # The terms of z's sign sum to (z ± Σ |x_j w_j|) / 2. It has z's sign, so that nothing cancels in the
+        # denominator, and takes no separate sums for inputs of both signs.
+        z, magnitude = _with_magnitude(linear, x, kernel, nonnegative)
+        z, magnitude = z + shift, magnitude + jnp.abs(shift)
+        favored = (z + jnp.where(z > 0, magnitude, -magnitude)) / 2
         return [_shared(z + settings.gamma[kind] * favored, settings.epsilon, z)]
 
     return apply
+
+
+def _with_positive(
+    affine: Affine, linear: Callable, x: jax.Array, kernel: jax.Array, nonnegative: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of all terms `x_j w_j` and of the positive ones, which are exactly 0 where there are none."""
+    above, below = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
+    if nonnegative:  # one layer with twice the features costs less than two layers
+        return tuple(jax.vmap(linear, (None, 0))(x, jnp.stack([kernel, above])))
+    return linear(x, kernel), affine.added(linear, (jnp.where(x > 0, x, 0), jnp.where(x < 0, x, 0)), (above, below))
+
+
+def _with_magnitude(
+    linear: Callable, x: jax.Array, kernel: jax.Array, nonnegative: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of all terms `x_j w_j` and of their magnitudes."""
+    if nonnegative:
+        return tuple(jax.vmap(linear, (None, 0))(x, jnp.stack([kernel, jnp.abs(kernel)])))
+    return linear(x, kernel), linear(jnp.abs(x), jnp.abs(kernel))
 
 
 def _routed(route: Sequence[Step], bound: jax.Array) -> jax.Array:

@@ -200,6 +200,59 @@ def test_refused(method, fn, message):
         jax.eval_shape(lambda x: method(fn, x, 0), jnp.ones((16, 16, 3)))
 
 
+def test_a_score_of_several_outputs_is_explained_like_the_same_logit():
+    """What else the network returns, its tokens and another attention after the blocks, has no part in the map."""
+    image = jnp.asarray(rng.normal(size=(8, 12, 3)), jnp.float32)
+
+    def fn(image):
+        x = jnp.concatenate([EXTRA[:1], patches(image).reshape(-1, 8)])
+        x = x + attended(x)
+        other = attended(x[1:3])
+        return {"tokens": x, "scores": (other, (x + jnp.tanh(x @ MIXING[0]))[0] @ HEAD)}
+
+    def maps(fn, target):
+        return [method(fn, image, target, upsample=None) for method in METHODS]
+
+    chosen = lambda output: output["scores"][1][1]  # noqa: E731
+    found, expected = jax.jit(lambda: (maps(fn, chosen), maps(lambda x: fn(x)["scores"][1], 1)))()
+    for values, other in zip(found, expected, strict=True):
+        assert (values > 0).any()
+        close(values, other)
+
+
+def test_series_of_tokens():
+    """A series is its own tokens; with a token added to it, its place must be given by `reshape`."""
+    tokens = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)
+
+    def fn(x, added=0):
+        x = jnp.concatenate([EXTRA[:added], x])
+        x = x + attended(x)
+        return x.mean(0) @ HEAD
+
+    def expected(x):
+        change = jax.grad(
+            lambda d: (
+                (x + (jax.nn.softmax((x @ MIXING[0]) @ (x @ MIXING[1]).T / 3) + d) @ (x @ MIXING[2])).mean(0)
+                @ HEAD[:, 1]
+            )
+        )
+        return jax.nn.relu(change(jnp.zeros((6, 6)))).mean(0)
+
+    whole, cut, wanted = jax.jit(
+        lambda: (
+            legrad(fn, tokens, 1),
+            legrad(partial(fn, added=1), tokens, 1, reshape=lambda values: values[1:]),
+            expected(tokens),
+        )
+    )()
+    close(whole[:, 0], wanted)
+    assert cut.shape == (6, 1)
+    with pytest.raises(ValueError, match="over 7 tokens, and the input has 6 positions: pass reshape"):
+        legrad(partial(fn, added=1), tokens, 1)
+    with pytest.raises(ValueError, match="needs an input with positions"):
+        legrad(fn, tokens.ravel(), 1)
+
+
 def test_bad_options():
     image = jnp.ones((8, 12, 3))
     with pytest.raises(ValueError, match="upsample"):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from functools import partial
 
 import jax
@@ -122,6 +123,23 @@ def test_values_equal_shap_s():
         close(of_regions(maps, given["labels"]), given[name], rtol=2e-4, atol=1e-4, err_msg=name)
 
 
+def test_values_equal_captum_s():
+    """captum 0.9.0: ablation, Shapley values, KernelSHAP of all coalitions, and LIME of the coalitions that we draw."""
+    stored = reference.stored("captum_regions")
+    given = {"regions": stored["labels"], "baseline": 0.3, "key": KEY, "share": False}
+    options = {"feature_ablation": {}, "kernel_shap": {"samples": 62}}
+    options |= {"lime": {"samples": 40, "width": 0.4, "penalty": 0.7}}
+
+    def run(images, labels):
+        explained = partial(explain, reference.network, images, labels, **given)
+        return {name: explained(method=name, **own) for name, own in options.items()}
+
+    found = jax.jit(run)(reference.images()[:3], reference.labels()[:3])
+    for name, of_captum in (*zip(options, options, strict=True), ("kernel_shap", "shapley")):
+        expected = stored[of_captum]
+        close(found[name][..., 0], expected[:, stored["labels"]], atol=2e-4 * np.abs(expected).max(), err_msg=of_captum)
+
+
 def test_lime_is_a_weighted_ridge_regression():
     samples, width, penalty = 30, 0.4, 0.7
     options = {"regions": LABELS, "baseline": 0.3, "samples": samples, "width": width, "penalty": penalty}
@@ -168,8 +186,23 @@ def test_superpixels_are_label_maps():
     images = np.zeros((2, 16, 16, 3), np.float32)
     images[:, :, 8:] = 1
     labels = regions.superpixels(images, segments=8)
-    assert labels.shape == (2, 16, 16) and labels.min() == 0
+    assert labels.shape == (2, 16, 16) and labels.dtype == np.int32
+    for each in labels:
+        np.testing.assert_array_equal(np.unique(each), np.arange(each.max() + 1))
     assert not np.intersect1d(labels[0][:, :8], labels[0][:, 8:]).size  # none crosses the edge
+    with pytest.raises(ValueError, match=r"images\[1\] is not finite"):
+        regions.superpixels(np.stack([images[0], images[0] * np.nan]))
+
+
+def test_superpixels_say_what_is_missing_or_wrong(monkeypatch):
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    for options in ({"segments": 0}, {"compactness": 0.0}, {"sigma": -1.0}):
+        (name,) = options
+        with pytest.raises(ValueError, match=name):
+            regions.superpixels(images, **options)
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)  # as where it is not installed
+    with pytest.raises(ValueError, match="superpixels needs scikit-image: pip install scikit-image; or use a grid"):
+        regions.superpixels(images)
 
 
 @pytest.mark.parametrize(
