@@ -42,9 +42,16 @@ try:
 except ImportError:
     torch = None
 
-# Options that differ from the library's defaults. RISE's 4000 masks would only take longer.
-OPTIONS: dict[str, dict[str, Any]] = {"guided_integrated_gradients": {"steps": 50}, "rise": {"samples": 200}}
-CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam")  # a forward evaluation is followed by a gradient
+# Options that differ from the library's defaults. More masks and coalitions would only take longer.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "guided_integrated_gradients": {"steps": 50},
+    **dict.fromkeys(("rise", "kernel_shap", "lime"), {"samples": 200}),
+    "shapley_sampling": {"samples": 3},
+}
+# Class activation maps in which a forward evaluation is followed by a gradient.
+CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam", "xgrad_cam", "finer_cam")
+OF_ATTENTION = ("attention_rollout", "attention_relevance", "legrad")  # which these networks do not have
+MEASURED = [name for name in METHODS if METHOD_INFO[name].cost and name not in OF_ATTENTION]
 SHORTEST = 0.05  # seconds: a shorter call is repeated until it takes as long
 Timed = dict[str, Callable[[], Any]]
 
@@ -162,7 +169,7 @@ def row(method: str, batch: int, count: Cost, best: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--methods", default=",".join(name for name in METHODS if METHOD_INFO[name].cost))
+    parser.add_argument("--methods", default=",".join(MEASURED))
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

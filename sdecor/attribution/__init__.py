@@ -13,6 +13,7 @@ Files:
   paths, guided_paths  integrated, expected and blur-integrated gradients; guided integrated gradients
   cams, layers         class activation maps; the layers that they read
   attention            attention maps of transformers
+  full_gradients       FullGrad: the shares of the input and of all biases
   channels             class activation maps by the scores of single channels
   perturbation         occlusion and RISE
   coalitions, regions  ablation, Shapley values and LIME on regions; label maps
@@ -56,6 +57,11 @@ from sdecor.attribution.frequencies import (
     choose_cutoff as choose_cutoff,
     low_pass as low_pass,
     low_passed as low_passed,
+)
+from sdecor.attribution.full_gradients import (
+    FullGradient as FullGradient,
+    full_gradient as full_gradient,
+    fullgrad as fullgrad,
 )
 from sdecor.attribution.gradients import gradient as gradient, input_x_gradient as input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients as guided_integrated_gradients

@@ -30,6 +30,7 @@ from sdecor.attribution.coalitions import (
     lime,
     shapley_sampling,
 )
+from sdecor.attribution.full_gradients import fullgrad
 from sdecor.attribution.gradients import gradient, input_x_gradient
 from sdecor.attribution.guided_paths import guided_integrated_gradients, path_bounds
 from sdecor.attribution.noise import Noise, smoothgrad, squaregrad, vargrad
@@ -166,9 +167,9 @@ def _deeplift(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
 def _lrp(image_shape: tuple[int, ...], options: dict[str, Any]) -> Cost:
     """Return LRP's cost.
 
-    Rules with positive parts evaluate each layer a second time, for the positive parts. A layer whose input may be
-    negative takes a third evaluation, which is not counted. For "box" the second evaluation is of the bounds, once per
-    batch.
+    Rules with positive parts evaluate each layer a second time, for the positive parts. For "z_plus" a layer whose
+    input may be negative takes a third evaluation, which is not counted. For "box" the second evaluation is of the
+    bounds, once per batch.
     """
     rule = options["rule"]
     rules_of(rule, options["low"], options["high"], options["saliency_of"])
@@ -226,6 +227,8 @@ METHOD_INFO: dict[str, MethodInfo] = {
             score_cam, "Score-CAM", signed=False),
         MethodInfo(
             ablation_cam, "Ablation-CAM", signed=False),
+        MethodInfo(
+            fullgrad, "FullGrad", _one_gradient, signed=False),
         MethodInfo(
             guided_backpropagation, "Guided backpropagation", _one_gradient, presets=("standard",)),
         MethodInfo(

@@ -60,7 +60,7 @@ def coherency(
     check_images(images)
     targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
     explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, reduction)
+    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
     return nan_without_class(targets, _coherency(explain, images, maps, baseline, keys))
 
 
@@ -94,7 +94,7 @@ def adcc(
     check_images(images)
     targets, keys = check_classes(images, targets, fn=fn), per_example(key, images.shape[0])
     explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, reduction)
+    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
     drop = average_drop(fn, images, maps, targets, baseline=baseline, chunk_size=chunk_size, key=keys)
     coherent = _coherency(explain, images, maps, baseline, keys)
     return nan_without_class(targets, _harmonic_mean(coherent, _simplicity(maps), 1 - drop))
@@ -135,7 +135,7 @@ def arcc(
     check_images(images, only_for="ARCC")
     targets, keys = check_classes(images, targets, fn=fn), per_example(key, images.shape[0])
     explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, reduction)
+    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
     options = {"key": keys, "percentages": percentages, "chunk_size": chunk_size}
     least, most = (
         road_curves(fn, images, maps, targets, order=order, **options).probability.mean(1) for order in ("lerf", "morf")
@@ -169,7 +169,7 @@ def _coherency(
 
 def _simplicity(maps: jax.Array) -> jax.Array:
     """Return 1 − the mean of the scaled map, `[N]`; NaN for a map that is constant or not finite."""
-    return jnp.where(varies(maps), 1 - unit_scaled(maps).mean((1, 2)), jnp.nan)
+    return jnp.where(varies(maps), 1 - unit_scaled(maps).mean(tuple(range(1, maps.ndim))), jnp.nan)
 
 
 def _harmonic_mean(*parts: jax.Array) -> jax.Array:

@@ -5,4 +5,5 @@ Files:
   patterns, affine, relus  recognise linear and elementwise steps, affine layers, and ReLUs
   softmaxes, attentions    recognise softmaxes, and those of an attention
   deeplift, lrp, guided    the rules of each method
+  biases                   the biases of all operations, for FullGrad
 """

@@ -26,7 +26,7 @@ FEW = {
     "regions": HALVES,
 }  # values for the options that a method has
 # Methods with rules for single operations: their maps depend on how the function is written.
-OF_THE_PROGRAM = {"guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
+OF_THE_PROGRAM = {"fullgrad", "guided_backpropagation", "deconvnet", "guided_grad_cam", "deeplift", "lrp"}
 # Methods of transformers, tried on `transformer` and not on `network`; they drop the counting callback as well.
 OF_ATTENTION = {"attention_rollout", "attention_relevance", "legrad"}
 SPREAD = ("gradient", "smoothgrad", "grad_cam")  # tried on every number of devices; the first in the quick suite
