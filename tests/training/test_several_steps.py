@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_indices_name_the_examples_of_the_memory_loader(missing, shape):
              for name in found[0]}
             for found in (memory, indices)
         )  # fmt: skip
-        found = jax.jit(device_split.look_up)(on_devices, batch)
+        found = jax.jit(partial(device_split.look_up, image_shape=(2, 3, 3)))(on_devices, batch)
         assert found.keys() == expected.keys() and batch.keys() == {"index", "position"}
         assert batch["index"].dtype == np.int32
         for name, array in expected.items():
