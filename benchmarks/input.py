@@ -1,6 +1,7 @@
 """Rates of the input: loaders, the decoding of one photograph, and whether the input keeps a training step waiting.
 
     python benchmarks/input.py
+    python benchmarks/input.py --photograph        one photograph alone, such as with pillow-simd
 
 The sources lie in RAM, so that no disk is measured: PNG images of 32×32 with a ramp and noise, and JPEG photographs of
 500×400 at quality 90, crops of the two that scikit-learn ships. Alternatives are measured in alternating rounds of one
@@ -130,7 +131,7 @@ def photograph_times(*, rounds: int) -> dict[str, float]:
         "decoding to 1/2 (`draft`)": functools.partial(decode, draft=2),
         "decoding to 1/8 (`draft`): little but Huffman decoding": functools.partial(decode, draft=8),
         "resizing": lambda data: whole.resize(canvas, Image.Resampling.BILINEAR),
-        "both, with a copy to NumPy between them": through_numpy,
+        "before: a copy to NumPy between decoding and resizing": through_numpy,
         "`Decoder`, stretch": functools.partial(decoders["stretch"], name=""),
         "`Decoder`, crop": functools.partial(decoders["crop"], name=""),
     }
@@ -270,6 +271,20 @@ def augmentation_times(batch: dict, *, rounds: int) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+def print_photograph(rounds: int) -> None:
+    """Print the table of one photograph."""
+    import PIL
+
+    times = photograph_times(rounds=2 * rounds)
+    before = times["before: a copy to NumPy between decoding and resizing"]
+    print(f"\na JPEG photograph of 500×400 to {CANVAS}×{CANVAS}, processor time of one core\n")
+    print(f"| a photograph, Pillow {PIL.__version__} | ms | photographs/s per core | × before |")
+    print("| --- | --- | --- | --- |")
+    for name, milliseconds in times.items():
+        ratio = f"{before / milliseconds:.2f}" if "Decoder" in name else "–"
+        print(f"| {name} | {milliseconds:.2f} | {1e3 / milliseconds:,.0f} | {ratio} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=4096, help="images in the source")
@@ -280,7 +295,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="steps per round of input and step together")
     parser.add_argument("--threads", type=int, default=4, help="decoding threads")
     parser.add_argument("--num_workers", type=int, default=0, help="worker processes for one more Grain loader")
+    parser.add_argument("--photograph", action="store_true", help="only the processor time of one photograph")
     args = parser.parse_args()
+    if args.photograph:
+        return print_photograph(args.rounds)
 
     source = PngSource(args.n, args.size)
     fields = {"batch_size": args.batch_size, "seed": 0, "prefetch": PREFETCH}
@@ -304,14 +322,7 @@ def main() -> None:
     for name, milliseconds in augmentation_times(loaders["memory"].batch(0), rounds=4 * args.rounds).items():
         print(f"| {name} | {milliseconds:.2f} |")
 
-    import PIL
-
-    print(
-        f"\na JPEG photograph of 500×400 to {CANVAS}×{CANVAS}, Pillow {PIL.__version__}, processor time of one core\n"
-    )
-    print("| a photograph | ms | photographs/s per core |\n| --- | --- | --- |")
-    for name, milliseconds in photograph_times(rounds=2 * args.rounds).items():
-        print(f"| {name} | {milliseconds:.2f} | {1e3 / milliseconds:,.0f} |")
+    print_photograph(args.rounds)
     print_together(args, loaders["memory"])
 
 

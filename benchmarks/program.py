@@ -67,6 +67,7 @@ STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "sdecor, stopped": ("method=sdecor", {"consistency.stop_gradient": True}),
     "sdecor, density": ("method=sdecor,form=density", {}),
     "sdecor, remat": ("method=sdecor", {"model.remat": "blocks"}),
+    "sdecor, masked remat": ("method=sdecor", {"masking.remat": True}),
     "sgt": ("method=sgt", {}),
     "decor": ("method=decor", {}),
     "decor, density": ("method=decor,form=density", {}),

@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -46,16 +47,40 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "step": Benchmark("step.py", "--models=cnn --rounds=5", "--models=cnn"),
-    "step_resnet18": Benchmark("step.py", None, "--models=resnet18 --batch_size=8 --rounds=5"),
-    "growth": Benchmark("growth.py", "--axes=devices", ""),
+    "step_default_allocator": Benchmark(
+        "step.py", None, "--models=cnn --default_allocator --steps='ce;decor;sdecor (shared);sdecor (density)'"
+    ),
+    "step_resnet18": Benchmark(
+        "step.py", None, "--models=resnet18 --batch_size=8 --rounds=5 --steps='ce;decor;sdecor (shared)'"
+    ),
+    "growth_batch": Benchmark("growth.py", None, "--axes=batch"),
+    "growth_size": Benchmark("growth.py", None, "--axes=size"),
+    "growth_width": Benchmark("growth.py", None, "--axes=width"),
+    "growth_layers": Benchmark("growth.py", None, "--axes=layers"),
+    "growth_devices": Benchmark("growth.py", "--axes=devices", "--axes=devices"),
     "replicas": Benchmark("replicas.py", None, "--replicas=1,4,16 --steps=2"),
     "input": Benchmark("input.py", "--rounds=1 --n=1024 --steps=8", "--rounds=3 --steps=8"),
+    "input_photograph": Benchmark("input.py", None, "--photograph --rounds=6"),
     "startup": Benchmark("startup.py", "--methods=sdecor"),
     "loop": Benchmark("loop.py", "--taken=640 --network=", ""),
-    "attribution": Benchmark("attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp"),
+    "attribution": Benchmark(
+        "attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp", "--networks=small --rounds=3"
+    ),
+    "attribution_cams": Benchmark(
+        "attribution.py",
+        None,
+        "--networks=small --rounds=10 --methods=grad_cam,grad_cam_plus_plus,layer_cam,hires_cam",
+    ),
     "attribution_memory": Benchmark("attribution_memory.py", None),
+    "attribution_vit": Benchmark(
+        "attribution_memory.py",
+        None,
+        "--times --models=vit_ti --images=2 --methods='gradient;lrp;lrp:rule=epsilon;lrp:rule=vit;attention_rollout;"
+        "attention_relevance;legrad;deeplift'",
+    ),
     "metrics": Benchmark("metrics.py", "--rounds=1 --metrics=gini,insertion,road", "--rounds=3 --quantus_images=2"),
     "export": Benchmark("export.py", "--images=512 --rounds=1", "--images=4096"),
+    "export_gradient": Benchmark("export.py", None, "--images=16384 --methods=gradient"),
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
     "selection": Benchmark("selection.py", None),
     "program": Benchmark("program.py", None, "--folder=program --topology=v5e:2x4"),
@@ -106,7 +131,7 @@ def run(name: str, *, full: bool) -> None:
     print(f"\npython {command}", flush=True)
     start, lines = time.perf_counter(), []
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, *command.split()], **options) as process:
+    with subprocess.Popen([sys.executable, *shlex.split(command)], **options) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)

@@ -93,7 +93,8 @@ def paper_bytes(sizes: Sizes, chips: int, images: int, method: str = "sdecor") -
         return sent
     samples, width = chips * images, sizes.width
     if samples < width:
-        return sent | {"decorrelation": 2 * once * 4 * samples * width, "two": 2 * once * 4 * samples * width}
+        # One all-gather. Before November 2026 the pull-back had a reduce-scatter, or an all-reduce.
+        return sent | {"decorrelation": once * 4 * samples * width, "two": 2 * once * 4 * samples * width}
     # One all-reduce. Before November 2026 there was a second one, in the pull-back.
     return sent | {"decorrelation": 2 * once * 4 * width**2, "two": 4 * once * 4 * width**2}
 
@@ -107,7 +108,7 @@ def print_paper(model: str, sizes: Sizes) -> None:
         "gradients, ms",
         "decorrelation, ms",
         "share",
-        "share of an all-reduce",
+        "share before",
         "5 % below",
     )
     print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|")
@@ -200,9 +201,9 @@ def paper_data(sizes: Sizes, each: dict[str, Any], *, watched: bool) -> float:
     if each["method"] == "ce":
         return data
     samples, width = each["images"] * each["devices"], sizes.width
-    matrix = 4 * width**2 if samples >= width else 2 * 4 * samples * width  # the Gram side: there and back
+    matrix = 4 * width**2 if samples >= width else 4 * samples * width  # the Gram side: all samples
     vectors = 3 + 3 * watched  # two means, one pull-back; to log the deviations: a sample, a mean, a mean square
-    vectors += 0 if samples >= width else 2  # the Gram side's diagonal, and its pull-back
+    vectors += 0 if samples >= width else 1  # the Gram side's diagonal
     return data + matrix + vectors * 4 * width
 
 

@@ -3,17 +3,17 @@
     python benchmarks/step.py [--models=cnn,resnet18] [--batch_size=128] [--rounds=15] [--default_allocator]
 
 All variants are compiled first and then timed in turn, round after round, so that a busy machine slows all of them. The
-medians over the rounds are printed, and the ratio of the operations that the compiler counts. The compiler counts the
-body of a loop once, so the selection's 32 passes show in the time alone. Ablations show the cost of the parts around
-the forwards: the selection of k positions, the fill and the decorrelation term. Needs only jax, flax, optax,
-orbax-checkpoint and chex.
+medians over the rounds are printed, and the ratio of the operations that the compiler counts. "CPU" is the processor
+time of all threads, which depends less on other work than the time. The compiler counts the body of a loop once, so the
+selection's 32 passes show in the time alone. Ablations show the cost of the parts around the forwards: the selection of
+k positions, the fill and the decorrelation term. Needs only jax, flax, optax, orbax-checkpoint, chex and a Unix system.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import pathlib
-import statistics
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +77,7 @@ def variants() -> dict[str, tuple[Objective, Any]]:
         "sdecor (frozen)": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen")), nothing),
         "sdecor (eval)": (dataclasses.replace(SDECOR, masking=Masking(forward="eval")), nothing),
         "sdecor (density)": (DENSITY, nothing),
+        "sdecor (shared), remat": (dataclasses.replace(SDECOR, masking=Masking(remat=True)), nothing),
         "sdecor (shared), every 2": (dataclasses.replace(SDECOR, masking=Masking(every=2)), nothing),
         "sdecor (shared), every 4": (dataclasses.replace(SDECOR, masking=Masking(every=4)), nothing),
         "sdecor (frozen), every 2": (dataclasses.replace(SDECOR, masking=Masking(forward="frozen", every=2)), nothing),
@@ -137,19 +138,29 @@ def measure(name: str, options: argparse.Namespace) -> None:
     size, batch_size, rounds, dtype = options.size, options.batch_size, options.rounds, options.dtype
     chosen = {label: variants()[label] for label in (options.steps or ";".join(variants())).split(";")}
     built = {label: build(name, size, batch_size, *variant, dtype) for label, variant in chosen.items()}
-    seconds: dict[str, list[float]] = {label: [] for label in built}
+    taken: dict[str, list[np.ndarray]] = {label: [] for label in built}
     for _ in range(rounds + 1):
         for label, (take_step, _) in built.items():
-            start = time.perf_counter()
+            start = spent()
             jax.block_until_ready(take_step())
-            seconds[label].append(time.perf_counter() - start)
-    medians = {label: statistics.median(times[1:]) for label, times in seconds.items()}
+            taken[label].append(spent() - start)
+    medians = {label: np.median(rows[1:], axis=0) for label, rows in taken.items()}
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    print(f"\n{name}, {batch_size} images of {size}×{size}, {dtype}, {devices}")
-    print("\n| step | ms | images/s | × ce (time) | × ce (operations) |\n| --- | --- | --- | --- | --- |")
-    for label, median in medians.items():
-        ratio, flops = median / medians["ce"], built[label][1] / built["ce"][1]
-        print(f"| {label} | {1e3 * median:.1f} | {batch_size / median:.0f} | {ratio:.2f} | {flops:.2f} |")
+    print(f"\n{name}, {batch_size} images of {size}×{size}, {dtype}, {devices}\n")
+    heads = ("step", "ms", "images/s", "× ce (time)", "CPU ms", "× ce (CPU)", "page faults", "× ce (operations)")
+    print(f"| {' | '.join(heads)} |\n" + "| --- " * len(heads) + "|")
+    for label, (seconds, processor, faults) in medians.items():
+        ratio, of_processor, _ = medians[label] / np.maximum(medians["ce"], 1e-9)
+        cells = [label, f"{1e3 * seconds:.1f}", f"{batch_size / seconds:.0f}", f"{ratio:.2f}"]
+        cells += [f"{1e3 * processor:.0f}", f"{of_processor:.2f}", f"{faults:,.0f}"]
+        cells += [f"{built[label][1] / built['ce'][1]:.2f}"]
+        print(f"| {' | '.join(cells)} |")
+
+
+def spent() -> np.ndarray:
+    """Return the seconds, the processor seconds of all threads and the page faults of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_minflt])
 
 
 def main() -> None:

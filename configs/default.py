@@ -150,6 +150,7 @@ def base() -> ConfigDict:
     masking.blur_sigma = 2.0  # pixels, for fill blur
     masking.forward = "shared"  # forward of the saliency: shared with the loss, frozen or eval (docs/method.md)
     masking.every = 1  # 2 masks every second example of a batch, and so on: a cheaper step (docs/method.md)
+    masking.remat = False  # compute the masked forward again in its backward: half the memory (docs/performance.md)
 
     config.decorrelation = decorrelation = ConfigDict()
     decorrelation.form = "covariance"  # a name in FORMS; set it by form=NAME, which also sets the fields below

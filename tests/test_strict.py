@@ -1,5 +1,6 @@
 """Tests of public functions under `jax_numpy_dtype_promotion="strict"`; they are traced, nothing is compiled."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -41,6 +42,11 @@ def attentive(image: jax.Array) -> jax.Array:
     """Return logits of tokens after residual attention, a patch of 4×4 pixels each."""
     x = image.reshape(3, 4, 3, 4, 3).transpose(0, 2, 1, 3, 4).reshape(9, -1)
     return (x + jax.nn.softmax(x @ x.T) @ x).mean(0)[:CLASSES]
+
+
+def explained_by(method: str) -> Callable[[jax.Array], jax.Array]:
+    """Return the function that a method is tried on: one with attention where the method needs it."""
+    return attentive if "attention" in method or method == "legrad" else fn
 
 
 def explain_one(image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
@@ -107,7 +113,7 @@ def test_masking_and_augmentation():
 def test_attribution():
     images = jnp.asarray(IMAGES, DTYPE)
     for method in attribution.METHODS:
-        explained = attentive if "attention" in method or method == "legrad" else fn
+        explained = explained_by(method)
         strictly(lambda x, m=method, f=explained: attribution.explain(f, x, LABELS, method=m, key=KEY), images)
     for method, option in (("integrated_gradients", "baseline"), ("expected_gradients", "baselines")):
         for baseline in attribution.BASELINES:

@@ -138,10 +138,10 @@ def _full_gradient(program: Program, image: Any) -> tuple[FullGradient, list[str
 
     gradient = jax.grad(canonical(score), argnums=(0, 1), has_aux=True)
     (of_leaves, of_changes), (value, biases) = gradient(leaves, zeros_of(parts))
-    shares = [widened(slope) * bias for slope, bias in zip(of_changes, biases, strict=True)]
+    shares = [widened(slope) * widened(bias) for slope, bias in zip(of_changes, biases, strict=True)]
     named = [part for part in parts for _ in part.places]
     names = [f"{i:03d} {part.kind} {part.scope}".strip() for i, part in enumerate(named)]
-    of_input = structure.unflatten([widened(slope) * leaf for slope, leaf in zip(of_leaves, leaves, strict=True)])
+    of_input = structure.unflatten([widened(slope) * widened(leaf) for slope, leaf in zip(of_leaves, leaves, strict=True)])
     return FullGradient(value, of_input, dict(zip(names, shares, strict=True))), [part.kind for part in named]
 
 

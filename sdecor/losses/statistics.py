@@ -88,11 +88,33 @@ def standard_deviations(samples: jax.Array, axis_name: str | None) -> jax.Array:
 def off_diagonal(columns: jax.Array, axis_name: str | None, *, gram: bool) -> jax.Array:
     """Return `Σ_{i≠j} (XᵀX)_ij²` of `X [N, D]`, from `XᵀX` or, with `gram`, from `XXᵀ`."""
     if gram:
-        everyone = columns if axis_name is None else jax.lax.all_gather(columns, axis_name, tiled=True)
-        rows = jnp.matmul(columns, everyone.T, precision="highest")
-        diagonal = total(jnp.sum(columns**2, axis=0), axis_name)
-        return jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
+        return _gram_energy(columns, axis_name)
     return _energy(jnp.matmul(columns.T, columns, precision="highest"), axis_name)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _gram_energy(columns: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return `Σ_{i≠j} (XᵀX)_ij²` from `XXᵀ`, of which each member computes its rows."""
+    return _gram(columns, axis_name)[0]
+
+
+@_gram_energy.defjvp
+def _gram_energy_jvp(
+    axis_name: str | None, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The product is symmetric, so that every member has the whole derivative by its own samples. Without this rule, the
+    # other members would send half of it, in a sum as large as the gathered samples.
+    energy, slopes = _gram(primals[0], axis_name)
+    return energy, 4.0 * total(jnp.sum(slopes * tangents[0]), axis_name)
+
+
+def _gram(columns: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Return the energy and a quarter of its derivative by this member's samples, `(XXᵀ)X − X diag(XᵀX)`."""
+    everyone = columns if axis_name is None else jax.lax.all_gather(columns, axis_name, tiled=True)
+    rows = jnp.matmul(columns, everyone.T, precision="highest")
+    diagonal = total(jnp.sum(columns**2, axis=0, keepdims=True), axis_name)
+    energy = jnp.maximum(total(jnp.sum(rows**2), axis_name) - jnp.sum(diagonal**2), 0.0)
+    return energy, jnp.matmul(rows, everyone, precision="highest") - columns * diagonal
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -44,7 +44,12 @@ def numbers(steps: range) -> str:
 
 
 def create(
-    step: Callable, count: int, *, replicas: int | None, indices: bool, devices: Sequence[jax.Device] | None = None
+    step: Callable,
+    count: int,
+    *,
+    replicas: int | None,
+    split_of: Sequence[int] | None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable:
     """Create the program of `count` steps for all members and devices.
 
@@ -52,13 +57,14 @@ def create(
       step: the step of one member, on one device.
       count: number of steps.
       replicas: number of replicas; None for a single run.
-      indices: whether batches hold indices into a split on the devices, which then comes with `hyper`.
+      split_of: the shape of an image, if batches hold indices into a split on the devices, which then comes with
+        `hyper`; None for batches of images.
       devices: devices to compile for; None for those here.
     """
     device = (devices or jax.devices())[0]
     step = members.lift(step, replicas)
-    if indices:
-        step = device_split.reading(step, device)
+    if split_of is not None:
+        step = device_split.reading(step, split_of, device)
     return parallel.pmap_step(repeat(step, count, device), devices)
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
 _NAME = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.-]+) = ")
 _OPERATION = re.compile(r"\s*([a-z][a-z0-9-]*)\(")
 _OPERAND = re.compile(r"%([\w.-]+)")
+_CHAIN = re.compile(rf" ({'|'.join(COLLECTIVES)})\(.*chain_id=\"(\d+)\"")
 
 
 class _Instruction(NamedTuple):
@@ -73,10 +74,11 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Count the collectives of a compiled program's text: `count` and `bytes` by kind.
 
     The bytes of a collective are its data on one device, at the end where they are larger: the gathered result of an
-    all-gather, the operand of a reduce-scatter. A collective that starts and ends in two instructions counts once. The
-    body of a loop counts once too, however often it runs.
+    all-gather, the operand of a reduce-scatter. A collective that starts and ends in two instructions counts once, and
+    so does one that the TPU compiler spreads over several fusions, which name a chain in common. The body of a loop
+    counts once too, however often it runs.
     """
-    found = [each for each in map(_parse, hlo.splitlines()) if each]
+    found = [each for each in map(_parse, _one_of_each_chain(hlo.splitlines())) if each]
     shapes = {each.name: each.shape for each in found}
     ends = {each.operands[0]: each.shape for each in found if each.operation.endswith("-done") and each.operands}
     totals: dict[str, dict[str, int]] = {}
@@ -90,6 +92,16 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
         total["count"] += 1
         total["bytes"] += max(sent, _bytes(result))
     return dict(sorted(totals.items()))
+
+
+def _one_of_each_chain(lines: Iterable[str]) -> Iterator[str]:
+    """Yield all lines but the second and later ones of each chain of collectives."""
+    seen = set()
+    for line in lines:
+        chain = _CHAIN.search(line)
+        if chain is None or chain.groups() not in seen:
+            yield line
+        seen |= {chain.groups()} if chain else set()
 
 
 def _parse(line: str) -> _Instruction | None:

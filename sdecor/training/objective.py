@@ -48,6 +48,7 @@ class Masking:
     blur_sigma: float = 2.0
     forward: str = "shared"
     every: int = 1
+    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +153,24 @@ def loss_and_gradients(
             (logits, _), _ = forward(params, masked, dropout_key=keys.dropout[1])
             return logits
 
+        if how.remat:
+            masked_forward = jax.checkpoint(masked_forward, policy=_is_statistic)
         masked_logits, masked_pull_back = jax.vjp(masked_forward, params)
     loss = partial(loss_fn, labels=labels, values=values, objective=objective, axis_name=axis_name)
     cotangents, terms = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(outputs, penalties, masked_logits)
     grads, _ = pull_back(cotangents[:2])
     if how is not None:
-        (masked_grads,) = masked_pull_back(cotangents[2])
+        masked_cotangent = cotangents[2]
+        if how.remat:  # the clean forward's activations are freed before the masked one's are computed again
+            grads, masked_cotangent = jax.lax.optimization_barrier((grads, masked_cotangent))
+        (masked_grads,) = masked_pull_back(masked_cotangent)
         grads = jax.tree.map(jnp.add, grads, masked_grads)
     return grads, batch_stats, terms
+
+
+def _is_statistic(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Return whether a primitive's results are small, and are stored: sums, and what is combined over devices."""
+    return primitive.name in ("reduce_sum", "psum", "psum_invariant", "psum2")
 
 
 def _recorded(forward: Callable, record: bool, params: Any, images: jax.Array) -> tuple[Any, tuple[Any, Any]]:

@@ -119,7 +119,8 @@ def lower_shapes(
     given = (hyper, device_split.shapes(facts.examples, facts.image_shape, facts.dtype)) if indices else hyper
     sizes |= {"indices": indices, "dtype": facts.dtype}
     batch = batch_shapes(facts.image_shape, devices=devices and len(devices), steps=steps, **sizes)
-    step = calls.create(program.step, steps, replicas=count, indices=indices, devices=devices)
+    split_of = facts.image_shape if indices else None
+    step = calls.create(program.step, steps, replicas=count, split_of=split_of, devices=devices)
     return parallel.lower_step(step, state, batch, given, jax.eval_shape(lambda: key))
 
 

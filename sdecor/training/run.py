@@ -75,7 +75,7 @@ def build_run(config: ConfigDict, folder: str, chosen: Sequence[replicas.Replica
     key = parallel.replicate(members.run_key(seeds, 1, count))
     indices = config.data.loader == "device"
     programs = {
-        steps: calls.create(program.step, steps, replicas=count, indices=indices)
+        steps: calls.create(program.step, steps, replicas=count, split_of=facts.image_shape if indices else None)
         for steps in {1, schedule.steps_per_call}
     }
     sizes = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate, "replicas": count}

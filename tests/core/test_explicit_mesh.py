@@ -61,7 +61,8 @@ def test_every_method_and_metric_can_be_traced(mesh):
     )
     four = [jax.device_put(array[:4], NamedSharding(mesh, BATCH)) for array in (IMAGES, IMAGES[..., 0])]
     for method in attribution.METHODS:
-        run = lambda x, m=method: attribution.explain(test_strict.fn, x, LABELS, method=m, key=KEY)  # noqa: E731
+        explained = test_strict.explained_by(method)
+        run = lambda x, m=method, f=explained: attribution.explain(f, x, LABELS, method=m, key=KEY)  # noqa: E731
         assert jax.eval_shape(run, images).shape[:3] == maps.shape, method
     for function in (losses.variance_hinge, losses.feature_scale, losses.whitening_residual, metrics.feature_moments):
         jax.eval_shape(function, features)

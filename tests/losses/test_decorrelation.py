@@ -455,27 +455,30 @@ def test_wrong_arguments_are_named():
         losses.white_floor(8, 4, form="none")
 
 
-@pytest.mark.parametrize("form", ["covariance", "correlation"])
-def test_the_matrix_of_features_is_summed_once(form):
-    """The pull-back sums scalars and means over the members, but no second matrix."""
+@pytest.mark.parametrize(("form", "gram"), [("covariance", False), ("correlation", False), ("covariance", True)])
+def test_the_matrix_of_features_is_summed_once_or_the_samples_are_gathered_once(form, gram):
+    """The pull-back sums scalars and means over the members, but no second matrix, and no samples."""
     h, width = correlated(24, 6), 6
-    alone, own_gradient = value_and_grad(h, form=form, gram=False)
-    run = jax.value_and_grad(partial(losses.decorrelation, form=form, axis_name="batch", gram=False))
+    alone, own_gradient = value_and_grad(h, form=form, gram=gram)
+    run = jax.value_and_grad(partial(losses.decorrelation, form=form, axis_name="batch", gram=gram))
     values, gradients = jax.jit(jax.vmap(run, axis_name="batch"))(h.reshape(4, 6, width))
     np.testing.assert_allclose(values, np.full(4, alone), rtol=1e-5)
     together = np.asarray(gradients).reshape(24, width) / 4  # the mean over members of what each adds to the loss
     np.testing.assert_allclose(together, own_gradient, rtol=1e-3, atol=1e-5 * np.abs(own_gradient).max())
     program = jax.pmap(run, axis_name="batch", devices=jax.devices()[:4]).lower(h.reshape(4, 6, width)).as_text()
     summed = re.findall(r"\}\) : \((tensor<[^>]*>)\) -> tensor", program)
-    assert summed.count(f"tensor<{width}x{width}xf32>") == 1, summed
+    assert summed.count(f"tensor<{width}x{width}xf32>") == (0 if gram else 1), summed
+    assert program.count("stablehlo.all_gather") == (1 if gram else 0) and "reduce_scatter" not in program
+    assert not gram or not [shape for shape in summed if "24x6x" in shape or "24x24x" in shape], summed
 
 
-def test_second_derivatives_of_the_matrix_side():
-    """The rule of its derivative can itself be differentiated, forward and in reverse."""
+@pytest.mark.parametrize("gram", [False, True])
+def test_second_derivatives_of_both_sides(gram):
+    """The rule of a side's derivative can itself be differentiated, forward and in reverse."""
     h = correlated(8, 3)
     direction = correlated(8, 3, seed=1)
     plain = lambda x: jnp.sum(jnp.where(jnp.eye(3) > 0, 0.0, jnp.cov(x.T)) ** 2) / 3  # noqa: E731
-    ours = partial(losses.decorrelation, gram=False)
+    ours = partial(losses.decorrelation, gram=gram)
     found = []
     for of in (ours, plain):
         slope = lambda x, of=of: jnp.vdot(jax.grad(of)(x), direction)  # noqa: E731

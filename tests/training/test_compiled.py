@@ -52,6 +52,30 @@ ENTRY %main {
   ROOT %permute-done = f32[64]{0} collective-permute-done(%permute-start)
 }
 """
+# One all-gather that starts in a fusion, goes on in another beside other work, and ends in a third; and a second one.
+SPREAD = """
+%fused_computation.1 (p.1: f32[64]) -> (f32[64], f32[512], u32[]) {
+  %p.1 = f32[64]{0:T(128)S(1)} parameter(0)
+  %all-gather.5 = f32[512]{0:T(128)} all-gather(%p.1), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %custom-call.7 = (f32[64]{0}, f32[512]{0}, u32[]{:S(2)}) custom-call(%all-gather.5), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p.2: f32[64], p.3: f32[512]) -> f32[512] {
+  %p.2 = f32[64]{0:T(128)S(1)} parameter(0)
+  %all-gather.7 = f32[512]{0:T(128)} all-gather(%p.2), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%fused_computation.3 (p.4: f32[64], p.5: f32[512]) -> f32[512] {
+  %p.4 = f32[64]{0:T(128)S(1)} parameter(0)
+  %all-gather.9 = f32[512]{0:T(128)} all-gather(%p.4), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %custom-call.8 = f32[512]{0:T(128)} custom-call(%all-gather.9), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: f32[64]) -> f32[512] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %all-gather.1 = f32[512]{0} all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+"""  # noqa: E501
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -70,6 +94,10 @@ def test_a_collective_of_two_instructions_counts_once():
         "collective-permute": {"count": 1, "bytes": 4 * 64},
         "reduce-scatter": {"count": 1, "bytes": 4 * 64},
     }
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    assert compiled.count_collectives(SPREAD) == {"all-gather": {"count": 2, "bytes": 2 * 4 * 512}}
 
 
 def test_collectives_of_a_real_program():

@@ -304,7 +304,7 @@ def test_saliency_forwards_agree_without_batch_norm():
 
 
 def test_gradients_are_those_of_the_loss():
-    """The two pull-backs equal plain differentiation of the written-out loss."""
+    """The two pull-backs equal plain differentiation of the written-out loss, also if the masked one is remade."""
     state, batch = networks.loud_state(networks.tiny_model()), networks.tiny_batch()
 
     def loss(params, state, batch, masked):
@@ -317,15 +317,29 @@ def test_gradients_are_those_of_the_loss():
 
     @jax.jit
     def find(state, batch):
-        (grads, _, terms), seen = networks.recorded(networks.gradients)(
-            state, batch, objective=networks.objective(), consistency=5.0, decorrelation=1.0
-        )
-        return terms, grads, jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, seen["masked"])
+        by_remat = {}
+        for remat in (False, True):
+            (grads, _, terms), seen = networks.recorded(networks.gradients)(
+                state, batch, objective=networks.objective(remat=remat), consistency=5.0, decorrelation=1.0
+            )
+            by_remat[remat] = grads, terms["loss"]
+        return by_remat, jax.value_and_grad(loss, has_aux=True)(state.params, state, batch, seen["masked"])
 
-    terms, grads, ((value, (kl, features)), expected) = jax.device_get(find(state, batch))
+    by_remat, ((value, (kl, features)), expected) = jax.device_get(find(state, batch))
     assert kl > 0.01 and covariance_term(features) > 0.1
-    np.testing.assert_allclose(terms["loss"], value, rtol=1e-5)
-    leaves_close(grads, expected, rtol=1e-4)
+    for grads, found in by_remat.values():
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        leaves_close(grads, expected, rtol=1e-4)
+
+
+def test_a_remade_masked_forward_stores_its_images_and_sums_alone():
+    state, batch = networks.tiny_state(networks.tiny_model()), networks.tiny_batch()
+    gradients = functools.partial(networks.gradients, objective=networks.objective(remat=True))
+    closed = jax.make_jaxpr(gradients)(state, batch)
+    (remade,) = (each for each in closed.eqns if each.params.get("differentiated"))
+    shapes = [each.aval.shape for each in remade.invars]
+    images = batch["image"].shape
+    assert [shape for shape in shapes if len(shape) == 4 and shape[0] == len(batch["label"])] == [images]
 
 
 def test_alternating_order_changes_with_the_step():

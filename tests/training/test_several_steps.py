@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_indices_name_the_examples_of_the_memory_loader(missing, shape):
              for name in found[0]}
             for found in (memory, indices)
         )  # fmt: skip
-        found = jax.jit(device_split.look_up)(on_devices, batch)
+        found = jax.jit(partial(device_split.look_up, image_shape=(2, 3, 3)))(on_devices, batch)
         assert found.keys() == expected.keys() and batch.keys() == {"index", "position"}
         assert batch["index"].dtype == np.int32
         for name, array in expected.items():
@@ -118,14 +119,20 @@ def test_indices_name_the_examples_of_the_memory_loader(missing, shape):
             assert found[name].dtype == array.dtype
 
 
-def test_the_split_is_on_every_device_in_the_announced_shapes():
-    found = device_split.create(source())
-    announced = device_split.shapes(23, (2, 3, 3))
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_split_is_on_every_device_in_the_announced_shapes(dtype):
+    images = source().images.astype(dtype)
+    found = device_split.create(MemorySource(images, source().labels))
+    announced = device_split.shapes(23, (2, 3, 3), dtype)
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
         name: (x.shape, x.dtype) for name, x in announced.items()
     }
     assert all(x.is_fully_replicated and len(x.devices()) == jax.device_count() for x in found.values())
-    assert device_split.split_bytes(23, (2, 3, 3)) == sum(x.nbytes for x in found.values())
+    assert device_split.split_bytes(23, (2, 3, 3), dtype) == sum(x.nbytes for x in found.values())
+    batch = {"index": jnp.array([4, 22]), "position": jnp.arange(2)}
+    again = device_split.look_up(found, batch, (2, 3, 3))["image"]
+    np.testing.assert_array_equal(again, images[[4, 22]])
+    assert again.dtype == dtype
 
 
 class Accelerator:

@@ -72,6 +72,14 @@ def test_step_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, d
     steps_agree(devices, counting, form=form, forward=forward, variance=True)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("devices", [2, 8])
+def test_step_with_a_remade_masked_forward_is_the_same_on_any_number_of_devices(fixed_masks, devices):
+    steps_agree(devices, ("consistency", "decorrelation"), remat=True)
+    for found, plain in zip(one_step(devices, remat=True), one_step(devices), strict=True):
+        leaves_near(found, plain, 2e-5)
+
+
 @pytest.mark.parametrize(("form", "forward", "devices"), on_devices(("density", "shared"), ("cosine", "frozen")))
 def test_step_on_what_relus_let_through_is_the_same_on_any_number_of_devices(fixed_masks, form, forward, devices):
     counting = ("consistency", "decorrelation")
