@@ -141,7 +141,9 @@ def _full_gradient(program: Program, image: Any) -> tuple[FullGradient, list[str
     shares = [widened(slope) * widened(bias) for slope, bias in zip(of_changes, biases, strict=True)]
     named = [part for part in parts for _ in part.places]
     names = [f"{i:03d} {part.kind} {part.scope}".strip() for i, part in enumerate(named)]
-    of_input = structure.unflatten([widened(slope) * widened(leaf) for slope, leaf in zip(of_leaves, leaves, strict=True)])
+    of_input = structure.unflatten(
+        [widened(slope) * widened(leaf) for slope, leaf in zip(of_leaves, leaves, strict=True)]
+    )
     return FullGradient(value, of_input, dict(zip(names, shares, strict=True))), [part.kind for part in named]
 
 

@@ -8,6 +8,7 @@ from jax import lax
 
 from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows
 from sdecor.core.checks import check_choice, check_range
+from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
 
 SCALES = ("peak", "sum", "raw")
@@ -81,6 +82,7 @@ def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str
     return jnp.where(defined, (values > threshold).sum(-1).astype(jnp.float32), jnp.nan)
 
 
+@automatic
 def mst_compactness(maps: jax.Array, *, percentile: float = 80.0) -> jax.Array:
     """Return MST-C, the structural compactness of the most salient pixels: `100·d·|V| / (L·√A)`.
 
