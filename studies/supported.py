@@ -1,6 +1,6 @@
 """Try every attribution method on every kind of network, and write the table of docs/networks.md.
 
-    python -m studies.supported            the whole table, with all checks: about MINUTES
+    python -m studies.supported            the whole table, with all checks: 15 minutes of a CPU core
     python -m studies.supported --trace    traced only, nothing computed
 
 The numbers of a pair are checked where it works: shape, finiteness, that the maps are not 0, that an image's map does

@@ -17,7 +17,7 @@ from sdecor.core.arrays import widened
 from sdecor.core.parallel import automatic
 from sdecor.core.rng import per_example
 from sdecor.metrics.faithfulness import average_drop
-from sdecor.metrics.inputs import Fn, check_classes, check_images, nan_without_class
+from sdecor.metrics.inputs import Fn, check_classes, check_images, nan_without_class, over_channels
 from sdecor.metrics.randomization import map_maker, reduced
 from sdecor.metrics.replacement import Baseline, baseline_images, unit_scaled, varies
 from sdecor.metrics.road import road_curves
@@ -147,7 +147,7 @@ def arcc(
 def _map_maker(
     explain_one: ExplainOne, targets: jax.Array, keys: jax.Array, reduction: str, chunk_size: int | None
 ) -> Callable[[jax.Array], jax.Array]:
-    """Return the function from images `[N, H, W, C]` to their maps `[N, H, W]`."""
+    """Return the function from images to their maps."""
 
     def explain(images: jax.Array) -> jax.Array:
         def one(_: None, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
@@ -161,15 +161,15 @@ def _map_maker(
 def _coherency(
     explain: Callable[[jax.Array], jax.Array], images: jax.Array, maps: jax.Array, baseline: Baseline, keys: jax.Array
 ) -> jax.Array:
-    """Return the coherency of maps `[N, H, W]` with the maps of the images that they mask."""
-    start, weights = widened(baseline_images(images, baseline, key=keys)), unit_scaled(maps)[..., None]
+    """Return the coherency of maps with the maps of the images that they mask, `[N]`."""
+    start, weights = widened(baseline_images(images, baseline, key=keys)), over_channels(unit_scaled(maps), images)
     masked = (start + weights * (widened(images) - start)).astype(images.dtype)
     return (1 + pearson(maps, explain(masked))) / 2
 
 
 def _simplicity(maps: jax.Array) -> jax.Array:
     """Return 1 − the mean of the scaled map, `[N]`; NaN for a map that is constant or not finite."""
-    return jnp.where(varies(maps), 1 - unit_scaled(maps).mean(tuple(range(1, maps.ndim))), jnp.nan)
+    return jnp.where(varies(maps), 1 - unit_scaled(maps).reshape(maps.shape[0], -1).mean(1), jnp.nan)
 
 
 def _harmonic_mean(*parts: jax.Array) -> jax.Array:

@@ -81,5 +81,7 @@ def test_undefined_for_a_constant_map_and_for_no_class(key):
     ):
         assert np.isnan(values).all()
     assert np.isnan(computed(IMAGES, np.array([0, -1, 3]), key)["arcc"][1:]).all()
+    with pytest.raises(ValueError, match="ARCC is defined for images"):
+        metrics.arcc(explain_one, fn, IMAGES[:, 0], TARGETS, key=key)
     with pytest.raises(ValueError, match="targets contains 3"):
         metrics.arcc(explain_one, fn, IMAGES, np.array([0, 1, 3]), key=key)

@@ -130,7 +130,8 @@ def test_metrics_of_maps_are_computed_of_series():
 def test_all_methods_and_metrics_of_a_series():
     found, notes = plan(["full"])
     left_out = {note.partition(" is left out")[0] for note in notes}
-    assert left_out == {f"metric {name}" for name in ("grid_pointing_game", "road", "mst_compactness", "random_logit")}
+    names = ("grid_pointing_game", "road", "arcc", "mst_compactness", "random_logit")
+    assert left_out == {f"metric {name}" for name in names}
     found, notes = plan(["gini"], ["full"])
     assert {note.split()[1] for note in notes} == {"attention_rollout", "attention_relevance", "legrad"}, notes
 
