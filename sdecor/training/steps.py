@@ -83,7 +83,10 @@ def train_step(
         grads, batch_stats, terms = gradients(state.batch_stats, batch)
     else:
         grads, batch_stats, terms = accumulated(gradients, state, batch, accumulate)
-    grads, terms, batch_stats = _pmean((grads, terms, batch_stats), axis_name)
+    # The mean of equal numbers rounds; that of no change is none, so that frozen statistics stay as they are.
+    change = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
+    grads, terms, change = _pmean((grads, terms, change), axis_name)
+    batch_stats = jax.tree.map(jnp.add, state.batch_stats, change)
     learning_rate = hyper.learning_rate * schedule(state.step)
     terms |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
     terms |= {f"{name}_weight": values.weights[name] for name in objective.terms}
