@@ -8,11 +8,14 @@ PART is KIND_DATA. KIND is
 
     curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
     tuning     six settings of each method, on validation data
+    edge       two more of ce, decor and sdecor, beyond the edge of the grid on which their best lay
+    methods    the chosen settings, on the test split
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
 
 from configs.sweeps import cells
+from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
 
 Cell = tuple[str, dict]
@@ -137,7 +140,38 @@ def _tuning(data: str) -> list[Cell]:
     ]
 
 
-PARTS = {"curve": _curve, "tuning": _tuning}
+def _edge(data: str) -> list[Cell]:
+    stronger = STRONG | {"optim.weight_decay": 1.0}
+    return [
+        ("ce_wd1.0_ls0.2", ce(**{"optim.weight_decay": 1.0, "train.label_smoothing": 0.2})),
+        ("ce_wd3.0_ls0.1", ce(**{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
+        ("decor_10.0_strong", decor(10.0, COVARIANCE, **STRONG)),
+        ("decor_3.0_stronger", decor(3.0, COVARIANCE, **stronger)),
+        ("sdecor_0.3_10.0_strong", sdecor(0.3, 10.0, COVARIANCE, **STRONG)),
+        ("sdecor_0.1_3.0_strong", sdecor(0.1, 3.0, COVARIANCE, **STRONG)),
+    ]
+
+
+# By the rule of docs/evidence/scarce.md, from validation data: tuning_*.csv and edge_*.csv.
+CHOSEN: dict[str, list[Cell]] = {
+    "photographs20": [
+        ("ce", ce(**{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
+        ("sdecor", sdecor(0.1, 3.0, COVARIANCE, **STRONG)),
+        ("decor", decor(3.0, COVARIANCE, **STRONG | {"optim.weight_decay": 1.0})),
+        ("sgt", sgt(0.1, **STRONG)),
+        ("decor-density", decor(0.1, **STRONG)),
+        ("sdecor-density", sdecor(0.3, 1.0, **STRONG)),
+    ],
+    "photographs5": [],
+}
+
+
+def _methods(data: str) -> list[Cell]:
+    long = [("ce-long", cell | _lasting(DATA[data][1] * 7 / 3)) for name, cell in CHOSEN[data] if name == "ce"]
+    return CHOSEN[data] + long
+
+
+PARTS = {"curve": _curve, "tuning": _tuning, "edge": _edge, "methods": _methods}
 
 
 def get_config(part: str = "tuning_photographs20") -> dict:
@@ -147,10 +181,12 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         raise ValueError(
             f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
         )
+    tested = kind == "methods"
     return {
         "base": _base(data),
         "cells": PARTS[kind](data),
-        "seeds": 2,
-        "evaluate": ACCURACY,
-        "tags": {"measures": ["accuracy", "cross_entropy", "calibration_error"]},
+        "seeds": list(range(10, 20)) if tested else 2,
+        "evaluate": TEST if tested else ACCURACY,
+        "tags": {"measures": list(PRIMARY)} | ({"references": ["ce"]} if tested else {}),
+        "tests": cells.against(["sdecor"], list(PRIMARY), ["ce"]) if tested else [],
     }
