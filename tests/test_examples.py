@@ -46,7 +46,9 @@ def test_all_are_listed_and_short():
         assert f"python examples/{path.name}" in "\n".join(lines[:5]) and f"({path.name})" in listed
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name == "train_equinox" else ()) for name in TRAINING]
+)
 def test_training_learns(name, capsys):
     if name == "train_equinox":
         pytest.importorskip("equinox", reason="equinox is not installed")

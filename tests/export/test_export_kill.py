@@ -132,6 +132,7 @@ def test_eight_devices_give_the_bytes_of_one(undisturbed, tmp_path):
         assert tree(tmp_path / layout) == undisturbed[layout][0]
 
 
+@pytest.mark.full
 def test_killed_twice(start, undisturbed, tmp_path):
     (expected, _), path = undisturbed["plain"], tmp_path / "out.zarr"
     for count in (3, 20):

@@ -179,6 +179,7 @@ def test_penalties_are_their_definitions():
         np.testing.assert_allclose(penalise(penalty, features, labels), value, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_metrics_of_a_network_are_finite_and_in_range(monkeypatch):
     compiled = {"forward": forward, "input_gradient": input_gradient}
     for name in ("cosines", "densities", "gini", "energy_inside"):
