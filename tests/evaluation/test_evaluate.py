@@ -117,8 +117,10 @@ def test_retest_measures_again_what_draws(folders, tmp_path):
     assert status == 0 and "retest" in output, output
     numbers = json.loads((folders / "ce" / "evaluation.json").read_text())["metrics"]
     retested = {key for key, entry in numbers.items() if "retest" in entry}
-    of_both = {f"{method}/{name}" for method in METHODS for name in ("road", "road_vs_random")}
-    assert retested == of_both | {f"{METHODS[1]}/gini", f"{METHODS[1]}/average_drop"}  # SmoothGrad draws, too
+    # average_drop takes a key, for a baseline that draws; the default one does not.
+    of_both = {f"{method}/{name}" for method in METHODS for name in ("road", "road_vs_random", "average_drop")}
+    assert retested == of_both | {f"{METHODS[1]}/gini"}  # SmoothGrad draws, too
+    assert numbers[f"{METHODS[0]}/average_drop"]["retest"]["sd"] == 0
     assert all(numbers[key]["retest"]["n"] == numbers[key]["n"] for key in retested)
     assert numbers[f"{METHODS[1]}/gini"]["retest"]["sd"] > 0
     assert "<small>retest ± " in (tmp_path / "page" / "report.html").read_text()
