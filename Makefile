@@ -20,10 +20,10 @@ demo: $(VENV)/installed
 	$(PY) evaluate.py --workdir=$(DEMO)/ce --workdir=$(DEMO)/sdecor --workdir=$(DEMO)/sdecor_density --output=$(DEMO)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest -q -n 2 $(TESTS)
+	$(PY) -m pytest -q -n 2 --dist=worksteal $(TESTS)
 
 test-full: $(VENV)/installed-test
-	$(PY) -m pytest -q -n 2 -m "full or not full" $(TESTS)
+	$(PY) -m pytest -q -n 2 --dist=worksteal -m "full or not full" $(TESTS)
 
 bench: $(VENV)/installed-test
 	$(PY) benchmarks/run.py
