@@ -10,6 +10,7 @@ PART is KIND_DATA. KIND is
     tuning     six settings of each method, on validation data
     edge       two more of ce, decor and sdecor, beyond the edge of the grid on which their best lay
     methods    the chosen settings, on the test split
+    decay      ce, decor and sdecor at the same weight decay, on validation data (after the test, exploratory)
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -171,7 +172,16 @@ def _methods(data: str) -> list[Cell]:
     return CHOSEN[data] + long
 
 
-PARTS = {"curve": _curve, "tuning": _tuning, "edge": _edge, "methods": _methods}
+def _decay(data: str) -> list[Cell]:
+    equal = {"optim.weight_decay": 3.0, "train.label_smoothing": 0.1}
+    return [
+        ("ce_decay3", ce(**equal)),
+        ("decor_3.0_decay3", decor(3.0, COVARIANCE, **equal)),
+        ("sdecor_0.1_3.0_decay3", sdecor(0.1, 3.0, COVARIANCE, **equal)),
+    ]
+
+
+PARTS = {"curve": _curve, "tuning": _tuning, "edge": _edge, "methods": _methods, "decay": _decay}
 
 
 def get_config(part: str = "tuning_photographs20") -> dict:
