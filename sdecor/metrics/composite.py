@@ -59,8 +59,7 @@ def coherency(
     """
     check_images(images)
     targets, keys = check_classes(images, targets), per_example(key, images.shape[0])
-    explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
+    explain, maps = _explained(explain_one, images, targets, keys, reduction, chunk_size, attributions)
     return nan_without_class(targets, _coherency(explain, images, maps, baseline, keys))
 
 
@@ -93,8 +92,7 @@ def adcc(
     """
     check_images(images)
     targets, keys = check_classes(images, targets, fn=fn), per_example(key, images.shape[0])
-    explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
+    explain, maps = _explained(explain_one, images, targets, keys, reduction, chunk_size, attributions)
     drop = average_drop(fn, images, maps, targets, baseline=baseline, chunk_size=chunk_size, key=keys)
     coherent = _coherency(explain, images, maps, baseline, keys)
     return nan_without_class(targets, _harmonic_mean(coherent, _simplicity(maps), 1 - drop))
@@ -134,8 +132,7 @@ def arcc(
     """
     check_images(images, only_for="ARCC")
     targets, keys = check_classes(images, targets, fn=fn), per_example(key, images.shape[0])
-    explain = _map_maker(explain_one, targets, keys, reduction, chunk_size)
-    maps = explain(images) if attributions is None else reduced(attributions, images, reduction)
+    explain, maps = _explained(explain_one, images, targets, keys, reduction, chunk_size, attributions)
     options = {"key": keys, "percentages": percentages, "chunk_size": chunk_size}
     least, most = (
         road_curves(fn, images, maps, targets, order=order, **options).probability.mean(1) for order in ("lerf", "morf")
@@ -144,10 +141,16 @@ def arcc(
     return nan_without_class(targets, _harmonic_mean(coherent, _simplicity(maps), jnp.maximum(least - most, 0)))
 
 
-def _map_maker(
-    explain_one: ExplainOne, targets: jax.Array, keys: jax.Array, reduction: str, chunk_size: int | None
-) -> Callable[[jax.Array], jax.Array]:
-    """Return the function from images to their maps."""
+def _explained(
+    explain_one: ExplainOne,
+    images: jax.Array,
+    targets: jax.Array,
+    keys: jax.Array,
+    reduction: str,
+    chunk_size: int | None,
+    attributions: jax.Array | None,
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """Return the function from images to their maps, and the maps of `images`, reduced from `attributions` if given."""
 
     def explain(images: jax.Array) -> jax.Array:
         def one(_: None, image: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
@@ -155,7 +158,7 @@ def _map_maker(
 
         return map_maker(one, images, targets, keys, reduction=reduction, chunk_size=chunk_size)(None)
 
-    return explain
+    return explain, explain(images) if attributions is None else reduced(attributions, images, reduction)
 
 
 def _coherency(
