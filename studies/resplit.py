@@ -1,10 +1,11 @@
-"""Write the Tiny ImageNet directory of docs/evidence/scarce.md: test images on which no earlier study decided.
+"""Write the Tiny ImageNet directories of docs/evidence/scarce.md: test images on which no earlier study decided.
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
+    python -m studies.resplit --path=tiny-imagenet-200 --out=fresh2 --draw=2
 
 `--out` gets the data set's own layout, with links to the images of `--path`. Its val, which is our test split, holds
 `TEST` images of the original train, the same number of each class. None of them was a validation or test image of the
-earlier studies. Its train holds the other images of train. The original val is left out.
+earlier studies, nor of an earlier draw. Its train holds the other images of train. The original val is left out.
 """
 
 import argparse
@@ -12,29 +13,33 @@ import pathlib
 
 import numpy as np
 
+from configs.sweeps import scarce
 from sdecor.data import splits
 
 TEST = 2000
 EARLIER = ((0.1, 0), (0.1, 1))  # (fraction, split_seed) that earlier studies carved from train
-SEED = 2
+SEEDS = {1: 2, 2: 3}  # draw → seed
 
 
-def choose(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def choose(labels: np.ndarray, *, draw: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices `(train, test)` of labels int `[N]`, by label as `splits.carve` sees them."""
-    carved = [splits.carve(labels, fraction=fraction, seed=seed)[1] for fraction, seed in EARLIER]
-    unseen = np.setdiff1d(np.arange(len(labels)), np.concatenate(carved))
-    test = unseen[splits.pick(labels[unseen], TEST, seed=SEED)]
+    decided = [splits.carve(labels, fraction=fraction, seed=seed)[1] for fraction, seed in EARLIER]
+    for earlier in range(1, draw):
+        train, test = choose(labels, draw=earlier)
+        decided += [test, train[splits.carve(labels[train], fraction=scarce.VALIDATION, seed=0)[1]]]
+    unseen = np.setdiff1d(np.arange(len(labels)), np.concatenate(decided))
+    test = unseen[splits.pick(labels[unseen], TEST, seed=SEEDS[draw])]
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def write(path: pathlib.Path, out: pathlib.Path) -> None:
+def write(path: pathlib.Path, out: pathlib.Path, *, draw: int = 1) -> None:
     """Write the directory `out` from the Tiny ImageNet directory `path`."""
     wnids = (path / "wnids.txt").read_text().split()
     boxes = {wnid: _boxes(path / "train" / wnid / f"{wnid}_boxes.txt") for wnid in wnids}
     # The order of the loader, class by class, on which the earlier studies' choices depend.
     images = [(wnid, name) for wnid in wnids for name in sorted(boxes[wnid])]
     labels = np.array([wnids.index(wnid) for wnid, _ in images])
-    train, test = choose(labels)
+    train, test = choose(labels, draw=draw)
     for wnid in wnids:
         folder = out / "train" / wnid / "images"
         folder.mkdir(parents=True)
@@ -61,8 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=pathlib.Path, required=True, help="Tiny ImageNet, or some of its classes")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
+    parser.add_argument("--draw", type=int, choices=sorted(SEEDS), default=1, help="which choice of test images")
     args = parser.parse_args()
-    write(args.path, args.out)
+    write(args.path, args.out, draw=args.draw)
 
 
 if __name__ == "__main__":

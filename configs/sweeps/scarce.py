@@ -1,16 +1,19 @@
 """The study of docs/evidence/scarce.md: accuracy and saliency where a network overfits.
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
-    python -m sdecor.sweep --config=configs/sweeps/scarce.py:PART --workdir=runs/PART --set config.data.path=fresh
+    python -m studies.resplit --path=tiny-imagenet-200 --out=fresh2 --draw=2
+    python -m sdecor.sweep --config=configs/sweeps/scarce.py:PART --workdir=runs/PART
     python -m sdecor.sweep --report runs/PART
 
-PART is KIND_DATA. KIND is
+PART is KIND_DATA. The parts of the second study, retuning and retest, read `fresh2`. KIND is
 
     curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
     tuning     six settings of each method, on validation data
     edge       two more of ce, decor and sdecor, beyond the edge of the grid on which their best lay
     methods    the chosen settings, on the test split
     decay      ce, decor and sdecor at the same weight decay, on validation data (after the test, exploratory)
+    retuning   the second study: four settings of each method, with strong weight decay, on validation data
+    retest     its chosen settings and untuned cross-entropy, on its test split
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -21,6 +24,7 @@ from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
 
 Cell = tuple[str, dict]
 BATCH = 100
+VALIDATION = 0.25
 DATA = {  # name → share of the 6,000 training images, epochs
     "photographs20": (0.2, 100.0),
     "photographs5": (0.05, 400.0),
@@ -42,15 +46,17 @@ TEST = {
     "robustness_images": 200,
     "images": 8,
 }
+RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
+SECOND = ("retuning", "retest")
 
 
-def _base(data: str) -> dict:
+def _base(kind: str, data: str) -> dict:
     share, epochs = DATA[data]
     return {
         "config": "configs/tiny_imagenet.py",
         "overrides": {
-            "data.path": "fresh",
-            "data.val_fraction": 0.25,
+            "data.path": "fresh2" if kind in SECOND else "fresh",
+            "data.val_fraction": VALIDATION,
             "data.train_fraction": share,
             "train.batch_size": BATCH,
             "log.tensorboard": False,
@@ -181,7 +187,41 @@ def _decay(data: str) -> list[Cell]:
     ]
 
 
-PARTS = {"curve": _curve, "tuning": _tuning, "edge": _edge, "methods": _methods, "decay": _decay}
+def _retuning(data: str) -> list[Cell]:
+    """Return four cells of each method: two strong decays, with two values of its own."""
+    decays = [{"optim.weight_decay": decay, "train.label_smoothing": 0.1} for decay in (3.0, 10.0)]
+    values = [
+        ("ce_ls0.1", ce()),
+        ("ce_ls0.2", ce(**{"train.label_smoothing": 0.2})),
+        *((f"decor_{w}", decor(w, COVARIANCE)) for w in (1.0, 3.0)),
+        *((f"sdecor_{c}_{w}", sdecor(c, w, COVARIANCE)) for c, w in ((0.1, 1.0), (0.1, 3.0))),
+        *((f"sgt_{w}", sgt(w)) for w in (0.03, 0.1)),
+        *((f"decor-density_{w}", decor(w)) for w in (0.03, 0.1)),
+        *((f"sdecor-density_{c}_{w}", sdecor(c, w)) for c, w in ((0.1, 0.1), (0.1, 0.3))),
+    ]
+    return [(f"{name}_wd{decay['optim.weight_decay']}", decay | cell) for name, cell in values for decay in decays]
+
+
+RECHOSEN: dict[str, list[Cell]] = {"photographs20": [], "photographs5": []}  # from retuning_*.csv
+
+
+def _retest(data: str) -> list[Cell]:
+    return [("ce-plain", ce()), *RECHOSEN[data]]
+
+
+PARTS = {
+    "curve": _curve,
+    "tuning": _tuning,
+    "edge": _edge,
+    "methods": _methods,
+    "decay": _decay,
+    "retuning": _retuning,
+    "retest": _retest,
+}
+TESTED = {  # part on the test split → its seeds, its evaluation, and the references of sdecor's hypotheses
+    "methods": (range(10, 20), TEST, ["ce"]),
+    "retest": (range(20, 30), RETEST, ["ce", "ce-plain"]),
+}
 
 
 def get_config(part: str = "tuning_photographs20") -> dict:
@@ -191,12 +231,12 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         raise ValueError(
             f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
         )
-    tested = kind == "methods"
+    seeds, evaluation, references = TESTED.get(kind, (range(2), ACCURACY, []))
     return {
-        "base": _base(data),
+        "base": _base(kind, data),
         "cells": PARTS[kind](data),
-        "seeds": list(range(10, 20)) if tested else 2,
-        "evaluate": TEST if tested else ACCURACY,
-        "tags": {"measures": list(PRIMARY)} | ({"references": ["ce"]} if tested else {}),
-        "tests": cells.against(["sdecor"], list(PRIMARY), ["ce"]) if tested else [],
+        "seeds": list(seeds),
+        "evaluate": evaluation,
+        "tags": {"measures": list(PRIMARY), "references": references},
+        "tests": cells.against(["sdecor"], list(PRIMARY), references),
     }

@@ -31,6 +31,13 @@ def test_every_method_has_six_settings(data):
     assert {kinds[name] for name in kinds if name.startswith("ce")} == {"ce"}
 
 
+def test_every_method_of_the_second_study_has_four_settings():
+    sweep = plan.make(scarce.get_config("retuning_photographs20"))
+    methods = [name.split("_")[0] for name in sweep.cells]
+    assert {methods.count(name) for name in methods} == {4}
+    assert {cell["optim.weight_decay"] for cell in sweep.cells.values()} == {3.0, 10.0}
+
+
 def test_an_unknown_part_is_named():
     with pytest.raises(ValueError, match="'tuning_x' is not known: choose one of curve, tuning, edge"):
         scarce.get_config("tuning_x")
@@ -43,6 +50,9 @@ def test_the_test_images_are_new_and_even():
     assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(10_000))
     for fraction, seed in resplit.EARLIER:
         assert not set(test) & set(splits.carve(labels, fraction=fraction, seed=seed)[1])
+    _, second = resplit.choose(labels, draw=2)
+    validated = train[splits.carve(labels[train], fraction=scarce.VALIDATION, seed=0)[1]]
+    assert np.bincount(labels[second]).tolist() == [100] * 20 and not set(second) & ({*test} | {*validated})
 
 
 def test_the_directory_is_read_as_tiny_imagenet(tmp_path, monkeypatch):
