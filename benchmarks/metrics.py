@@ -162,6 +162,8 @@ def arguments(name: str, fn: Callable, b: Batch, with_params: tuple[Any, ...]) -
         "consistency": (b.maps.reshape(len(b.maps), -1).argmax(1) // 64, b.labels),
         "completeness": (fn, b.images, b.attributions, b.labels),
         "infidelity": (fn, b.images, b.attributions, b.labels),
+        "adcc": (explain_one, fn, *example),
+        "arcc": (explain_one, fn, *example),
         "relative_input_stability": (explain_one, fn, *example),
         "relative_output_stability": (explain_one, fn, *example),
         "relative_representation_stability": (explain_one, fn, features, *example),

@@ -1,6 +1,7 @@
-"""Tests of benchmarks/run.py: tables are kept and rendered as they were printed, and every script is in its list."""
+"""Tests of the benchmarks: tables are kept and rendered as they were printed, and no script or metric is left out."""
 
 import importlib.util
+import inspect
 import json
 import pathlib
 import re
@@ -32,12 +33,16 @@ TABLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run():
-    specification = importlib.util.spec_from_file_location("benchmarks_run", ROOT / "benchmarks/run.py")
+def load(name):
+    specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def run():
+    return load("run")
 
 
 def test_tables_are_parsed_as_printed(run):
@@ -103,3 +108,17 @@ def test_an_unknown_name_is_refused(run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--only=steps"])
     with pytest.raises(SystemExit, match="--only=steps is no benchmark"):
         run.main()
+
+
+def test_every_metric_has_a_row_and_gets_its_arguments(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    metrics = load("metrics")
+    known = metrics.METRICS | metrics.DATASET_METRICS
+    of_maps = {name for name, each in known.items() if each.needs != "model" and not each.derived_from}
+    assert set(metrics.WORK) == of_maps
+    fn = metrics.jax_network(metrics.NETWORK)
+    batch, with_params = metrics.make_batch(fn, 2), (fn, {}, {})
+    for name, work in metrics.WORK.items():
+        given = metrics.arguments(name, fn, batch, with_params)
+        signature = inspect.signature(known[name].function)
+        signature.bind(*given, **work.options, **({"key": 0} if "key" in signature.parameters else {}))
