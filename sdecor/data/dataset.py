@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,11 @@ def create_dataset(
         dtype=first.dtype.name,
         _open=opened,
     )
+
+
+def options_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `create_dataset` among the fields of a config's `data`; earlier versions lack some."""
+    return {name: fields[name] for name in inspect.signature(create_dataset).parameters if name in fields}
 
 
 def _origin(name: str, *, path: Any, data_dir: Any, mask_encoding: str, skips: bool) -> _Origin:

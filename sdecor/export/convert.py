@@ -12,8 +12,9 @@ import numpy as np
 from etils import epath
 
 from sdecor.core.files import readable, replacing, write_json
-from sdecor.data import center_crop, create_dataset, normalise
+from sdecor.data import center_crop, normalise
 from sdecor.data.batches import object_mask
+from sdecor.data.dataset import create_dataset, options_of
 from sdecor.export.reader import Export
 
 AT_ONCE = 64  # examples in memory at a time
@@ -96,10 +97,8 @@ def open_source(export: Export, **changes: Any) -> Any:
         raise ValueError(f"{export.path} does not tell where its images lie: it was not made by evaluate.py --export")
     known = made_of["dataset"]
     fields = made_of["config"]["data"] | {name: value for name, value in changes.items() if value is not None}
-    names = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
-    options = {name: fields.get(name) for name in (*names, "limit")}
-    options["train_fraction"] = fields.get("train_fraction", 1.0)  # exports of earlier versions lack it
-    return create_dataset(fields["name"], **options, mean=known["mean"], std=known["std"]).source(known["split"])
+    options = options_of(fields) | {"mean": known["mean"], "std": known["std"], "on_error": "stop"}
+    return create_dataset(**options).source(known["split"])
 
 
 def _provenance(export: Export) -> dict[str, Any]:

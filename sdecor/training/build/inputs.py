@@ -22,18 +22,14 @@ def create_data(config: ConfigDict, known: Mapping[str, Any] | None = None) -> A
     Raises:
       ValueError: for a data set of one class, or one that `create_dataset` refuses.
     """
-    from sdecor.data import create_dataset
+    from sdecor.data.dataset import create_dataset, options_of
 
     data = config.data
-    fields = ("path", "data_dir", "canvas", "canvas_fit", "mask_encoding", "channels", "val_fraction", "split_seed")
-    fields += ("mean", "std", "limit")
-    on_error = data.get("on_error", "stop")  # configs of earlier versions lack it and train_fraction
-    values = {field: data[field] for field in fields}
-    values["train_fraction"] = data.get("train_fraction", 1.0)
-    if known is not None and on_error == "skip":
-        values |= {field: known[field] for field in ("mean", "std") if values[field] is None}
+    options = options_of(data)
+    if known is not None and options.get("on_error") == "skip":
+        options |= {field: known[field] for field in ("mean", "std") if options[field] is None}
     try:
-        dataset = create_dataset(data.name, **values, on_error=on_error)
+        dataset = create_dataset(**options)
     except ValueError as error:
         prefix = "config." if str(error).startswith("data.") else ""  # the library knows no config
         raise ValueError(f"{prefix}{error}") from error
