@@ -79,6 +79,8 @@ def test_a_former_evaluation_and_export_are_finished(folder):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     after = json.loads((folder / "run/evaluation.json").read_text())
-    assert after["metrics"] == before["metrics"]
+    # Ranks and the like are computed again from stored moments, and a processor's linear algebra rounds its own way.
+    flat = [dict(jax.tree.leaves_with_path(each["metrics"])) for each in (after, before)]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-12)
     assert (folder / "run/evaluation.npz").stat().st_mtime_ns == arrays
     assert "already" in output or "finished" in output, output
