@@ -77,9 +77,16 @@ def kill(process: multiprocessing.Process, moment: Callable[[], bool]) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
-def after(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
+def after(seconds: float, begun: Callable[[], bool] = lambda: True) -> Callable[[], bool]:
+    """Return a function that tells whether `seconds` have passed since its first call at which `begun` was true."""
+    since: list[float] = []
+
+    def passed() -> bool:
+        if not since and begun():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() >= since[0] + seconds
+
+    return passed
 
 
 def check_kept(before: State, path: pathlib.Path, layout: str) -> None:
@@ -90,13 +97,16 @@ def check_kept(before: State, path: pathlib.Path, layout: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_killed_at_random_moments(start, undisturbed, tmp_path, layout):
+    """Kill after any number of ranges and a random time: times alone would depend on the machine's load."""
     (expected, duration), rng, kills = undisturbed[layout], np.random.default_rng(0), []
+    total = sum(key.startswith(".sdecor/ranges/") for key in expected)
     for number in itertools.count():
         path, done = tmp_path / f"{number}", False
         while not done:
             before = finished(path, layout)
             process = start(path, layout)
-            killed = kill(process, after(rng.uniform(0, 1.1 * duration)))
+            count = rng.integers(len(records(path)), total + 1) if kills else 0  # the first comes before any range
+            killed = kill(process, after(rng.uniform(0, duration / total), lambda: len(records(path)) >= count))  # noqa: B023
             done = not killed
             assert killed or process.exitcode == 0
             kills += [len(records(path))] if killed else []
