@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdecor.metrics import METRICS
-from sdecor.report.style import COLORS, RIGHT, WRONG, axes_at, dress, legend_below, new_figure, theme_colors, verbatim
+from sdecor.report.style import (
+    COLORS,
+    RIGHT,
+    WRONG,
+    axes_at,
+    dress,
+    legend_below,
+    legend_height,
+    new_figure,
+    theme_colors,
+    verbatim,
+)
 from sdecor.report.wording import direction, format_mean, keys_by_method, method_title, split_key, title
 
 Curves = Mapping[str, Mapping[str, Sequence[float]]]
@@ -101,8 +112,8 @@ def figure_differences(comparisons: Comparisons, *, reference: str, theme: str =
     left = 0.3 + 0.073 * max((len(title(name)) for line in lines for name in line.names), default=0)
     panels = max(len(line.methods) for line in lines)
     pitch = max(_NARROW, min(2.4, (_BROAD + _VALUES) / panels))
-    legend = 0.3 if len(comparisons) > 1 else 0.0
     width = left + max(_BROAD + _VALUES, panels * pitch) + 0.1
+    legend = legend_height(comparisons, width) if len(comparisons) > 1 else 0.0
     figure = new_figure(width, sum(heights) + len(lines) * (_ABOVE + _BELOW) + legend, color)
     top = _ABOVE
     for line, height in zip(lines, heights, strict=True):

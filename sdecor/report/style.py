@@ -7,7 +7,7 @@ imported in the functions that use it, so that importing `sdecor` stays fast.
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sdecor.core.checks import check_choice
@@ -54,6 +54,9 @@ def theme_colors(theme: str) -> dict[str, str]:
     return THEMES[theme]
 
 
+_ROOM = 0.72  # inches: a legend of three lines
+
+
 def new_figure(width: float, height: float, color: Mapping[str, str]) -> Any:
     """Return an empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
@@ -85,17 +88,35 @@ def axes_at(figure: Any, left: float, top: float, width: float, height: float) -
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
+def legend_height(labels: Collection[str], width: float) -> float:
+    """Return the height of a legend below a figure of this width, in inches."""
+    return 0.12 + 0.2 * math.ceil(len(labels) / _columns(labels, width)) if labels else 0.0
+
+
+def _columns(labels: Collection[str], width: float) -> int:
+    """Return the number of a legend's columns."""
+    longest = max((len(label) for label in labels), default=0)
+    return max(1, min(len(labels), int(width / (0.5 + 0.075 * longest))))
+
+
 def legend_below(figure: Any, color: Mapping[str, str], *, lay_out: bool = False) -> None:
-    """Add one legend below all panels, with each name once; `lay_out` fits the panels above it."""
+    """Add one legend below all panels, with each name once.
+
+    Args:
+      figure: the figure, with its panels.
+      color: colors of the theme.
+      lay_out: whether to fit the panels above the legend. A figure has room for a legend of `_ROOM`, and becomes taller
+        for a larger one.
+    """
     found = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     width, height = figure.get_size_inches()
-    longest = max((len(label) for label in found), default=0)
-    columns = max(1, min(len(found), int(width / (0.5 + 0.075 * longest))))
-    below = 0.12 + 0.2 * math.ceil(len(found) / columns) if found else 0
+    columns, below = _columns(found, width), legend_height(found, width)
     if lay_out:
+        height += max(0.0, below - _ROOM)
+        figure.set_size_inches(width, height)
         figure.tight_layout(rect=(0, below / height, 1, 1), w_pad=2.5, h_pad=1.5)
     if found:
         style = {"loc": "lower center", "frameon": False, "fontsize": 8.5, "labelcolor": color["ink"]}

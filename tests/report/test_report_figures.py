@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sdecor import report
+from sdecor.report import style
 from sdecor.report.gallery import common_scale, relative, shrink
 
 RNG = np.random.default_rng(0)
@@ -178,6 +179,25 @@ def test_differences_point_to_the_right_when_better():
     accuracy, deletion = axes.lines[1].get_xdata()[0], axes.lines[3].get_xdata()[0]
     assert accuracy < 0 < deletion
     assert {text.get_text() for text in axes.texts} == {"−1.8 pp", "−0.200"}
+
+
+def _gap(figure):
+    """Return the pixels between a figure's lowest panel, labels included, and its legend."""
+    figure.canvas.draw()
+    lowest = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    return lowest - figure.legends[0].get_window_extent().y1
+
+
+@pytest.mark.parametrize("names", [2, 40])
+def test_a_legend_of_any_length_stands_below_the_panels(names):
+    figure = style.new_figure(3.2, 3.0, style.theme_colors("light"))
+    axes = figure.subplots()
+    for k in range(names):
+        axes.plot([0, 1], label=f"sdecor_0.1_3.0_decay{k}")
+    style.legend_below(figure, style.theme_colors("light"), lay_out=True)
+    assert _gap(figure) >= 0
+    runs = {f"a run with a long name {k}": DIFFERENCES["a"] for k in range(names)}
+    assert _gap(report.figure_differences(runs, reference="ce")) >= 0
 
 
 def test_differences_have_a_panel_for_each_method():
