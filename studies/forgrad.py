@@ -19,19 +19,18 @@ from configs.sweeps import scarce
 from sdecor import evaluation
 from sdecor.attribution import gradient, low_passed
 from sdecor.evaluation import runs, summary
-from sdecor.evaluation.choices import Method
 
 CUTOFFS = (2, 4, 8, 12, 16, 24, 32)  # of 32 pixels; the last keeps everything
 CHOOSING = 500  # validation images
 NAME = "forgrad"
 
 
-def methods(cutoffs: tuple[int, ...]) -> dict[str, tuple[Method, bool]]:
+def methods(cutoffs: tuple[int, ...]) -> dict[str, tuple[evaluation.Method, bool]]:
     """Return the gradient under each cut-off, as `evaluation.choose_methods` gives methods."""
     chosen = {}
     for cutoff in cutoffs:
         key = f"{NAME}:cutoff={cutoff}"
-        chosen[key] = (Method(key, low_passed(gradient, float(cutoff))), True)
+        chosen[key] = (evaluation.Method(key, low_passed(gradient, float(cutoff))), True)
     return chosen
 
 
@@ -54,8 +53,8 @@ def choose(found: Mapping[str, Mapping[str, Any]], cutoffs: tuple[int, ...]) -> 
     """Return the cut-off whose maps have the largest insertion minus deletion; the larger of two equally good ones."""
 
     def score(cutoff: int) -> float:
-        values = (found[f"{NAME}:cutoff={cutoff}/{name}"]["mean"] for name in ("insertion", "deletion"))
-        return next(values) - next(values)
+        insertion, deletion = (found[f"{NAME}:cutoff={cutoff}/{name}"]["mean"] for name in ("insertion", "deletion"))
+        return insertion - deletion
 
     return max(cutoffs, key=lambda cutoff: (score(cutoff), cutoff))
 
@@ -64,7 +63,7 @@ def rows(folder: pathlib.Path) -> Iterator[tuple[str, str, Any]]:
     """Yield (cell, measure, value) of a run: its gradient, and its gradient under the chosen cut-off."""
     found = measure(folder, "val", methods(CUTOFFS), ["insertion", "deletion"], curve_images=CHOOSING)
     cutoff = choose(found, CUTOFFS)
-    both = methods((cutoff,)) | {"gradient": (Method("gradient", gradient), True)}
+    both = methods((cutoff,)) | evaluation.choose_methods(["gradient"])
     counts = {name: count for name, count in scarce.TEST.items() if name in ("curve_images", "robustness_images")}
     tested = measure(folder, "test", both, scarce.TEST["metrics"], **counts)
     yield NAME, "cutoff", cutoff

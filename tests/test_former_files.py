@@ -80,7 +80,9 @@ def test_a_former_evaluation_and_export_are_finished(folder):
         assert process.returncode == 0, output
     after = json.loads((folder / "run/evaluation.json").read_text())
     # Ranks and the like are computed again from stored moments, and a processor's linear algebra rounds its own way.
-    flat = [dict(jax.tree.leaves_with_path(each["metrics"])) for each in (after, before)]
+    trees = [each["metrics"] for each in (after, before)]
+    assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])  # with the names, and what is None
+    flat = [dict(jax.tree.leaves_with_path(each)) for each in trees]
     assert flat[0] == pytest.approx(flat[1], rel=1e-12)
     assert (folder / "run/evaluation.npz").stat().st_mtime_ns == arrays
     assert "already" in output or "finished" in output, output

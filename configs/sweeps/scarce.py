@@ -75,6 +75,7 @@ def _curve(data: str) -> list[Cell]:
 
 # Two bases of every method: no regularisation but a weak decay, and a strong one.
 STRONG = {"optim.weight_decay": 0.3, "train.label_smoothing": 0.1}
+STRONGEST = {"optim.weight_decay": 3.0, "train.label_smoothing": 0.1}
 STRONG_BCE = {"optim.weight_decay": 0.3}  # label smoothing is another thing there
 COVARIANCE = {"decorrelation.form": "covariance"}
 BCE = {"train.loss": "bce"}
@@ -151,7 +152,7 @@ def _edge(data: str) -> list[Cell]:
     stronger = STRONG | {"optim.weight_decay": 1.0}
     return [
         ("ce_wd1.0_ls0.2", ce(**{"optim.weight_decay": 1.0, "train.label_smoothing": 0.2})),
-        ("ce_wd3.0_ls0.1", ce(**{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
+        ("ce_wd3.0_ls0.1", ce(**STRONGEST)),
         ("decor_10.0_strong", decor(10.0, COVARIANCE, **STRONG)),
         ("decor_3.0_stronger", decor(3.0, COVARIANCE, **stronger)),
         ("sdecor_0.3_10.0_strong", sdecor(0.3, 10.0, COVARIANCE, **STRONG)),
@@ -162,7 +163,7 @@ def _edge(data: str) -> list[Cell]:
 # By the rule of docs/evidence/scarce.md, from validation data: tuning_*.csv and edge_*.csv.
 CHOSEN: dict[str, list[Cell]] = {
     "photographs20": [
-        ("ce", ce(**{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
+        ("ce", ce(**STRONGEST)),
         ("sdecor", sdecor(0.1, 3.0, COVARIANCE, **STRONG)),
         ("decor", decor(3.0, COVARIANCE, **STRONG | {"optim.weight_decay": 1.0})),
         ("sgt", sgt(0.1, **STRONG)),
@@ -179,11 +180,10 @@ def _methods(data: str) -> list[Cell]:
 
 
 def _decay(data: str) -> list[Cell]:
-    equal = {"optim.weight_decay": 3.0, "train.label_smoothing": 0.1}
     return [
-        ("ce_decay3", ce(**equal)),
-        ("decor_3.0_decay3", decor(3.0, COVARIANCE, **equal)),
-        ("sdecor_0.1_3.0_decay3", sdecor(0.1, 3.0, COVARIANCE, **equal)),
+        ("ce_decay3", ce(**STRONGEST)),
+        ("decor_3.0_decay3", decor(3.0, COVARIANCE, **STRONGEST)),
+        ("sdecor_0.1_3.0_decay3", sdecor(0.1, 3.0, COVARIANCE, **STRONGEST)),
     ]
 
 
@@ -205,8 +205,8 @@ def _retuning(data: str) -> list[Cell]:
 RECHOSEN: dict[str, list[Cell]] = {  # by the rule of docs/evidence/scarce.md, from retuning_*.csv
     "photographs20": [
         ("ce", ce(**{"optim.weight_decay": 3.0, "train.label_smoothing": 0.2})),
-        ("sdecor", sdecor(0.1, 1.0, COVARIANCE, **{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
-        ("decor", decor(3.0, COVARIANCE, **{"optim.weight_decay": 3.0, "train.label_smoothing": 0.1})),
+        ("sdecor", sdecor(0.1, 1.0, COVARIANCE, **STRONGEST)),
+        ("decor", decor(3.0, COVARIANCE, **STRONGEST)),
     ],
     "photographs5": [],
 }
