@@ -14,6 +14,7 @@ PART is KIND_DATA. The parts of the second study, retuning and retest, read `fre
     decay      ce, decor and sdecor at the same weight decay, on validation data (after the test, exploratory)
     retuning   the second study: four settings of each method, with strong weight decay, on validation data
     retest     its chosen settings and untuned cross-entropy, on its test split
+    smoothing  strong weight decay with and without label smoothing, with maps, on validation data (exploratory)
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -47,7 +48,8 @@ TEST = {
     "images": 8,
 }
 RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
-SECOND = ("retuning", "retest")
+MAPS = TEST | {"split": "val"}  # for exploring
+SECOND = ("retuning", "retest", "smoothing")
 
 
 def _base(kind: str, data: str) -> dict:
@@ -216,6 +218,21 @@ def _retest(data: str) -> list[Cell]:
     return [("ce-plain", ce()), *RECHOSEN[data]]
 
 
+def _smoothing(data: str) -> list[Cell]:
+    """Return cells that ask whether label smoothing is what lowers confidence, and insertion with it."""
+    decay = {"optim.weight_decay": 3.0}
+    values = [
+        ("ce", ce()),
+        ("decor_1.0", decor(1.0, COVARIANCE)),
+        ("decor_3.0", decor(3.0, COVARIANCE)),
+        ("sdecor_0.1_1.0", sdecor(0.1, 1.0, COVARIANCE)),
+        ("sdecor_0.1_3.0", sdecor(0.1, 3.0, COVARIANCE)),
+    ]
+    smoothed = [("ce_ls0.2", ce(**decay | {"train.label_smoothing": 0.2}))]
+    smoothed += [("sdecor_0.1_1.0_ls0.1", sdecor(0.1, 1.0, COVARIANCE, **STRONGEST))]
+    return [(f"{name}_ls0", decay | cell) for name, cell in values] + smoothed
+
+
 PARTS = {
     "curve": _curve,
     "tuning": _tuning,
@@ -224,6 +241,7 @@ PARTS = {
     "decay": _decay,
     "retuning": _retuning,
     "retest": _retest,
+    "smoothing": _smoothing,
 }
 TESTED = {  # part on the test split → its seeds, its evaluation, and the references of sdecor's hypotheses
     "methods": (range(10, 20), TEST, ["ce"]),
@@ -238,7 +256,7 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         raise ValueError(
             f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
         )
-    seeds, evaluation, references = TESTED.get(kind, (range(2), ACCURACY, []))
+    seeds, evaluation, references = TESTED.get(kind, (range(2), MAPS if kind == "smoothing" else ACCURACY, []))
     return {
         "base": _base(kind, data),
         "cells": PARTS[kind](data),
