@@ -1,7 +1,8 @@
 """FLOPs, bytes, memory and collectives of a training step as the TPU compiler has it, each as a multiple of ce.
 
     python benchmarks/program.py --folder=program                                  all, small networks first
-    python benchmarks/program.py --folder=program --networks=cnn --steps=ce,sdecor
+    python benchmarks/program.py --folder=program --networks=cnn --steps='ce;sdecor'
+    python benchmarks/program.py --folder=program128 --networks=resnet50 --images=128
 
 Each step is the one that `train.py` runs, compiled for a TPU slice. No TPU is needed (requirements-tpu.txt); nothing is
 run. Each compiled step has a JSON file in the folder, so that the command continues where it was stopped. ResNet-50 and
@@ -75,29 +76,31 @@ STEPS: dict[str, tuple[str, Mapping[str, Any]]] = {
 LEFT_OUT = {("cnn", "sdecor, remat")}  # it has no blocks
 
 
-def create_config(network: str, step: str, devices: int) -> Any:
-    """Return the config of a network's step for a number of devices."""
+def create_config(network: str, step: str, devices: int, images: int) -> Any:
+    """Return the config of a network's step for a number of devices with so many images each."""
     row = NETWORKS[network]
     words, fields = STEPS[step]
     config = row.config.get_config(f"{words},model={row.model}")
     if row.config is cifar10 and row.model == "cnn":
         config.optim = default.base().optim
     config.update_from_flattened_dict({**row.fields, **fields})
-    config.train.batch_size = row.images * devices
+    config.train.batch_size = images * devices
     return config
 
 
-def compile_step(network: str, step: str, topology: str, text: pathlib.Path | None = None) -> dict[str, Any]:
+def compile_step(
+    network: str, step: str, topology: str, images: int, text: pathlib.Path | None = None
+) -> dict[str, Any]:
     """Compile a step for a slice; return what one chip takes, and write the compiled program to `text`."""
     devices = parallel.topology_devices(topology)
-    config, row = create_config(network, step, len(devices)), NETWORKS[network]
-    facts = build.assume_facts(config, row.classes, EXAMPLES)
+    config = create_config(network, step, len(devices), images)
+    facts = build.assume_facts(config, NETWORKS[network].classes, EXAMPLES)
     done = compiled.compile_timed(preview.lower_shapes([config], facts, None, devices))
     program = done.program.as_text()
     if text:
         text.write_text(program)
-    found = compiled.analyse(done, images=row.images, device=devices[0], devices=len(devices))
-    names = {"network": network, "step": step, "topology": topology, "images": row.images}
+    found = compiled.analyse(done, images=images, device=devices[0], devices=len(devices))
+    names = {"network": network, "step": step, "topology": topology, "images": images}
     found["kernels"] = estimate.estimate(program, passes=PASSES)._asdict()
     return names | found | {"versions": compiled.versions()}
 
@@ -116,13 +119,13 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 def print_tables(folder: pathlib.Path, topology: str) -> None:
     """Print a table for each network that has a compiled ce."""
-    for network, row in NETWORKS.items():
+    for network in NETWORKS:
         paths = {step: path_of(folder, network, step, topology) for step in STEPS}
         found = {step: json.loads(path.read_text()) for step, path in paths.items() if path.exists()}
         if "ce" not in found:
             continue
         base = numbers(found["ce"])
-        print(f"\n{network}, {row.images} images a chip, {topology}\n")
+        print(f"\n{network}, {found['ce']['images']} images a chip, {topology}\n")
         heads = ["step", *(head for name in base for head in (name, "×")), "compiling, s"]
         print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
         for step, each in found.items():
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder of the compiled steps' files")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--steps", default=";".join(STEPS), help="separated by ;")
+    parser.add_argument("--images", type=int, help="images a chip, by default the network's; a folder for each number")
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--text", action="store_true", help="also write the compiled programs, NAME.hlo")
     options = parser.parse_args()
@@ -155,7 +159,8 @@ def main() -> None:
                 continue
             print(f"{time.strftime('%H:%M:%S')} compiling {path.stem}", file=sys.stderr, flush=True)
             text = path.with_suffix(".hlo") if options.text else None
-            files.write_json(path, compile_step(network, step, options.topology, text))
+            images = options.images or NETWORKS[network].images
+            files.write_json(path, compile_step(network, step, options.topology, images, text))
     print_tables(options.folder, options.topology)
 
 

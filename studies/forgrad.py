@@ -7,18 +7,14 @@ deletion. The gradient, and the gradient under this cut-off, are then measured o
 each seed and value, as a sweep's results.csv.
 """
 
-import argparse
-import csv
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from configs.sweeps import scarce
 from sdecor import evaluation
 from sdecor.attribution import gradient, low_passed
-from sdecor.evaluation import runs, summary
+from studies import trained
 
 CUTOFFS = (2, 4, 8, 12, 16, 24, 32)  # of 32 pixels; the last keeps everything
 CHOOSING = 500  # validation images
@@ -34,21 +30,6 @@ def methods(cutoffs: tuple[int, ...]) -> dict[str, tuple[evaluation.Method, bool
     return chosen
 
 
-def measure(folder: pathlib.Path, split: str, methods: Mapping[str, Any], metrics: list[str], **images: int) -> dict:
-    """Return the summary of a run's latest checkpoint on a split: measure → numbers with their interval."""
-    run = runs.restore(str(folder), checkpoint="latest", split=split, evaluation=images)
-    plan, _ = runs.plan_of(run, methods, evaluation.choose_metrics(metrics))
-    with tempfile.TemporaryDirectory() as scratch:
-        store = evaluation.Store(scratch, runs.depends_of(run))
-        store.complete(plan, runs.subject_of(run, plan), _silent)
-        return summary.summarise(plan.select(store.results), n_resamples=1)
-
-
-@contextmanager
-def _silent(what: str, count: int) -> Iterator[Any]:
-    yield lambda done: None
-
-
 def choose(found: Mapping[str, Mapping[str, Any]], cutoffs: tuple[int, ...]) -> int:
     """Return the cut-off whose maps have the largest insertion minus deletion; the larger of two equally good ones."""
 
@@ -59,13 +40,12 @@ def choose(found: Mapping[str, Mapping[str, Any]], cutoffs: tuple[int, ...]) -> 
     return max(cutoffs, key=lambda cutoff: (score(cutoff), cutoff))
 
 
-def rows(folder: pathlib.Path) -> Iterator[tuple[str, str, Any]]:
+def rows(folder: pathlib.Path) -> Iterator[trained.Row]:
     """Yield (cell, measure, value) of a run: its gradient, and its gradient under the chosen cut-off."""
-    found = measure(folder, "val", methods(CUTOFFS), ["insertion", "deletion"], curve_images=CHOOSING)
-    cutoff = choose(found, CUTOFFS)
+    seen = trained.restore(folder, "val", curve_images=CHOOSING)
+    cutoff = choose(trained.measure(seen, methods(CUTOFFS), ["insertion", "deletion"]), CUTOFFS)
     both = methods((cutoff,)) | evaluation.choose_methods(["gradient"])
-    counts = {name: count for name, count in scarce.TEST.items() if name in ("curve_images", "robustness_images")}
-    tested = measure(folder, "test", both, scarce.TEST["metrics"], **counts)
+    tested = trained.measure(trained.restore(folder, "test", **scarce.COUNTS), both, scarce.TEST["metrics"])
     yield NAME, "cutoff", cutoff
     for key, each in tested.items():
         method, _, name = key.rpartition("/")
@@ -73,23 +53,5 @@ def rows(folder: pathlib.Path) -> Iterator[tuple[str, str, Any]]:
             yield method.partition(":")[0], f"gradient/{name}", each["mean"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", type=pathlib.Path, required=True, help="folder of a cell, with a run for each seed")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="CSV file to write")
-    args = parser.parse_args()
-    folders = sorted(args.cell.glob("seed*"))
-    if not folders:
-        parser.error(f"--cell={args.cell} has no seed…: name a folder such as runs/retest_photographs20/ce")
-    with args.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("cell", "seed", "measure", "value"))
-        for folder in folders:
-            for cell, name, value in rows(folder):
-                writer.writerow((cell, folder.name.removeprefix("seed"), name, value))
-            file.flush()
-            print(folder, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    trained.write_rows(__doc__, rows)

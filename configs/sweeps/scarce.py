@@ -38,15 +38,14 @@ ACCURACY = {  # no metric of maps has a part in the tuning; an evaluation needs 
     "map_images": 100,
     "images": 4,
 }
+COUNTS = {"curve_images": 1000, "robustness_images": 200}
 TEST = {
     "methods": ["gradient"],
     "metrics": ["energy_inside", "gini", "insertion", "max_sensitivity"],
     "split": "test",
     "checkpoint": "latest",
-    "curve_images": 1000,
-    "robustness_images": 200,
     "images": 8,
-}
+} | COUNTS
 RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
 MAPS = TEST | {"split": "val"}  # for exploring
 SECOND = ("retuning", "retest", "smoothing")

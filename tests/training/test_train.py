@@ -24,7 +24,7 @@ from sdecor.training.batches import batch_shapes, member_batches, step_batches
 from sdecor.training.checkpoint import Checkpoints, checksums
 from sdecor.training.run import build_run
 
-EVENTS = []  # events of the undisturbed run
+EVENTS = []  # events of the last undisturbed run
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def images(tmp_path_factory):
 def undisturbed(images, tmp_path_factory):
     """Return the folder of an uninterrupted run, with which others are compared."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    EVENTS.clear()  # a worker that comes back to this module makes the run again
     step, loaders = steps.train_step, run.create_loaders
     trace = lambda *args, **given: EVENTS.append("trace") or step(*args, **given)  # noqa: E731
     read = lambda *args, **given: EVENTS.append("read") or loaders(*args, **given)  # noqa: E731
