@@ -87,6 +87,7 @@ def base() -> ConfigDict:
     model.norm = config_dict.placeholder(str)  # cnn, cnn1d: batch, layer, group or none
     model.dropout = config_dict.placeholder(float)  # cnn, cnn1d, vgg16, vit_*, wide_resnet28_10: rate
     model.stem = config_dict.placeholder(str)  # resnet*: cifar or imagenet
+    model.width = config_dict.placeholder(int)  # resnet*: channels of the first stage
     model.stem_stride = config_dict.placeholder(int)  # cnn, cnn1d: 1 or 2
     model.patch_size = config_dict.placeholder(int)  # vit_*: pixels
     model.head = config_dict.placeholder(str)  # vgg16: cifar or imagenet

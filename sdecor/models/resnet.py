@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdecor.core.checks import check_choice
+from sdecor.core.checks import check_choice, check_count
 from sdecor.models.layers import (
     REMATS,
     batch_norm,
@@ -75,12 +75,14 @@ class ResNet(nn.Module):
       blocks: residual blocks of each stage.
       bottleneck: whether blocks are bottlenecks (ResNet-50) or pairs of 3×3 convolutions (18, 34).
       stem: "imagenet" is a 7×7 convolution and 3×3 max-pooling, each of stride 2; "cifar" is one 3×3 convolution.
+      width: channels of the stem and the first stage; each later stage has twice those of the one before.
       zero_init_residual: start every block as the identity (the last BatchNorm's scale is 0).
       remat: what the backward of a block computes again to save memory: "none" or "blocks".
       dtype: compute dtype; parameters, statistics and logits are float32.
       axis_name: device axis over which BatchNorm combines its statistics.
 
-    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, 512 or 2048])`.
+    Called with images `[N, H, W, C]`, it returns `(logits float32 [N, K], features [N, D])`. D is 8 · `width`, or
+    32 · `width` with bottlenecks: 512 or 2048.
 
     Raises:
       ValueError: for an invalid attribute, or images that are not `[N, H, W, C]`.
@@ -93,6 +95,7 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     stem: str = "imagenet"
+    width: int = 64
     zero_init_residual: bool = True
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -100,6 +103,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         check_positive("blocks", self.blocks)
+        check_count("width", self.width)
         check_choice("stem", self.stem, ("imagenet", "cifar"))
         check_choice("remat", self.remat, REMATS)
         super().__post_init__()
@@ -121,13 +125,13 @@ class ResNet(nn.Module):
         norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
         large = self.stem == "imagenet"
         x = images.astype(self.dtype)
-        x = conv(64, 7 if large else 3, stride=2 if large else 1, dtype=self.dtype, name="conv_stem")(x)
+        x = conv(self.width, 7 if large else 3, stride=2 if large else 1, dtype=self.dtype, name="conv_stem")(x)
         x = nn.relu(norm(name="norm_stem")(x))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for index, blocks in enumerate(self.blocks):
             block = {
-                "width": 64 * 2**index,
+                "width": self.width * 2**index,
                 "bottleneck": self.bottleneck,
                 "zero_init_residual": self.zero_init_residual,
                 "dtype": self.dtype,

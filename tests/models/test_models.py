@@ -14,7 +14,7 @@ from sdecor.models.layers import REMATS, halve_by_maximum, he_fan_out
 from sdecor.models.vit import patch_product
 
 # (model, classes, image shape, options, parameters), counted by torchvision (VGG-16 and ResNets), timm (ViT), common
-# PyTorch implementations (CIFAR variants; VGG with convolution biases) and PyTorch's MNIST example.
+# PyTorch implementations (CIFAR variants; VGG with convolution biases) and PyTorch's MNIST example; width 16 by hand.
 COUNTS = [
     ("mnist_net", 10, (28, 28, 1), {}, 1_199_882),
     ("vgg16", 10, (32, 32, 3), {}, 14_728_266),
@@ -23,6 +23,7 @@ COUNTS = [
     ("resnet34", 1000, (224, 224, 3), {}, 21_797_672),
     ("resnet50", 1000, (224, 224, 3), {}, 25_557_032),
     ("resnet18", 10, (32, 32, 3), {"stem": "cifar"}, 11_173_962),
+    ("resnet18", 10, (32, 32, 3), {"stem": "cifar", "width": 16}, 701_466),
     ("wide_resnet28_10", 10, (32, 32, 3), {}, 36_479_194),
     ("vit_ti", 1000, (224, 224, 3), {}, 5_717_416),
     ("vit_s", 1000, (224, 224, 3), {}, 22_050_664),
@@ -310,6 +311,7 @@ def test_remat_stores_less_and_changes_no_value_gradient_or_parameter(network):
         ("mnist_net", {"dropout": (0.1,)}, "two rates"),
         ("resnet18", {"stem": "cifar10"}, "did you mean 'cifar'"),
         ("resnet18", {"blocks": (1,)}, "is not known"),
+        ("resnet18", {"width": 0}, "width = 0 "),
         ("vgg16", {"head": "large"}, "'cifar', 'imagenet'"),
         ("vit_s", {"patch_size": 0}, "patch_size"),
     ],
