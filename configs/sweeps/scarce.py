@@ -15,9 +15,12 @@ PART is KIND_DATA. The parts of the second study, retuning and retest, read `fre
     retuning   the second study: four settings of each method, with strong weight decay, on validation data
     retest     its chosen settings and untuned cross-entropy, on its test split
     smoothing  strong weight decay with and without label smoothing, with maps, on validation data (exploratory)
+    joint      stronger consistency with strong weight decay, likewise
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
+
+from collections.abc import Sequence
 
 from configs.sweeps import cells
 from configs.sweeps.ablation import PRIMARY
@@ -47,8 +50,9 @@ TEST = {
     "images": 8,
 } | COUNTS
 RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
-MAPS = TEST | {"split": "val"}  # for exploring
-SECOND = ("retuning", "retest", "smoothing")
+MAPS = TEST | {"split": "val"}
+EXPLORING = ("smoothing", "joint")
+SECOND = ("retuning", "retest", *EXPLORING)
 
 
 def _base(kind: str, data: str) -> dict:
@@ -122,7 +126,7 @@ def _form(form: str, weights: tuple[float, ...]) -> list[tuple[str, dict]]:
     return [(str(w), decor(w, features)) for w in weights]
 
 
-def _joint(pairs: tuple[tuple[float, float], ...], features: dict, **also: object) -> list[tuple[str, dict]]:
+def _joint(pairs: Sequence[tuple[float, float]], features: dict, **also: object) -> list[tuple[str, dict]]:
     return [(f"{c}_{w}", sdecor(c, w, features, **also)) for c, w in pairs]
 
 
@@ -232,6 +236,15 @@ def _smoothing(data: str) -> list[Cell]:
     return [(f"{name}_ls0", decay | cell) for name, cell in values] + smoothed
 
 
+def _joint_cells(data: str) -> list[Cell]:
+    """Return cells that ask how much consistency the gain of the covariance pays for."""
+    decay = {"optim.weight_decay": 3.0}
+    pairs = [(c, w) for c in (0.3, 1.0) for w in (1.0, 3.0)]
+    weighted = [(f"sdecor_{name}_ls0", cell) for name, cell in _joint(pairs, COVARIANCE, **decay)]
+    stopped = sdecor(1.0, 3.0, COVARIANCE, **decay | {"consistency.stop_gradient": True})
+    return [*weighted, ("sdecor_1.0_3.0_stopped_ls0", stopped)]
+
+
 PARTS = {
     "curve": _curve,
     "tuning": _tuning,
@@ -241,6 +254,7 @@ PARTS = {
     "retuning": _retuning,
     "retest": _retest,
     "smoothing": _smoothing,
+    "joint": _joint_cells,
 }
 TESTED = {  # part on the test split → its seeds, its evaluation, and the references of sdecor's hypotheses
     "methods": (range(10, 20), TEST, ["ce"]),
@@ -255,7 +269,7 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         raise ValueError(
             f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
         )
-    seeds, evaluation, references = TESTED.get(kind, (range(2), MAPS if kind == "smoothing" else ACCURACY, []))
+    seeds, evaluation, references = TESTED.get(kind, (range(2), MAPS if kind in EXPLORING else ACCURACY, []))
     return {
         "base": _base(kind, data),
         "cells": PARTS[kind](data),
