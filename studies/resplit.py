@@ -2,10 +2,11 @@
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh2 --draw=2
+    python -m studies.resplit --path=tiny-imagenet-200 --out=fresh3 --draw=3
 
 `--out` gets the data set's own layout, with links to the images of `--path`. Its val, which is our test split, holds
-`TEST` images of the original train, the same number of each class. None of them was a validation or test image of the
-earlier studies, nor of an earlier draw. Its train holds the other images of train. The original val is left out.
+images of the original train, the same number of each class. None of them was a validation or test image of the earlier
+studies, nor of an earlier draw. Its train holds the other images of train. The original val is left out.
 """
 
 import argparse
@@ -16,9 +17,8 @@ import numpy as np
 from configs.sweeps import scarce
 from sdecor.data import splits
 
-TEST = 2000
 EARLIER = ((0.1, 0), (0.1, 1))  # (fraction, split_seed) that earlier studies carved from train
-SEEDS = {1: 2, 2: 3}  # draw → seed
+DRAWS = {1: (2, 2000), 2: (3, 2000), 3: (4, 1800)}  # draw → seed, test images
 
 
 def choose(labels: np.ndarray, *, draw: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,8 @@ def choose(labels: np.ndarray, *, draw: int = 1) -> tuple[np.ndarray, np.ndarray
         train, test = choose(labels, draw=earlier)
         decided += [test, train[splits.carve(labels[train], fraction=scarce.VALIDATION, seed=0)[1]]]
     unseen = np.setdiff1d(np.arange(len(labels)), np.concatenate(decided))
-    test = unseen[splits.pick(labels[unseen], TEST, seed=SEEDS[draw])]
+    seed, count = DRAWS[draw]
+    test = unseen[splits.pick(labels[unseen], count, seed=seed)]
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=pathlib.Path, required=True, help="Tiny ImageNet, or some of its classes")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
-    parser.add_argument("--draw", type=int, choices=sorted(SEEDS), default=1, help="which choice of test images")
+    parser.add_argument("--draw", type=int, choices=sorted(DRAWS), default=1, help="which choice of test images")
     args = parser.parse_args()
     write(args.path, args.out, draw=args.draw)
 

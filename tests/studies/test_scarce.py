@@ -53,11 +53,13 @@ def test_the_test_images_are_new_and_even():
     _, second = resplit.choose(labels, draw=2)
     validated = train[splits.carve(labels[train], fraction=scarce.VALIDATION, seed=0)[1]]
     assert np.bincount(labels[second]).tolist() == [100] * 20 and not set(second) & ({*test} | {*validated})
+    _, third = resplit.choose(labels, draw=3)
+    assert np.bincount(labels[third]).tolist() == [90] * 20 and not set(third) & ({*test} | {*validated} | {*second})
 
 
 def test_the_directory_is_read_as_tiny_imagenet(tmp_path, monkeypatch):
     """Every image keeps its class and box."""
-    monkeypatch.setattr(resplit, "TEST", 2)
+    monkeypatch.setattr(resplit, "DRAWS", {1: (2, 2)})
     monkeypatch.setattr(resplit, "EARLIER", ((0.25, 0),))
     source, out = tmp_path / "whole", tmp_path / "fresh"
     wnids = ("n02", "n01")
