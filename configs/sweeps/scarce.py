@@ -65,17 +65,17 @@ def _base(kind: str, data: str) -> dict:
             "data.train_fraction": share,
             "train.batch_size": BATCH,
             "log.tensorboard": False,
-            **_lasting(epochs),
+            **lasting(epochs),
         },
     }
 
 
-def _lasting(epochs: float) -> dict:
+def lasting(epochs: float) -> dict:
     return {"train.epochs": epochs, "train.eval_every_epochs": epochs / 10, "optim.warmup_epochs": epochs / 20}
 
 
 def _curve(data: str) -> list[Cell]:
-    return [(f"ce_x{factor}", ce(**_lasting(DATA[data][1] * factor))) for factor in (0.25, 0.5, 1, 2, 4)]
+    return [(f"ce_x{factor}", ce(**lasting(DATA[data][1] * factor))) for factor in (0.25, 0.5, 1, 2, 4)]
 
 
 # Two bases of every method: no regularisation but a weak decay, and a strong one.
@@ -180,7 +180,7 @@ CHOSEN: dict[str, list[Cell]] = {
 
 
 def _methods(data: str) -> list[Cell]:
-    long = [("ce-long", cell | _lasting(DATA[data][1] * 7 / 3)) for name, cell in CHOSEN[data] if name == "ce"]
+    long = [("ce-long", cell | lasting(DATA[data][1] * 7 / 3)) for name, cell in CHOSEN[data] if name == "ce"]
     return CHOSEN[data] + long
 
 

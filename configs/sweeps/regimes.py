@@ -1,0 +1,120 @@
+"""The third study of docs/evidence/scarce.md: one setting of SaliencyDecor, where images are scarce in other ways.
+
+    python -m studies.resplit --path=tiny-imagenet-200 --out=fresh3 --draw=3
+    python -m sdecor.sweep --config=configs/sweeps/regimes.py:KIND_REGIME --workdir=runs/KIND_REGIME
+    python -m sdecor.sweep --report runs/KIND_REGIME
+
+KIND is
+
+    curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
+    tuning     weight decays of cross-entropy, the covariance alone and SaliencyDecor, on validation data
+    test       each with its best decay, on the test split
+
+and REGIME one of `REGIMES`. The parts on CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
+"""
+
+from typing import NamedTuple
+
+from configs.sweeps import cells, scarce
+from configs.sweeps.ablation import PRIMARY
+from configs.sweeps.methods import ce, decor, sdecor
+
+BATCH = scarce.BATCH
+DECAYS = (0.3, 1.0, 3.0, 10.0)
+ENERGY = "energy_inside"  # needs boxes
+
+
+class Regime(NamedTuple):
+    """Images to train on, and a network.
+
+    Attributes:
+      overrides: fields of the config.
+      epochs: epochs of training; `curve` shows that more do not help cross-entropy.
+      seeds: seeds of the test.
+      config: the config's file.
+      boxes: whether the data set has them.
+    """
+
+    overrides: dict
+    epochs: float
+    seeds: range = range(30, 35)
+    config: str = "configs/tiny_imagenet.py"
+    boxes: bool = True
+
+
+def _photographs(share: float, **also: object) -> dict:
+    return {"data.path": "fresh3", "data.val_fraction": 0.25, "data.train_fraction": share} | also
+
+
+def _cifar10(share: float) -> dict:
+    return {"data.path": "cifar10", "data.val_fraction": 0.1, "data.train_fraction": share}
+
+
+REGIMES = {
+    "photographs20": Regime(_photographs(0.2), 100.0, seeds=range(30, 40)),
+    "photographs5": Regime(_photographs(0.05), 400.0),
+    "cifar1": Regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
+    "cifar10": Regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
+    "plain": Regime(_photographs(0.2, **{"augment.flip": False, "augment.crop_padding": 0}), 100.0),
+    "resnet": Regime(_photographs(0.2, **{"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}), 100.0),
+}
+RECOMMENDED = (0.3, 3.0)  # consistency and covariance, by the rule of docs/evidence/scarce.md
+METHODS = {  # cross-entropy is smoothed, which is best for it; the covariance does as much
+    "ce": ce(**{"train.label_smoothing": 0.2}),
+    "decor": decor(RECOMMENDED[1], scarce.COVARIANCE),
+    "sdecor": sdecor(*RECOMMENDED, scarce.COVARIANCE),
+}
+CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, from tuning_*.csv
+    "photographs20": dict.fromkeys(METHODS, 3.0),  # the second study's
+}
+
+
+def _decays(chosen: dict[str, tuple[float, ...]]) -> list[tuple[str, dict]]:
+    return [
+        (f"{method}_decay{decay}", METHODS[method] | {"optim.weight_decay": decay})
+        for method, decays in chosen.items()
+        for decay in decays
+    ]
+
+
+def _curve(regime: Regime) -> list[tuple[str, dict]]:
+    factors = (0.5, 1, 2)
+    return [(f"ce_x{factor}", ce(**scarce.lasting(regime.epochs * factor))) for factor in factors]
+
+
+def _test(name: str) -> list[tuple[str, dict]]:
+    return [(method, METHODS[method] | {"optim.weight_decay": decay}) for method, decay in CHOSEN[name].items()]
+
+
+def _measured(evaluation: dict, boxes: bool) -> dict:
+    metrics = [name for name in evaluation["metrics"] if boxes or name != ENERGY]
+    return {"map_images": 2000} | evaluation | {"metrics": metrics}
+
+
+def get_config(part: str = "tuning_photographs5") -> dict:
+    """Return the sweep of a part."""
+    kind, _, name = part.partition("_")
+    if kind not in ("curve", "tuning", "test") or name not in REGIMES:
+        raise ValueError(
+            f"the part {part!r} is not known: choose curve, tuning or test, then _, then one of {', '.join(REGIMES)}"
+        )
+    regime = REGIMES[name]
+    made = {"curve": _curve(regime), "tuning": _decays(dict.fromkeys(METHODS, DECAYS))}
+    primary = [measure for measure in PRIMARY if regime.boxes or ENERGY not in measure]
+    references = ["ce"] if kind == "test" else []
+    return {
+        "base": {
+            "config": regime.config,
+            "overrides": {
+                **regime.overrides,
+                "train.batch_size": BATCH,
+                "log.tensorboard": False,
+                **scarce.lasting(regime.epochs),
+            },
+        },
+        "cells": _test(name) if kind == "test" else made[kind],
+        "seeds": list(regime.seeds) if kind == "test" else [0],
+        "evaluate": _measured(scarce.TEST if kind == "test" else scarce.ACCURACY, regime.boxes),
+        "tags": {"measures": primary, "references": references},
+        "tests": cells.against(["sdecor"], primary, references),
+    }
