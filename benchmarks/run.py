@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sdecor.core import files
+from sdecor.training import compiled
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
@@ -84,6 +85,11 @@ BENCHMARKS = {
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
     "selection": Benchmark("selection.py", None),
     "program": Benchmark("program.py", None, "--folder=program --topology=v5e:2x4"),
+    "program_resnet50": Benchmark(
+        "program.py",
+        None,
+        "--folder=program128 --topology=v5e:2x4 --networks=resnet50 --images=128 --steps='ce;sdecor'",
+    ),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
     "peers": Benchmark("peers/compare.py", None, "--models=cnn --batch_size=128 --rounds=7", needs="torch"),
@@ -144,7 +150,7 @@ def run(name: str, *, full: bool) -> None:
     content = {
         "command": f"python {command}",
         "seconds": round(time.perf_counter() - start),
-        "versions": files.versions() | ({needs: importlib.metadata.version(needs)} if needs else {}),
+        "versions": compiled.versions() | ({needs: importlib.metadata.version(needs)} if needs else {}),
         "hardware": describe_hardware(),
         "tables": tables,
     }
