@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sdecor.core import rng
 from sdecor.core.arrays import LAST, blur, kth_smallest, order_keys, signed
-from sdecor.core.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_count, check_range
 
 FILLS = ("uniform", "mean", "zero", "blur")
 ORDERS = ("lowest", "highest", "alternate")
@@ -54,8 +54,13 @@ def least_salient(
     *,
     fraction: jax.Array | float,
     highest: jax.Array | bool = False,
+    block: int = 1,
 ) -> jax.Array:
     """Mask the positions of lowest saliency: exactly `floor(fraction · H · W + 1e-3)` in every image.
+
+    With a `block` above 1 these are square blocks of pixels, ranked by their mean saliency and masked whole. A network
+    that reads its image by a convolution with a stride, or by patches, can learn to read some of the pixels of each
+    stride only. Masking single pixels is then no task for it; masking blocks as large as the stride is.
 
     Ties are broken uniformly at random, so that masks do not start at one corner of a flat background (gradient exactly
     0). 0.0 and -0.0 are equal; NaN ranks above every number.
@@ -66,18 +71,23 @@ def least_salient(
       fraction: share of the positions in [0, 1), a number or a traced scalar. A traced scalar is rounded to a
         millionth, which float32 resolves.
       highest: mask the positions of *highest* saliency instead, a bool or a traced scalar bool.
+      block: side of the blocks in pixels, a divisor of H and W.
 
     Returns:
       Mask, bool in the shape of `saliency`.
 
     Raises:
-      ValueError: when `fraction` is a Python number outside [0, 1).
+      ValueError: when `fraction` is a Python number outside [0, 1), or `block` does not divide H and W.
 
     References:
       Ismail et al., Improving Deep Learning Interpretability by Saliency Guided Training, 2021,
       https://arxiv.org/abs/2111.14338 (there by sorting, with no rule for ties).
     """
     _check_rank("saliency", saliency)
+    check_count("block", block)
+    if block > 1:
+        means = _block_means(jax.lax.stop_gradient(saliency).astype(jnp.float32), block)
+        return _repeat_blocks(least_salient(key, means, fraction=fraction, highest=highest), block)
     n, positions = saliency.shape[0], math.prod(saliency.shape[1:])
     keys = rng.per_example(key, n)
     values = jax.lax.stop_gradient(saliency).astype(jnp.float32).reshape(n, positions)
@@ -134,6 +144,22 @@ def fill(
     else:
         filler = blur(values, blur_sigma)
     return jnp.where(mask[..., None] if axes else mask, filler.astype(images.dtype), images)
+
+
+def _block_means(values: jax.Array, block: int) -> jax.Array:
+    """Return the means of blocks of `block` positions along each axis: `[N, H, W] -> [N, H / block, W / block]`."""
+    n, *positions = values.shape
+    if any(size % block for size in positions):
+        raise ValueError(f"block = {block} does not divide the positions {tuple(positions)}: use a divisor of all")
+    parts = values.reshape(n, *(side for size in positions for side in (size // block, block)))
+    return parts.mean(tuple(range(2, parts.ndim, 2)))
+
+
+def _repeat_blocks(mask: jax.Array, block: int) -> jax.Array:
+    """Return the mask of all positions, of one for each block."""
+    for axis in range(1, mask.ndim):
+        mask = jnp.repeat(mask, block, axis=axis)
+    return mask
 
 
 def _check_rank(name: str, array: jax.Array) -> None:

@@ -49,6 +49,24 @@ def test_exactly_k_positions_of_lowest_saliency_are_masked(key, kind, highest):
         assert mask[must].all() and not mask[~(must | may)].any()
 
 
+def test_blocks_of_lowest_mean_saliency_are_masked_whole(key):
+    saliency = saliency_of("signed", (3, 12, 8))
+    means = saliency.reshape(3, 3, 4, 2, 4).astype(np.float64).mean((2, 4))
+    mask = np.asarray(masking.least_salient(key, saliency, fraction=0.5, block=4))
+    must, _ = oracles.least_salient(means, 3)
+    must |= means == np.sort(means.reshape(3, -1))[:, 2, None, None]
+    np.testing.assert_array_equal(mask, must.repeat(4, axis=1).repeat(4, axis=2))
+    row = masking.least_salient(key, saliency[:, 0], fraction=0.5, block=2)  # series
+    assert np.asarray(row).reshape(3, 4, 2).all(-1).sum(1).tolist() == [2, 2, 2]
+
+
+def test_wrong_blocks_are_named(key):
+    with pytest.raises(ValueError, match=r"block = 3 does not divide the positions \(10, 7\)"):
+        masking.least_salient(key, saliency_of("random"), fraction=0.5, block=3)
+    with pytest.raises(ValueError, match="block = 0"):
+        masking.least_salient(key, saliency_of("random"), fraction=0.5, block=0)
+
+
 def test_nan_ranks_above_every_number(key):
     saliency = saliency_of("random").copy()
     saliency[:, :3] = np.nan

@@ -28,6 +28,7 @@ from sdecor.metrics.axiomatic import (
     non_sensitivity as non_sensitivity,
 )
 from sdecor.metrics.complexity import (
+    checkerboard as checkerboard,
     effective_complexity as effective_complexity,
     entropy as entropy,
     gini as gini,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows
-from sdecor.core.checks import check_choice, check_range
+from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
 
@@ -55,6 +55,42 @@ def entropy(maps: jax.Array) -> jax.Array:
     values, defined = _magnitudes(maps)
     shares = values / jnp.maximum(values.sum(-1, keepdims=True), 1e-30)
     return jnp.where(defined, jax.scipy.special.entr(shares).sum(-1), jnp.nan)
+
+
+def checkerboard(maps: jax.Array, *, period: int = 2) -> jax.Array:
+    """Return the share of the saliency that lies unevenly over the places of a grid: 0 for none.
+
+    Pixels whose row and column have the same remainders by the period are one place. The value is half the sum, over
+    the `period²` places, of |share of the absolute values − share of the pixels|: the part that would have to move. A
+    network with a stride or with patches may read some pixels of each stride only. Its maps look sparse then, whatever
+    is in the image, and so they score well in other metrics.
+
+    Args:
+      maps: `[N, H, W]`, any sign and scale, or series `[N, T]`.
+      period: distance of two pixels in the same place, such as the stride of the first layer.
+
+    Returns:
+      `[N]` in [0, 1 − 1/period²]; ½ where only every second column counts (period 2). Noise makes it a little larger
+      than 0. NaN for a map of zeros or one that is not finite.
+
+    References:
+      Odena, Dumoulin, Olah, "Deconvolution and Checkerboard Artifacts", https://doi.org/10.23915/distill.00003, 2016,
+      describe such patterns, also in gradients. The measure is ours.
+    """
+    check_count("period", period, 2)
+    values, defined = _magnitudes(maps)
+    shares = values / jnp.maximum(values.sum(-1, keepdims=True), 1e-30)
+    uniform = jnp.full_like(shares[:1], 1 / shares.shape[-1])
+    places = _sum_places(jnp.concatenate([shares, uniform]).reshape(-1, *maps.shape[1:]), period)
+    return jnp.where(defined, jnp.abs(places[:-1] - places[-1:]).sum(-1) / 2, jnp.nan)
+
+
+def _sum_places(values: jax.Array, period: int) -> jax.Array:
+    """Return the sums of maps `[N, *positions]` over all positions of a place: `[N, places]`."""
+    n, *positions = values.shape
+    values = jnp.pad(values, [(0, 0), *((0, -size % period) for size in positions)])
+    parts = values.reshape(n, *(side for size in values.shape[1:] for side in (size // period, period)))
+    return parts.sum(tuple(range(1, parts.ndim, 2))).reshape(n, -1)
 
 
 def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str = "peak") -> jax.Array:

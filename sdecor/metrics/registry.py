@@ -174,6 +174,10 @@ METRICS: dict[str, Metric] = {
     "gini": Metric(
         complexity.gini, True, "maps", "Sparseness (Gini)",
         "Sparseness of the map: 0 if spread evenly, near 1 if on a few pixels.", preset="quick"),
+    "checkerboard": Metric(
+        complexity.checkerboard, False, "maps", "Checkerboard",
+        "Share of the saliency that favours some places of a grid of 2×2 pixels: an artefact of strides.",
+        percent=True, preset="standard"),
     "entropy": Metric(
         complexity.entropy, False, "maps", "Complexity (entropy)",
         "Entropy of the pixels' shares of the saliency, in nats.", preset="standard"),

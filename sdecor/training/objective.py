@@ -48,6 +48,7 @@ class Masking:
     blur_sigma: float = 2.0
     forward: str = "shared"
     every: int = 1
+    block: int = 1
     remat: bool = False
 
 
@@ -146,7 +147,8 @@ def loss_and_gradients(
         gradient = saliency(partial(clean, params), images, labels, how=how, **linear)
         ranking = masking.rank_saliency(gradient, rank_by=how.rank_by)
         ties, fills, chosen = (each[:: how.every] for each in (keys.ties, keys.fills, images))
-        mask = masking.least_salient(ties, ranking, fraction=values.mask_fraction, highest=values.mask_highest)
+        amount = {"fraction": values.mask_fraction, "highest": values.mask_highest}
+        mask = masking.least_salient(ties, ranking, block=how.block, **amount)
         masked = masking.fill(fills, chosen, mask, how=how.fill, blur_sigma=how.blur_sigma)
 
         def masked_forward(params: Any) -> jax.Array:

@@ -26,7 +26,7 @@ FREE = (  # fields that may change when a run is resumed: they change no paramet
 # Fields that earlier versions lacked, with the value that means what these versions did.
 ADDED = {
     "data.train_fraction": 1.0, "masking.every": 1, "masking.start_epoch": 0.0, "model.remat": None,
-    "masking.remat": False, "train.loss": "cross_entropy",
+    "masking.remat": False, "masking.block": 1, "model.width": None, "train.loss": "cross_entropy",
     "decorrelation.group": None, "decorrelation.through_root": True,
     "model.init_from": None, "model.head": None, "optim.backbone_lr": None, "train.freeze": [],
 }  # fmt: skip

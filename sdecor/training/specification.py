@@ -31,6 +31,7 @@ def saliency_decor(
     saliency_of: str = "logit",
     spatial: str = "pool",
     every: int = 1,
+    block: int = 1,
     saliency_apply: Apply | None = None,
     masked_apply: Apply | None = None,
     has_aux: bool = False,
@@ -58,6 +59,7 @@ def saliency_decor(
       saliency_of: score whose input gradient is the saliency: "logit" or "log_probability" of the true class.
       spatial: for feature maps, "pool" averages over space, and "positions" takes each position as a sample.
       every: 1 masks all examples; 2 masks the first, the third, and so on, which makes the masked forward cheaper.
+      block: side of the square blocks that are masked whole, see `masking.least_salient`; 1 masks single positions.
       saliency_apply: forward for the saliency, such as one in evaluation mode; None for `apply`.
       masked_apply: forward for the masked images, such as one with another dropout key; None for `apply`.
       has_aux: whether each forward returns `((logits, features), aux)`. The clean forward's aux is returned, such as
@@ -68,7 +70,8 @@ def saliency_decor(
 
     Raises:
       ValueError: for an unknown `fill`, `form`, `rank_by`, `saliency_of` or `spatial`, an `every` that is no positive
-        number, and for labels that are no class; under `jit` the loss is then NaN.
+        number, a `block` that does not divide the positions, and for labels that are no class; under `jit` the loss is
+        then NaN.
 
     References:
       Karkehabadi et al., SaliencyDecor, 2026, https://arxiv.org/abs/2604.25315.
@@ -86,7 +89,7 @@ def saliency_decor(
 
     keys = jax.vmap(jax.random.split)(rng.per_example(key, len(images), axis_name))
     saliency = masking.rank_saliency(jax.grad(true_class)(images)[::every], rank_by=rank_by)
-    mask = masking.least_salient(keys[::every, 0], saliency, fraction=fraction)
+    mask = masking.least_salient(keys[::every, 0], saliency, fraction=fraction, block=block)
     masked = masking.fill(keys[::every, 1], images[::every], mask, how=fill)
     (logits, features), aux = forward(apply, images)
     (masked_logits, _), _ = forward(masked_apply or apply, masked)

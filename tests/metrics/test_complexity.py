@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 MAPS = (RNG.gamma(0.5, size=(5, 9, 7)) * RNG.choice([-1, 1], (5, 9, 7))).astype(np.float32)
 gini = jax.jit(complexity.gini)
 entropy = jax.jit(complexity.entropy)
+checkerboard = jax.jit(complexity.checkerboard, static_argnames="period")
 effective_complexity = jax.jit(complexity.effective_complexity, static_argnames=("scale", "threshold"))
 mst_compactness = jax.jit(complexity.mst_compactness, static_argnames="percentile")
 
@@ -27,6 +28,29 @@ class TestEntropy:
         maps = np.zeros((3, 4, 5), np.float32)
         maps[0], maps[1, 2, 2], maps[2, :2] = -7.0, 3.0, 1.0
         np.testing.assert_allclose(entropy(maps), [np.log(20), 0, np.log(10)], rtol=1e-6, atol=1e-6)
+
+
+class TestCheckerboard:
+    def test_against_float64(self):
+        for period in (2, 3):
+            places = np.add.outer(period * (np.arange(9) % period), np.arange(7) % period).ravel()
+            sums = lambda values: np.bincount(places, values.ravel(), period**2)  # noqa: B023,E731
+            shares = [sums(np.abs(each, dtype=np.float64)) / np.abs(each, dtype=np.float64).sum() for each in MAPS]
+            expected = np.abs(np.array(shares) - sums(np.full((9, 7), 1 / 63))).sum(1) / 2
+            np.testing.assert_allclose(checkerboard(MAPS, period=period), expected, rtol=1e-5)
+
+    def test_known_cases(self):
+        maps = np.zeros((6, 8, 8), np.float32)
+        maps[0] = -7  # even
+        maps[1, :, ::2] = 1  # every second column
+        maps[2, ::2, ::2], maps[2, 1::2, 1::2] = 1, 3  # the places of a checkerboard
+        maps[3, 1::2, ::2] = 2  # one pixel of four
+        maps[4, 2:4, 2:4] = 5  # a block
+        expected = [0, 0.5, 0.5, 0.75, 0, np.nan]
+        np.testing.assert_allclose(checkerboard(maps), expected, atol=1e-6)
+        np.testing.assert_allclose(checkerboard(maps[1:2, 0]), [0.5], atol=1e-6)  # series
+        with pytest.raises(ValueError, match="period = 1"):
+            complexity.checkerboard(maps, period=1)
 
 
 class TestEffectiveComplexity:

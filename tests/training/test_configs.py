@@ -12,6 +12,7 @@ from configs import default
 from sdecor import losses, models
 from sdecor.core import files
 from sdecor.training import build, run_folder
+from sdecor.training.build.checks import check_blocks
 from sdecor.training.objective import Masking
 from sdecor.training.terms import METHODS, TERMS
 
@@ -97,6 +98,15 @@ def test_fine_tuning_is_a_word_of_the_config_string(name):
         default.get_config("init_from=x.safetensors")
 
 
+def test_blocks_divide_the_input():
+    config = default.get_config()
+    config.masking.block = 5
+    with pytest.raises(ValueError, match="block = 5 does not divide the network's input of 32×40 .* such as 4"):
+        check_blocks(config, (32, 40, 3))
+    check_blocks(config, (25, 40, 3))
+    check_blocks(default.get_config("method=ce"), (32, 40, 3))
+
+
 def test_misspelt_field_is_an_error():
     config = default.get_config()
     config.lock()
@@ -111,6 +121,7 @@ IMPOSSIBLE = [
     ("masking.forward", "frozn", "did you mean 'frozen'"),
     ("masking.order", "lowst", "lowest"),
     ("masking.every", 0, "1 or more"),
+    ("masking.block", 0, "1 or more"),
     ("masking.start_epoch", 8.0, r"\[0, 8.0\)"),
     ("train.loss", "bse", "did you mean 'bce'"),
     ("masking.every", 3, "does not divide the 16 images .* such as 2"),

@@ -84,7 +84,11 @@ def by_training(state, forward, options):
 
 SIGNED = {"rank_by": "signed", "saliency_of": "log_probability", "form": "correlation", "fill": "mean"}
 CASES = [("layer", "shared", {}), ("layer", "shared", SIGNED), *(("batch", forward, {}) for forward in FORWARDS)]
-CASES += [("layer", "frozen", {"every": 4}), *(("batch", forward, {"every": 2}) for forward in FORWARDS)]
+CASES += [
+    ("layer", "shared", {"block": 4}),
+    ("layer", "frozen", {"every": 4}),
+    *(("batch", forward, {"every": 2}) for forward in FORWARDS),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Validate a config: every value that can be judged before data is read or anything is compiled."""
 
+import math
 from typing import Any
 
 import jax
@@ -112,11 +113,23 @@ def _check_masked_share(config: ConfigDict, images: int) -> None:
         )
 
 
+def check_blocks(config: ConfigDict, image_shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `masking.block` divides the positions of the network's input `[*positions, C]`."""
+    block, positions = config.masking.block, image_shape[:-1]
+    if config.consistency.weight and any(size % block for size in positions):
+        common = math.gcd(*positions)
+        raise ValueError(
+            f"config.masking.block = {block} does not divide the network's input of {'×'.join(map(str, positions))} "
+            f"positions: use a divisor, such as {max(n for n in range(1, min(block, common) + 1) if common % n == 0)}"
+        )
+
+
 def _check_terms(config: ConfigDict) -> None:
     consistency, masks, decor = config.consistency, config.masking, config.decorrelation
     check_choice("config.consistency.direction", consistency.direction, losses.DIRECTIONS)
     check_range("config.masking.fraction", masks.fraction, 0, 1, high_open=True)
     check_range("config.masking.ramp_epochs", masks.ramp_epochs, 0)
+    check_count("config.masking.block", masks.block)
     check_range("config.masking.start_epoch", masks.start_epoch, 0, config.train.epochs, high_open=True)
     check_choice("config.masking.rank_by", masks.rank_by, masking.RANKINGS)
     check_choice("config.masking.saliency_of", masks.saliency_of, masking.SALIENCY_OF)

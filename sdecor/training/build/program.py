@@ -11,7 +11,7 @@ from sdecor.core import parallel
 from sdecor.core.checks import check_choice
 from sdecor.data.batches import steps_per_epoch
 from sdecor.training import replicas, steps
-from sdecor.training.build.checks import check_config
+from sdecor.training.build.checks import check_blocks, check_config
 from sdecor.training.build.inputs import DataFacts, check_preparation, create_preparation, image_size
 from sdecor.training.build.loss import create_objective, get_field
 from sdecor.training.build.network import create_model
@@ -44,6 +44,7 @@ def create_program(config: ConfigDict, facts: DataFacts) -> Program:
       ValueError: for a config that does not fit the data set.
     """
     image_shape = image_size(config, facts.image_shape)
+    check_blocks(config, image_shape)
     model = create_model(config, facts.num_classes, image_shape)
     prepare, prepare_evaluation = create_preparation(config, facts.mean, facts.std)
     check_preparation(prepare, facts.image_shape, facts.dtype)
