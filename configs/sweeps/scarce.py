@@ -16,6 +16,7 @@ PART is KIND_DATA. The parts of the second study, retuning and retest, read `fre
     retest     its chosen settings and untuned cross-entropy, on its test split
     smoothing  strong weight decay with and without label smoothing, with maps, on validation data (exploratory)
     joint      stronger consistency with strong weight decay, likewise
+    blocks     the same, with masks of whole blocks, likewise
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -50,8 +51,8 @@ TEST = {
     "images": 8,
 } | COUNTS
 RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
-MAPS = TEST | {"split": "val"}
-EXPLORING = ("smoothing", "joint")
+MAPS = TEST | {"split": "val", "metrics": [*TEST["metrics"], "checkerboard"]}
+EXPLORING = ("smoothing", "joint", "blocks")
 SECOND = ("retuning", "retest", *EXPLORING)
 
 
@@ -245,6 +246,19 @@ def _joint_cells(data: str) -> list[Cell]:
     return [*weighted, ("sdecor_1.0_3.0_stopped_ls0", stopped)]
 
 
+def _blocks(data: str) -> list[Cell]:
+    """Return cells whose masks do not let the network read a part of the pixels of each stride only."""
+    decay = {"optim.weight_decay": 3.0}
+    settings = {
+        "0.3_3.0_block2": (0.3, {"masking.block": 2}),
+        "1.0_3.0_block2": (1.0, {"masking.block": 2}),
+        "1.0_3.0_block2_stopped": (1.0, {"masking.block": 2, "consistency.stop_gradient": True}),
+        "1.0_3.0_block4": (1.0, {"masking.block": 4}),
+        "0.3_3.0_stopped": (0.3, {"consistency.stop_gradient": True}),
+    }
+    return [(f"sdecor_{name}", sdecor(c, 3.0, COVARIANCE, **decay | also)) for name, (c, also) in settings.items()]
+
+
 PARTS = {
     "curve": _curve,
     "tuning": _tuning,
@@ -255,6 +269,7 @@ PARTS = {
     "retest": _retest,
     "smoothing": _smoothing,
     "joint": _joint_cells,
+    "blocks": _blocks,
 }
 TESTED = {  # part on the test split → its seeds, its evaluation, and the references of sdecor's hypotheses
     "methods": (range(10, 20), TEST, ["ce"]),
