@@ -58,14 +58,14 @@ def scaled(variables: Mapping[str, Any], temperature: float) -> dict[str, Any]:
 
 
 def rows(folder: pathlib.Path) -> Iterator[trained.Row]:
-    """Yield (cell, measure, value) of a run after scaling."""
+    """Yield (cell, measure, value) of a run; those after scaling are named scaled/…."""
     cell = folder.parent.name
     temperature = fit(*predict(trained.restore(folder, "val")))
     run = trained.restore(folder, "test", **scarce.COUNTS)
     run = replace(run, variables=scaled(run.variables, temperature))
     yield cell, "temperature", temperature
     for key, each in trained.measure(run, evaluation.choose_methods(["gradient"]), METRICS).items():
-        yield cell, key, each["mean"]
+        yield cell, f"scaled/{key}", each["mean"]
 
 
 if __name__ == "__main__":
