@@ -255,8 +255,12 @@ def _blocks(data: str) -> list[Cell]:
         "1.0_3.0_block2_stopped": (1.0, {"masking.block": 2, "consistency.stop_gradient": True}),
         "1.0_3.0_block4": (1.0, {"masking.block": 4}),
         "0.3_3.0_stopped": (0.3, {"consistency.stop_gradient": True}),
+        "3.0_3.0_block2": (3.0, {"masking.block": 2}),
+        "3.0_3.0_block4": (3.0, {"masking.block": 4}),
     }
-    return [(f"sdecor_{name}", sdecor(c, 3.0, COVARIANCE, **decay | also)) for name, (c, also) in settings.items()]
+    blocks = [(f"sdecor_{name}", sdecor(c, 3.0, COVARIANCE, **decay | also)) for name, (c, also) in settings.items()]
+    smoothed = STRONGEST | {"masking.block": 4}  # without the covariance, what smoothing does is missing
+    return [*blocks, ("sgt_1.0_block4_ls0.1", sgt(1.0, **smoothed))]
 
 
 PARTS = {
