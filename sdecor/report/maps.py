@@ -1,7 +1,7 @@
 """Figures of attribution maps beside their images, on a common color scale or each on its own."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ def figure_side_by_side(
     n, rows = len(images), 1 + len(maps)
     blocks = math.ceil(n / columns)
     columns = math.ceil(n / blocks)  # blocks of similar width: 11 images are 6 + 5, not 8 + 3
-    gap, text, left, top, cell = 0.22, 0.25, 1.25, 0.45 if title else 0.12, 1.25
+    gap, text, top, cell = 0.22, 0.25, 0.45 if title else 0.12, 1.25
+    left = _room(maps, bold=True)
     block = rows * (cell + text) + gap
     figure = new_figure(left + columns * cell + 0.12, top + blocks * block + 0.32, color)
     for i in range(n):
@@ -108,7 +109,8 @@ def figure_methods(
     """
     color = theme_colors(theme)
     colormap = colormap or (DIVERGING if signed else SEQUENTIAL)
-    left, top, cell, right = 1.25 if labels is not None else 0.12, 0.42, 1.25, 0.62 if common else 0.12
+    top, cell, right = 0.42, 1.25, 0.62 if common else 0.12
+    left = 0.12 if labels is None else _room(labels)
     figure = new_figure(left + (1 + len(maps)) * cell + right, top + len(images) * cell + 0.32, color)
     for i, image in enumerate(images):
         shown = {method: relative(m[i], signed=signed) for method, m in maps.items()}
@@ -185,10 +187,24 @@ def _outline(axes: Any, mask: np.ndarray) -> None:
     axes.add_collection(LineCollection(lines, colors=_OUTLINE, linewidths=0.8, capstyle="projecting"))
 
 
+def _room(names: Iterable[Any], *, bold: bool = False) -> float:
+    """Return the width at the left of a figure for the names of its rows, in inches."""
+    from matplotlib.textpath import TextPath
+
+    lines = [line for name in names for line in _lines(name).split("\n") if line.strip()]
+    font = {"size": 10 if bold else 9, "prop": {"weight": "bold" if bold else "normal"}}
+    widths = [TextPath((0, 0), verbatim(line), **font).get_extents().width for line in lines]
+    return max(1.25, 0.24 + max(widths, default=0) / 72)
+
+
+def _lines(name: Any) -> str:
+    return _wrap(_shorten(name, 36), 15)
+
+
 def _name(figure: Any, x: float, y: float, text: Any, color: Mapping[str, str], *, bold: bool = False) -> None:
     width, height = figure.get_size_inches()
     style = {"ha": "right", "va": "center", "fontsize": 10 if bold else 9, "fontweight": "bold" if bold else "normal"}
-    figure.text(x / width, 1 - y / height, verbatim(_wrap(_shorten(text, 36), 15)), color=color["ink"], **style)
+    figure.text(x / width, 1 - y / height, verbatim(_lines(text)), color=color["ink"], **style)
 
 
 def _note(figure: Any, left: float, text: str, color: Mapping[str, str]) -> None:

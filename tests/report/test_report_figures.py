@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sdecor import report
 from sdecor.report import style
@@ -48,6 +49,17 @@ def side_by_side(maps=MAPS, **options):
     predictions = {run: labels for run in maps}
     correct = {run: np.arange(5) % 2 == 0 for run in maps}
     return report.figure_side_by_side(IMAGES, maps, labels=labels, predictions=predictions, correct=correct, **options)
+
+
+@pytest.mark.parametrize("names", [("sdecor, pixels", "sdecor, blocks"), ("W" * 15, "$x$")])
+def test_names_at_the_left_are_inside_the_figure(names):
+    for figure in (
+        side_by_side(dict(zip(names, MAPS.values(), strict=True))),
+        report.figure_methods(IMAGES[:2], {"gradient": MAPS["ce"][:2]}, labels=names),
+    ):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        extents = [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
+        assert min(extent.x0 for extent in extents) > 0
 
 
 def test_relative_maps_have_magnitude_one_and_keep_signs_where_asked():
