@@ -20,6 +20,7 @@ from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import ce, decor, sdecor, sgt
 
 BATCH = scarce.BATCH
+TESTED = {"photographs20": ("sdecor", "sdecor-blocks")}  # regime → methods of its hypotheses, if not those of TUNED
 DECAYS = (1.0, 3.0, 10.0)
 ENERGY = "energy_inside"  # needs boxes
 TEST = scarce.RETEST | {"metrics": [*scarce.RETEST["metrics"], "checkerboard"]}
@@ -64,9 +65,10 @@ METHODS = {  # chosen by the rule of docs/evidence/setting.md
     "decor": decor(3.0, scarce.COVARIANCE),
     "sdecor": sdecor(0.1, 3.0, scarce.COVARIANCE),
     "sdecor-blocks": sdecor(3.0, 3.0, scarce.COVARIANCE, **{"masking.block": 4}),  # our own: blocks of pixels
+    "sdecor-blocks-1": sdecor(1.0, 3.0, scarce.COVARIANCE, **{"masking.block": 4}),
     "sgt-blocks": sgt(3.0, **{"masking.block": 4, "train.label_smoothing": 0.1}),
 }
-TUNED = ("ce", "sdecor", "sdecor-blocks")
+TUNED = ("ce", "sdecor", "sdecor-blocks-1")  # in the other regimes
 CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, from tuning_*.csv
     "photographs20": dict.fromkeys(METHODS, 3.0),  # the second study's
 }
@@ -121,5 +123,5 @@ def get_config(part: str = "tuning_photographs5") -> dict:
         "seeds": list(regime.seeds) if kind == "test" else [0],
         "evaluate": _measured(TEST if kind == "test" else scarce.ACCURACY, regime.boxes),
         "tags": {"measures": primary, "references": references},
-        "tests": cells.against(["sdecor", "sdecor-blocks"], primary, references),
+        "tests": cells.against(list(TESTED.get(name, TUNED[-1:])), primary, references),
     }
