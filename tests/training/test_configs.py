@@ -8,9 +8,11 @@ import re
 
 import pytest
 
-from configs import default
+from configs import default, tiny_imagenet
+from configs.sweeps import regimes
 from sdecor import losses, models
 from sdecor.core import files
+from sdecor.sweep import plan
 from sdecor.training import build, run_folder
 from sdecor.training.build.checks import check_blocks
 from sdecor.training.objective import Masking
@@ -77,7 +79,23 @@ def test_config_string_chooses_model_and_shrinks():
     assert (config.method, config.model.name, config.data.limit) == ("sgt", "resnet18", 512)
 
 
-@pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "modle=cnn", "model=", "form=densty"])
+@pytest.mark.parametrize("method,cell", [("sdecor", "sdecor-blocks-1"), ("ce", "ce")])
+def test_scarce_is_the_setting_of_the_study(method, cell):
+    config = tiny_imagenet.get_config(f"method={method},scarce")
+    build.check_config(config)
+    studied = tiny_imagenet.get_config(f"method={method}")
+    for field, value in plan.make(regimes.get_config("test_photographs20")).cells[cell].items():
+        if field not in ("method", "log.tensorboard") and not field.startswith("data."):
+            studied.update_from_flattened_dict({field: value})
+    studied.train.batch_size = 96
+    ours, theirs = config.to_dict(), studied.to_dict()
+    if method == "ce":  # fields of terms that it does not have
+        for name in ("masking", "consistency", "decorrelation"):
+            ours.pop(name), theirs.pop(name)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "scarce=1", "modle=cnn", "model=", "form=densty"])
 def test_unknown_config_string_says_what_is_right(arg):
     with pytest.raises(ValueError, match=re.escape("method=ce|sgt|decor|sdecor|gradpen")):
         default.get_config(arg)
@@ -92,7 +110,7 @@ def test_fine_tuning_is_a_word_of_the_config_string(name):
     assert (config.optim.backbone_lr, config.train.epochs) == (0.1, 30.0)
     assert build.create_model(config, 10, (224, 224, 3)).stem == "imagenet"
     assert get_config("init_from=x.safetensors,runlocal").train.epochs == 2.0
-    with pytest.raises(ValueError, match="init_from=FILE and runlocal"):
+    with pytest.raises(ValueError, match="init_from=FILE, scarce and runlocal"):
         get_config("init_from=")
     with pytest.raises(ValueError, match="'init_from=x.safetensors' is not known"):
         default.get_config("init_from=x.safetensors")
