@@ -14,9 +14,6 @@ PART is KIND_DATA. The parts of the second study, retuning and retest, read `fre
     decay      ce, decor and sdecor at the same weight decay, on validation data (after the test, exploratory)
     retuning   the second study: four settings of each method, with strong weight decay, on validation data
     retest     its chosen settings and untuned cross-entropy, on its test split
-    smoothing  strong weight decay with and without label smoothing, with maps, on validation data (exploratory)
-    joint      stronger consistency with strong weight decay, likewise
-    blocks     the same, with masks of whole blocks, likewise
 
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
@@ -51,9 +48,7 @@ TEST = {
     "images": 8,
 } | COUNTS
 RETEST = TEST | {"metrics": [*TEST["metrics"], "parameter_randomization"]}
-MAPS = TEST | {"split": "val", "metrics": [*TEST["metrics"], "checkerboard"]}
-EXPLORING = ("smoothing", "joint", "blocks")
-SECOND = ("retuning", "retest", *EXPLORING)
+SECOND = ("retuning", "retest")
 
 
 def _base(kind: str, data: str) -> dict:
@@ -222,47 +217,6 @@ def _retest(data: str) -> list[Cell]:
     return [("ce-plain", ce()), *RECHOSEN[data]]
 
 
-def _smoothing(data: str) -> list[Cell]:
-    """Return cells that ask whether label smoothing is what lowers confidence, and insertion with it."""
-    decay = {"optim.weight_decay": 3.0}
-    values = [
-        ("ce", ce()),
-        ("decor_1.0", decor(1.0, COVARIANCE)),
-        ("decor_3.0", decor(3.0, COVARIANCE)),
-        ("sdecor_0.1_1.0", sdecor(0.1, 1.0, COVARIANCE)),
-        ("sdecor_0.1_3.0", sdecor(0.1, 3.0, COVARIANCE)),
-    ]
-    smoothed = [("ce_ls0.2", ce(**decay | {"train.label_smoothing": 0.2}))]
-    smoothed += [("sdecor_0.1_1.0_ls0.1", sdecor(0.1, 1.0, COVARIANCE, **STRONGEST))]
-    return [(f"{name}_ls0", decay | cell) for name, cell in values] + smoothed
-
-
-def _joint_cells(data: str) -> list[Cell]:
-    """Return cells that ask how much consistency the gain of the covariance pays for."""
-    decay = {"optim.weight_decay": 3.0}
-    pairs = [(c, w) for c in (0.3, 1.0) for w in (1.0, 3.0)]
-    weighted = [(f"sdecor_{name}_ls0", cell) for name, cell in _joint(pairs, COVARIANCE, **decay)]
-    stopped = sdecor(1.0, 3.0, COVARIANCE, **decay | {"consistency.stop_gradient": True})
-    return [*weighted, ("sdecor_1.0_3.0_stopped_ls0", stopped)]
-
-
-def _blocks(data: str) -> list[Cell]:
-    """Return cells whose masks do not let the network read a part of the pixels of each stride only."""
-    decay = {"optim.weight_decay": 3.0}
-    settings = {
-        "0.3_3.0_block2": (0.3, {"masking.block": 2}),
-        "1.0_3.0_block2": (1.0, {"masking.block": 2}),
-        "1.0_3.0_block2_stopped": (1.0, {"masking.block": 2, "consistency.stop_gradient": True}),
-        "1.0_3.0_block4": (1.0, {"masking.block": 4}),
-        "0.3_3.0_stopped": (0.3, {"consistency.stop_gradient": True}),
-        "3.0_3.0_block2": (3.0, {"masking.block": 2}),
-        "3.0_3.0_block4": (3.0, {"masking.block": 4}),
-    }
-    blocks = [(f"sdecor_{name}", sdecor(c, 3.0, COVARIANCE, **decay | also)) for name, (c, also) in settings.items()]
-    smoothed = STRONGEST | {"masking.block": 4}  # without the covariance, what smoothing does is missing
-    return [*blocks, ("sgt_1.0_block4_ls0.1", sgt(1.0, **smoothed))]
-
-
 PARTS = {
     "curve": _curve,
     "tuning": _tuning,
@@ -271,9 +225,6 @@ PARTS = {
     "decay": _decay,
     "retuning": _retuning,
     "retest": _retest,
-    "smoothing": _smoothing,
-    "joint": _joint_cells,
-    "blocks": _blocks,
 }
 TESTED = {  # part on the test split → its seeds, its evaluation, and the references of sdecor's hypotheses
     "methods": (range(10, 20), TEST, ["ce"]),
@@ -288,7 +239,7 @@ def get_config(part: str = "tuning_photographs20") -> dict:
         raise ValueError(
             f"the part {part!r} is not known: choose one of {', '.join(PARTS)}, then _, then one of {', '.join(DATA)}"
         )
-    seeds, evaluation, references = TESTED.get(kind, (range(2), MAPS if kind in EXPLORING else ACCURACY, []))
+    seeds, evaluation, references = TESTED.get(kind, (range(2), ACCURACY, []))
     return {
         "base": _base(kind, data),
         "cells": PARTS[kind](data),

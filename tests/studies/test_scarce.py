@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.sweeps import regimes, scarce
+from configs.sweeps import scarce
 from sdecor.data import create_dataset, splits
 from sdecor.sweep import plan
 from studies import resplit
@@ -36,20 +36,6 @@ def test_every_method_of_the_second_study_has_four_settings():
     methods = [name.split("_")[0] for name in sweep.cells]
     assert {methods.count(name) for name in methods} == {4}
     assert {cell["optim.weight_decay"] for cell in sweep.cells.values()} == {3.0, 10.0}
-
-
-@pytest.mark.parametrize("name", regimes.REGIMES)
-def test_every_regime_is_a_sweep(name):
-    for kind in ("curve", "tuning", *(["test"] if name in regimes.CHOSEN else [])):
-        sweep = plan.make(regimes.get_config(f"{kind}_{name}"))
-        assert (not regimes.REGIMES[name].boxes) == ("energy_inside" not in sweep.evaluate["metrics"]) or kind != "test"
-    decays = {cell["optim.weight_decay"] for cell in plan.make(regimes.get_config(f"tuning_{name}")).cells.values()}
-    assert decays == set(regimes.DECAYS)
-
-
-def test_an_unknown_regime_is_named():
-    with pytest.raises(ValueError, match="'test_x' is not known: choose curve, tuning or test"):
-        regimes.get_config("test_x")
 
 
 def test_an_unknown_part_is_named():

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from configs import default, tiny_imagenet
-from configs.sweeps import regimes
+from configs.sweeps import setting
 from sdecor import losses, models
 from sdecor.core import files
 from sdecor.sweep import plan
@@ -84,7 +84,7 @@ def test_scarce_is_the_setting_of_the_study(method, cell):
     config = tiny_imagenet.get_config(f"method={method},scarce")
     build.check_config(config)
     studied = tiny_imagenet.get_config(f"method={method}")
-    for field, value in plan.make(regimes.get_config("test_photographs20")).cells[cell].items():
+    for field, value in plan.make(setting.get_config("test_photographs20")).cells[cell].items():
         if field not in ("method", "log.tensorboard") and not field.startswith("data."):
             studied.update_from_flattened_dict({field: value})
     studied.train.batch_size = 96

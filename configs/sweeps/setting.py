@@ -1,16 +1,20 @@
 """The study of docs/evidence/setting.md: one setting of SaliencyDecor, where images are scarce in several ways.
 
     python -m studies.resplit --path=tiny-imagenet-200 --out=fresh3 --draw=3
-    python -m sdecor.sweep --config=configs/sweeps/regimes.py:KIND_REGIME --workdir=runs/KIND_REGIME
+    python -m sdecor.sweep --config=configs/sweeps/setting.py:KIND_REGIME --workdir=runs/KIND_REGIME
     python -m sdecor.sweep --report runs/KIND_REGIME
 
 KIND is
 
+    smoothing  strong weight decay with and without label smoothing, with maps, on validation data
+    joint      stronger consistency, likewise
+    blocks     the same, with masks of whole blocks, likewise
     curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
     tuning     weight decays of each method, on validation data
     test       each method with its best decay, on the test split
 
-and REGIME one of `REGIMES`. The parts on CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
+and REGIME one of `REGIMES`. The first three kinds were run on `second`, the photographs of the study before. The regimes
+of CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
 """
 
 from typing import NamedTuple
@@ -23,6 +27,7 @@ BATCH = scarce.BATCH
 TESTED = {"photographs20": ("sdecor", "sdecor-blocks")}  # regime → methods of its hypotheses, if not those of TUNED
 DECAYS = (1.0, 3.0, 10.0)
 ENERGY = "energy_inside"  # needs boxes
+MAPS = scarce.TEST | {"metrics": [*scarce.TEST["metrics"], "checkerboard"], "split": "val"}
 TEST = scarce.RETEST | {"metrics": [*scarce.RETEST["metrics"], "checkerboard"]}
 
 
@@ -44,8 +49,8 @@ class Regime(NamedTuple):
     boxes: bool = True
 
 
-def _photographs(share: float, **also: object) -> dict:
-    return {"data.path": "fresh3", "data.val_fraction": 0.25, "data.train_fraction": share} | also
+def _photographs(share: float, path: str = "fresh3", **also: object) -> dict:
+    return {"data.path": path, "data.val_fraction": 0.25, "data.train_fraction": share} | also
 
 
 def _cifar10(share: float) -> dict:
@@ -53,6 +58,7 @@ def _cifar10(share: float) -> dict:
 
 
 REGIMES = {
+    "second": Regime(_photographs(0.2, "fresh2"), 100.0, seeds=range(2)),
     "photographs20": Regime(_photographs(0.2), 100.0, seeds=range(30, 40)),
     "photographs5": Regime(_photographs(0.05), 400.0),
     "cifar1": Regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
@@ -74,6 +80,50 @@ CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, f
 }
 
 
+STRONG = {"optim.weight_decay": 3.0}
+SMOOTHED = {"train.label_smoothing": 0.1}
+STOPPED = {"consistency.stop_gradient": True}
+
+
+def _joint(consistency: float, weight: float, **also: object) -> dict:
+    return sdecor(consistency, weight, scarce.COVARIANCE, **STRONG | also)
+
+
+def _smoothing(name: str) -> list[tuple[str, dict]]:
+    """Return cells that ask whether label smoothing is what lowers confidence, and insertion with it."""
+    return [
+        ("ce_ls0", STRONG | ce()),
+        ("decor_1.0_ls0", STRONG | decor(1.0, scarce.COVARIANCE)),
+        ("decor_3.0_ls0", STRONG | decor(3.0, scarce.COVARIANCE)),
+        ("sdecor_0.1_1.0_ls0", _joint(0.1, 1.0)),
+        ("sdecor_0.1_3.0_ls0", _joint(0.1, 3.0)),
+        ("ce_ls0.2", STRONG | METHODS["ce"]),
+        ("sdecor_0.1_1.0_ls0.1", _joint(0.1, 1.0, **SMOOTHED)),
+    ]
+
+
+def _stronger(name: str) -> list[tuple[str, dict]]:
+    """Return cells that ask how much consistency the gain of the covariance pays for."""
+    weighted = [(f"sdecor_{c}_{w}_ls0", _joint(c, w)) for c in (0.3, 1.0) for w in (1.0, 3.0)]
+    return [*weighted, ("sdecor_1.0_3.0_stopped_ls0", _joint(1.0, 3.0, **STOPPED))]
+
+
+def _blocks(name: str) -> list[tuple[str, dict]]:
+    """Return cells whose masks do not let the network read a part of the pixels of each stride only."""
+    two, four = {"masking.block": 2}, {"masking.block": 4}
+    return [
+        ("sdecor_0.3_3.0_block2", _joint(0.3, 3.0, **two)),
+        ("sdecor_1.0_3.0_block2", _joint(1.0, 3.0, **two)),
+        ("sdecor_1.0_3.0_block2_stopped", _joint(1.0, 3.0, **two, **STOPPED)),
+        ("sdecor_1.0_3.0_block4", _joint(1.0, 3.0, **four)),
+        ("sdecor_0.3_3.0_stopped", _joint(0.3, 3.0, **STOPPED)),
+        ("sdecor_3.0_3.0_block2", _joint(3.0, 3.0, **two)),
+        ("sdecor_3.0_3.0_block4", _joint(3.0, 3.0, **four)),
+        # without the covariance, which does what smoothing does
+        ("sgt_1.0_block4_ls0.1", sgt(1.0, **STRONG | SMOOTHED | four)),
+    ]
+
+
 def _decayed(method: str, decay: float) -> dict:
     return METHODS[method] | {"optim.weight_decay": decay}
 
@@ -91,7 +141,15 @@ def _test(name: str) -> list[tuple[str, dict]]:
     return [(method, _decayed(method, decay)) for method, decay in CHOSEN.get(name, {}).items()]
 
 
-KINDS = {"curve": _curve, "tuning": _tuning, "test": _test}
+KINDS = {
+    "smoothing": _smoothing,
+    "joint": _stronger,
+    "blocks": _blocks,
+    "curve": _curve,
+    "tuning": _tuning,
+    "test": _test,
+}
+EVALUATIONS = {"curve": scarce.ACCURACY, "tuning": scarce.ACCURACY, "test": TEST}  # kind → evaluation; others: MAPS
 
 
 def _measured(evaluation: dict, boxes: bool) -> dict:
@@ -103,9 +161,8 @@ def get_config(part: str = "tuning_photographs5") -> dict:
     """Return the sweep of a part."""
     kind, _, name = part.partition("_")
     if kind not in KINDS or name not in REGIMES:
-        raise ValueError(
-            f"the part {part!r} is not known: choose curve, tuning or test, then _, then one of {', '.join(REGIMES)}"
-        )
+        kinds, names = ", ".join(KINDS), ", ".join(REGIMES)
+        raise ValueError(f"the part {part!r} is not known: choose one of {kinds}, then _, then one of {names}")
     regime = REGIMES[name]
     primary = [measure for measure in PRIMARY if regime.boxes or ENERGY not in measure]
     references = ["ce"] if kind == "test" else []
@@ -120,8 +177,8 @@ def get_config(part: str = "tuning_photographs5") -> dict:
             },
         },
         "cells": KINDS[kind](name),
-        "seeds": list(regime.seeds) if kind == "test" else [0],
-        "evaluate": _measured(TEST if kind == "test" else scarce.ACCURACY, regime.boxes),
+        "seeds": [0] if kind in ("curve", "tuning") else list(regime.seeds),
+        "evaluate": _measured(EVALUATIONS.get(kind, MAPS), regime.boxes),
         "tags": {"measures": primary, "references": references},
         "tests": cells.against(list(TESTED.get(name, TUNED[-1:])), primary, references),
     }
