@@ -13,8 +13,8 @@ KIND is
     tuning     weight decays of each method, on validation data
     test       each method with its best decay, on the test split
 
-and REGIME one of `REGIMES`. The first three kinds were run on `second`, the photographs of the study before. The regimes
-of CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
+and REGIME one of `REGIMES`. The first three kinds were run on `second`, the photographs of the study before. Those of
+CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
 """
 
 from typing import NamedTuple
