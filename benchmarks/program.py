@@ -155,11 +155,13 @@ def main() -> None:
     for network in options.networks.split(","):
         for step in options.steps.split(";"):
             path = path_of(options.folder, network, step, options.topology)
+            images = options.images or NETWORKS[network].images
+            if path.exists() and (stored := json.loads(path.read_text())["images"]) != images:
+                sys.exit(f"{path} is of {stored} images a chip, not of {images}: give another --folder")
             if path.exists() or (network, step) in LEFT_OUT:
                 continue
             print(f"{time.strftime('%H:%M:%S')} compiling {path.stem}", file=sys.stderr, flush=True)
             text = path.with_suffix(".hlo") if options.text else None
-            images = options.images or NETWORKS[network].images
             files.write_json(path, compile_step(network, step, options.topology, images, text))
     print_tables(options.folder, options.topology)
 

@@ -58,9 +58,10 @@ def least_salient(
 ) -> jax.Array:
     """Mask the positions of lowest saliency: exactly `floor(fraction · H · W + 1e-3)` in every image.
 
-    With a `block` above 1 these are square blocks of pixels, ranked by their mean saliency and masked whole. A network
-    that reads its image by a convolution with a stride, or by patches, can learn to read some of the pixels of each
-    stride only. Masking single pixels is then no task for it; masking blocks as large as the stride is.
+    With a `block` above 1 these are square blocks of pixels, ranked by their mean saliency and masked whole:
+    `floor(fraction · blocks + 1e-3)` of them. A network that reads its image by a convolution with a stride can learn
+    to read some of the pixels of each stride only. Masking single pixels is then no task for it; masking blocks as
+    large as the stride is.
 
     Ties are broken uniformly at random, so that masks do not start at one corner of a flat background (gradient exactly
     0). 0.0 and -0.0 are equal; NaN ranks above every number.
@@ -148,11 +149,13 @@ def fill(
 
 def _block_means(values: jax.Array, block: int) -> jax.Array:
     """Return the means of blocks of `block` positions along each axis: `[N, H, W] -> [N, H / block, W / block]`."""
-    n, *positions = values.shape
+    positions = values.shape[1:]
     if any(size % block for size in positions):
-        raise ValueError(f"block = {block} does not divide the positions {tuple(positions)}: use a divisor of all")
-    parts = values.reshape(n, *(side for size in positions for side in (size // block, block)))
-    return parts.mean(tuple(range(2, parts.ndim, 2)))
+        raise ValueError(f"block = {block} does not divide the positions {positions}: use a divisor of all")
+    for axis, size in enumerate(positions, start=1):
+        before, after = values.shape[:axis], values.shape[axis + 1 :]
+        values = values.reshape(*before, size // block, block, *after).mean(axis + 1)
+    return values
 
 
 def _repeat_blocks(mask: jax.Array, block: int) -> jax.Array:

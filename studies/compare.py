@@ -2,9 +2,10 @@
 
     python -m studies.compare docs/evidence/scarce/methods_photographs20.csv --cells=sdecor,decor --planned=sdecor
 
-The files are a sweep's results.csv, or what `studies.temperature` writes. Values of the same cell and seed are joined.
-Means and differences have 95 % t-intervals over seeds. The tests of the cells in --planned, in each of --measures, are
-one family; p-values of other cells are not shown.
+The files are a sweep's results.csv, or what `studies.temperature` and `studies.lattice` write. With
+PREFIX:FILE the cells of a file are named PREFIX/CELL, so that several data sets are one family. Means and differences
+have 95 % t-intervals over seeds. The tests of the cells in --planned, in each of --measures, are one family; other
+p-values are not shown.
 """
 
 import argparse
@@ -12,21 +13,30 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from configs.sweeps.ablation import PRIMARY
-from sdecor.evaluation.statistics import Difference, Mean, holm, mean_interval, paired_test
-from sdecor.metrics.registry import KNOWN
+from sdecor.evaluation.statistics import Difference, holm, mean_interval, paired_test
 from sdecor.report import wording
+from sdecor.sweep.tables import difference_text, mean_text, p_text
 from studies.choose import read
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]  # cell → measure → seed → value
 
 
-def join(files: Sequence[pathlib.Path]) -> dict[str, dict[str, dict[int, float]]]:
-    """Return the values of all files; a later file replaces values of an earlier one."""
+def join(files: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the values of all files, FILE or PREFIX:FILE.
+
+    Raises:
+      ValueError: if two files have different values of the same cell, measure and seed.
+    """
     joined: dict[str, dict[str, dict[int, float]]] = {}
-    for file in files:
-        for cell, measures in read(file).items():
+    for name in files:
+        prefix, _, path = name.rpartition(":")
+        for cell, measures in read(pathlib.Path(path)).items():
+            cell = f"{prefix}/{cell}" if prefix else cell
             for measure, seeds in measures.items():
-                joined.setdefault(cell, {}).setdefault(measure, {}).update(seeds)
+                known = joined.setdefault(cell, {}).setdefault(measure, {})
+                if twice := [seed for seed in seeds if known.get(seed, seeds[seed]) != seeds[seed]]:
+                    raise ValueError(f"{name}: another file has another {measure} of {cell}, seed {twice[0]}")
+                known.update(seeds)
     return joined
 
 
@@ -36,11 +46,15 @@ def differences(
     """Return the paired tests (cell, reference, measure)."""
     return {
         (cell, reference, measure): paired_test(values[cell].get(measure, {}), values[reference].get(measure, {}))
-        for reference in references
-        for cell in cells
+        for cell, reference in _pairs(cells, references)
         for measure in measures
-        if cell != reference
     }
+
+
+def _pairs(cells: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each cell with each other reference of the same prefix."""
+    prefix = lambda cell: cell.rpartition("/")[0]  # noqa: E731
+    return [(a, b) for b in references for a in cells if a != b and prefix(a) == prefix(b)]
 
 
 def corrected(tests: Mapping[tuple[str, str, str], Difference], planned: Sequence[str]) -> dict:
@@ -49,15 +63,9 @@ def corrected(tests: Mapping[tuple[str, str, str], Difference], planned: Sequenc
     return dict(zip(family, holm([tests[key].p for key in family]), strict=True))
 
 
-def _number(measure: str, mean: Mean | Difference, signed: bool = False) -> str:
-    if mean.mean is None:
-        return "–"
-    metric = KNOWN.get(measure.rpartition("/")[2])
-    scale, digits = (100, 1) if metric is not None and metric.percent else (1, 3)
-    number = lambda value: f"{scale * value:{'+' if signed else ''}.{digits}f}".replace("-", "−")  # noqa: E731
-    if mean.low is None:
-        return number(mean.mean)
-    return f"{number(mean.mean)} [{number(mean.low)}, {number(mean.high)}]"
+def _difference(measure: str, found: Difference) -> str:
+    mean, low, high = (difference_text(measure, found, value) for value in (found.mean, found.low, found.high))
+    return mean if found.low is None else f"{mean} [{low}, {high}]"
 
 
 def table(
@@ -67,7 +75,7 @@ def table(
     tests = differences(values, cells, references, measures)
     p_values = corrected(tests, planned)
     shown = [*references, *(cell for cell in cells if cell not in references)]
-    pairs = [(cell, reference) for reference in references for cell in cells if cell != reference]
+    pairs = _pairs(cells, references)
     heads = ["measure", *shown]
     for cell, reference in pairs:
         heads += [f"{cell} − {reference}", *(["p (Holm)"] if cell in planned else [])]
@@ -75,13 +83,12 @@ def table(
     for measure in measures:
         means = [mean_interval(list(values[cell].get(measure, {}).values())) for cell in shown]
         arrow = wording.ARROWS[wording.direction(measure)]
-        row = [f"{measure} {arrow}".strip(), *(_number(measure, mean) for mean in means)]
+        row = [f"{measure} {arrow}".strip(), *(mean_text(measure, mean) for mean in means)]
         for cell, reference in pairs:
             key = (cell, reference, measure)
-            row.append(_number(measure, tests[key], signed=True))
+            row.append(_difference(measure, tests[key]))
             if cell in planned:
-                p = p_values[key]
-                row.append("–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}")
+                row.append(p_text(p_values[key]))
         lines.append(row)
     counts = {cell: max((len(seeds) for seeds in values[cell].values()), default=0) for cell in shown}
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -91,7 +98,7 @@ def table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("files", nargs="+", metavar="[PREFIX:]FILE")
     parser.add_argument("--cells", type=words, default=["sdecor"])
     parser.add_argument("--references", type=words, default=["ce"])
     parser.add_argument("--measures", type=words, default=list(PRIMARY))
@@ -101,6 +108,13 @@ def main() -> None:
     for cell in [*args.cells, *args.references]:
         if cell not in values:
             parser.error(f"{cell!r} is no cell of these files: they have {', '.join(values)}")
+    for cell in args.planned:
+        if cell not in args.cells:
+            parser.error(f"--planned={cell} is not in --cells={','.join(args.cells)}")
+    for measure in args.measures:
+        if not any(measure in values[cell] for cell in args.cells):
+            known = {name for cell in args.cells for name in values[cell]}
+            parser.error(f"--measures={measure} is in no file: they have {', '.join(sorted(known))}")
     print(table(values, args.cells, args.references, args.measures, args.planned))
 
 

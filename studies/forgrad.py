@@ -40,12 +40,12 @@ def choose(found: Mapping[str, Mapping[str, Any]], cutoffs: tuple[int, ...]) -> 
     return max(cutoffs, key=lambda cutoff: (score(cutoff), cutoff))
 
 
-def rows(folder: pathlib.Path) -> Iterator[trained.Row]:
+def rows(folder: pathlib.Path, split: str) -> Iterator[trained.Row]:
     """Yield (cell, measure, value) of a run: its gradient, and its gradient under the chosen cut-off."""
     seen = trained.restore(folder, "val", curve_images=CHOOSING)
     cutoff = choose(trained.measure(seen, methods(CUTOFFS), ["insertion", "deletion"]), CUTOFFS)
     both = methods((cutoff,)) | evaluation.choose_methods(["gradient"])
-    tested = trained.measure(trained.restore(folder, "test", **scarce.COUNTS), both, scarce.TEST["metrics"])
+    tested = trained.measure(trained.restore(folder, split, **scarce.COUNTS), both, scarce.TEST["metrics"])
     yield NAME, "cutoff", cutoff
     for key, each in tested.items():
         method, _, name = key.rpartition("/")

@@ -4,7 +4,7 @@
 
 For each run `seed…` of the cell, one temperature is fitted on the validation split: it minimises the cross-entropy of
 logits / temperature (Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599). The network with its
-last layer divided by it is then measured on the test split, by the metrics that depend on probabilities. The predicted
+last layer divided by it is then measured on --split, by the metrics that depend on probabilities. The predicted
 class, and a gradient map up to its scale, stay the same.
 """
 
@@ -57,11 +57,11 @@ def scaled(variables: Mapping[str, Any], temperature: float) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
-def rows(folder: pathlib.Path) -> Iterator[trained.Row]:
+def rows(folder: pathlib.Path, split: str) -> Iterator[trained.Row]:
     """Yield (cell, measure, value) of a run; those after scaling are named scaled/…."""
     cell = folder.parent.name
     temperature = fit(*predict(trained.restore(folder, "val")))
-    run = trained.restore(folder, "test", **scarce.COUNTS)
+    run = trained.restore(folder, split, **scarce.COUNTS)
     run = replace(run, variables=scaled(run.variables, temperature))
     yield cell, "temperature", temperature
     for key, each in trained.measure(run, evaluation.choose_methods(["gradient"]), METRICS).items():

@@ -33,10 +33,11 @@ def _silent(what: str, count: int) -> Iterator[Any]:
     yield lambda done: None
 
 
-def write_rows(description: str, rows: Callable[[pathlib.Path], Iterable[Row]]) -> None:
-    """Write the rows of each run `seed…` of --cell to --out, with its seed, as a sweep's results.csv has them."""
+def write_rows(description: str, rows: Callable[[pathlib.Path, str], Iterable[Row]]) -> None:
+    """Write `rows(folder, split)` of each run `seed…` of --cell to --out, as a sweep's results.csv has them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=pathlib.Path, required=True, help="folder of a cell, with a run for each seed")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="split to measure on")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="CSV file to write")
     args = parser.parse_args()
     folders = sorted(args.cell.glob("seed*"))
@@ -46,7 +47,7 @@ def write_rows(description: str, rows: Callable[[pathlib.Path], Iterable[Row]]) 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("cell", "seed", "measure", "value"))
         for folder in folders:
-            for cell, name, value in rows(folder):
+            for cell, name, value in rows(folder, args.split):
                 writer.writerow((cell, folder.name.removeprefix("seed"), name, value))
             file.flush()
             print(folder, flush=True)

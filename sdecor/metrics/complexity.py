@@ -70,8 +70,8 @@ def checkerboard(maps: jax.Array, *, period: int = 2) -> jax.Array:
       period: distance of two pixels in the same place, such as the stride of the first layer.
 
     Returns:
-      `[N]` in [0, 1 − 1/period²]; ½ where only every second column counts (period 2). Noise makes it a little larger
-      than 0. NaN for a map of zeros or one that is not finite.
+      `[N]` in [0, 1), at most 1 minus the share of the pixels in the smallest place; ½ where only every second column
+      counts (period 2). Noise makes it a little larger than 0. NaN for a map of zeros or one that is not finite.
 
     References:
       Odena, Dumoulin, Olah, "Deconvolution and Checkerboard Artifacts", https://doi.org/10.23915/distill.00003, 2016,
@@ -80,17 +80,17 @@ def checkerboard(maps: jax.Array, *, period: int = 2) -> jax.Array:
     check_count("period", period, 2)
     values, defined = _magnitudes(maps)
     shares = values / jnp.maximum(values.sum(-1, keepdims=True), 1e-30)
-    uniform = jnp.full_like(shares[:1], 1 / shares.shape[-1])
-    places = _sum_places(jnp.concatenate([shares, uniform]).reshape(-1, *maps.shape[1:]), period)
-    return jnp.where(defined, jnp.abs(places[:-1] - places[-1:]).sum(-1) / 2, jnp.nan)
+    uneven = (shares - 1 / shares.shape[-1]).reshape(maps.shape)
+    for axis in range(1, maps.ndim):
+        uneven = _sum_places(uneven, axis, period)
+    return jnp.where(defined, jnp.abs(uneven).sum(range(1, maps.ndim)) / 2, jnp.nan)
 
 
-def _sum_places(values: jax.Array, period: int) -> jax.Array:
-    """Return the sums of maps `[N, *positions]` over all positions of a place: `[N, places]`."""
-    n, *positions = values.shape
-    values = jnp.pad(values, [(0, 0), *((0, -size % period) for size in positions)])
-    parts = values.reshape(n, *(side for size in values.shape[1:] for side in (size // period, period)))
-    return parts.sum(tuple(range(1, parts.ndim, 2))).reshape(n, -1)
+def _sum_places(values: jax.Array, axis: int, period: int) -> jax.Array:
+    """Return the sums over all positions of an axis with the same remainder by the period."""
+    values = jnp.pad(values, [(0, -size % period if place == axis else 0) for place, size in enumerate(values.shape)])
+    before, size, after = values.shape[:axis], values.shape[axis], values.shape[axis + 1 :]
+    return values.reshape(*before, size // period, period, *after).sum(axis)
 
 
 def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str = "peak") -> jax.Array:

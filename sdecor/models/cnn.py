@@ -27,8 +27,8 @@ class SmallCNN(nn.Module):
     """A classifier of small images or series: a convolution, normalisation and ReLU per width, max-pooling between.
 
     The first convolution has stride 2 by default. It then runs several times faster, and its 4×4 kernel covers every
-    pixel equally often, so that input gradients show no checkerboard. `stem_stride=1` is a 3×3 convolution at full
-    resolution.
+    pixel equally often, so that input gradients show no checkerboard unless training makes one (docs/method.md).
+    `stem_stride=1` is a 3×3 convolution at full resolution.
 
     Attributes:
       num_classes: K.

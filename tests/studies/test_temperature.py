@@ -1,10 +1,41 @@
-"""Tests of temperature scaling: the temperature is found, and it divides the logits."""
+"""Tests of what studies measure on trained runs: the fitted temperature divides the logits, and checkerboards."""
+
+import pathlib
+import shutil
 
 import jax
 import numpy as np
+import pytest
+import tiny_runs
 
 from sdecor.models import create_model
-from studies import temperature
+from studies import lattice, temperature, trained
+
+FORMER = pathlib.Path(__file__).parents[1] / "former/run"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return the folder of a trained run, with its images in the working directory."""
+    shutil.copytree(FORMER, tmp_path / "cell/seed0")
+    tiny_runs.draw_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cell/seed0"
+
+
+def test_predictions_are_those_of_the_evaluation(folder):
+    logits, labels = temperature.predict(trained.restore(folder, "test"))
+    stored = np.load(FORMER / "evaluation.npz")
+    np.testing.assert_allclose(jax.nn.softmax(logits).max(1), stored["confidence"], rtol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(1) == labels, stored["accuracy"])
+
+
+@pytest.mark.full
+def test_rows_are_of_the_run(folder):
+    found = {name: value for cell, name, value in temperature.rows(folder, "test") if cell == "cell"}
+    assert found["temperature"] == temperature.fit(*temperature.predict(trained.restore(folder, "val")))
+    assert np.isclose(found["scaled/accuracy"], np.load(FORMER / "evaluation.npz")["accuracy"].mean())
+    assert {name for _, name, _ in lattice.rows(folder, "test")} == {f"gradient/checkerboard_{p}" for p in (2, 4, 8)}
 
 
 def test_the_temperature_of_drawn_labels_is_found():

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from configs import default, tiny_imagenet
+from configs import default, oxford_iiit_pet, tiny_imagenet
 from configs.sweeps import setting
 from sdecor import losses, models
 from sdecor.core import files
@@ -79,7 +79,7 @@ def test_config_string_chooses_model_and_shrinks():
     assert (config.method, config.model.name, config.data.limit) == ("sgt", "resnet18", 512)
 
 
-@pytest.mark.parametrize("method,cell", [("sdecor", "sdecor-blocks-1"), ("ce", "ce")])
+@pytest.mark.parametrize("method,cell", [("sdecor", "sdecor-blocks-1"), ("ce", "ce"), ("decor", "decor")])
 def test_scarce_is_the_setting_of_the_study(method, cell):
     config = tiny_imagenet.get_config(f"method={method},scarce")
     build.check_config(config)
@@ -89,10 +89,19 @@ def test_scarce_is_the_setting_of_the_study(method, cell):
             studied.update_from_flattened_dict({field: value})
     studied.train.batch_size = 96
     ours, theirs = config.to_dict(), studied.to_dict()
-    if method == "ce":  # fields of terms that it does not have
-        for name in ("masking", "consistency", "decorrelation"):
-            ours.pop(name), theirs.pop(name)
+    for term, fields in {"consistency": ("masking", "consistency"), "decorrelation": ("decorrelation",)}.items():
+        if term not in default.METHODS[method]:
+            for name in fields:
+                del ours[name], theirs[name]
     assert ours == theirs
+
+
+def test_scarce_is_refused_where_it_was_not_studied():
+    with pytest.raises(ValueError, match="'scarce' does not go with method=gradpen"):
+        default.get_config("scarce,method=gradpen")
+    with pytest.raises(ValueError, match="'scarce' does not go with init_from"):
+        oxford_iiit_pet.get_config("scarce,init_from=x.safetensors")
+    assert default.get_config("method=sgt,scarce").train.label_smoothing == 0.1
 
 
 @pytest.mark.parametrize("arg", ["method=sgdt", "runlocal=1", "scarce=1", "modle=cnn", "model=", "form=densty"])
@@ -122,6 +131,9 @@ def test_blocks_divide_the_input():
     with pytest.raises(ValueError, match="block = 5 does not divide the network's input of 32×40 .* such as 4"):
         check_blocks(config, (32, 40, 3))
     check_blocks(config, (25, 40, 3))
+    config.masking.block, config.masking.fraction = 4, 0.2
+    with pytest.raises(ValueError, match="fraction = 0.2 masks none of the 4 blocks .*: use 0.25 or more"):
+        check_blocks(config, (8, 8, 3))
     check_blocks(default.get_config("method=ce"), (32, 40, 3))
 
 

@@ -169,9 +169,9 @@ def test_terms_are_those_written_out_in_float64():
         assert row[ranked[:36]].all() and not row[ranked[36:]].any()  # 36 is a quarter of 144
 
 
-def value_and_gradients(params, images, labels, axis_name=None):
+def value_and_gradients(params, images, labels, axis_name=None, block=1):
     loss = partial(sdecor.saliency_decor, linear, images=images, labels=labels, key=KEY, decorrelation=1.0,
-                   axis_name=axis_name)  # fmt: skip
+                   axis_name=axis_name, block=block)  # fmt: skip
     (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     found = (terms | {"loss": value}, gradients)
     return found if axis_name is None else jax.lax.pmean(found, axis_name)
@@ -228,6 +228,7 @@ def test_on_a_mesh_without_shard_map(alone, spread):
     mesh, arrays = spread
     with jax.set_mesh(mesh):
         close(jax.jit(value_and_gradients)(*arrays)[1], alone[1])
+        jax.eval_shape(partial(value_and_gradients, block=4), *arrays)
 
 
 class Module(nnx.Module):

@@ -114,13 +114,22 @@ def _check_masked_share(config: ConfigDict, images: int) -> None:
 
 
 def check_blocks(config: ConfigDict, image_shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `masking.block` divides the positions of the network's input `[*positions, C]`."""
-    block, positions = config.masking.block, image_shape[:-1]
-    if config.consistency.weight and any(size % block for size in positions):
+    """Raise ValueError unless `masking.block` divides the input `[*positions, C]`, and at least one block is masked."""
+    masks, positions = config.masking, image_shape[:-1]
+    if not config.consistency.weight:
+        return
+    if any(size % masks.block for size in positions):
         common = math.gcd(*positions)
+        right = max(n for n in range(1, min(masks.block, common) + 1) if common % n == 0)
         raise ValueError(
-            f"config.masking.block = {block} does not divide the network's input of {'×'.join(map(str, positions))} "
-            f"positions: use a divisor, such as {max(n for n in range(1, min(block, common) + 1) if common % n == 0)}"
+            f"config.masking.block = {masks.block} does not divide the network's input of "
+            f"{'×'.join(map(str, positions))} positions: use a divisor, such as {right}"
+        )
+    blocks = math.prod(size // masks.block for size in positions)
+    if masks.block > 1 and masks.fraction > 0 and masks.fraction * blocks + 1e-3 < 1:
+        raise ValueError(
+            f"config.masking.fraction = {masks.fraction} masks none of the {blocks} blocks of config.masking.block = "
+            f"{masks.block}: use {1 / blocks:.3g} or more, or smaller blocks"
         )
 
 
