@@ -24,7 +24,7 @@ from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import ce, decor, sdecor, sgt
 
 BATCH = scarce.BATCH
-DECAYS = (1.0, 3.0, 10.0)
+DECAYS = (1.0, 3.0, 10.0, 30.0)  # 30 where 10 is the best
 ENERGY = "energy_inside"  # needs boxes
 MAPS = scarce.TEST | {"metrics": [*scarce.TEST["metrics"], "checkerboard"], "split": "val"}
 TEST = scarce.RETEST | {"metrics": [*scarce.RETEST["metrics"], "checkerboard"]}
