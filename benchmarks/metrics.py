@@ -74,7 +74,7 @@ _NEAR = Work(0, 11, {"samples": 10})  # the image and its neighbours
 _MODEL_FREE = (
     *("energy_inside", "area_share", "pointing_game", "attribution_localization", "relevance_rank_accuracy"),
     *("top_k_intersection", "roc_auc", "best_iou", "grid_pointing_game", "gini", "entropy", "effective_complexity"),
-    *("mst_compactness", "sufficiency", "consistency"),
+    *("checkerboard", "mst_compactness", "sufficiency", "consistency"),
 )
 WORK: dict[str, Work] = {
     **dict.fromkeys(_MODEL_FREE, Work()),

@@ -18,8 +18,6 @@ PART is KIND_DATA. The parts of the second study, retuning and retest, read `fre
 and DATA one of `DATA`: photographs at 20 or 5 % of the training images.
 """
 
-from collections.abc import Sequence
-
 from configs.sweeps import cells
 from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
@@ -122,7 +120,7 @@ def _form(form: str, weights: tuple[float, ...]) -> list[tuple[str, dict]]:
     return [(str(w), decor(w, features)) for w in weights]
 
 
-def _joint(pairs: Sequence[tuple[float, float]], features: dict, **also: object) -> list[tuple[str, dict]]:
+def _joint(pairs: tuple[tuple[float, float], ...], features: dict, **also: object) -> list[tuple[str, dict]]:
     return [(f"{c}_{w}", sdecor(c, w, features, **also)) for c, w in pairs]
 
 

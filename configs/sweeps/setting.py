@@ -17,8 +17,6 @@ and REGIME one of `REGIMES`. The first three kinds were run on `second`, the pho
 CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
 """
 
-from typing import NamedTuple
-
 from configs.sweeps import scarce
 from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import ce, decor, sdecor, sgt
@@ -30,22 +28,24 @@ MAPS = scarce.TEST | {"metrics": [*scarce.TEST["metrics"], "checkerboard"], "spl
 TEST = scarce.RETEST | {"metrics": [*scarce.RETEST["metrics"], "checkerboard"]}
 
 
-class Regime(NamedTuple):
-    """Images to train on, and a network.
+def _regime(
+    overrides: dict,
+    epochs: float,
+    *,
+    seeds: range = range(30, 35),
+    config: str = "configs/tiny_imagenet.py",
+    boxes: bool = True,
+) -> dict:
+    """Return images to train on, and a network.
 
-    Attributes:
+    Args:
       overrides: fields of the config.
-      epochs: epochs of training; `curve` shows that more do not help cross-entropy.
+      epochs: epochs of training; `curve` shows whether more of them help cross-entropy.
       seeds: seeds of the test.
       config: the config's file.
       boxes: whether the data set has them.
     """
-
-    overrides: dict
-    epochs: float
-    seeds: range = range(30, 35)
-    config: str = "configs/tiny_imagenet.py"
-    boxes: bool = True
+    return {"overrides": overrides, "epochs": epochs, "seeds": seeds, "config": config, "boxes": boxes}
 
 
 def _photographs(share: float, path: str = "fresh3", **also: object) -> dict:
@@ -57,13 +57,13 @@ def _cifar10(share: float) -> dict:
 
 
 REGIMES = {
-    "second": Regime(_photographs(0.2, "fresh2"), 100.0, seeds=range(2)),
-    "photographs20": Regime(_photographs(0.2), 100.0, seeds=range(30, 40)),
-    "photographs5": Regime(_photographs(0.05), 400.0),
-    "cifar1": Regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
-    "cifar10": Regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
-    "plain": Regime(_photographs(0.2, **{"augment.flip": False, "augment.crop_padding": 0}), 100.0),
-    "resnet": Regime(_photographs(0.2, **{"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}), 100.0),
+    "second": _regime(_photographs(0.2, "fresh2"), 100.0, seeds=range(2)),
+    "photographs20": _regime(_photographs(0.2), 100.0, seeds=range(30, 40)),
+    "photographs5": _regime(_photographs(0.05), 400.0),
+    "cifar1": _regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
+    "cifar10": _regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
+    "plain": _regime(_photographs(0.2, **{"augment.flip": False, "augment.crop_padding": 0}), 100.0),
+    "resnet": _regime(_photographs(0.2, **{"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}), 100.0),
 }
 METHODS = {  # chosen from the table of docs/evidence/setting.md
     "ce": ce(**{"train.label_smoothing": 0.2}),
@@ -129,7 +129,7 @@ def _decayed(method: str, decay: float) -> dict:
 
 
 def _curve(name: str) -> list[tuple[str, dict]]:
-    epochs = REGIMES[name].epochs
+    epochs = REGIMES[name]["epochs"]
     return [(f"ce_x{factor}", ce(**scarce.lasting(epochs * factor))) for factor in (0.5, 1, 2)]
 
 
@@ -164,21 +164,21 @@ def get_config(part: str = "tuning_photographs5") -> dict:
         kinds, names = ", ".join(KINDS), ", ".join(REGIMES)
         raise ValueError(f"the part {part!r} is not known: choose one of {kinds}, then _, then one of {names}")
     regime = REGIMES[name]
-    primary = [measure for measure in PRIMARY if regime.boxes or ENERGY not in measure]
+    primary = [measure for measure in PRIMARY if regime["boxes"] or ENERGY not in measure]
     references = ["ce"] if kind == "test" else []
     return {
         "base": {
-            "config": regime.config,
+            "config": regime["config"],
             "overrides": {
-                **regime.overrides,
+                **regime["overrides"],
                 "train.batch_size": BATCH,
                 "log.tensorboard": False,
-                **scarce.lasting(regime.epochs),
+                **scarce.lasting(regime["epochs"]),
             },
         },
         "cells": KINDS[kind](name),
-        "seeds": [0] if kind in ("curve", "tuning") else list(regime.seeds),
-        "evaluate": _measured(EVALUATIONS.get(kind, MAPS), regime.boxes),
+        "seeds": [0] if kind in ("curve", "tuning") else list(regime["seeds"]),
+        "evaluate": _measured(EVALUATIONS.get(kind, MAPS), regime["boxes"]),
         "tags": {"measures": primary, "references": references},
         "tests": [],  # studies/compare.py makes them: insertion is tested at a fitted temperature
     }

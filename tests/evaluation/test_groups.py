@@ -142,6 +142,7 @@ EXPECTED = {
     "roc_auc": lambda: metrics.roc_auc(MAPS, OBJECTS, ignore=IGNORE),
     "best_iou": lambda: metrics.best_iou(MAPS, OBJECTS, ignore=IGNORE),
     "gini": lambda: metrics.gini(MAPS),
+    "checkerboard": lambda: metrics.checkerboard(MAPS),
     "entropy": lambda: metrics.entropy(MAPS),
     "effective_complexity": lambda: metrics.effective_complexity(MAPS),
     "mst_compactness": lambda: metrics.mst_compactness(MAPS),

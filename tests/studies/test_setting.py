@@ -11,7 +11,7 @@ def test_every_regime_is_a_sweep(name):
     for kind in ("curve", "tuning", *(["test"] if name in setting.CHOSEN else ["blocks"])):
         sweep = plan.make(setting.get_config(f"{kind}_{name}"))
         if kind in ("test", "blocks"):
-            assert ("energy_inside" in sweep.evaluate["metrics"]) == setting.REGIMES[name].boxes
+            assert ("energy_inside" in sweep.evaluate["metrics"]) == setting.REGIMES[name]["boxes"]
     decays = {cell["optim.weight_decay"] for cell in plan.make(setting.get_config(f"tuning_{name}")).cells.values()}
     assert decays == set(setting.DECAYS)
 
