@@ -152,8 +152,8 @@ def base() -> ConfigDict:
     masking.blur_sigma = 2.0  # pixels, for fill blur
     masking.forward = "shared"  # forward of the saliency: shared with the loss, frozen or eval (docs/method.md)
     masking.every = 1  # 2 masks every second example of a batch, and so on: a cheaper step (docs/method.md)
-    # Side of the square blocks that are masked whole; 1 masks single pixels, as in the paper. Networks that read images
-    # with a stride or by patches learn to read a part of the pixels, if the consistency is strong: then use the stride.
+    # Side of the square blocks that are masked whole; 1 masks single pixels, as in the paper. A network that reads
+    # images with a stride can learn to read a part of the pixels, if the consistency is strong: then use the stride.
     masking.block = 1
     masking.remat = False  # compute the masked forward again in its backward: half the memory (docs/performance.md)
 

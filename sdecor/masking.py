@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sdecor.core import rng
-from sdecor.core.arrays import LAST, blur, kth_smallest, order_keys, signed
+from sdecor.core.arrays import LAST, blur, kth_smallest, order_keys, signed, split_axis
 from sdecor.core.checks import check_choice, check_count, check_range
 
 FILLS = ("uniform", "mean", "zero", "blur")
@@ -152,9 +152,8 @@ def _block_means(values: jax.Array, block: int) -> jax.Array:
     positions = values.shape[1:]
     if any(size % block for size in positions):
         raise ValueError(f"block = {block} does not divide the positions {positions}: use a divisor of all")
-    for axis, size in enumerate(positions, start=1):
-        before, after = values.shape[:axis], values.shape[axis + 1 :]
-        values = values.reshape(*before, size // block, block, *after).mean(axis + 1)
+    for axis in range(1, values.ndim):
+        values = split_axis(values, axis, block).mean(axis + 1)
     return values
 
 

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from sdecor import metrics
 from sdecor.attribution import explain, reduce
 from sdecor.data import evaluation_batches
-from sdecor.data.augment import center_crop, normalise
-from sdecor.evaluation import runs
+from sdecor.evaluation import programs, runs
 from studies import trained
 
 IMAGES = 500
@@ -28,8 +27,7 @@ def rows(folder: pathlib.Path, split: str) -> Iterator[trained.Row]:
     run = trained.restore(folder, split)
     source = runs.source_of(run)
     (batch,) = evaluation_batches(source, batch_size=min(IMAGES, len(source)), limit=IMAGES)
-    images = normalise(center_crop(batch["image"], run.config.augment.size), run.dataset.mean, run.dataset.std)
-    maps = _maps(run.apply, run.variables, jnp.asarray(images))
+    maps = _maps(run.apply, run.variables, jnp.asarray(programs.images_of(runs.setup_of(run), batch)))
     for period in PERIODS:
         found = metrics.checkerboard(maps, period=period).mean()
         yield folder.parent.name, f"gradient/checkerboard_{period}", float(found)

@@ -21,8 +21,7 @@ from scipy.special import log_softmax
 from configs.sweeps import scarce
 from sdecor import evaluation
 from sdecor.data import evaluation_batches
-from sdecor.data.augment import center_crop, normalise
-from sdecor.evaluation import runs
+from sdecor.evaluation import programs, runs
 from studies import trained
 
 BATCH = 250
@@ -39,11 +38,10 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def predict(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits `[N, K]` and labels `[N]` of a run's split."""
-    apply = jax.jit(run.apply)
+    apply, setup = jax.jit(run.apply), runs.setup_of(run)
     logits, labels = [], []
     for batch in evaluation_batches(runs.source_of(run), batch_size=BATCH):
-        images = center_crop(batch["image"], run.config.augment.size)
-        found, _ = apply(run.variables, normalise(images, run.dataset.mean, run.dataset.std))
+        found, _ = apply(run.variables, programs.images_of(setup, batch))
         real = batch["weight"] > 0
         logits.append(np.asarray(found)[real])
         labels.append(batch["label"][real])

@@ -51,20 +51,22 @@ SECOND = ("retuning", "retest")
 
 def _base(kind: str, data: str) -> dict:
     share, epochs = DATA[data]
-    return {
-        "config": "configs/tiny_imagenet.py",
-        "overrides": {
-            "data.path": "fresh2" if kind in SECOND else "fresh",
-            "data.val_fraction": VALIDATION,
-            "data.train_fraction": share,
-            "train.batch_size": BATCH,
-            "log.tensorboard": False,
-            **lasting(epochs),
-        },
-    }
+    return base(photographs("fresh2" if kind in SECOND else "fresh", share), epochs)
+
+
+def photographs(path: str, share: float, **also: object) -> dict:
+    """Return the overrides that train on a share of a directory of `studies.resplit`."""
+    return {"data.path": path, "data.val_fraction": VALIDATION, "data.train_fraction": share} | also
+
+
+def base(overrides: dict, epochs: float, config: str = "configs/tiny_imagenet.py") -> dict:
+    """Return the base of a sweep that trains for so many epochs."""
+    common = {"train.batch_size": BATCH, "log.tensorboard": False}
+    return {"config": config, "overrides": {**overrides, **common, **lasting(epochs)}}
 
 
 def lasting(epochs: float) -> dict:
+    """Return the overrides that train for so many epochs, with ten validations and a twentieth of warm-up."""
     return {"train.epochs": epochs, "train.eval_every_epochs": epochs / 10, "optim.warmup_epochs": epochs / 20}
 
 

@@ -21,7 +21,7 @@ from configs.sweeps import scarce
 from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import ce, decor, sdecor, sgt
 
-BATCH = scarce.BATCH
+PHOTOGRAPHS = "fresh3"  # the third draw
 DECAYS = (1.0, 3.0, 10.0, 30.0)  # 30 where 10 is the best
 ENERGY = "energy_inside"  # needs boxes
 MAPS = scarce.TEST | {"metrics": [*scarce.TEST["metrics"], "checkerboard"], "split": "val"}
@@ -48,22 +48,23 @@ def _regime(
     return {"overrides": overrides, "epochs": epochs, "seeds": seeds, "config": config, "boxes": boxes}
 
 
-def _photographs(share: float, path: str = "fresh3", **also: object) -> dict:
-    return {"data.path": path, "data.val_fraction": 0.25, "data.train_fraction": share} | also
-
-
 def _cifar10(share: float) -> dict:
     return {"data.path": "cifar10", "data.val_fraction": 0.1, "data.train_fraction": share}
 
 
+UNCHANGED = {"augment.flip": False, "augment.crop_padding": 0}  # no augmentation
+NARROW = {"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}
 REGIMES = {
-    "second": _regime(_photographs(0.2, "fresh2"), 100.0, seeds=range(2)),
-    "photographs20": _regime(_photographs(0.2), 100.0, seeds=range(30, 40)),
-    "photographs5": _regime(_photographs(0.05), 400.0),
+    "second": _regime(scarce.photographs("fresh2", 0.2), 100.0, seeds=range(2)),
+    "photographs20": _regime(scarce.photographs(PHOTOGRAPHS, 0.2), 100.0, seeds=range(30, 40)),
+    "photographs5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05), 400.0),
     "cifar1": _regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
     "cifar10": _regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
-    "plain": _regime(_photographs(0.2, **{"augment.flip": False, "augment.crop_padding": 0}), 100.0),
-    "resnet": _regime(_photographs(0.2, **{"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}), 100.0),
+    "plain": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **UNCHANGED), 100.0),
+    "resnet": _regime(
+        scarce.photographs(PHOTOGRAPHS, 0.2, **NARROW),
+        100.0,
+    ),
 }
 METHODS = {  # chosen from the table of docs/evidence/setting.md
     "ce": ce(**{"train.label_smoothing": 0.2}),
@@ -167,15 +168,7 @@ def get_config(part: str = "tuning_photographs5") -> dict:
     primary = [measure for measure in PRIMARY if regime["boxes"] or ENERGY not in measure]
     references = ["ce"] if kind == "test" else []
     return {
-        "base": {
-            "config": regime["config"],
-            "overrides": {
-                **regime["overrides"],
-                "train.batch_size": BATCH,
-                "log.tensorboard": False,
-                **scarce.lasting(regime["epochs"]),
-            },
-        },
+        "base": scarce.base(regime["overrides"], regime["epochs"], regime["config"]),
         "cells": KINDS[kind](name),
         "seeds": [0] if kind in ("curve", "tuning") else list(regime["seeds"]),
         "evaluate": _measured(EVALUATIONS.get(kind, MAPS), regime["boxes"]),

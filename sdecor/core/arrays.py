@@ -173,6 +173,12 @@ def _joined(*parts: jax.Array) -> jax.Array:
     return jnp.concatenate(parts, axis=1).reshape(-1, parts[0].shape[-1])
 
 
+def split_axis(values: jax.Array, axis: int, size: int) -> jax.Array:
+    """Split an axis into parts of `size`: the part is the axis, and the place within it the next one."""
+    before, length, after = values.shape[:axis], values.shape[axis], values.shape[axis + 1 :]
+    return values.reshape(*before, length // size, size, *after)
+
+
 def blur(images: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Blur images by a Gaussian: rows, then columns, each by a small dense matrix, which is exact at the borders.
 

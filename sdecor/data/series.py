@@ -1,4 +1,4 @@
-"""Draw multivariate time series whose class is told by a box of times and channels alone.
+"""Draw multivariate time series of two classes that differ in a box of times and channels alone.
 
 After Ismail et al., Benchmarking Deep Learning Interpretability in Time Series Predictions, 2020,
 https://arxiv.org/abs/2010.13924, whose series Saliency-Guided Training was tried on: 50 times and 50 channels of a base

@@ -199,15 +199,7 @@ def plan_of(
     Raises:
       ValueError: if a method or metric that was named itself does not support the network or the data.
     """
-    dataset, settings, source = run.dataset, run.settings, source_of(run)
-    setup = Setup(
-        run.apply,
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
-        size=run.config.augment.size,
-        chunk_size=chunk_size,
-        **{field: settings[field] for field in ("target", "saliency_of", "reduction")},
-    )
+    settings, source, setup = run.settings, source_of(run), setup_of(run, chunk_size=chunk_size)
     example = first_readable(source)
     batch = {"image": example["image"], "label": np.int32(0), "index": np.int32(0), "weight": np.float32(1)}
     mask = object_mask(example)
@@ -227,6 +219,18 @@ def plan_of(
         plan, missing = stored.restrict(plan, metrics, maps.reduction)
         notes += missing
     return plan, notes
+
+
+def setup_of(run: Run, *, chunk_size: int | None = None) -> Setup:
+    """Return the network of a run, its input and the score that is explained; for `chunk_size` see `plan_of`."""
+    return Setup(
+        run.apply,
+        mean=tuple(run.dataset.mean),
+        std=tuple(run.dataset.std),
+        size=run.config.augment.size,
+        chunk_size=chunk_size,
+        **{field: run.settings[field] for field in ("target", "saliency_of", "reduction")},
+    )
 
 
 def source_of(run: Run) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows
+from sdecor.core.arrays import key_values, moderate, order_keys, sort_rows, split_axis
 from sdecor.core.checks import check_choice, check_count, check_range
 from sdecor.core.parallel import automatic
 from sdecor.metrics.inputs import check_maps
@@ -89,8 +89,7 @@ def checkerboard(maps: jax.Array, *, period: int = 2) -> jax.Array:
 def _sum_places(values: jax.Array, axis: int, period: int) -> jax.Array:
     """Return the sums over all positions of an axis with the same remainder by the period."""
     values = jnp.pad(values, [(0, -size % period if place == axis else 0) for place, size in enumerate(values.shape)])
-    before, size, after = values.shape[:axis], values.shape[axis], values.shape[axis + 1 :]
-    return values.reshape(*before, size // period, period, *after).sum(axis)
+    return split_axis(values, axis, period).sum(axis)
 
 
 def effective_complexity(maps: jax.Array, *, threshold: float = 1e-5, scale: str = "peak") -> jax.Array:
