@@ -6,9 +6,12 @@
 --methods=quick,integrated_gradients:steps=20:baseline=blur. Each run's folder gets evaluation.json and report.html.
 Several runs are compared on the same images: in a table of paired differences, and in comparison.html in --output.
 
+--temperature=fitted divides each run's logits by one number, fitted on its validation split. Probabilities then compare
+between runs, and so do metrics that sum probabilities, such as insertion.
+
 Earlier results with the same settings are reused and shown again, so methods and metrics can be added one by one.
---noall_stored shows only the requested ones. Results for another --split, --target or --checkpoint are kept in separate
-files; evaluation.json and report.html show the latest evaluation.
+--noall_stored shows only the requested ones. Results for another --split, --target, --checkpoint or
+--temperature are kept in separate files; evaluation.json and report.html show the latest evaluation.
 
     python evaluate.py --workdir=runs/ce --export=maps.zarr [--methods=standard] [--dtype=float16] [--reduce=abs_sum]
 
@@ -40,7 +43,7 @@ from sdecor import evaluation, export, report
 from sdecor.attribution import REDUCTIONS
 from sdecor.core import commands, files, launch, parallel, processes, watchdog
 from sdecor.data.batches import evaluation_indices
-from sdecor.evaluation import Plan, Store, stored, summary
+from sdecor.evaluation import Plan, Store, stored, summary, temperature
 from sdecor.evaluation.runs import (
     IMAGES,
     Run,
@@ -59,9 +62,9 @@ from sdecor.report.run import Evaluated, evaluated_run, write_evaluation, write_
 FLAGS = flags.FLAGS
 SHARED = (  # flags that all processes of a job must share; the runs' settings hold the others
     "workdir", "output", "methods", "metrics", "images", "chunk_size", "force", "retest", "all_stored", "export",
-    "dtype", "reduce", "clip_percentile", "on_error", "from_export",
+    "dtype", "reduce", "clip_percentile", "on_error", "from_export", "temperature",
 )  # fmt: skip
-USUAL = ("test", "predicted", "best")  # values of --split, --target and --checkpoint that are not part of file names
+USUAL = ("test", "predicted", "best", "temperature_1.0")  # values of flags that are not part of file names
 EXPORT_SIZES = {
     "device_batch": "Images per device and batch in an export.",
     "chunk_rows": "Images per Zarr chunk of an export, a multiple of --device_batch; default: a few megabytes.",
@@ -79,6 +82,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split to evaluate on.")
     flags.DEFINE_string("checkpoint", "best", "Checkpoint: best (by validation accuracy), latest, or a step.")
     flags.DEFINE_enum("target", "predicted", list(evaluation.TARGETS), "Class whose score is explained.")
+    flags.DEFINE_string(
+        "temperature", "1", "Number that divides the logits; fitted: on the validation split, for each run."
+    )
     flags.DEFINE_integer("images", 12, "Images in the gallery of explanations.", lower_bound=1)
     flags.DEFINE_string("data_path", None, "Replaces config.data.path, for data that was moved.")
     flags.DEFINE_string("data_dir", None, "Replaces config.data.data_dir, for TFDS data sets that were moved.")
@@ -112,6 +118,9 @@ def main() -> None:
         files.check_output("--export", FLAGS.export)
     if FLAGS.retest and (FLAGS.export is not None or FLAGS.from_export is not None):
         raise ValueError("--retest explains again: leave out --export and --from_export")
+    value = temperature.parse(FLAGS.temperature)
+    if value != 1 and (FLAGS.export is not None or FLAGS.from_export is not None):
+        raise ValueError("--temperature is of a network that is explained now: leave out --export and --from_export")
     try:
         if parallel.is_main_process():
             check_writable(FLAGS.workdir)
@@ -120,7 +129,7 @@ def main() -> None:
         elif FLAGS.from_export is not None:
             measure_export(FLAGS.workdir)
         else:
-            evaluate(FLAGS.workdir)
+            evaluate(FLAGS.workdir, value)
     except OSError as error:
         raise disk_error(error) from error
 
@@ -150,13 +159,21 @@ def check_writable(folders: list[str]) -> None:
             files.check_writable("--workdir", folder)
 
 
-def evaluate(folders: list[str]) -> None:
-    """Evaluate and report the runs in `folders`, and compare them if there are several."""
+def evaluate(folders: list[str], value: float | None) -> None:
+    """Evaluate and report the runs in `folders`, and compare them if there are several.
+
+    Their logits are divided by `value`; None for a temperature fitted to each run.
+    """
     methods, metrics = evaluation.choose_methods(FLAGS.methods), evaluation.choose_metrics(FLAGS.metrics)
     runs = restore_runs(folders)
+    if value != 1:
+        runs = [temperature.with_temperature(run, value or 1.0) for run in runs]
     check_comparable(runs)
     plans = [planned(run, methods, metrics) for run in runs]  # plan all runs before hours are spent on the first
-    name = "".join(f"-{value}" for value in (FLAGS.split, FLAGS.target, FLAGS.checkpoint) if value not in USUAL)
+    if value is None:
+        runs = [fitted(run) for run in runs]
+    words = (FLAGS.split, FLAGS.target, FLAGS.checkpoint, f"temperature_{value or temperature.FITTED}")
+    name = "".join(f"-{word}" for word in words if word not in USUAL)
     kept = {"name": name, "images": min(FLAGS.images, len(source_of(runs[0])))}
     stores = [complete(run, plan, run.folder, **kept) for run, plan in zip(runs, plans, strict=True)]
     noise = [measured_again(run, plan, store, name) for run, plan, store in zip(runs, plans, stores, strict=True)]
@@ -239,6 +256,16 @@ def planned(run: Run, methods: Mapping[str, Any], metrics: Mapping[str, bool], m
     return plan
 
 
+def fitted(run: Run) -> Run:
+    """Return a run with a temperature fitted on its validation split, and print it."""
+    count = len(run.dataset.source("val"))
+    with progress(run.name, "temperature", count) as advance:
+        run = temperature.with_fitted_temperature(run, advance)
+    if parallel.is_main_process():
+        print(f"{run.name}: temperature {run.settings['temperature']}, fitted on {count:,} validation images")
+    return run
+
+
 def complete(
     run: Run, plan: Plan, folder: Any, maps: stored.Maps | None = None, *, name: str = "", images: int = 0
 ) -> Store:
@@ -246,7 +273,7 @@ def complete(
     now = {"versions": files.versions(), "fresh": FLAGS.force, "writes": parallel.is_main_process()}
     store = Store(folder, depends_of(run), name=name, images=images, **now)
     processes.compare(f"the results that are stored in {folder}", store.held)
-    store.complete(plan, subject_of(run, plan), partial(progress, run.name), maps)
+    store.complete(plan, subject_of(run, plan.setup), partial(progress, run.name), maps)
     return store
 
 

@@ -8,7 +8,8 @@ evaluation, whose last feature map is returned together with its gradient: the b
 counted, what the method computes from both is not.
 
 For each method, these evaluations, the method and captum's counterpart are compiled first. Then they are timed in turn,
-round after round, so that a busy machine slows all of them. The best times over the rounds are printed.
+round after round, so that a busy machine slows all of them. The best times over the rounds are printed. glibc keeps
+freed memory, for both libraries, as in `train.py`.
 
 Both libraries get the same weights, images, classes and options. They also get the same number of evaluations in
 flight, except captum's GradientShap, which has no setting for it. Without torch and captum 0.9.0 captum's columns are
@@ -35,6 +36,7 @@ from networks import NETWORKS, Network, jax_network, torch_network
 from sdecor.attribution import METHOD_INFO, METHODS, explain
 from sdecor.attribution.methods import Cost, cost
 from sdecor.attribution.targets import score_of
+from sdecor.core import allocator
 
 try:
     import torch
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    allocator.keep_freed_memory()
     for name in options.networks.split(","):
         measure(name, options.batch, options.methods.split(","), options.rounds)
 

@@ -1,10 +1,11 @@
 """Temporary memory of attribution methods against `chunk_size` and the number of steps, for networks at 224×224.
 
-    python benchmarks/attribution_memory.py [--models=resnet50,vit_s] [--images=4] [--chunk_sizes=1,2,4,8]
+    python benchmarks/attribution_memory.py [--models=resnet50,vit_ti] [--images=4] [--chunk_sizes=1,4,8]
     python benchmarks/attribution_memory.py --times --models=vit_ti --images=2 --methods="gradient;lrp;lrp:rule=epsilon"
 
 Each program is compiled, not run. Its temporary memory is what the compiler reserves on this device beside arguments
 (weights, images) and results. It should grow with `chunk_size` alone, since steps and samples are summed as they come.
+A dash is a method that does not support the network.
 
 With `--times` the programs are run too, with drawn weights, all images at a time and the methods' own options. They are
 timed in turn, and best times are printed, as multiples of the first method's. Options of a method follow its name, as
@@ -40,12 +41,15 @@ MANY = {
     "expected_gradients": "samples",
     "rise": "samples",
 }
-DEFAULT = ("gradient", "grad_cam", "smoothgrad", "integrated_gradients", "rise")
+DEFAULT = (
+    *("gradient", "grad_cam", "smoothgrad", "integrated_gradients", "guided_integrated_gradients"),
+    *("expected_gradients", "guided_backpropagation", "deeplift", "occlusion", "rise"),
+)
 SIDE = 224
 
 
-def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_size: int, options: dict) -> int:
-    """Return the bytes of temporary memory for explaining this number of images."""
+def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_size: int, options: dict) -> int | None:
+    """Return the bytes of temporary memory for explaining this number of images; None if the network is refused."""
 
     def run(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         def fn(image: jax.Array) -> jax.Array:
@@ -55,7 +59,11 @@ def temporary_bytes(model: Any, variables: Any, images: int, method: str, chunk_
 
     x = jax.ShapeDtypeStruct((images, SIDE, SIDE, 3), jnp.float32)
     y = jax.ShapeDtypeStruct((images,), jnp.int32)
-    return jax.jit(run).lower(variables, x, y).compile().memory_analysis().temp_size_in_bytes
+    try:
+        lowered = jax.jit(run).lower(variables, x, y)
+    except (ValueError, NotImplementedError):
+        return None
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def measure(name: str, images: int, methods: list[str], chunk_sizes: list[int], steps: list[int]) -> None:
@@ -73,7 +81,7 @@ def measure(name: str, images: int, methods: list[str], chunk_sizes: list[int], 
         for count in steps if method in MANY else [None]:
             options = {} if count is None else {MANY[method]: count}
             row = [temporary_bytes(model, variables, images, method, size, options) for size in chunk_sizes]
-            mebibytes = " | ".join(f"{used / 2**20:.0f}" for used in row)
+            mebibytes = " | ".join("–" if used is None else f"{used / 2**20:.0f}" for used in row)
             print(f"| {method} | {count or '–'} | {mebibytes} |", flush=True)
 
 
@@ -105,10 +113,10 @@ def measure_times(name: str, images: int, words: list[str], rounds: int) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="resnet50,vit_s")
+    parser.add_argument("--models", default="resnet50,vit_ti")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--methods", default=",".join(DEFAULT), help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--chunk_sizes", default="1,2,4,8")
+    parser.add_argument("--chunk_sizes", default="1,4,8")
     parser.add_argument("--steps", default="8,64")
     parser.add_argument("--times", action="store_true", help="times instead of chunk sizes and steps")
     parser.add_argument("--rounds", type=int, default=3, help="for --times")

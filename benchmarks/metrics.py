@@ -1,6 +1,5 @@
 """Images per second of every metric, beside Quantus's, and the share of the possible speed.
 
-    export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=500000000
     python benchmarks/metrics.py [--batch=64] [--metrics=insertion,gini] [--rounds=5] [--quantus_images=4]
 
 A metric's limit is the time of its evaluations of the network alone: their number by the metric's definition times the
@@ -10,8 +9,8 @@ of them. The best times over the rounds are printed. Ranking, drawing, imputing 
 Metrics that share a loop in an evaluation are timed singly. A share is above 100 % where the compiler does the common
 work of evaluations once: two classes of one image need one forward pass.
 
-The exported settings let glibc keep freed memory. Without them each call fetches its memory from the system anew. This
-takes a third of a single gradient's time and hardly any of a metric's, so the limit would be too easy to reach.
+glibc keeps freed memory, for both libraries, as in `train.py`. Otherwise each call fetches its memory from the system
+anew. This takes a third of a single gradient's time and hardly any of a metric's, so the limit would be too easy.
 
 Quantus gets the same weights, images, classes, maps and masks. It gets the same number of evaluations where it has a
 setting for it; the number it makes for an image is counted. It gets the whole batch, or `--quantus_images` of it if
@@ -39,6 +38,7 @@ from jax.extend import core
 from networks import NETWORKS, draw, jax_network
 
 from sdecor.attribution import METHODS, reduce
+from sdecor.core import allocator
 from sdecor.metrics import DATASET_METRICS, METRICS, redraw
 
 try:
@@ -236,6 +236,7 @@ def main() -> None:
         parser.error(
             f"--quantus_images={options.quantus_images}: some of its metrics correlate over images, pass 2 or more"
         )
+    allocator.keep_freed_memory()
     fn, size = jax_network(NETWORK), options.batch
     batch = make_batch(fn, size)
     quantus, seen = counterparts(NETWORK, jax.tree.map(np.array, batch)) if counterparts else ({}, None)

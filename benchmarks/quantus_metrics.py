@@ -13,6 +13,8 @@ from torch import nn
 
 QUIET = {"disable_warnings": True, "display_progressbar": False}
 BLACK = {"perturb_baseline": "black"}
+if not hasattr(np, "trapz"):  # NumPy 2.4 dropped the name, and Quantus 0.6.0 still uses it
+    np.trapz = np.trapezoid
 
 
 class Gray(nn.Module):

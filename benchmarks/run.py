@@ -38,14 +38,22 @@ class Benchmark(NamedTuple):
     """A script, with its arguments for a quick and a full run; None leaves it out of the quick ones.
 
     `needs` names a package that is not in the requirements of the repository. Without it the script is skipped.
+    `beside` names packages that are measured too where they are installed.
     """
 
     script: str
     quick: str | None
     full: str = ""
     needs: str | None = None
+    beside: tuple[str, ...] = ()
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of all packages that are measured."""
+        own = [name for name in (self.needs, *self.beside) if name and importlib.util.find_spec(name)]
+        return compiled.versions() | {name: importlib.metadata.version(name) for name in own}
 
 
+CAPTUM = ("torch", "captum")
 BENCHMARKS = {
     "step": Benchmark("step.py", "--models=cnn --rounds=5", "--models=cnn"),
     "step_default_allocator": Benchmark(
@@ -65,12 +73,16 @@ BENCHMARKS = {
     "startup": Benchmark("startup.py", "--methods=sdecor"),
     "loop": Benchmark("loop.py", "--taken=640 --network=", ""),
     "attribution": Benchmark(
-        "attribution.py", "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp", "--networks=small --rounds=3"
+        "attribution.py",
+        "--networks=small --rounds=1 --methods=gradient,grad_cam,lrp",
+        "--networks=small --rounds=3",
+        beside=CAPTUM,
     ),
     "attribution_cams": Benchmark(
         "attribution.py",
         None,
         "--networks=small --rounds=10 --methods=grad_cam,grad_cam_plus_plus,layer_cam,hires_cam",
+        beside=CAPTUM,
     ),
     "attribution_memory": Benchmark("attribution_memory.py", None),
     "attribution_vit": Benchmark(
@@ -79,7 +91,12 @@ BENCHMARKS = {
         "--times --models=vit_ti --images=2 --methods='gradient;lrp;lrp:rule=epsilon;lrp:rule=vit;attention_rollout;"
         "attention_relevance;legrad;deeplift'",
     ),
-    "metrics": Benchmark("metrics.py", "--rounds=1 --metrics=gini,insertion,road", "--rounds=3 --quantus_images=2"),
+    "metrics": Benchmark(
+        "metrics.py",
+        "--rounds=1 --metrics=gini,insertion,road",
+        "--rounds=3 --quantus_images=2",
+        beside=("torch", "quantus"),
+    ),
     "export": Benchmark("export.py", "--images=512 --rounds=1", "--images=4096"),
     "export_gradient": Benchmark("export.py", None, "--images=16384 --methods=gradient"),
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
@@ -150,7 +167,7 @@ def run(name: str, *, full: bool) -> None:
     content = {
         "command": f"python {command}",
         "seconds": round(time.perf_counter() - start),
-        "versions": compiled.versions() | ({needs: importlib.metadata.version(needs)} if needs else {}),
+        "versions": BENCHMARKS[name].versions(),
         "hardware": describe_hardware(),
         "tables": tables,
     }

@@ -24,7 +24,7 @@ def measure(run: runs.Run, methods: Mapping[str, Any], metrics: list[str]) -> Ma
     plan, _ = runs.plan_of(run, methods, evaluation.choose_metrics(metrics))
     with tempfile.TemporaryDirectory() as scratch:
         store = evaluation.Store(scratch, runs.depends_of(run))
-        store.complete(plan, runs.subject_of(run, plan), _silent)
+        store.complete(plan, runs.subject_of(run, plan.setup), _silent)
         return summary.summarise(plan.select(store.results), n_resamples=1)
 
 

@@ -4,6 +4,7 @@ Metrics are values per example. They depend neither on the batch size nor on the
 
 Files, in the order in which an evaluation uses them:
   runs                 restore trained runs, and set up their evaluation
+  temperature          a run with its logits divided by a temperature
   choices              methods and metrics chosen by words, such as --methods=quick
   groups, baselines    metrics that are computed together, and their options
   plan                 the methods and metrics that the network and data support

@@ -125,6 +125,16 @@ def make_prediction(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Bat
     return predict
 
 
+def make_logits(setup: Setup) -> Callable[[Any, Batch, jax.Array], tuple[Batch, Batch]]:
+    """Return `logits_of(variables, batch, key) -> (examples, {})` with the `logits` `[n, K]` of a batch."""
+
+    def logits_of(variables: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Batch]:
+        logits, _ = setup.apply(variables, images_of(setup, batch))
+        return {name: batch[name] for name in ("index", "label", "weight")} | {"logits": logits}, {}
+
+    return logits_of
+
+
 def _metrics_of(needs: str, array: jax.Array, **offered: jax.Array) -> Batch:
     """Return the values of all metrics with these `needs`; each is called with the keywords that it takes."""
     rows = {name: metric.function for name, metric in metrics.METRICS.items() if metric.needs == needs}
@@ -247,9 +257,14 @@ class Subject(NamedTuple):
         return parallel.replicate(jax.random.key(self.seed))
 
 
-def predict(subject: Subject, advance: Advance = lambda done: None) -> Results:
-    """Return the predictions of all examples of the split, and the metrics without an explanation."""
-    program, key = compiled(make_prediction, subject.setup), subject.key()
+def predict(
+    subject: Subject, advance: Advance = lambda done: None, *, make: Callable[[Setup], Callable] = make_prediction
+) -> Results:
+    """Return the predictions of all examples of the split, and the metrics without an explanation.
+
+    With `make=make_logits` these are the logits alone.
+    """
+    program, key = compiled(make, subject.setup), subject.key()
 
     def step(item: Item) -> Any:
         _, batch = item

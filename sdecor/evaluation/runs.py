@@ -19,6 +19,8 @@ from sdecor.evaluation import Plan, Setup, Subject, stored
 from sdecor.training import build, run_folder
 from sdecor.training.checkpoint import Checkpoints, checksums
 
+OF_ONE_RUN = ("step", "parameters", "temperature")  # settings that may differ between runs that are compared
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -40,7 +42,7 @@ class Run:
       config: config of the run; `data` and `evaluation` have the values for this evaluation.
       recorded: content of config.json.
       dataset: the data set.
-      apply: the network.
+      apply: the network, `(variables, images) -> (logits, features)`.
       variables: parameters and statistics of the network.
       settings: settings that all numbers of the evaluation depend on.
     """
@@ -50,7 +52,7 @@ class Run:
     config: ConfigDict
     recorded: dict[str, Any]
     dataset: Any
-    apply: Network
+    apply: Any
     variables: Any
     settings: dict[str, Any]
 
@@ -137,7 +139,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
     def measured(run: Run) -> dict[str, Any]:
         data = {name: run.recorded["dataset"][name] for name in ("name", "class_names", "image_shape")}
-        settings = {name: value for name, value in run.settings.items() if name not in ("step", "parameters")}
+        settings = {name: value for name, value in run.settings.items() if name not in OF_ONE_RUN}
         chosen = {name: run.recorded["config"]["data"][name] for name in ("canvas", "canvas_fit", "channels", "limit")}
         return {"dataset": data, "settings": settings, "data": chosen}
 
@@ -246,14 +248,15 @@ def options_of(run: Run) -> dict[str, dict[str, Any]]:
 def depends_of(run: Run) -> dict[str, Any]:
     """Return the settings that every number of a run depends on; for stored maps, their digest is one."""
     fields = ("split", "step", "parameters", "target", "seed", "data")
+    chosen = {"temperature": run.settings["temperature"]} if "temperature" in run.settings else {}
     maps = {"export": run.settings["from_export"]["sha256"]} if "from_export" in run.settings else {}
-    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__} | maps
+    return {field: run.settings[field] for field in fields} | {"sdecor": sdecor.__version__} | chosen | maps
 
 
-def subject_of(run: Run, plan: Plan) -> Subject:
-    """Return the run's network, on all devices, and its examples."""
-    variables, size = parallel.replicate(run.variables), run.config.evaluation.batch_size
-    return Subject(plan.setup, variables, source_of(run), size, run.settings["seed"])
+def subject_of(run: Run, setup: Setup, *, split: str | None = None) -> Subject:
+    """Return the run's network, on all devices, and the examples of a split; None for the evaluated one."""
+    variables, source = parallel.replicate(run.variables), run.dataset.source(split or run.settings["split"])
+    return Subject(setup, variables, source, run.config.evaluation.batch_size, run.settings["seed"])
 
 
 def provenance_of(run: Run) -> dict[str, Any]:

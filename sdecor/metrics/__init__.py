@@ -82,6 +82,7 @@ from sdecor.metrics.network import (
     cross_entropy as cross_entropy,
     feature_diagnostics as feature_diagnostics,
     feature_moments as feature_moments,
+    fit_temperature as fit_temperature,
     majority_share as majority_share,
     merge_moments as merge_moments,
 )

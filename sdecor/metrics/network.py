@@ -1,4 +1,4 @@
-"""Metrics of the network itself: accuracy, confidence, calibration, and correlation of its features.
+"""Metrics of the network itself: accuracy, confidence, calibration and temperature, and correlation of its features.
 
 Features are summarised by moments. `feature_moments` runs on the device for each batch. It centres the features before
 it multiplies, because sums of raw squares lose the variance at large means. `merge_moments` joins batches, devices and
@@ -12,6 +12,8 @@ import optax
 
 from sdecor.core.classes import check_classes, check_several, correct, is_class, one_or_nan
 from sdecor.core.parallel import automatic
+
+TEMPERATURES = (0.05, 20.0)  # bounds of a fitted temperature
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -93,6 +95,39 @@ def calibration_error(sums: np.ndarray, count: np.ndarray | float) -> np.ndarray
     # Σ_b (n_b/N)·|conf_b/n_b − acc_b/n_b|: the bin counts cancel, so empty bins need no special case.
     gap = np.abs(confidence_sum - correct_sum).sum(-1)
     return np.divide(gap, count, out=np.full(gap.shape, np.nan), where=np.asarray(count) > 0)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature T for which the softmax of logits / T has the smallest cross-entropy.
+
+    Fit it on examples that were neither trained on nor are tested on. The predicted classes stay the same.
+
+    Args:
+      logits: `[N, K]`.
+      labels: true classes, integers `[N]`.
+
+    Returns:
+      T in `TEMPERATURES`, computed in float64. No temperature is best where all or none of the predictions are right:
+      T is then one at which the cross-entropy is 0 to rounding, or the upper bound.
+
+    Raises:
+      ValueError: for K = 1, no examples, labels that are no class, or logits that are not finite.
+
+    References:
+      Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, 2017.
+    """
+    from scipy.optimize import minimize_scalar  # here, because its import takes time
+    from scipy.special import log_softmax
+
+    logits, rows = np.asarray(logits, np.float64), np.arange(len(labels))
+    check_several(logits.shape[-1])
+    labels = np.asarray(check_classes("labels", labels, logits.shape[-1]))
+    if not rows.size:
+        raise ValueError("labels = []: a temperature is fitted to at least one example")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits have values that are not finite: no temperature fits them")
+    loss = lambda log_t: -log_softmax(logits / np.exp(log_t), axis=1)[rows, labels].mean()  # noqa: E731
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 
 
 @automatic

@@ -13,7 +13,7 @@ from sdecor.core import files
 from sdecor.data import center_crop
 from sdecor.data.batches import object_mask
 from sdecor.evaluation import Plan, Results, summary
-from sdecor.evaluation.runs import Run, source_of
+from sdecor.evaluation.runs import OF_ONE_RUN, Run, source_of
 from sdecor.report.figures import figure_curves, figure_differences, figure_training
 from sdecor.report.heatmaps import NOTE, series_maps, series_pictures
 from sdecor.report.maps import figure_methods, figure_side_by_side
@@ -23,7 +23,8 @@ from sdecor.report.wording import method_title
 from sdecor.training import logbook
 
 _IMAGES, _ROWS = 12, 6  # number of images in the static figures; the gallery shows all
-_NO_FACTS = ("parameters", "step", "data")  # settings not listed on the page: checksums, values of one run
+_NO_FACTS = (*OF_ONE_RUN, "data")  # settings not listed on the page, except those of `_FACTS_OF_RUNS`
+_FACTS_OF_RUNS = {"step": "checkpoint step", "temperature": "temperature of the logits"}
 _Comparisons = Mapping[str, Mapping[str, Any]]
 _Drawn = dict[str, tuple[str, str, Callable[..., Any]]]
 
@@ -204,7 +205,9 @@ def _facts(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     facts = {"data set": first.dataset["name"]}
     facts |= {"pictures": NOTE} if _is_series(first.dataset) else {}
     facts |= {name: value for name, value in first.settings.items() if name not in _NO_FACTS}
-    facts |= {"versions": files.versions(), "checkpoint step": {each.name: each.settings["step"] for each in evaluated}}
+    facts |= {"versions": files.versions()}
+    for field, title in _FACTS_OF_RUNS.items():
+        facts |= {title: {each.name: each.settings[field] for each in evaluated}} if field in first.settings else {}
     return {name: value for name, value in facts.items() if value is not None}
 
 

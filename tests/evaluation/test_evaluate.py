@@ -129,7 +129,23 @@ def test_retest_measures_again_what_draws(folders, tmp_path):
     assert (folders / "ce" / "evaluation-retest.npz").stat().st_mtime_ns == before
 
 
+@pytest.mark.full
+def test_runs_are_compared_at_fitted_temperatures(folders, tmp_path):
+    both = [f"--workdir={folders / method}" for method in ("ce", "sdecor")]
+    chosen = ("--metrics=gini", "--temperature=fitted", f"--output={tmp_path / 'page'}")
+    status, output = run(*both, *chosen)
+    assert status == 0 and "fitted on 8 validation images" in output, output
+    settings = json.loads((folders / "ce" / "evaluation.json").read_text())["settings"]
+    assert f"ce: temperature {settings['temperature']}, fitted" in output
+    assert "temperature of the logits" in (tmp_path / "page" / "comparison.html").read_text()
+    before = (folders / "ce" / "evaluation-temperature_fitted.npz").stat().st_mtime_ns
+    assert run(*both, *chosen)[0] == 0
+    assert (folders / "ce" / "evaluation-temperature_fitted.npz").stat().st_mtime_ns == before
+
+
 WRONG = {
+    "temperature": ("--temperature=0", "--temperature=0: give fitted or a positive number"),
+    "temperature of an export": ("--temperature=fitted --export=maps.zarr", "leave out --export and --from_export"),
     "retest": ("--retest --export=maps.zarr", "--retest explains again: leave out --export and --from_export"),
     "run": ("--workdir=nowhere", "holds no run"),
     "checkpoint": ("--checkpoint=5", "no checkpoint of step 5"),

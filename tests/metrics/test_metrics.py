@@ -64,6 +64,30 @@ class TestClassification:
         right = metrics.calibration_bins(np.full(4, 0.75), np.array([1, 1, 1, 0]))
         assert metrics.calibration_error(right.sum(0), 4) == pytest.approx(0)
 
+    def test_the_fitted_temperature_is_that_of_drawn_labels_and_stationary(self):
+        """Labels are drawn from the softmax of logits; at the optimum the mean logit of labels is the expected one."""
+        logits = 2 * RNG.standard_normal((20_000, 5))
+        labels = (logits + RNG.gumbel(size=logits.shape)).argmax(axis=1)
+        for scale, tolerance in ((2.5, 0.1), (0.5, 0.02)):
+            found = metrics.fit_temperature(scale * logits, labels)
+            assert abs(found - scale) < tolerance
+            p = np.exp(scale * logits / found)
+            expected = (p / p.sum(1, keepdims=True) * logits).sum(1)
+            assert abs(logits[np.arange(20_000), labels].mean() - expected.mean()) < 1e-3
+
+    def test_a_temperature_that_cannot_be_fitted(self):
+        right = 9 * np.eye(3)
+        assert metrics.fit_temperature(right, np.arange(3)) < 0.3  # all right: the colder, the better
+        assert metrics.fit_temperature(right, [1, 2, 0]) == pytest.approx(20, rel=1e-3)  # all wrong
+        for logits, labels, message in (
+            (right, [0, 1, 3], "labels"),
+            (right[:, :1], [0, 0, 0], "logit"),
+            (right * np.nan, [0, 1, 2], "not finite"),
+            (right[:0], np.zeros(0, int), "at least one example"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                metrics.fit_temperature(logits, labels)
+
     @pytest.mark.filterwarnings("error")
     def test_an_example_without_confidence_is_in_no_bin(self):
         confidence = np.array(metrics.confidence(jnp.array([[jnp.nan, 0.0], [2.0, -jnp.inf], [jnp.inf, 0.0]])))
