@@ -1,8 +1,8 @@
 """FLOPs, bytes, memory and collectives of a training step as the TPU compiler has it, each as a multiple of ce.
 
-    python benchmarks/program.py --folder=program                                  all, small networks first
-    python benchmarks/program.py --folder=program --networks=cnn --steps='ce;sdecor'
-    python benchmarks/program.py --folder=program128 --networks=resnet50 --images=128
+    python benchmarks/program.py --folder=runs/program                                  all, small networks first
+    python benchmarks/program.py --folder=runs/program --networks=cnn --steps='ce;sdecor'
+    python benchmarks/program.py --folder=runs/program128 --networks=resnet50 --images=128
 
 Each step is the one that `train.py` runs, compiled for a TPU slice. No TPU is needed (requirements-tpu.txt); nothing is
 run. Each compiled step has a JSON file in the folder, so that the command continues where it was stopped. ResNet-50 and

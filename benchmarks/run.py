@@ -101,11 +101,17 @@ BENCHMARKS = {
     "export_gradient": Benchmark("export.py", None, "--images=16384 --methods=gradient"),
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
     "selection": Benchmark("selection.py", None),
-    "program": Benchmark("program.py", None, "--folder=program --topology=v5e:2x4"),
+    "program": Benchmark("program.py", None, "--folder=runs/program --topology=v5e:2x4"),
+    "program_cnn": Benchmark(
+        "program.py",
+        None,
+        "--folder=runs/program_cnn --topology=v5e:2x4 --networks=cnn --steps='ce;sgt;decor;decor, density;sdecor;"
+        "sdecor, frozen;sdecor, eval;sdecor, density'",
+    ),
     "program_resnet50": Benchmark(
         "program.py",
         None,
-        "--folder=program128 --topology=v5e:2x4 --networks=resnet50 --images=128 --steps='ce;sdecor'",
+        "--folder=runs/program128 --topology=v5e:2x4 --networks=resnet50 --images=128 --steps='ce;sdecor'",
     ),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),

@@ -22,7 +22,7 @@ from configs.sweeps.ablation import PRIMARY
 from configs.sweeps.methods import ce, decor, sdecor, sgt
 
 PHOTOGRAPHS = "fresh3"  # the third draw
-DECAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # the first two and the last where the best of the others is at that edge
+DECAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # 1, 3 and 10 first; the others where the best is at that edge
 ENERGY = "energy_inside"  # needs boxes
 MAPS = scarce.TEST | {"metrics": [*scarce.TEST["metrics"], "checkerboard"], "split": "val"}
 TEST = scarce.RETEST | {"metrics": [*scarce.RETEST["metrics"], "checkerboard"]}
