@@ -79,6 +79,7 @@ CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, f
     "photographs20": dict.fromkeys(METHODS, 3.0),  # the second study's
     "photographs5": {"ce": 1.0, "sdecor": 3.0, "sdecor-blocks-1": 10.0},
     "cifar1": dict.fromkeys(TUNED, 10.0),
+    "plain": {"ce": 30.0, "sdecor": 10.0, "sdecor-blocks-1": 10.0},
 }
 
 
