@@ -53,7 +53,14 @@ class Benchmark(NamedTuple):
         return compiled.versions() | {name: importlib.metadata.version(name) for name in own}
 
 
+def _program(network: str, steps: str, *, folder: str = "runs/program", images: int | None = None) -> Benchmark:
+    """Return the benchmark of a network's steps by the TPU compiler; each compiled step stays in the folder."""
+    words = f"--folder={folder} --topology=v5e:2x4 --networks={network} --steps='{steps}'"
+    return Benchmark("program.py", None, words + (f" --images={images}" if images else ""))
+
+
 CAPTUM = ("torch", "captum")
+_PROGRAM_STEPS = "ce;sgt;decor;decor, density;sdecor;sdecor, frozen;sdecor, eval;sdecor, density"
 BENCHMARKS = {
     "step": Benchmark("step.py", "--models=cnn --rounds=5", "--models=cnn"),
     "step_default_allocator": Benchmark(
@@ -101,18 +108,10 @@ BENCHMARKS = {
     "export_gradient": Benchmark("export.py", None, "--images=16384 --methods=gradient"),
     "checkpoint": Benchmark("checkpoint.py", "--megabytes=100 --rounds=1", "--megabytes=100,400,1000 --rounds=3"),
     "selection": Benchmark("selection.py", None),
-    "program": Benchmark("program.py", None, "--folder=runs/program --topology=v5e:2x4"),
-    "program_cnn": Benchmark(
-        "program.py",
-        None,
-        "--folder=runs/program_cnn --topology=v5e:2x4 --networks=cnn --steps='ce;sgt;decor;decor, density;sdecor;"
-        "sdecor, frozen;sdecor, eval;sdecor, density'",
-    ),
-    "program_resnet50": Benchmark(
-        "program.py",
-        None,
-        "--folder=runs/program128 --topology=v5e:2x4 --networks=resnet50 --images=128 --steps='ce;sdecor'",
-    ),
+    "program_cnn": _program("cnn", _PROGRAM_STEPS),
+    "program_resnet18": _program("resnet18", _PROGRAM_STEPS),
+    "program_vit_s": _program("vit_s", "ce;sdecor;sdecor, masked remat"),
+    "program_resnet50": _program("resnet50", "ce;sdecor", folder="runs/program128", images=128),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
     "peers": Benchmark("peers/compare.py", None, "--models=cnn --batch_size=128 --rounds=7", needs="torch"),
