@@ -14,7 +14,8 @@ KIND is
     test       each method with its best decay, on the test split
 
 and REGIME one of `REGIMES`. The first three kinds were run on `second`, the photographs of the study before. Those of
-CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`.
+CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`. `scenes` and those of XAI-TRIS need
+nothing.
 """
 
 from configs.sweeps import scarce
@@ -35,6 +36,7 @@ def _regime(
     seeds: range = range(30, 35),
     config: str = "configs/tiny_imagenet.py",
     boxes: bool = True,
+    block: int = 4,
 ) -> dict:
     """Return images to train on, and a network.
 
@@ -44,12 +46,20 @@ def _regime(
       seeds: seeds of the test.
       config: the config's file.
       boxes: whether the data set has them.
+      block: side of the masked blocks of the methods that have them, in pixels.
     """
-    return {"overrides": overrides, "epochs": epochs, "seeds": seeds, "config": config, "boxes": boxes}
+    known = {"overrides": overrides, "epochs": epochs, "seeds": seeds, "config": config}
+    return known | {"boxes": boxes, "block": block}
 
 
 def _cifar10(share: float) -> dict:
     return {"data.path": "cifar10", "data.val_fraction": 0.1, "data.train_fraction": share}
+
+
+def _tris(background: str) -> dict:
+    """Return a thousand images of 8×8 in which a T or L lies anywhere, turned, on white or correlated noise."""
+    name = f"xai_tris/translations_rotations_{background}_8x8"
+    return _regime({"data.name": name, "data.train_fraction": 0.125}, 100.0, config="configs/xai_tris.py", block=2)
 
 
 UNCHANGED = {"augment.flip": False, "augment.crop_padding": 0}  # no augmentation
@@ -61,10 +71,10 @@ REGIMES = {
     "cifar1": _regime(_cifar10(0.01), 250.0, config="configs/folder.py", boxes=False),
     "cifar10": _regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
     "plain": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **UNCHANGED), 100.0),
-    "resnet": _regime(
-        scarce.photographs(PHOTOGRAPHS, 0.2, **NARROW),
-        100.0,
-    ),
+    "resnet": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **NARROW), 100.0),
+    "scenes": _regime({"data.train_fraction": 0.1}, 150.0, config="configs/default.py"),
+    "tris-white": _tris("white"),
+    "tris-correlated": _tris("correlated"),
 }
 METHODS = {  # chosen from the table of docs/evidence/setting.md
     "ce": ce(**{"train.label_smoothing": 0.2}),
@@ -127,8 +137,9 @@ def _blocks(name: str) -> list[tuple[str, dict]]:
     ]
 
 
-def _decayed(method: str, decay: float) -> dict:
-    return METHODS[method] | {"optim.weight_decay": decay}
+def _decayed(name: str, method: str, decay: float) -> dict:
+    blocks = {"masking.block": REGIMES[name]["block"]} if "masking.block" in METHODS[method] else {}
+    return METHODS[method] | blocks | {"optim.weight_decay": decay}
 
 
 def _curve(name: str) -> list[tuple[str, dict]]:
@@ -137,11 +148,11 @@ def _curve(name: str) -> list[tuple[str, dict]]:
 
 
 def _tuning(name: str) -> list[tuple[str, dict]]:
-    return [(f"{method}_decay{decay}", _decayed(method, decay)) for method in TUNED for decay in DECAYS]
+    return [(f"{method}_decay{decay}", _decayed(name, method, decay)) for method in TUNED for decay in DECAYS]
 
 
 def _test(name: str) -> list[tuple[str, dict]]:
-    return [(method, _decayed(method, decay)) for method, decay in CHOSEN.get(name, {}).items()]
+    return [(method, _decayed(name, method, decay)) for method, decay in CHOSEN.get(name, {}).items()]
 
 
 KINDS = {
