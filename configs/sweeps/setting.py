@@ -9,18 +9,19 @@ KIND is
     smoothing  strong weight decay with and without label smoothing, with maps, on validation data
     joint      stronger consistency, likewise
     blocks     the same, with masks of whole blocks, likewise
+    forms      other forms of decorrelation and other baselines, alone and with masks of blocks, likewise
     curve      cross-entropy with more and more epochs, on validation data: where more of them no longer help
     tuning     weight decays of each method, on validation data
     test       each method with its best decay, on the test split
 
-and REGIME one of `REGIMES`. The first three kinds were run on `second`, the photographs of the study before. Those of
+and REGIME one of `REGIMES`. The first four kinds were run on `second`, the photographs of the study before. Those of
 CIFAR-10 read folders of images: `cifar10/train/CLASS`, `cifar10/test/CLASS`. `scenes` and those of XAI-TRIS need
 nothing.
 """
 
 from configs.sweeps import scarce
 from configs.sweeps.ablation import PRIMARY
-from configs.sweeps.methods import ce, decor, sdecor, sgt
+from configs.sweeps.methods import DENSITY, ce, decor, gradpen, sdecor, sgt
 
 PHOTOGRAPHS = "fresh3"  # the third draw
 DECAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # 1, 3 and 10 first; the others where the best is at that edge
@@ -95,6 +96,7 @@ CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, f
 
 STRONG = {"optim.weight_decay": 3.0}
 SMOOTHED = {"train.label_smoothing": 0.1}
+BLOCKS = {"masking.block": 4}
 STOPPED = {"consistency.stop_gradient": True}
 
 
@@ -123,7 +125,7 @@ def _joint(name: str) -> list[tuple[str, dict]]:
 
 def _blocks(name: str) -> list[tuple[str, dict]]:
     """Return cells whose masks do not let the network read a part of the pixels of each stride only."""
-    two, four = {"masking.block": 2}, {"masking.block": 4}
+    two, four = {"masking.block": 2}, BLOCKS
     return [
         ("sdecor_0.3_3.0_block2", _strongly(0.3, 3.0, **two)),
         ("sdecor_1.0_3.0_block2", _strongly(1.0, 3.0, **two)),
@@ -134,6 +136,34 @@ def _blocks(name: str) -> list[tuple[str, dict]]:
         ("sdecor_3.0_3.0_block4", _strongly(3.0, 3.0, **four)),
         # without the covariance, which does what smoothing does
         ("sgt_1.0_block4_ls0.1", sgt(1.0, **STRONG | SMOOTHED | four)),
+    ]
+
+
+def _forms(name: str) -> list[tuple[str, dict]]:
+    """Return cells that ask whether another form, or another regulariser, does as well as the covariance."""
+    zca, whitening = {"decorrelation.form": "zca"}, {"decorrelation.form": "whitening"}
+    every = zca | {"decorrelation.layers": ("conv*",), "decorrelation.group": 16}
+    vcreg, decov = scarce.VCREG | {"decorrelation.variance_weight": 0.1}, {"decorrelation.form": "decov"}
+    alone = {
+        "zca": decor(1.0, zca),
+        "zca_every": decor(1.0, every),
+        "whitening": decor(1.0, whitening),
+        "density": decor(0.1, DENSITY),
+        "vcreg": decor(0.1, vcreg),
+        "decov": decor(0.1, decov),
+        "gradpen": gradpen(0.03),
+    }
+    masked = {
+        "zca_block4": sdecor(1.0, 1.0, zca, **BLOCKS),
+        "whitening_block4": sdecor(1.0, 1.0, whitening, **BLOCKS),
+        "density_block4": sdecor(1.0, 0.1, DENSITY, **BLOCKS),
+    }
+    strong = STRONG | SMOOTHED
+    bce = STRONG | scarce.BCE  # label smoothing is another thing there
+    return [
+        *((cell, overrides | strong) for cell, overrides in (alone | masked).items()),
+        ("ce_bce", ce(**bce)),
+        ("sdecor_1.0_3.0_block4_bce", sdecor(1.0, 3.0, scarce.COVARIANCE, **BLOCKS | bce)),
     ]
 
 
@@ -159,6 +189,7 @@ KINDS = {
     "smoothing": _smoothing,
     "joint": _joint,
     "blocks": _blocks,
+    "forms": _forms,
     "curve": _curve,
     "tuning": _tuning,
     "test": _test,

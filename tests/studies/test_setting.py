@@ -8,7 +8,7 @@ from sdecor.sweep import plan
 
 @pytest.mark.parametrize("name", setting.REGIMES)
 def test_every_regime_is_a_sweep(name):
-    for kind in ("curve", "tuning", *(["test"] if name in setting.CHOSEN else ["blocks"])):
+    for kind in ("curve", "tuning", "forms", *(["test"] if name in setting.CHOSEN else ["blocks"])):
         sweep = plan.make(setting.get_config(f"{kind}_{name}"))
         if kind in ("test", "blocks"):
             assert ("energy_inside" in sweep.evaluate["metrics"]) == setting.REGIMES[name]["boxes"]
