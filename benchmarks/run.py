@@ -111,7 +111,7 @@ BENCHMARKS = {
     "program_cnn": _program("cnn", _PROGRAM_STEPS),
     "program_resnet18": _program("resnet18", _PROGRAM_STEPS),
     "program_vit_s": _program("vit_s", "ce;sdecor;sdecor, masked remat"),
-    "program_resnet50": _program("resnet50", "ce;sdecor", folder="runs/program128", images=128),
+    "program_resnet50": _program("resnet50", _PROGRAM_STEPS, folder="runs/program128", images=128),
     "primitives": Benchmark("primitives.py", "--rounds=2", "--rounds=5"),
     "scaling": Benchmark("scaling.py", None),
     "peers": Benchmark("peers/compare.py", None, "--models=cnn --batch_size=128 --rounds=7", needs="torch"),

@@ -65,6 +65,7 @@ def _tris(background: str) -> dict:
 
 UNCHANGED = {"augment.flip": False, "augment.crop_padding": 0}  # no augmentation
 NARROW = {"model.name": "resnet18", "model.stem": "cifar", "model.width": 16}
+TINY = {"model.name": "vit_ti", "model.patch_size": 8}
 REGIMES = {
     "second": _regime(scarce.photographs("fresh2", 0.2), 100.0, seeds=range(2)),
     "photographs20": _regime(scarce.photographs(PHOTOGRAPHS, 0.2), 100.0, seeds=range(30, 40)),
@@ -73,6 +74,8 @@ REGIMES = {
     "cifar10": _regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
     "plain": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **UNCHANGED), 100.0),
     "resnet": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **NARROW), 100.0),
+    "resnet5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05, **NARROW), 100.0),
+    "vit5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05, **TINY), 100.0),
     "scenes": _regime({"data.train_fraction": 0.1}, 150.0, config="configs/default.py"),
     "tris-white": _tris("white"),
     "tris-correlated": _tris("correlated"),
