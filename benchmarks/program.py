@@ -17,7 +17,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,9 +117,9 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def print_tables(folder: pathlib.Path, topology: str) -> None:
-    """Print a table for each network that has a compiled ce."""
-    for network in NETWORKS:
+def print_tables(folder: pathlib.Path, networks: Sequence[str], topology: str) -> None:
+    """Print a table for each of the networks that has a compiled ce."""
+    for network in networks:
         paths = {step: path_of(folder, network, step, topology) for step in STEPS}
         found = {step: json.loads(path.read_text()) for step, path in paths.items() if path.exists()}
         if "ce" not in found:
@@ -152,7 +152,8 @@ def main() -> None:
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
     options.folder.mkdir(parents=True, exist_ok=True)
-    for network in options.networks.split(","):
+    networks = options.networks.split(",")
+    for network in networks:
         for step in options.steps.split(";"):
             path = path_of(options.folder, network, step, options.topology)
             images = options.images or NETWORKS[network].images
@@ -163,7 +164,7 @@ def main() -> None:
             print(f"{time.strftime('%H:%M:%S')} compiling {path.stem}", file=sys.stderr, flush=True)
             text = path.with_suffix(".hlo") if options.text else None
             files.write_json(path, compile_step(network, step, options.topology, images, text))
-    print_tables(options.folder, options.topology)
+    print_tables(options.folder, networks, options.topology)
 
 
 if __name__ == "__main__":
