@@ -74,7 +74,7 @@ REGIMES = {
     "cifar10": _regime(_cifar10(0.1), 100.0, config="configs/folder.py", boxes=False),
     "plain": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **UNCHANGED), 100.0),
     "resnet": _regime(scarce.photographs(PHOTOGRAPHS, 0.2, **NARROW), 100.0),
-    "resnet5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05, **NARROW), 100.0),
+    "resnet5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05, **NARROW), 50.0),
     "vit5": _regime(scarce.photographs(PHOTOGRAPHS, 0.05, **TINY), 100.0),
     "scenes": _regime({"data.train_fraction": 0.1}, 150.0, config="configs/default.py"),
     "tris-white": _tris("white"),
