@@ -94,6 +94,8 @@ CHOSEN: dict[str, dict[str, float]] = {  # regime → method → weight decay, f
     "photographs5": {"ce": 1.0, "sdecor": 3.0, "sdecor-blocks-1": 10.0},
     "cifar1": dict.fromkeys(TUNED, 10.0),
     "plain": {"ce": 30.0, "sdecor": 10.0, "sdecor-blocks-1": 10.0},
+    "tris-white": {"ce": 10.0, "sdecor": 3.0, "sdecor-blocks-1": 3.0},  # of equal ones, that inside the grid
+    "tris-correlated": dict.fromkeys(TUNED, 3.0),
 }
 
 
